@@ -1,0 +1,18 @@
+"""The token-generation forward pass of a Llama-style transformer as one JAX primitive."""
+
+from jax_tkg import caches, masks, quantize, reference, rope, sharding, weights
+from jax_tkg.transformer_tkg import TransformerTkgOutput, transformer_tkg
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "TransformerTkgOutput",
+    "caches",
+    "masks",
+    "quantize",
+    "reference",
+    "rope",
+    "sharding",
+    "transformer_tkg",
+    "weights",
+]

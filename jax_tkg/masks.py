@@ -1,0 +1,81 @@
+"""Attention masks from sequence lengths. In every mask True means "attend"."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def cache_mask(
+    lengths: jax.Array, S_ctx: int, q: int, S_tkg: int, dtype: jax.typing.DTypeLike = jnp.bool_
+) -> jax.Array:
+    """Every query attends the cache slots already filled: slot < lengths[b].
+
+    Args:
+      lengths: [B] integers, tokens in the cache before this step.
+      S_ctx: context bucket; cache slots covered by the mask.
+      q: query heads per rank.
+      S_tkg: S, new tokens.
+      dtype: dtype of the mask.
+
+    Returns:
+      [S_ctx, B, q, S].
+    """
+    lengths = jnp.asarray(lengths)
+    filled = jnp.arange(S_ctx)[:, None] < lengths[None, :]
+    shape = (S_ctx, lengths.shape[0], q, S_tkg)
+    return jnp.broadcast_to(filled[:, :, None, None], shape).astype(dtype)
+
+
+def active_mask(
+    S_tkg: int,
+    B: int,
+    q: int,
+    lengths: jax.Array | None = None,
+    dtype: jax.typing.DTypeLike = jnp.bool_,
+) -> jax.Array:
+    """Causal mask over the new tokens.
+
+    Args:
+      S_tkg: S, new tokens.
+      B: batch.
+      q: query heads per rank.
+      lengths: [B] integers, how many of the S new tokens of each sequence are real (the first
+        ones), or None where all are. Padding attends nothing, nor is it attended.
+      dtype: dtype of the mask.
+
+    Returns:
+      [S (key), B, q, S (query)]: key <= query, both real.
+    """
+    token = jnp.arange(S_tkg)
+    causal = token[:, None, None] <= token[None, None, :]
+    mask = jnp.broadcast_to(causal, (S_tkg, B, S_tkg))
+    if lengths is not None:
+        real = token[None, :] < jnp.asarray(lengths)[:, None]
+        mask = mask & real.T[:, :, None] & real[None]
+    return jnp.broadcast_to(mask[:, :, None, :], (S_tkg, B, q, S_tkg)).astype(dtype)
+
+
+def unified_mask(
+    lengths: jax.Array, S_ctx: int, q: int, S_tkg: int, dtype: jax.typing.DTypeLike = jnp.bool_
+) -> jax.Array:
+    """AWS's one-mask form, for `mask_active=None`: the last S rows are the causal active mask.
+
+    Args:
+      lengths: [B] integers, tokens in the cache before this step; at most S_ctx - S of them can
+        be attended.
+      S_ctx: context bucket, at least S.
+      q: query heads per rank.
+      S_tkg: S, new tokens.
+      dtype: dtype of the mask.
+
+    Returns:
+      [S_ctx, B, q, S].
+
+    Raises:
+      ValueError: S_ctx < S_tkg.
+    """
+    if S_ctx < S_tkg:
+        raise ValueError(f"S_ctx: expected at least S_tkg = {S_tkg}, got {S_ctx}")
+    prior = cache_mask(lengths, S_ctx - S_tkg, q, S_tkg, dtype)
+    return jnp.concatenate([prior, active_mask(S_tkg, prior.shape[1], q, dtype=dtype)])

@@ -1,0 +1,161 @@
+"""Attention of the new tokens over the cache and over themselves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from jax_tkg.reference import cache_update
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AttentionMasks:
+    """Which keys each query attends, in the layout of the scores.
+
+    Attributes:
+      prior: [B, k, g, S, T] bool over the first T cache slots; g = q // k.
+      active: [B, k, g, S(query), S(key)] bool over the new keys.
+    """
+
+    prior: jax.Array
+    active: jax.Array
+
+
+def attention_masks(mask_cache: jax.Array, mask_active: jax.Array | None, k: int) -> AttentionMasks:
+    """Masks in the layout of the scores.
+
+    Args:
+      mask_cache: [S_ctx, B, q, S]; non-zero means attend. Where `mask_active` is None its last S
+        rows are the active mask, and the cache slots with those numbers are not attended.
+      mask_active: [S(key), B, q, S(query)], or None.
+      k: KV heads.
+    """
+    context, batch, q, tokens = mask_cache.shape
+    if mask_active is None:
+        mask_cache, mask_active = mask_cache[: context - tokens], mask_cache[context - tokens :]
+
+    def by_head(mask: jax.Array) -> jax.Array:
+        grouped = (mask != 0).reshape(mask.shape[0], batch, k, q // k, tokens)
+        return grouped.transpose(1, 2, 3, 4, 0)
+
+    return AttentionMasks(prior=by_head(mask_cache), active=by_head(mask_active))
+
+
+def attention(
+    query: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+    K_cache: jax.Array,
+    V_cache: jax.Array,
+    layer: jax.Array,
+    slots: jax.Array | None,
+    masks: AttentionMasks,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Softmax attention taken jointly over the cache as passed in and the new keys.
+
+    Args:
+      query: [B, S, q, d], rotated, in the compute dtype.
+      key: [B, S, k, d], rotated.
+      value: [B, S, k, d].
+      K_cache: [L, B, k, d, S_max].
+      V_cache: [L, B, k, S_max, d].
+      layer: int32 scalar, which layer of the caches.
+      slots: [B, S] int32 slots to write the new keys and values to (see
+        `cache_update.write_slots`), or None to leave the caches alone.
+      masks: which keys each query attends.
+
+    Returns:
+      The attention output [B, S, q, d] in the compute dtype (zeros for a query with nothing to
+      attend), and the updated caches.
+    """
+    batch, tokens, q, d = query.shape
+    k = key.shape[2]
+    grouped = query.reshape(batch, tokens, k, q // k, d).transpose(0, 2, 3, 1, 4)
+    keys, values, attended = [key], [value], [masks.active]
+    prior = masks.prior
+    if slots is not None:
+        capacity = K_cache.shape[-1]
+        keys.append(cache_update.gather_columns(K_cache, layer, slots, axis=4))
+        values.append(cache_update.gather_columns(V_cache, layer, slots, axis=3))
+        prior, displaced = _split_mask(prior, slots, capacity)
+        attended.append(displaced)
+        K_cache = cache_update.scatter_columns(K_cache, layer, slots, key, axis=4)
+        V_cache = cache_update.scatter_columns(V_cache, layer, slots, value, axis=3)
+    context = prior.shape[-1]
+    K_prior = jax.lax.dynamic_index_in_dim(K_cache, layer, keepdims=False)[..., :context]
+    V_prior = jax.lax.dynamic_index_in_dim(V_cache, layer, keepdims=False)[:, :, :context]
+    output = _joint_softmax(
+        grouped,
+        [K_prior, jnp.concatenate(keys, axis=1).transpose(0, 2, 3, 1)],
+        [V_prior, jnp.concatenate(values, axis=1).transpose(0, 2, 1, 3)],
+        [prior, jnp.concatenate(attended, axis=-1)],
+    )
+    output = output.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, q, d)
+    return output.astype(query.dtype), K_cache, V_cache
+
+
+def _split_mask(
+    prior: jax.Array, slots: jax.Array, capacity: int
+) -> tuple[jax.Array, jax.Array]:
+    """Moves the slots about to be written out of the mask of the cache.
+
+    Returns:
+      The mask without those slots, and the mask of the columns they held, [B, k, g, S, S].
+    """
+    context = prior.shape[-1]
+    replaced = jnp.any(slots[:, :, None] == jnp.arange(context), axis=1)
+    moved = jnp.take_along_axis(
+        prior, jnp.minimum(slots, max(context - 1, 0))[:, None, None, None, :], axis=-1
+    ) if context else jnp.zeros((*prior.shape[:-1], slots.shape[1]), jnp.bool_)
+    valid = cache_update.first_writers(slots, capacity) & (slots < context)
+    return prior & ~replaced[:, None, None, None, :], moved & valid[:, None, None, None, :]
+
+
+def _joint_softmax(
+    query: jax.Array,
+    keys: list[jax.Array],
+    values: list[jax.Array],
+    masks: list[jax.Array],
+) -> jax.Array:
+    """Softmax over several sets of keys at once, in f32.
+
+    Args:
+      query: [B, k, g, S, d].
+      keys: each [B, k, d, T].
+      values: each [B, k, T, d].
+      masks: each [B, k, g, S, T] bool.
+
+    Returns:
+      [B, k, g, S, d] f32; zeros where no key is attended.
+    """
+    scale = query.shape[-1] ** -0.5
+    scores = [_batched_product(query, key) * scale for key in keys]
+    scores = [
+        jnp.where(mask, score, -jnp.inf) for score, mask in zip(scores, masks, strict=True)
+    ]
+    largest = jnp.concatenate(
+        [score.max(axis=-1, keepdims=True, initial=-jnp.inf) for score in scores], axis=-1
+    ).max(axis=-1, keepdims=True)
+    # -inf minus -inf is NaN: a query without keys subtracts nothing instead.
+    largest = jax.lax.stop_gradient(jnp.where(jnp.isneginf(largest), 0.0, largest))
+    weights = [jnp.exp(score - largest) for score in scores]
+    total = sum(weight.sum(axis=-1, keepdims=True) for weight in weights)
+    summed = sum(
+        _batched_product(weight, value) for weight, value in zip(weights, values, strict=True)
+    )
+    return jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)
+
+
+def _batched_product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+    """[B, k, g, S, n] times [B, k, n, m] in f32: [B, k, g, S, m]."""
+    batch, k, groups, tokens, inner = rows.shape
+    flat = rows.reshape(batch, k, groups * tokens, inner)
+    product = jnp.matmul(
+        flat.astype(jnp.float32),
+        matrix.astype(jnp.float32),
+        precision=jax.lax.Precision.HIGHEST,
+    )
+    return product.reshape(batch, k, groups, tokens, matrix.shape[-1])

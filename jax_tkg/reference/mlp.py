@@ -1,0 +1,48 @@
+"""The SwiGLU MLP: down(silu(gate(x)) * up(x))."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from jax_tkg.reference.linear import linear
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MlpWeights:
+    """One layer's MLP weights; a scale is None where its weight is not quantised.
+
+    Attributes:
+      gate: [H, I].
+      up: [H, I].
+      down: [I, H].
+      gate_scale: [128, I] or [1, I] f32, or None.
+      up_scale: [128, I] or [1, I] f32, or None.
+      down_scale: [128, H] or [1, H] f32, or None.
+    """
+
+    gate: jax.Array
+    up: jax.Array
+    down: jax.Array
+    gate_scale: jax.Array | None = None
+    up_scale: jax.Array | None = None
+    down_scale: jax.Array | None = None
+
+
+def mlp(x: jax.Array, weights: MlpWeights, clamp_bound: float = 0.0) -> jax.Array:
+    """This rank's part of the MLP's output.
+
+    Args:
+      x: [B, S, H], already normalised, in the compute dtype.
+      weights: one layer's weights.
+      clamp_bound: where positive, inputs of quantised products are clipped to +-clamp_bound.
+
+    Returns:
+      [B, S, H] f32, to be summed over the tensor-parallel ranks.
+    """
+    gate = linear(x, weights.gate, weights.gate_scale, clamp_bound)
+    up = linear(x, weights.up, weights.up_scale, clamp_bound)
+    intermediate = (jax.nn.silu(gate) * up).astype(x.dtype)
+    return linear(intermediate, weights.down, weights.down_scale, clamp_bound)

@@ -1,0 +1,22 @@
+"""Root-mean-square normalisation."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+
+def rms_norm(x: jax.Array, gamma: jax.Array, eps: float) -> jax.Array:
+    """x / sqrt(mean(x**2) + eps) * gamma over the last axis, in f32.
+
+    Args:
+      x: [B, S, H].
+      gamma: [1, H].
+      eps: added to the mean of squares.
+
+    Returns:
+      [B, S, H] in x's dtype.
+    """
+    wide = x.astype(jnp.float32)
+    mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
+    return (wide * jax.lax.rsqrt(mean_square + eps) * gamma.astype(jnp.float32)).astype(x.dtype)

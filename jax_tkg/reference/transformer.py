@@ -1,0 +1,187 @@
+"""All layers of the forward pass of token generation, in plain jax.numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_tkg.arguments import PER_LAYER, Dimensions, Operands, Parameters, is_stacked
+from jax_tkg.reference import cache_update
+from jax_tkg.reference.all_reduce import all_reduce
+from jax_tkg.reference.attention import AttentionMasks, attention, attention_masks
+from jax_tkg.reference.linear import linear
+from jax_tkg.reference.mlp import MlpWeights, mlp
+from jax_tkg.reference.rms_norm import rms_norm
+from jax_tkg.reference.rope import apply_rope
+
+Caches = tuple[jax.Array, ...] | jax.Array
+"""One array per layer, or one array with a leading layer axis."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _LayerWeights:
+    """One layer's weights."""
+
+    W_qkv: jax.Array
+    W_out: jax.Array
+    W_gamma_qkv: jax.Array
+    W_gamma_mlp: jax.Array
+    mlp: MlpWeights
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _State:
+    """What one layer hands to the next; the caches are [L, B, k, ...]."""
+
+    hidden: jax.Array
+    K_caches: jax.Array
+    V_caches: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _Shared:
+    """What every layer reads."""
+
+    RoPE_cos: jax.Array
+    RoPE_sin: jax.Array
+    masks: AttentionMasks
+    slots: jax.Array | None
+
+
+def transformer(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Caches, Caches]:
+    """The forward pass on checked operands.
+
+    Where every per-layer operand is stacked, the layers run in a `lax.fori_loop`, so that tracing
+    and compiling do not grow with depth; otherwise they are unrolled.
+
+    Args:
+      operands: the arrays; see `jax_tkg.transformer_tkg` for shapes and dtypes.
+      parameters: the static parameters.
+
+    Returns:
+      Hidden states [B, S, H] in X's dtype, and the updated caches in the form they came in.
+    """
+    dimensions = Dimensions.of(operands)
+    slots = None
+    if operands.position_ids is not None:
+        slots = cache_update.write_slots(operands.position_ids, dimensions.S, dimensions.S_max)
+    shared = _Shared(
+        RoPE_cos=operands.RoPE_cos,
+        RoPE_sin=operands.RoPE_sin,
+        masks=attention_masks(operands.mask_cache, operands.mask_active, dimensions.k),
+        slots=slots,
+    )
+    fields = [getattr(operands, name) for name in PER_LAYER]
+    if all(is_stacked(field) for field in fields if field is not None):
+        looped = _looped(operands, shared, dimensions, parameters)
+        if looped is not None:
+            return looped
+    return _unrolled(operands, shared, dimensions, parameters)
+
+
+def _layer_weights(operands: Operands, index: Any) -> _LayerWeights:
+    return _LayerWeights(
+        W_qkv=operands.layer("W_qkvs", index),
+        W_out=operands.layer("W_outs", index),
+        W_gamma_qkv=operands.layer("W_gamma_qkvs", index),
+        W_gamma_mlp=operands.layer("W_gamma_mlps", index),
+        mlp=MlpWeights(
+            gate=operands.layer("W_gates", index),
+            up=operands.layer("W_ups", index),
+            down=operands.layer("W_downs", index),
+            gate_scale=operands.layer("W_gate_scales", index),
+            up_scale=operands.layer("W_up_scales", index),
+            down_scale=operands.layer("W_down_scales", index),
+        ),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("dimensions", "parameters"))
+def _layer(
+    state: _State,
+    layer: jax.Array,
+    weights: _LayerWeights,
+    shared: _Shared,
+    dimensions: Dimensions,
+    parameters: Parameters,
+) -> _State:
+    """One layer; `layer` says which entry of the state's caches is its own.
+
+    Jitted so that layers of equal shapes are traced and lowered once.
+    """
+    B, S, q, k, d = dimensions.B, dimensions.S, dimensions.q, dimensions.k, dimensions.d
+    hidden = state.hidden
+    normed = rms_norm(hidden, weights.W_gamma_qkv, parameters.eps)
+    projected = linear(normed, weights.W_qkv).astype(hidden.dtype).reshape(B, S, q + 2 * k, d)
+    rotated = apply_rope(projected[:, :, : q + k], shared.RoPE_cos, shared.RoPE_sin)
+    attended, K_caches, V_caches = attention(
+        query=rotated[:, :, :q],
+        key=rotated[:, :, q:],
+        value=projected[:, :, q + k :],
+        K_cache=state.K_caches,
+        V_cache=state.V_caches,
+        layer=layer,
+        slots=shared.slots,
+        masks=shared.masks,
+    )
+    attention_part = linear(attended.reshape(B, S, q * d), weights.W_out)
+    hidden = _add(hidden, all_reduce(attention_part, parameters))
+    normed = rms_norm(hidden, weights.W_gamma_mlp, parameters.eps)
+    mlp_part = mlp(normed, weights.mlp, parameters.clamp_bound)
+    return _State(_add(hidden, all_reduce(mlp_part, parameters)), K_caches, V_caches)
+
+
+def _add(residual: jax.Array, update: jax.Array) -> jax.Array:
+    """The residual stream plus an f32 update, rounded once to the stream's dtype."""
+    return (residual.astype(jnp.float32) + update).astype(residual.dtype)
+
+
+def _looped(
+    operands: Operands, shared: _Shared, dimensions: Dimensions, parameters: Parameters
+) -> tuple[jax.Array, Caches, Caches] | None:
+    """The layers as a loop, or None where a layer changes the type of what it carries.
+
+    That is so inside a shard_map whose weights vary over an axis that is not reduced over.
+    """
+
+    def body(layer: jax.Array, state: _State) -> _State:
+        return _layer(
+            state, layer, _layer_weights(operands, layer), shared, dimensions, parameters
+        )
+
+    state = _State(operands.X, operands.K_caches, operands.V_caches)
+    carried = [jax.typeof(leaf) for leaf in jax.tree.leaves(state)]
+    if list(jax.jit(body).trace(jnp.int32(0), state).jaxpr.out_avals) != carried:
+        return None
+    state = jax.lax.fori_loop(0, parameters.num_layers, body, state)
+    return state.hidden, state.K_caches, state.V_caches
+
+
+def _unrolled(
+    operands: Operands, shared: _Shared, dimensions: Dimensions, parameters: Parameters
+) -> tuple[jax.Array, Caches, Caches]:
+    hidden = operands.X
+    if is_stacked(operands.K_caches):
+        state = _State(hidden, operands.K_caches, operands.V_caches)
+        for index in range(parameters.num_layers):
+            weights = _layer_weights(operands, index)
+            state = _layer(state, jnp.int32(index), weights, shared, dimensions, parameters)
+        return state.hidden, state.K_caches, state.V_caches
+    K_caches, V_caches = [], []
+    for index in range(parameters.num_layers):
+        state = _State(
+            hidden, operands.K_caches[index][jnp.newaxis], operands.V_caches[index][jnp.newaxis]
+        )
+        weights = _layer_weights(operands, index)
+        state = _layer(state, jnp.int32(0), weights, shared, dimensions, parameters)
+        hidden = state.hidden
+        K_caches.append(state.K_caches[0])
+        V_caches.append(state.V_caches[0])
+    return hidden, tuple(K_caches), tuple(V_caches)

@@ -1,0 +1,91 @@
+"""Containers and packing of per-layer weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TransformerWeights:
+    """All weights of a call; a pytree whose fields are keyword arguments of `transformer_tkg`.
+
+    Every field is a list with an entry per layer or one array with a leading layer axis; the
+    scales may be None.
+    """
+
+    W_qkvs: Any
+    W_outs: Any
+    W_gates: Any
+    W_ups: Any
+    W_downs: Any
+    W_gamma_qkvs: Any
+    W_gamma_mlps: Any
+    W_gate_scales: Any = None
+    W_up_scales: Any = None
+    W_down_scales: Any = None
+
+    def arguments(self) -> dict[str, Any]:
+        """The fields by name: `transformer_tkg(X, **weights.arguments(), ...)`."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+def stack_layers(weights: TransformerWeights) -> TransformerWeights:
+    """Weights with one array per field in place of a list, layers along the first axis.
+
+    Raises:
+      ValueError: layers differ in shape or dtype, as when only some are quantised.
+    """
+
+    def stack(name: str, layers: Any) -> Any:
+        if layers is None or hasattr(layers, "shape"):
+            return layers
+        kinds = {None if layer is None else (layer.shape, str(layer.dtype)) for layer in layers}
+        if len(kinds) != 1 or kinds == {None}:
+            if kinds == {None}:
+                return None
+            raise ValueError(
+                f"{name}: expected layers of one shape and dtype to stack, got {sorted(map(str, kinds))}"
+            )
+        return jnp.stack(list(layers))
+
+    return TransformerWeights(**{name: stack(name, v) for name, v in weights.arguments().items()})
+
+
+def pack_qkv(
+    W_query: jax.Array, W_key: jax.Array, W_value: jax.Array, d_head: int, ranks: int = 1
+) -> jax.Array:
+    """Packs one layer's query, key and value projections into W_qkv.
+
+    Args:
+      W_query: [H, heads*d], columns by query head, heads = ranks*q.
+      W_key: [H, kv_heads*d], columns by KV head, kv_heads = ranks*k.
+      W_value: [H, kv_heads*d].
+      d_head: d.
+      ranks: tensor-parallel ranks the columns will be sharded over.
+
+    Returns:
+      [H, ranks*(q + 2k)*d]: for each rank its query, key and value heads side by side, so that an
+      even split of the columns gives each rank its own W_qkv. Query head h of the model stays with
+      KV head h // (q // k).
+
+    Raises:
+      ValueError: columns do not divide into heads, or heads into ranks.
+    """
+    for name, weight in (("W_query", W_query), ("W_key", W_key), ("W_value", W_value)):
+        if weight.ndim != 2 or weight.shape[1] % (d_head * ranks):
+            raise ValueError(
+                f"{name}: expected [H, heads*d] with heads*d a multiple of d * ranks = "
+                f"{d_head} * {ranks} = {d_head * ranks}, got {list(weight.shape)}"
+            )
+    if W_key.shape != W_value.shape:
+        raise ValueError(
+            f"W_value: expected the shape of W_key, {list(W_key.shape)}, got {list(W_value.shape)}"
+        )
+    hidden = W_query.shape[0]
+    by_rank = [weight.reshape(hidden, ranks, -1) for weight in (W_query, W_key, W_value)]
+    return jnp.concatenate(by_rank, axis=2).reshape(hidden, -1)
