@@ -94,8 +94,7 @@ def check_lengths(arguments: dict[str, Any], num_layers: int) -> None:
     if stacked[0] != stacked[1]:
         forms = {True: "one stacked array", False: "a sequence of arrays"}
         raise ValueError(
-            f"V_caches: expected the form of K_caches, {forms[stacked[0]]}, "
-            f"got {forms[stacked[1]]}"
+            f"V_caches: expected the form of K_caches, {forms[stacked[0]]}, got {forms[stacked[1]]}"
         )
 
 

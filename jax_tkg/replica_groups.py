@@ -118,9 +118,7 @@ def check_replica_groups(replica_groups: Any, axis_names: tuple[str, ...]) -> Gr
       ValueError: groups overlap, miss ranks, differ in size, or disagree with `axis_names`.
     """
     mesh = current_mesh()
-    from_axes = (
-        groups_of_axes(mesh.axis_names, mesh.axis_sizes, axis_names) if axis_names else None
-    )
+    from_axes = groups_of_axes(mesh.axis_names, mesh.axis_sizes, axis_names) if axis_names else None
     if replica_groups is None:
         return from_axes
     groups = _as_groups(replica_groups)

@@ -77,13 +77,12 @@ def attention(
     keys, values, attended = [key], [value], [masks.active]
     prior = masks.prior
     if slots is not None:
-        capacity = K_cache.shape[-1]
-        keys.append(cache_update.gather_columns(K_cache, layer, slots, axis=4))
-        values.append(cache_update.gather_columns(V_cache, layer, slots, axis=3))
-        prior, displaced = _split_mask(prior, slots, capacity)
+        update = cache_update.update_caches(K_cache, V_cache, layer, slots, key, value)
+        K_cache, V_cache = update.K_cache, update.V_cache
+        prior, displaced = _split_mask(prior, slots, K_cache.shape[-1])
+        keys.append(update.displaced_key)
+        values.append(update.displaced_value)
         attended.append(displaced)
-        K_cache = cache_update.scatter_columns(K_cache, layer, slots, key, axis=4)
-        V_cache = cache_update.scatter_columns(V_cache, layer, slots, value, axis=3)
     context = prior.shape[-1]
     K_prior = jax.lax.dynamic_index_in_dim(K_cache, layer, keepdims=False)[..., :context]
     V_prior = jax.lax.dynamic_index_in_dim(V_cache, layer, keepdims=False)[:, :, :context]
@@ -97,9 +96,7 @@ def attention(
     return output.astype(query.dtype), K_cache, V_cache
 
 
-def _split_mask(
-    prior: jax.Array, slots: jax.Array, capacity: int
-) -> tuple[jax.Array, jax.Array]:
+def _split_mask(prior: jax.Array, slots: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
     """Moves the slots about to be written out of the mask of the cache.
 
     Returns:
@@ -107,9 +104,13 @@ def _split_mask(
     """
     context = prior.shape[-1]
     replaced = jnp.any(slots[:, :, None] == jnp.arange(context), axis=1)
-    moved = jnp.take_along_axis(
-        prior, jnp.minimum(slots, max(context - 1, 0))[:, None, None, None, :], axis=-1
-    ) if context else jnp.zeros((*prior.shape[:-1], slots.shape[1]), jnp.bool_)
+    moved = (
+        jnp.take_along_axis(
+            prior, jnp.minimum(slots, max(context - 1, 0))[:, None, None, None, :], axis=-1
+        )
+        if context
+        else jnp.zeros((*prior.shape[:-1], slots.shape[1]), jnp.bool_)
+    )
     valid = cache_update.first_writers(slots, capacity) & (slots < context)
     return prior & ~replaced[:, None, None, None, :], moved & valid[:, None, None, None, :]
 
@@ -133,9 +134,7 @@ def _joint_softmax(
     """
     scale = query.shape[-1] ** -0.5
     scores = [_batched_product(query, key) * scale for key in keys]
-    scores = [
-        jnp.where(mask, score, -jnp.inf) for score, mask in zip(scores, masks, strict=True)
-    ]
+    scores = [jnp.where(mask, score, -jnp.inf) for score, mask in zip(scores, masks, strict=True)]
     largest = jnp.concatenate(
         [score.max(axis=-1, keepdims=True, initial=-jnp.inf) for score in scores], axis=-1
     ).max(axis=-1, keepdims=True)

@@ -1,15 +1,35 @@
 """Writing new keys and values into their cache slots, in place.
 
 Attention is defined on the caches as they were passed in, but XLA copies a buffer that is read
-and then updated. So the few old columns that an update replaces are read first (`displaced`),
-the cache is updated, and attention reads the updated cache without the replaced slots, plus the
-displaced columns.
+and then updated. So the few columns that an update replaces are taken out first (`displaced`);
+attention then reads the updated cache without the replaced slots, plus the displaced columns.
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CacheUpdate:
+    """Caches after an update, and what the update replaced.
+
+    Attributes:
+      K_cache: [L, B, k, d, S_max].
+      V_cache: [L, B, k, S_max, d].
+      displaced_key: [B, S, k, d], the keys that stood in the written slots. Meaningful where
+        `first_writers` is True.
+      displaced_value: [B, S, k, d].
+    """
+
+    K_cache: jax.Array
+    V_cache: jax.Array
+    displaced_key: jax.Array
+    displaced_value: jax.Array
 
 
 def write_slots(position_ids: jax.Array, new_tokens: int, capacity: int) -> jax.Array:
@@ -40,69 +60,94 @@ def first_writers(slots: jax.Array, capacity: int) -> jax.Array:
     return (slots < capacity) & ~jnp.any(same & earlier, axis=-1)
 
 
-def gather_columns(cache: jax.Array, layer: jax.Array, slots: jax.Array, axis: int) -> jax.Array:
-    """The columns of one layer's cache at `slots`.
+def update_caches(
+    K_cache: jax.Array,
+    V_cache: jax.Array,
+    layer: jax.Array,
+    slots: jax.Array,
+    key: jax.Array,
+    value: jax.Array,
+) -> CacheUpdate:
+    """Writes one layer's new keys and values at `slots`.
 
     Args:
-      cache: [L, B, k, d, S_max] or [L, B, k, S_max, d].
-      layer: int32 scalar.
-      slots: [B, S] int32; values of S_max or more read zeros.
-      axis: the axis of S_max, 4 or 3.
+      K_cache: [L, B, k, d, S_max].
+      V_cache: [L, B, k, S_max, d].
+      layer: int32 scalar, which layer of the caches.
+      slots: [B, S] int32 from `write_slots`; where two tokens of a sequence share a slot, the
+        later one stays.
+      key: [B, S, k, d].
+      value: [B, S, k, d].
 
     Returns:
-      [B, S, k, d].
+      The updated caches, every other bit as it was, and the displaced columns.
     """
-    kept = tuple(size for i, size in enumerate(cache.shape[2:], 2) if i != axis)
-    numbers = jax.lax.GatherDimensionNumbers(
-        offset_dims=(2, 3), collapsed_slice_dims=(0, 1, axis), start_index_map=(0, 1, axis)
-    )
-    sizes = tuple(1 if i in (0, 1, axis) else size for i, size in enumerate(cache.shape))
-    columns = jax.lax.gather(
-        cache,
-        _column_indices(layer, slots),
-        numbers,
-        sizes,
-        mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
-        fill_value=0,
-    )
-    return columns.reshape(*slots.shape, *kept)
+    K_cache, displaced_key = _exchange(K_cache, layer, slots, key, slot_axis=4)
+    V_cache, displaced_value = _exchange(V_cache, layer, slots, value, slot_axis=3)
+    return CacheUpdate(K_cache, V_cache, displaced_key, displaced_value)
 
 
-def scatter_columns(
-    cache: jax.Array, layer: jax.Array, slots: jax.Array, columns: jax.Array, axis: int
-) -> jax.Array:
-    """The cache with one layer's columns written at `slots`.
+def _exchange(
+    cache: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int
+) -> tuple[jax.Array, jax.Array]:
+    """The cache with `new` [B, S, k, d] written, and the columns it replaced.
 
-    Args:
-      cache: [L, B, k, d, S_max] or [L, B, k, S_max, d].
-      layer: int32 scalar.
-      slots: [B, S] int32; values of S_max or more are not written.
-      columns: [B, S, k, d]; where two tokens share a slot, the later one stays.
-      axis: the axis of S_max, 4 or 3.
+    Two loops, the second of which writes what the first has read or what is new. Only so does XLA
+    see that the old columns are read before the cache changes: a read that can be fused into a
+    later use makes it copy the cache.
+    """
+    batch, tokens, k, d = new.shape
+    column_shape = (1, 1, k, d, 1) if slot_axis == 4 else (1, 1, k, 1, d)
+    bits = _bits(cache)
+
+    def place(index: jax.Array) -> tuple[jax.Array, ...]:
+        sequence, token = index // tokens, index % tokens
+        at = [layer, sequence, 0, 0, 0]
+        at[slot_axis] = slots[sequence, token]
+        return tuple(jnp.int32(start) for start in at)
+
+    def read(index: jax.Array, displaced: jax.Array) -> jax.Array:
+        old = jax.lax.dynamic_slice(bits, place(index), column_shape)
+        at = (index // tokens, index % tokens, 0, 0)
+        return jax.lax.dynamic_update_slice(displaced, old.reshape(1, 1, k, d), at)
+
+    displaced = jax.lax.fori_loop(0, batch * tokens, read, _bits(new))
+    columns = jnp.concatenate([_bits(new), displaced], axis=1)
+    source = _sources(slots, cache.shape[slot_axis])
+
+    def write(index: jax.Array, bits: jax.Array) -> jax.Array:
+        sequence, token = index // tokens, index % tokens
+        at = (sequence, source[sequence, token], 0, 0)
+        column = jax.lax.dynamic_slice(columns, at, (1, 1, k, d))
+        return jax.lax.dynamic_update_slice(bits, column.reshape(column_shape), place(index))
+
+    bits = jax.lax.fori_loop(0, batch * tokens, write, bits)
+    return _values(bits, cache.dtype), _values(displaced, cache.dtype)
+
+
+def _sources(slots: jax.Array, capacity: int) -> jax.Array:
+    """What each token writes, so that slots outside the cache change nothing.
+
+    `dynamic_update_slice` clamps such a slot to the last one, which must keep its value: the new
+    one if an earlier token wrote it, else the displaced one.
 
     Returns:
-      The cache; all other bits as they were.
+      [B, S] int32 positions in the new columns (0..S-1) followed by the displaced ones (S..2S-1).
     """
-    numbers = jax.lax.ScatterDimensionNumbers(
-        update_window_dims=(1, 2),
-        inserted_window_dims=(0, 1, axis),
-        scatter_dims_to_operand_dims=(0, 1, axis),
-    )
-    indices = _column_indices(layer, slots)
-    # One scatter a token: with several updates of one slot in a single scatter, XLA leaves open
-    # which of them stays.
-    for token in range(slots.shape[1]):
-        cache = jax.lax.scatter(
-            cache,
-            indices[:, token],
-            columns[:, token],
-            numbers,
-            mode=jax.lax.GatherScatterMode.FILL_OR_DROP,
-        )
-    return cache
+    tokens = slots.shape[1]
+    token = jnp.arange(tokens, dtype=jnp.int32)
+    wrote_last_slot = jnp.where(slots == capacity - 1, token, -1)
+    latest = jax.lax.cummax(wrote_last_slot, axis=1)
+    kept = jnp.where(latest >= 0, latest, tokens + token)
+    return jnp.where(slots < capacity, token, kept)
 
 
-def _column_indices(layer: jax.Array, slots: jax.Array) -> jax.Array:
-    """[B, S, 3] int32: layer, sequence and slot of each column."""
-    batch = jax.lax.broadcasted_iota(jnp.int32, slots.shape, 0)
-    return jnp.stack([jnp.full(slots.shape, layer, jnp.int32), batch, slots], axis=-1)
+def _bits(values: jax.Array) -> jax.Array:
+    """16-bit floats as integers: XLA:CPU would carry them through a loop as copies in f32."""
+    if values.dtype.itemsize == 2:
+        return jax.lax.bitcast_convert_type(values, jnp.uint16)
+    return values
+
+
+def _values(bits: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    return jax.lax.bitcast_convert_type(bits, dtype) if bits.dtype != dtype else bits

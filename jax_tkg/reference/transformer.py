@@ -152,9 +152,7 @@ def _looped(
     """
 
     def body(layer: jax.Array, state: _State) -> _State:
-        return _layer(
-            state, layer, _layer_weights(operands, layer), shared, dimensions, parameters
-        )
+        return _layer(state, layer, _layer_weights(operands, layer), shared, dimensions, parameters)
 
     state = _State(operands.X, operands.K_caches, operands.V_caches)
     carried = [jax.typeof(leaf) for leaf in jax.tree.leaves(state)]
