@@ -225,7 +225,8 @@ def _expected_shapes(
     """Name, layout in letters, and the accepted shapes of each argument (of one layer)."""
     qkv = f"[H, (q + 2k)*d] = [{D.H}, ({D.q} + 2*{D.k})*{D.d}]"
     out = f"[q*d, H] = [{D.q}*{D.d}, {D.H}]"
-    K_shapes, V_shapes = [(D.B, D.k, D.d, D.S_max)], [(D.B, D.k, D.S_max, D.d)]
+    K_shapes: list[tuple[int, ...]] = [(D.B, D.k, D.d, D.S_max)]
+    V_shapes: list[tuple[int, ...]] = [(D.B, D.k, D.S_max, D.d)]
     if D.k == 1:
         # Caches come with or without their KV-head axis, both of them alike.
         rank = len(first_layer(arguments, "K_caches")[1])

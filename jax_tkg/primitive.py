@@ -33,7 +33,7 @@ def bind(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, An
     leaves, structure = jax.tree.flatten(operands)
     hidden, *caches = transformer_tkg_p.bind(*leaves, structure=structure, parameters=parameters)
     K_structure = jax.tree.structure(operands.K_caches)
-    count = K_structure.num_leaves
+    count = len(caches) // 2
     return (
         hidden,
         jax.tree.unflatten(K_structure, caches[:count]),
@@ -63,7 +63,7 @@ def _evaluate(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.
 
 @transformer_tkg_p.def_abstract_eval
 def _abstract_evaluate(*avals: Any, structure: Any, parameters: Parameters) -> list[Any]:
-    """Traces the reference, so that shapes, dtypes and shard_map's types are those of its results."""
+    """Traces the reference: its results' shapes, dtypes and shard_map types are the primitive's."""
     call = functools.partial(_reference, structure=structure, parameters=parameters)
     return list(jax.jit(call).trace(*avals).jaxpr.out_avals)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Llama3Scaling:
-    """Llama 3.1's stretching of the lower frequencies; `rope_type` "llama3" in Hugging Face configs.
+    """Llama 3.1's stretching of low frequencies; `rope_type` "llama3" in Hugging Face configs.
 
     Attributes:
       factor: by how much long wavelengths are stretched.
@@ -81,6 +81,22 @@ def rope_tables(
     Raises:
       ValueError: d_head is odd or not positive.
     """
-    frequencies = jnp.asarray(rope_frequencies(d_head, theta, scaling), jnp.float32)
-    angles = frequencies[:, None, None] * jnp.asarray(position_ids).astype(jnp.float32)
+    return tables_of_frequencies(position_ids, rope_frequencies(d_head, theta, scaling), dtype)
+
+
+def tables_of_frequencies(
+    position_ids: jax.Array, frequencies: np.ndarray, dtype: jax.typing.DTypeLike = jnp.float32
+) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines for frequencies that come with a checkpoint.
+
+    Args:
+      position_ids: [B, S] integers, the position of each new token.
+      frequencies: [d//2], radians per position.
+      dtype: dtype of the tables.
+
+    Returns:
+      RoPE_cos and RoPE_sin, each [d//2, B, S].
+    """
+    per_position = jnp.asarray(frequencies, jnp.float32)[:, None, None]
+    angles = per_position * jnp.asarray(position_ids).astype(jnp.float32)
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)

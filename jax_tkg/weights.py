@@ -49,7 +49,8 @@ def stack_layers(weights: TransformerWeights) -> TransformerWeights:
             if kinds == {None}:
                 return None
             raise ValueError(
-                f"{name}: expected layers of one shape and dtype to stack, got {sorted(map(str, kinds))}"
+                f"{name}: expected layers of one shape and dtype to stack, got "
+                f"{sorted(map(str, kinds))}"
             )
         return jnp.stack(list(layers))
 

@@ -1,0 +1,46 @@
+# make demo    a real model answers PROMPT
+# make test    everything that a change must pass
+PYTHON ?= python3
+VENV ?= .venv
+PROMPT ?= What is the capital of France?
+DEMO_FLAGS ?=
+PYTEST_FLAGS ?=
+BIN := $(VENV)/bin
+
+.PHONY: demo test lint versions clean
+
+demo: $(VENV)/.models
+	$(BIN)/python scripts/fetch_model.py
+	$(BIN)/python -m jax_tkg.generate --prompt "$$PROMPT" $(DEMO_FLAGS)
+export PROMPT
+
+test: $(VENV)/.test lint
+	$(BIN)/python scripts/fetch_model.py
+	$(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+# The suite on the oldest and the newest JAX that the interpreters at hand allow.
+versions: $(VENV)/.test
+	$(BIN)/nox
+
+$(VENV)/.created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/.models: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[models]"
+	touch $@
+
+# PyTorch judges the model code. Version 2.13.0 has a build for the CPU for Python 3.11 on the
+# index that some machines use; elsewhere pip takes what there is.
+$(VENV)/.test: $(VENV)/.models
+	$(BIN)/python -m pip install --quiet --editable ".[models,test,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[oracle]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) .nox .pytest_cache .mypy_cache .ruff_cache
