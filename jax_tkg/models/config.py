@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
+from jax_tkg.models.errors import ModelError
 from jax_tkg.rope import Llama3Scaling, rope_frequencies
 
 
@@ -18,14 +20,17 @@ class LlamaConfig:
       hidden_size: features of a hidden state.
       intermediate_size: features inside the MLP.
       num_heads: query heads.
-      num_kv_heads: key/value heads.
-      head_size: features of one head.
+      num_kv_heads: key/value heads, a divisor of `num_heads`.
+      head_size: features of one head, even.
       vocabulary_size: tokens.
       context_length: longest sequence the model was made for, in tokens.
       rope_theta: base of the RoPE frequencies.
       rms_norm_eps: epsilon of every RMSNorm.
       rope_scaling: Llama 3's scaling of the frequencies, or None.
       rope_factors: [head_size//2] divisors of the frequencies, or None.
+
+    Raises:
+      ModelError: a value is out of its range; the message names it.
     """
 
     num_layers: int
@@ -40,6 +45,25 @@ class LlamaConfig:
     rms_norm_eps: float
     rope_scaling: Llama3Scaling | None = None
     rope_factors: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the values, which come from a file."""
+        for field in dataclasses.fields(self)[:8]:
+            size = getattr(self, field.name)
+            if not isinstance(size, int) or size < 1:
+                raise ModelError(f"{field.name}: expected a positive integer, got {size!r}")
+        for name, value in (("rope_theta", self.rope_theta), ("rms_norm_eps", self.rms_norm_eps)):
+            if not 0 < value < math.inf:
+                raise ModelError(f"{name}: expected a positive number, got {value!r}")
+        if self.num_heads % self.num_kv_heads:
+            raise ModelError(
+                f"num_heads: expected a multiple of num_kv_heads = {self.num_kv_heads}, got "
+                f"{self.num_heads}"
+            )
+        if self.head_size % 2:
+            raise ModelError(f"head_size: expected an even number, got {self.head_size}")
+        if self.rope_factors is not None and not all(0 < f < math.inf for f in self.rope_factors):
+            raise ModelError(f"rope_factors: expected positive numbers, got {self.rope_factors}")
 
     def rope_frequencies(self) -> np.ndarray:
         """[head_size//2] float64, radians per position."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import gguf
@@ -15,10 +14,9 @@ from jax_tkg.models import llama
 from jax_tkg.models.config import LlamaConfig
 from jax_tkg.models.errors import ModelError
 
-Progress = Callable[[int, int], None]
-"""Called with the layers read so far and the layers there are."""
-
 _REQUIRED = object()
+
+_OTHER_TENSORS = ("token_embd.weight", "output.weight", "output_norm.weight", "rope_freqs.weight")
 
 
 class _Reader(gguf.GGUFReader):
@@ -29,8 +27,10 @@ class _Reader(gguf.GGUFReader):
         for field in fields:
             _, name, _, dims, kind, offset = field.parts
             block, block_bytes = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType(int(kind[0]))]
-            needed = int(np.prod(dims, dtype=np.int64)) * block_bytes // block
-            end = start_offs + int(offset[0]) + needed
+            elements = 1
+            for dimension in dims:
+                elements *= int(dimension)
+            end = start_offs + int(offset[0]) + elements * block_bytes // block
             if end > size:
                 raise ModelError(
                     f"tensor {bytes(name).decode('utf-8', 'replace')} ends at byte {end}, but the "
@@ -53,7 +53,7 @@ class GgufFile:
           path: the file.
 
         Raises:
-          ModelError: it is absent, no GGUF file, or truncated.
+          ModelError: it is absent, no GGUF file, damaged, truncated, or one of several parts.
         """
         self.path = os.fspath(path)
         if not os.path.isfile(self.path):
@@ -62,17 +62,25 @@ class GgufFile:
             self._reader = _Reader(self.path)
         except ModelError as error:
             raise ModelError(f"{self.path}: {error}") from None
-        # gguf reads arrays straight off the file; what a damaged header makes it do is open.
-        except (ValueError, IndexError, KeyError, TypeError, OverflowError, MemoryError) as error:
-            reason = " ".join(str(error).split())
-            raise ModelError(f"{self.path}: not a readable GGUF file: {reason}") from error
+        # gguf reads arrays straight off the file, so a damaged header may do anything to it.
+        except Exception as error:
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ModelError(f"{self.path}: not a readable GGUF file ({reason})") from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
+        parts = self.field("split.count", 1)
+        if parts != 1:
+            raise ModelError(f"{self.path}: split.count: expected a model in one file, got {parts}")
 
-    def field(self, name: str, default: Any = _REQUIRED) -> Any:
+    def field(self, name: str, default: Any = _REQUIRED, kind: type | None = None) -> Any:
         """The value of a metadata field: a Python scalar, string or list.
 
+        Args:
+          name: the field's key.
+          default: what to return where it is absent; where none is given it is required.
+          kind: the Python type it must have; an integer passes for a float.
+
         Raises:
-          ModelError: the field is absent and no default is given, or cannot be read.
+          ModelError: the field is absent and no default is given, is damaged, or has another type.
         """
         found = self._reader.fields.get(name)
         if found is None:
@@ -80,13 +88,22 @@ class GgufFile:
                 raise ModelError(f"{self.path}: metadata field {name} is missing")
             return default
         try:
-            return found.contents()
-        except (ValueError, IndexError, UnicodeDecodeError) as error:
+            value = found.contents()
+        except (ValueError, IndexError) as error:
             raise ModelError(f"{self.path}: metadata field {name} is damaged: {error}") from error
+        if kind is float and type(value) is int:
+            return float(value)
+        if kind is not None and type(value) is not kind:
+            raise ModelError(
+                f"{self.path}: metadata field {name}: expected {kind.__name__}, got "
+                f"{type(value).__name__}"
+            )
+        return value
 
-    def has_tensor(self, name: str) -> bool:
-        """Whether the file has a tensor of that name."""
-        return name in self._tensors
+    @property
+    def tensor_names(self) -> list[str]:
+        """Names of the tensors, in the file's order."""
+        return list(self._tensors)
 
     def tensor(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A tensor, dequantised to float32.
@@ -123,46 +140,67 @@ def read_config(file: GgufFile) -> LlamaConfig:
     """The model's sizes from the metadata.
 
     Raises:
-      ModelError: another architecture than llama, a missing field, or a feature that
+      ModelError: another architecture than llama, a missing or impossible value, or a feature that
         `transformer_tkg` does not have.
     """
     architecture = file.field("general.architecture")
     if architecture != "llama":
-        raise ModelError(f"{file.path}: architecture: expected 'llama', got {architecture!r}")
-    hidden = int(file.field("llama.embedding_length"))
-    heads = int(file.field("llama.attention.head_count"))
-    head_size = int(file.field("llama.attention.key_length", hidden // heads))
-    rotated = int(file.field("llama.rope.dimension_count", head_size))
-    if rotated != head_size:
         raise ModelError(
-            f"{file.path}: llama.rope.dimension_count: expected the whole head, {head_size}, "
-            f"got {rotated}"
+            f"{file.path}: general.architecture: expected 'llama', got {architecture!r}"
         )
-    if int(file.field("llama.expert_count", 0)):
+    hidden = file.field("llama.embedding_length", kind=int)
+    heads = file.field("llama.attention.head_count", kind=int)
+    head_size = file.field("llama.attention.key_length", hidden // max(heads, 1), kind=int)
+    for name in ("llama.rope.dimension_count", "llama.attention.value_length"):
+        size = file.field(name, head_size, kind=int)
+        if size != head_size:
+            raise ModelError(
+                f"{file.path}: {name}: expected the size of a whole head, {head_size}, got {size}"
+            )
+    if file.field("llama.expert_count", 0):
         raise ModelError(f"{file.path}: llama.expert_count: expected a dense model, got experts")
-    factors = None
-    if file.has_tensor("rope_freqs.weight"):
-        factors = tuple(float(x) for x in file.tensor("rope_freqs.weight", (head_size // 2,)))
-    return LlamaConfig(
-        num_layers=int(file.field("llama.block_count")),
-        hidden_size=hidden,
-        intermediate_size=int(file.field("llama.feed_forward_length")),
-        num_heads=heads,
-        num_kv_heads=int(file.field("llama.attention.head_count_kv", heads)),
-        head_size=head_size,
-        vocabulary_size=len(file.field("tokenizer.ggml.tokens")),
-        context_length=int(file.field("llama.context_length")),
-        rope_theta=float(file.field("llama.rope.freq_base", 10000.0)),
-        rms_norm_eps=float(file.field("llama.attention.layer_norm_rms_epsilon")),
-        rope_factors=factors,
-    )
+    try:
+        return LlamaConfig(
+            num_layers=file.field("llama.block_count", kind=int),
+            hidden_size=hidden,
+            intermediate_size=file.field("llama.feed_forward_length", kind=int),
+            num_heads=heads,
+            num_kv_heads=file.field("llama.attention.head_count_kv", heads, kind=int),
+            head_size=head_size,
+            vocabulary_size=len(file.field("tokenizer.ggml.tokens", kind=list)),
+            context_length=file.field("llama.context_length", kind=int),
+            rope_theta=file.field("llama.rope.freq_base", 10000.0, kind=float),
+            rms_norm_eps=file.field("llama.attention.layer_norm_rms_epsilon", kind=float),
+            rope_factors=_rope_factors(file, head_size),
+        )
+    except ModelError as error:
+        raise _with_path(file, error) from None
+
+
+def _with_path(file: GgufFile, error: ModelError) -> ModelError:
+    message = str(error)
+    return error if message.startswith(file.path) else ModelError(f"{file.path}: {message}")
+
+
+def _rope_factors(file: GgufFile, head_size: int) -> tuple[float, ...] | None:
+    """Divisors of the RoPE frequencies: a tensor (Llama 3), a linear scaling, or none."""
+    if "rope_freqs.weight" in file.tensor_names:
+        return tuple(file.tensor("rope_freqs.weight", (head_size // 2,)).tolist())
+    scaling = file.field("llama.rope.scaling.type", "none", kind=str)
+    if scaling == "linear":
+        return (file.field("llama.rope.scaling.factor", kind=float),) * (head_size // 2)
+    if scaling != "none":
+        raise ModelError(
+            f"{file.path}: llama.rope.scaling.type: expected none or linear, got {scaling!r}"
+        )
+    return None
 
 
 def load(
     file: GgufFile,
     dtype: jax.typing.DTypeLike,
     tensor_parallel: int = 1,
-    progress: Progress | None = None,
+    progress: llama.Progress | None = None,
 ) -> llama.LlamaModel:
     """Loads a model.
 
@@ -173,50 +211,78 @@ def load(
       progress: called after each layer.
 
     Raises:
-      ModelError: the file is no complete llama model, or its heads do not split over the ranks.
+      ModelError: the file is no complete llama model, has tensors that such a model does not, or
+        its heads do not split over the ranks.
     """
     config = read_config(file)
-    llama.check_tensor_parallel(config, tensor_parallel, file.path)
+    _check_names(file, config)
     vocabulary = (config.vocabulary_size, config.hidden_size)
-    embedding = file.tensor("token_embd.weight", vocabulary)
-    tied = not file.has_tensor("output.weight")
-
-    def read(index: int) -> llama.LayerTensors:
-        tensors = _read_layer(file, config, index)
-        if progress is not None:
-            progress(index + 1, config.num_layers)
-        return tensors
-
-    return llama.build(
-        config,
-        layers=[functools.partial(read, index) for index in range(config.num_layers)],
-        embedding=embedding,
-        head=None if tied else file.tensor("output.weight", vocabulary),
-        final_norm=file.tensor("output_norm.weight", (config.hidden_size,)),
-        dtype=dtype,
-        tensor_parallel=tensor_parallel,
-    )
+    tied = "output.weight" not in file.tensor_names
+    try:
+        return llama.build(
+            config,
+            layers=_read_layers(file, config),
+            embedding=file.tensor("token_embd.weight", vocabulary),
+            head=None if tied else file.tensor("output.weight", vocabulary),
+            final_norm=file.tensor("output_norm.weight", (config.hidden_size,)),
+            dtype=dtype,
+            tensor_parallel=tensor_parallel,
+            progress=progress,
+        )
+    except ModelError as error:
+        raise _with_path(file, error) from None
 
 
-def _read_layer(file: GgufFile, config: LlamaConfig, index: int) -> llama.LayerTensors:
+def _layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The tensors of one layer by their name in the file; query and key are for paired RoPE."""
     hidden, intermediate = config.hidden_size, config.intermediate_size
     query_rows = config.num_heads * config.head_size
     kv_rows = config.num_kv_heads * config.head_size
+    return {
+        "attn_q": (query_rows, hidden),
+        "attn_k": (kv_rows, hidden),
+        "attn_v": (kv_rows, hidden),
+        "attn_output": (hidden, query_rows),
+        "ffn_gate": (intermediate, hidden),
+        "ffn_up": (intermediate, hidden),
+        "ffn_down": (hidden, intermediate),
+        "attn_norm": (hidden,),
+        "ffn_norm": (hidden,),
+    }
 
-    def tensor(name: str, *shape: int) -> np.ndarray:
-        return file.tensor(f"blk.{index}.{name}.weight", shape)
 
-    return llama.LayerTensors(
-        query=_contiguous_halves(tensor("attn_q", query_rows, hidden), config.num_heads),
-        key=_contiguous_halves(tensor("attn_k", kv_rows, hidden), config.num_kv_heads),
-        value=tensor("attn_v", kv_rows, hidden),
-        output=tensor("attn_output", hidden, query_rows),
-        gate=tensor("ffn_gate", intermediate, hidden),
-        up=tensor("ffn_up", intermediate, hidden),
-        down=tensor("ffn_down", hidden, intermediate),
-        attention_norm=tensor("attn_norm", hidden),
-        mlp_norm=tensor("ffn_norm", hidden),
-    )
+def _check_names(file: GgufFile, config: LlamaConfig) -> None:
+    """Refuses tensors that would be left out, such as biases: the model would be another one."""
+    known = {
+        f"blk.{index}.{name}.weight"
+        for index in range(config.num_layers)
+        for name in _layer_shapes(config)
+    }
+    for name in file.tensor_names:
+        if name not in known and name not in _OTHER_TENSORS:
+            raise ModelError(
+                f"{file.path}: tensor {name}: expected none of that name in a llama model of "
+                f"{config.num_layers} layers"
+            )
+
+
+def _read_layers(file: GgufFile, config: LlamaConfig) -> Iterator[llama.LayerTensors]:
+    for index in range(config.num_layers):
+        tensors = {
+            name: file.tensor(f"blk.{index}.{name}.weight", shape)
+            for name, shape in _layer_shapes(config).items()
+        }
+        yield llama.LayerTensors(
+            query=_contiguous_halves(tensors["attn_q"], config.num_heads),
+            key=_contiguous_halves(tensors["attn_k"], config.num_kv_heads),
+            value=tensors["attn_v"],
+            output=tensors["attn_output"],
+            gate=tensors["ffn_gate"],
+            up=tensors["ffn_up"],
+            down=tensors["ffn_down"],
+            attention_norm=tensors["attn_norm"],
+            mlp_norm=tensors["ffn_norm"],
+        )
 
 
 def _contiguous_halves(rows: np.ndarray, heads: int) -> np.ndarray:

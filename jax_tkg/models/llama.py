@@ -20,10 +20,13 @@ from jax_tkg.models.config import LlamaConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.weights import TransformerWeights, pack_qkv
 
+Progress = Callable[[int, int], None]
+"""Called with the layers read so far and the layers there are."""
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerTensors:
-    """One layer as checkpoints hold it: matrices are [out, in], NumPy float32.
+    """One layer as checkpoints hold it: matrices are [out, in], NumPy, of any float dtype.
 
     Query and key rows are in the order of contiguous-halves RoPE.
     """
@@ -52,114 +55,127 @@ class LlamaParameters:
     """
 
     layers: TransformerWeights
-    embedding: jax.Array
-    head: jax.Array
-    final_gamma: jax.Array
+    embedding: Any
+    head: Any
+    final_gamma: Any
 
 
 @dataclasses.dataclass(frozen=True)
 class LlamaModel:
-    """A model ready to run.
+    """A model ready to be placed on devices.
 
     Attributes:
       config: as the checkpoint says it.
-      parameters: the arrays.
+      parameters: NumPy arrays.
       tensor_parallel: ranks the weights are packed for.
-      eps: RMSNorm epsilon, adjusted to the padded hidden size.
     """
 
     config: LlamaConfig
     parameters: LlamaParameters
     tensor_parallel: int
-    eps: float
+
+    @property
+    def hidden_size(self) -> int:
+        """H, the padded hidden size."""
+        return padded_hidden_size(self.config)
+
+    @property
+    def eps(self) -> float:
+        """RMSNorm epsilon for the padded hidden size."""
+        return self.config.rms_norm_eps * self.config.hidden_size / self.hidden_size
 
 
-def check_tensor_parallel(config: LlamaConfig, ranks: int, source: str) -> None:
+def padded_hidden_size(config: LlamaConfig) -> int:
+    """H: the hidden size rounded up to whole tiles of 128."""
+    return _round_up(config.hidden_size, PARTITIONS)
+
+
+def padded_intermediate_size(config: LlamaConfig, ranks: int) -> int:
+    """I over all ranks: every rank's share rounded up to whole tiles of 128."""
+    share = -(-config.intermediate_size // ranks)
+    return ranks * _round_up(share, PARTITIONS)
+
+
+def check_tensor_parallel(config: LlamaConfig, ranks: int) -> None:
     """Checks that the model's heads split evenly over the ranks.
-
-    Args:
-      config: the model.
-      ranks: tensor-parallel ranks.
-      source: file the model comes from, for the message.
 
     Raises:
       ModelError: they do not.
     """
     if ranks < 1:
-        raise ModelError(f"{source}: tensor_parallel: expected at least 1, got {ranks}")
+        raise ModelError(f"tensor_parallel: expected at least 1, got {ranks}")
     for name, heads in (("query heads", config.num_heads), ("KV heads", config.num_kv_heads)):
         if heads % ranks:
             raise ModelError(
-                f"{source}: tensor_parallel: expected a divisor of the model's {heads} {name}, "
+                f"tensor_parallel: expected a divisor of the model's {heads} {name}, "
                 f"got {ranks} ({heads} % {ranks} = {heads % ranks})"
             )
 
 
 def build(
     config: LlamaConfig,
-    layers: Iterable[Callable[[], LayerTensors]],
+    layers: Iterable[LayerTensors],
     embedding: np.ndarray,
     head: np.ndarray | None,
     final_norm: np.ndarray,
     dtype: jax.typing.DTypeLike,
     tensor_parallel: int = 1,
+    progress: Progress | None = None,
 ) -> LlamaModel:
     """Packs and pads a checkpoint's tensors.
 
     Args:
-      config: the model.
-      layers: a function per layer that reads its tensors; called in turn, so that one layer at a
-        time is in memory as float32.
+      config: the model; h is its hidden size.
+      layers: the layers' tensors in order; taken one at a time.
       embedding: [V, h].
       head: [V, h], or None where it is tied to the embedding.
       final_norm: [h].
-      dtype: dtype of the arrays; RMSNorm gains stay float32.
+      dtype: dtype of the arrays; RMSNorm gains are float32.
       tensor_parallel: ranks to pack for.
+      progress: called after each layer.
 
-    Returns:
-      The model, its arrays on the default device.
+    Raises:
+      ModelError: the model's heads do not split evenly over the ranks.
     """
-    hidden = _round_up(config.hidden_size, PARTITIONS)
-    gain = np.float32(np.sqrt(config.hidden_size / hidden))
-    packed = [_pack_layer(config, read(), hidden, gain, dtype, tensor_parallel) for read in layers]
-    weights = TransformerWeights(
-        **{name: [layer[name] for layer in packed] for name in packed[0]},
-    )
-    embedded = _matrix(embedding, embedding.shape[0], hidden, dtype)
+    check_tensor_parallel(config, tensor_parallel)
+    packed = []
+    for tensors in layers:
+        packed.append(_pack_layer(config, tensors, jnp.dtype(dtype), tensor_parallel))
+        if progress is not None:
+            progress(len(packed), config.num_layers)
+    hidden = padded_hidden_size(config)
+    embedded = _padded(embedding, embedding.shape[0], hidden, jnp.dtype(dtype))
+    if head is not None:
+        head = _padded(head, head.shape[0], hidden, jnp.dtype(dtype))
     parameters = LlamaParameters(
-        layers=weights,
+        layers=TransformerWeights(
+            **{name: [layer[name] for layer in packed] for name in packed[0]},
+        ),
         embedding=embedded,
-        head=embedded if head is None else _matrix(head, head.shape[0], hidden, dtype),
-        final_gamma=_gamma(final_norm, hidden, gain),
+        head=embedded if head is None else head,
+        final_gamma=_gamma(final_norm, hidden),
     )
-    eps = config.rms_norm_eps * config.hidden_size / hidden
-    return LlamaModel(config, parameters, tensor_parallel, eps)
+    return LlamaModel(config, parameters, tensor_parallel)
 
 
 def _pack_layer(
-    config: LlamaConfig,
-    tensors: LayerTensors,
-    hidden: int,
-    gain: np.float32,
-    dtype: jax.typing.DTypeLike,
-    ranks: int,
-) -> dict[str, Any]:
+    config: LlamaConfig, tensors: LayerTensors, dtype: np.dtype, ranks: int
+) -> dict[str, np.ndarray]:
+    hidden = padded_hidden_size(config)
+    intermediate = padded_intermediate_size(config, ranks)
     attention_rows = config.num_heads * config.head_size
-    # Every rank's share of the MLP is padded, so that an even split gives multiples of 128.
-    share = -(-config.intermediate_size // ranks)
-    intermediate = ranks * _round_up(share, PARTITIONS)
     query, key, value = (
-        _padded(matrix.T, hidden, matrix.shape[0])
+        jnp.asarray(_padded(matrix.T, hidden, matrix.shape[0], dtype))
         for matrix in (tensors.query, tensors.key, tensors.value)
     )
     return {
-        "W_qkvs": pack_qkv(query, key, value, config.head_size, ranks).astype(dtype),
-        "W_outs": _matrix(tensors.output.T, attention_rows, hidden, dtype),
-        "W_gates": _matrix(tensors.gate.T, hidden, intermediate, dtype),
-        "W_ups": _matrix(tensors.up.T, hidden, intermediate, dtype),
-        "W_downs": _matrix(tensors.down.T, intermediate, hidden, dtype),
-        "W_gamma_qkvs": _gamma(tensors.attention_norm, hidden, gain),
-        "W_gamma_mlps": _gamma(tensors.mlp_norm, hidden, gain),
+        "W_qkvs": np.asarray(pack_qkv(query, key, value, config.head_size, ranks)),
+        "W_outs": _padded(tensors.output.T, attention_rows, hidden, dtype),
+        "W_gates": _padded(tensors.gate.T, hidden, intermediate, dtype),
+        "W_ups": _padded(tensors.up.T, hidden, intermediate, dtype),
+        "W_downs": _padded(tensors.down.T, intermediate, hidden, dtype),
+        "W_gamma_qkvs": _gamma(tensors.attention_norm, hidden),
+        "W_gamma_mlps": _gamma(tensors.mlp_norm, hidden),
     }
 
 
@@ -167,15 +183,12 @@ def _round_up(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
 
 
-def _padded(matrix: np.ndarray, rows: int, columns: int) -> np.ndarray:
-    padded = np.zeros((rows, columns), np.float32)
-    padded[: matrix.shape[0], : matrix.shape[1]] = matrix
+def _padded(matrix: np.ndarray, rows: int, columns: int, dtype: np.dtype) -> np.ndarray:
+    padded = np.zeros((rows, columns), dtype)
+    padded[: matrix.shape[0], : matrix.shape[1]] = matrix.astype(dtype)
     return padded
 
 
-def _matrix(matrix: np.ndarray, rows: int, columns: int, dtype: jax.typing.DTypeLike) -> jax.Array:
-    return jnp.asarray(_padded(matrix, rows, columns).astype(jnp.dtype(dtype)))
-
-
-def _gamma(gamma: np.ndarray, hidden: int, gain: np.float32) -> jax.Array:
-    return jnp.asarray(_padded(gamma[np.newaxis].astype(np.float32) * gain, 1, hidden))
+def _gamma(gamma: np.ndarray, hidden: int) -> np.ndarray:
+    gain = np.sqrt(gamma.shape[0] / hidden)
+    return _padded(gamma[np.newaxis].astype(np.float64) * gain, 1, hidden, np.dtype(np.float32))

@@ -1,0 +1,180 @@
+"""One forward pass of a model: embedding, `transformer_tkg`, last RMSNorm, output head."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_tkg.caches import allocate_caches
+from jax_tkg.masks import active_mask, cache_mask
+from jax_tkg.models.llama import LlamaModel, LlamaParameters
+from jax_tkg.reference.rms_norm import rms_norm
+from jax_tkg.rope import tables_of_frequencies
+from jax_tkg.sharding import partition_specs
+from jax_tkg.transformer_tkg import transformer_tkg
+
+TENSOR_AXIS = "tp"
+"""Name of the mesh axis over which the model is split."""
+
+
+class LlamaForward:
+    """A model on its devices.
+
+    Args:
+      model: packed for the mesh's ranks.
+      mesh: one axis named `TENSOR_AXIS`, of the size the model is packed for; None for one
+        device.
+
+    Attributes:
+      model: as given.
+      parameters: the model's arrays on the devices.
+      replicated: sharding of an array that every device has whole, or None without a mesh.
+      cache_sharding: sharding of each cache, or None without a mesh.
+
+    Raises:
+      ValueError: the mesh does not fit the model.
+    """
+
+    def __init__(self, model: LlamaModel, mesh: jax.sharding.Mesh | None = None):
+        ranks = 1 if mesh is None else mesh.shape.get(TENSOR_AXIS, 0)
+        if ranks != model.tensor_parallel or (mesh is not None and mesh.size != ranks):
+            expected = (
+                f"one axis {TENSOR_AXIS!r} of {model.tensor_parallel} devices, as the model is "
+                f"packed for {model.tensor_parallel}"
+            )
+            got = "None" if mesh is None else dict(mesh.shape)
+            raise ValueError(f"mesh: expected {expected}, got {got}")
+        self.model = model
+        self.mesh = mesh
+        self.replicated: jax.sharding.Sharding | None = None
+        self.cache_sharding: jax.sharding.Sharding | None = None
+        if mesh is not None:
+            self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            specs = partition_specs(TENSOR_AXIS)
+            self.cache_sharding = jax.sharding.NamedSharding(mesh, specs.K_caches)
+        self._frequencies = model.config.rope_frequencies()
+        self.parameters = self._placed(model.parameters)
+
+    def caches(self, batch: int, capacity: int) -> tuple[list[jax.Array], list[jax.Array]]:
+        """Zeroed caches of `capacity` = S_max tokens for each of `batch` sequences."""
+        config = self.model.config
+        return allocate_caches(
+            config.num_layers,
+            batch,
+            config.num_kv_heads,
+            config.head_size,
+            capacity,
+            self.parameters.embedding.dtype,
+            sharding=self.cache_sharding,
+        )
+
+    def hidden(
+        self,
+        parameters: LlamaParameters,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        counts: jax.Array,
+        K_caches: Any,
+        V_caches: Any,
+        S_ctx: int,
+    ) -> tuple[jax.Array, Any, Any]:
+        """Runs all layers on new tokens, for use inside a jitted function.
+
+        Args:
+          parameters: `self.parameters`, as an argument of the jitted function.
+          tokens: [B, S] int32, right-padded with any valid id.
+          lengths: [B] int32, tokens in each sequence's cache.
+          counts: [B] int32, how many of each sequence's new tokens are real; padding is neither
+            attended nor written.
+          K_caches: as `caches` makes them.
+          V_caches: likewise.
+          S_ctx: context bucket; at least the largest of `lengths`.
+
+        Returns:
+          Hidden states [B, S, H] before the last RMSNorm, and the updated caches.
+        """
+        batch, new = tokens.shape
+        heads = self.model.config.num_heads
+        positions = lengths[:, None] + jnp.arange(new, dtype=jnp.int32)
+        real = jnp.arange(new) < counts[:, None]
+        cos, sin = tables_of_frequencies(positions, self._frequencies)
+        arguments = {
+            "X": parameters.embedding[tokens],
+            **{n: a for n, a in parameters.layers.arguments().items() if a is not None},
+            "K_caches": K_caches,
+            "V_caches": V_caches,
+            "RoPE_cos": cos,
+            "RoPE_sin": sin,
+            "mask_cache": cache_mask(lengths, S_ctx, heads, new),
+            "mask_active": active_mask(new, batch, heads, counts),
+            "position_ids": jnp.where(real, positions, -1),
+        }
+        return self._transformer(arguments)
+
+    def logits(self, parameters: LlamaParameters, hidden: jax.Array) -> jax.Array:
+        """Logits [..., V] float32 of hidden states [..., H]."""
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        normed = rms_norm(rows, parameters.final_gamma, self.model.eps)[0]
+        return _head(normed, parameters.head).reshape(*hidden.shape[:-1], -1)
+
+    def _transformer(self, arguments: dict[str, Any]) -> tuple[jax.Array, Any, Any]:
+        call = functools.partial(
+            transformer_tkg, num_layers=self.model.config.num_layers, eps=self.model.eps
+        )
+        if self.mesh is None:
+            return tuple(call(**arguments))
+        specs = partition_specs(TENSOR_AXIS)
+        parallel = jax.shard_map(
+            lambda named: tuple(call(**named, axis_name=TENSOR_AXIS)),
+            mesh=self.mesh,
+            in_specs=({name: getattr(specs, name) for name in arguments},),
+            out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
+        )
+        return parallel(arguments)
+
+    def _placed(self, parameters: LlamaParameters) -> LlamaParameters:
+        """The parameters on the devices; a head that divides evenly is split by vocabulary."""
+        if self.mesh is None:
+            if parameters.head is not parameters.embedding:
+                return jax.device_put(parameters)
+            placed = jax.device_put(dataclasses.replace(parameters, head=None))
+            return dataclasses.replace(placed, head=placed.embedding)
+        specs = partition_specs(TENSOR_AXIS)
+        place = functools.partial(_on_mesh, self.mesh)
+        layers = {
+            name: None
+            if arrays is None
+            else [place(array, getattr(specs, name)) for array in arrays]
+            for name, arrays in parameters.layers.arguments().items()
+        }
+        divides = parameters.head.shape[0] % self.model.tensor_parallel == 0
+        return LlamaParameters(
+            layers=type(parameters.layers)(**layers),
+            embedding=place(parameters.embedding, jax.sharding.PartitionSpec()),
+            head=place(
+                parameters.head, jax.sharding.PartitionSpec(TENSOR_AXIS if divides else None)
+            ),
+            final_gamma=place(parameters.final_gamma, jax.sharding.PartitionSpec()),
+        )
+
+
+def _on_mesh(mesh: jax.sharding.Mesh, array: Any, spec: jax.sharding.PartitionSpec) -> jax.Array:
+    return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
+
+
+def _head(rows: jax.Array, head: jax.Array) -> jax.Array:
+    """Logits [n, V] float32 of rows [n, H] and an output embedding [V, H]."""
+    if rows.shape[0] == 1 and rows.dtype != jnp.float32:
+        # XLA:CPU multiplies one low-precision row ten times slower than two.
+        return _head(jnp.concatenate([rows, jnp.zeros_like(rows)]), head)[:1]
+    return jax.lax.dot_general(
+        rows,
+        head,
+        (((1,), (1,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
