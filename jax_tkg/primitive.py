@@ -58,7 +58,9 @@ def _compiled_bind(structure: Any, parameters: Parameters) -> Any:
 @transformer_tkg_p.def_impl
 def _evaluate(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
     """Eager use: one jitted call, so that it lowers exactly as it does inside a jit."""
-    return _compiled_bind(structure, parameters)(*leaves)
+    # Under jax.disable_jit the jitted call would come back here without end.
+    with jax.disable_jit(False):
+        return _compiled_bind(structure, parameters)(*leaves)
 
 
 @transformer_tkg_p.def_abstract_eval
