@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from jax_tkg.arguments import MAX_HEAD_SIZE
 from jax_tkg.models.errors import ModelError
 from jax_tkg.rope import Llama3Scaling, rope_frequencies
 
@@ -21,7 +22,7 @@ class LlamaConfig:
       intermediate_size: features inside the MLP.
       num_heads: query heads.
       num_kv_heads: key/value heads, a divisor of `num_heads`.
-      head_size: features of one head, even.
+      head_size: features of one head, even and at most 128.
       vocabulary_size: tokens.
       context_length: longest sequence the model was made for, in tokens.
       rope_theta: base of the RoPE frequencies.
@@ -60,8 +61,10 @@ class LlamaConfig:
                 f"num_heads: expected a multiple of num_kv_heads = {self.num_kv_heads}, got "
                 f"{self.num_heads}"
             )
-        if self.head_size % 2:
-            raise ModelError(f"head_size: expected an even number, got {self.head_size}")
+        if self.head_size % 2 or self.head_size > MAX_HEAD_SIZE:
+            raise ModelError(
+                f"head_size: expected an even number up to {MAX_HEAD_SIZE}, got {self.head_size}"
+            )
         if self.rope_factors is not None and not all(0 < f < math.inf for f in self.rope_factors):
             raise ModelError(f"rope_factors: expected positive numbers, got {self.rope_factors}")
 

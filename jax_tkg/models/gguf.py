@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -160,7 +162,7 @@ def read_config(file: GgufFile) -> LlamaConfig:
     if file.field("llama.expert_count", 0):
         raise ModelError(f"{file.path}: llama.expert_count: expected a dense model, got experts")
     try:
-        return LlamaConfig(
+        config = LlamaConfig(
             num_layers=file.field("llama.block_count", kind=int),
             hidden_size=hidden,
             intermediate_size=file.field("llama.feed_forward_length", kind=int),
@@ -171,8 +173,8 @@ def read_config(file: GgufFile) -> LlamaConfig:
             context_length=file.field("llama.context_length", kind=int),
             rope_theta=file.field("llama.rope.freq_base", 10000.0, kind=float),
             rms_norm_eps=file.field("llama.attention.layer_norm_rms_epsilon", kind=float),
-            rope_factors=_rope_factors(file, head_size),
         )
+        return dataclasses.replace(config, rope_factors=_rope_factors(file, head_size))
     except ModelError as error:
         raise _with_path(file, error) from None
 
@@ -253,13 +255,11 @@ def _layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
 
 def _check_names(file: GgufFile, config: LlamaConfig) -> None:
     """Refuses tensors that would be left out, such as biases: the model would be another one."""
-    known = {
-        f"blk.{index}.{name}.weight"
-        for index in range(config.num_layers)
-        for name in _layer_shapes(config)
-    }
+    known = _layer_shapes(config)
     for name in file.tensor_names:
-        if name not in known and name not in _OTHER_TENSORS:
+        layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
+        expected = layer and layer[2] in known and int(layer[1]) < config.num_layers
+        if not expected and name not in _OTHER_TENSORS:
             raise ModelError(
                 f"{file.path}: tensor {name}: expected none of that name in a llama model of "
                 f"{config.num_layers} layers"

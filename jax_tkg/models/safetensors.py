@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import pathlib
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -204,15 +205,13 @@ def _layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
 
 def _check_names(folder: pathlib.Path, names: list[str], config: LlamaConfig) -> None:
     """Refuses tensors that would be left out, such as biases: the model would be another one."""
-    known = {
-        f"model.layers.{index}.{name}.weight"
-        for index in range(config.num_layers)
-        for name in _layer_shapes(config)
-    }
-    known |= {_EMBEDDING, _HEAD, _FINAL_NORM}
+    known = _layer_shapes(config)
     for name in names:
+        layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
+        expected = layer and layer[2] in known and int(layer[1]) < config.num_layers
         # Old checkpoints store the RoPE frequencies, which follow from the configuration.
-        if name not in known and not name.endswith(".rotary_emb.inv_freq"):
+        derived = name.endswith(".rotary_emb.inv_freq")
+        if not (expected or derived or name in (_EMBEDDING, _HEAD, _FINAL_NORM)):
             raise ModelError(
                 f"{folder}: tensor {name}: expected none of that name in a llama model of "
                 f"{config.num_layers} layers"
