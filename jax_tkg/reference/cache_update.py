@@ -8,6 +8,7 @@ attention then reads the updated cache without the replaced slots, plus the disp
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +46,11 @@ def write_slots(position_ids: jax.Array, new_tokens: int, capacity: int) -> jax.
     Returns:
       [B, S] int32; `capacity` stands for "not written" (skipped, or outside 0..S_max-1).
     """
+    if position_ids.dtype.itemsize < 4:
+        # The capacity may be too large for the ids' own dtype.
+        position_ids = position_ids.astype(jnp.int32)
     inside = (position_ids >= 0) & (position_ids < capacity)
-    first = jnp.where(inside, position_ids, capacity).astype(jnp.int32)
+    first = jnp.where(inside, position_ids.astype(jnp.int32), jnp.int32(capacity))
     if position_ids.shape[1] == new_tokens:
         return first
     return jnp.minimum(first + jnp.arange(new_tokens, dtype=jnp.int32), capacity)
@@ -104,11 +108,11 @@ def _exchange(
         sequence, token = index // tokens, index % tokens
         at = [layer, sequence, 0, 0, 0]
         at[slot_axis] = slots[sequence, token]
-        return tuple(jnp.int32(start) for start in at)
+        return _indices(*at)
 
     def read(index: jax.Array, displaced: jax.Array) -> jax.Array:
         old = jax.lax.dynamic_slice(bits, place(index), column_shape)
-        at = (index // tokens, index % tokens, 0, 0)
+        at = _indices(index // tokens, index % tokens, 0, 0)
         return jax.lax.dynamic_update_slice(displaced, old.reshape(1, 1, k, d), at)
 
     displaced = jax.lax.fori_loop(0, batch * tokens, read, _bits(new))
@@ -117,12 +121,17 @@ def _exchange(
 
     def write(index: jax.Array, bits: jax.Array) -> jax.Array:
         sequence, token = index // tokens, index % tokens
-        at = (sequence, source[sequence, token], 0, 0)
+        at = _indices(sequence, source[sequence, token], 0, 0)
         column = jax.lax.dynamic_slice(columns, at, (1, 1, k, d))
         return jax.lax.dynamic_update_slice(bits, column.reshape(column_shape), place(index))
 
     bits = jax.lax.fori_loop(0, batch * tokens, write, bits)
     return _values(bits, cache.dtype), _values(displaced, cache.dtype)
+
+
+def _indices(*starts: Any) -> tuple[jax.Array, ...]:
+    """Start indices of one dtype, whether or not JAX counts in 64 bits."""
+    return tuple(jnp.int32(start) for start in starts)
 
 
 def _sources(slots: jax.Array, capacity: int) -> jax.Array:
