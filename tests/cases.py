@@ -1,0 +1,249 @@
+"""Random inputs of the operation, with the distributions of AWS's tests; shared by test modules.
+
+Activations are uniform in [-1, 1], projections N(0, 1/fan_in), gammas uniform in [0.5, 1.5].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+
+from tests import oracle
+
+SCALE_NAMES = {"W_gates": "W_gate_scales", "W_ups": "W_up_scales", "W_downs": "W_down_scales"}
+FLOAT8 = ("float8_e4m3", "float8_e4m3fn", "float8_e5m2")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Sizes and form of one case; letters as in the package."""
+
+    B: int = 2
+    S: int = 2
+    q: int = 4
+    k: int = 2
+    d: int = 64
+    H: int = 128
+    I: int = 128  # noqa: E741
+    L: int = 2
+    S_ctx: int = 20
+    S_max: int = 24
+    dtype: str = "float32"
+    unified: bool = False
+    positions: str = "first"
+    """ "first" for [B, 1], "each" for [B, S], "none" for no update."""
+    quantized: tuple[tuple[str | None, ...], ...] = ()
+    """Per layer the float8 dtypes of gate, up and down, each or None; empty for none at all."""
+    clamp_bound: float = 0.0
+    scale_rows: int = 128
+
+
+SHAPES = {
+    "one_head": Shape(B=1, S=1, q=1, k=1, d=128, unified=True),
+    "first_token": Shape(B=1, S=1, S_ctx=1, S_max=1, unified=True),
+    "shared_kv_head": Shape(q=4, k=1, S=5, S_ctx=40, S_max=64),
+    "two_kv_heads": Shape(q=8, k=2, B=4, I=256, positions="each"),
+    "odd_groups": Shape(q=9, k=3, H=256, S=8, unified=True),
+    "many_heads": Shape(q=32, k=8, B=1, S=1, L=1, H=512, I=384),
+    "four_layers_bfloat16": Shape(
+        S=1, H=512, I=512, L=4, S_ctx=64, S_max=80, dtype="bfloat16", unified=True
+    ),
+    "float8": Shape(
+        L=3,
+        quantized=(
+            ("float8_e4m3",) * 3,
+            (None, None, None),
+            ("float8_e4m3fn", None, "float8_e5m2"),
+        ),
+        clamp_bound=0.5,
+    ),
+    "whole_capacity": Shape(S_ctx=24, S_max=24, positions="each"),
+    "no_update": Shape(positions="none"),
+}
+"""One of each kind: what every implementation has to get right."""
+
+
+def uniform(
+    rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float
+) -> np.ndarray:
+    return rng.uniform(low, high, shape).astype(np.float32)
+
+
+def projection(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
+    """N(0, 1/fan_in)."""
+    return (rng.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32)
+
+
+def quantize(weight: np.ndarray, dtype: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """A float8 weight and its scale; per-column scales that differ a lot from each other."""
+    kind = np.dtype(getattr(ml_dtypes, dtype))
+    largest = float(ml_dtypes.finfo(kind).max)
+    scale = np.abs(weight).max(axis=0, keepdims=True) / largest
+    quantized = np.clip(weight / scale, -largest, largest).astype(kind)
+    return quantized, np.broadcast_to(scale, (rows, weight.shape[1])).astype(np.float32)
+
+
+def random_weights(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
+    """One rank's weights, as lists of NumPy arrays."""
+    s = shape
+    weights: dict[str, Any] = {
+        "W_qkvs": [projection(rng, s.H, (s.q + 2 * s.k) * s.d) for _ in range(s.L)],
+        "W_outs": [projection(rng, s.q * s.d, s.H) for _ in range(s.L)],
+        "W_gates": [projection(rng, s.H, s.I) for _ in range(s.L)],
+        "W_ups": [projection(rng, s.H, s.I) for _ in range(s.L)],
+        "W_downs": [projection(rng, s.I, s.H) for _ in range(s.L)],
+        "W_gamma_qkvs": [uniform(rng, (1, s.H), 0.5, 1.5) for _ in range(s.L)],
+        "W_gamma_mlps": [uniform(rng, (1, s.H), 0.5, 1.5) for _ in range(s.L)],
+    }
+    dtype = jnp.dtype(s.dtype)
+    weights = {name: [array.astype(dtype) for array in arrays] for name, arrays in weights.items()}
+    if s.quantized:
+        for name, scales in SCALE_NAMES.items():
+            weights[scales] = [None] * s.L
+            position = list(SCALE_NAMES).index(name)
+            for layer, kinds in enumerate(s.quantized):
+                kind = kinds[position]
+                if kind is not None:
+                    wide = weights[name][layer].astype(np.float32)
+                    weights[name][layer], weights[scales][layer] = quantize(
+                        wide, kind, s.scale_rows
+                    )
+    return weights
+
+
+def random_positions(shape: Shape, rng: np.random.Generator) -> np.ndarray | None:
+    """Slots all over the cache, at and past its end, and skipped ones."""
+    s = shape
+    edge = s.S_max + 3
+    if s.positions == "none":
+        return None
+    if s.positions == "first":
+        # A third of the sequences cross the end of the cache, or stand right before or after it.
+        near = rng.integers(max(0, s.S_max - s.S - 1), edge, (s.B, 1))
+        ids = np.where(rng.random((s.B, 1)) < 0.3, near, rng.integers(0, edge, (s.B, 1)))
+        ids[rng.random((s.B, 1)) < 0.2] = -1
+        # The unsigned form of the skip marker is AWS's.
+        return ids.astype(np.uint32) if rng.random() < 0.5 else ids.astype(np.int32)
+    ids = np.array([rng.permutation(edge)[: s.S] for _ in range(s.B)])
+    ids[rng.random(ids.shape) < 0.2] = -1
+    return ids.astype(np.int32)
+
+
+def random_masks(shape: Shape, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray | None]:
+    """mask_cache and mask_active: of random entries, or causal over sequences of random length.
+
+    A tenth of the queries attend nothing at all, neither cached nor new.
+    """
+    s = shape
+    if rng.random() < 0.3:
+        filled = np.arange(s.S_ctx)[:, None] < rng.integers(0, s.S_ctx + 1, s.B)
+        cache = np.tile(filled[:, :, None, None], (1, 1, s.q, s.S))
+        causal = np.tril(np.ones((s.S, s.S), bool)).T
+        active = np.tile(causal[:, None, None, :], (1, s.B, s.q, 1))
+    else:
+        cache = rng.random((s.S_ctx, s.B, s.q, s.S)) < rng.choice([0.0, 0.3, 0.9, 1.0])
+        active = rng.random((s.S, s.B, s.q, s.S)) < rng.choice([0.0, 0.3, 0.9, 1.0])
+    blind = rng.random((s.B, s.q, s.S)) < 0.1
+    if s.unified:
+        cache[s.S_ctx - s.S :] = active
+    cache[:, blind], active[:, blind] = False, False
+    return cache, None if s.unified else active
+
+
+def random_inputs(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
+    """Everything but the weights: tokens, caches, tables, masks, positions."""
+    s = shape
+    dtype = jnp.dtype(s.dtype)
+    angles = uniform(rng, (s.d // 2, s.B, s.S), -np.pi, np.pi)
+    mask_cache, mask_active = random_masks(s, rng)
+    return {
+        "X": uniform(rng, (s.B, s.S, s.H), -1, 1).astype(dtype),
+        "K_caches": [
+            uniform(rng, (s.B, s.k, s.d, s.S_max), -1, 1).astype(dtype) for _ in range(s.L)
+        ],
+        "V_caches": [
+            uniform(rng, (s.B, s.k, s.S_max, s.d), -1, 1).astype(dtype) for _ in range(s.L)
+        ],
+        "RoPE_cos": np.cos(angles),
+        "RoPE_sin": np.sin(angles),
+        "mask_cache": mask_cache,
+        "mask_active": mask_active,
+        "position_ids": random_positions(s, rng),
+    }
+
+
+def stack(arguments: dict[str, Any]) -> dict[str, Any]:
+    """Lists of arrays as one array each; a list of Nones as None."""
+
+    def join(value: Any) -> Any:
+        if not isinstance(value, list):
+            return value
+        return None if value[0] is None else np.stack(value)
+
+    return {name: join(value) for name, value in arguments.items()}
+
+
+def options(shape: Shape) -> dict[str, Any]:
+    return {"num_layers": shape.L, "eps": 1e-5, "clamp_bound": shape.clamp_bound}
+
+
+def expected(
+    shape: Shape, weights: list[dict[str, Any]], inputs: list[dict[str, Any]]
+) -> tuple[np.ndarray, list[list[np.ndarray]], list[list[np.ndarray]], list[set[tuple[int, int]]]]:
+    """The oracle's answer for ranks with their own weights, caches and masks.
+
+    Tokens, gammas, tables and positions are those of the first rank.
+    """
+    ranks = [
+        oracle.Rank(
+            **{name: w[name] for name in ("W_qkvs", "W_outs", "W_gates", "W_ups", "W_downs")},
+            **{name: i[name] for name in ("K_caches", "V_caches", "mask_cache", "mask_active")},
+            **{name: w.get(name) for name in SCALE_NAMES.values()},
+        )
+        for w, i in zip(weights, inputs, strict=True)
+    ]
+    common = {name: inputs[0][name] for name in ("RoPE_cos", "RoPE_sin", "position_ids")}
+    return oracle.transformer_tkg(
+        inputs[0]["X"],
+        ranks,
+        weights[0]["W_gamma_qkvs"],
+        weights[0]["W_gamma_mlps"],
+        **options(shape),
+        **common,
+    )
+
+
+def check(
+    actual: Any,
+    shape: Shape,
+    given: dict[str, Any],
+    hidden: np.ndarray,
+    K: list[np.ndarray],
+    V: list[np.ndarray],
+    written: list[set[tuple[int, int]]],
+) -> None:
+    """Compares one rank's results: values within tolerance, unwritten slots to the bit."""
+    tolerance = 1e-5 if shape.dtype == "float32" else 0.02
+    got = np.asarray(actual.hidden).astype(np.float64)
+    assert actual.hidden.dtype == jnp.dtype(shape.dtype)
+    assert got.shape == hidden.shape
+    assert np.isfinite(got).all()
+    np.testing.assert_array_less(np.abs(got - hidden).max(), tolerance * np.abs(hidden).max())
+    for layer in range(shape.L):
+        for name, want, results, axis in (
+            ("K_caches", K, actual.K_caches, 3),
+            ("V_caches", V, actual.V_caches, 2),
+        ):
+            after, before = np.asarray(results[layer]), np.asarray(given[name][layer])
+            assert (after.shape, after.dtype) == (before.shape, before.dtype)
+            limit = tolerance * max(1.0, np.abs(want[layer]).max())
+            error = np.abs(after.astype(np.float64) - want[layer]).max()
+            np.testing.assert_array_less(error, limit)
+            for b in range(shape.B):
+                rest = [t for t in range(shape.S_max) if (b, t) not in written[layer]]
+                unwritten = np.take(after[b], rest, axis - 1)
+                assert unwritten.tobytes() == np.take(before[b], rest, axis - 1).tobytes()

@@ -1,0 +1,182 @@
+"""Token generation in float64 NumPy, written from the operation's definition with plain loops.
+
+Nothing here shares code or formulation with the package: one query at a time, keys gathered into
+a list, softmax over that list.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+UNWRITTEN = 2**32 - 1
+
+
+def wide(array: Any) -> np.ndarray:
+    """Any array as float64."""
+    return np.asarray(array).astype(np.float32).astype(np.float64)
+
+
+@dataclasses.dataclass
+class Rank:
+    """One rank's weights, caches and masks (of its own heads); lists have an entry per layer."""
+
+    W_qkvs: list[Any]
+    W_outs: list[Any]
+    W_gates: list[Any]
+    W_ups: list[Any]
+    W_downs: list[Any]
+    K_caches: list[Any]
+    V_caches: list[Any]
+    mask_cache: Any
+    mask_active: Any
+    W_gate_scales: list[Any] | None = None
+    W_up_scales: list[Any] | None = None
+    W_down_scales: list[Any] | None = None
+
+
+def _normalise(x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
+    return x / np.sqrt(np.square(x).mean() + eps) * gamma[0]
+
+
+def _rotate(head: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    half = len(head) // 2
+    out = np.empty_like(head)
+    for i in range(half):
+        out[i] = head[i] * cos[i] - head[half + i] * sin[i]
+        out[half + i] = head[half + i] * cos[i] + head[i] * sin[i]
+    return out
+
+
+def _product(x: np.ndarray, weight: Any, scale: Any, clamp: float) -> np.ndarray:
+    if scale is None:
+        return x @ wide(weight)
+    if clamp > 0:
+        x = np.minimum(np.maximum(x, -clamp), clamp)
+    return (x @ wide(weight)) * wide(scale)[0]
+
+
+def _scale(scales: list[Any] | None, layer: int) -> Any:
+    return None if scales is None else scales[layer]
+
+
+def _slot(position_ids: np.ndarray, b: int, j: int, capacity: int) -> int | None:
+    """The slot that new token j of sequence b is written to, or None."""
+    per_token = position_ids.shape[1] > 1
+    given = int(position_ids[b, j if per_token else 0])
+    if given < 0 or given == UNWRITTEN:
+        return None
+    slot = given if per_token else given + j
+    return slot if slot < capacity else None
+
+
+def _attend(
+    query: np.ndarray, keys: list[np.ndarray], values: list[np.ndarray], d: int
+) -> np.ndarray:
+    if not keys:
+        return np.zeros(d)
+    scores = np.array([query @ key for key in keys]) / np.sqrt(d)
+    weights = np.exp(scores - scores.max())
+    weights = weights / weights.sum()
+    return sum(weight * value for weight, value in zip(weights, values, strict=True))
+
+
+def _attention(
+    rank: Rank, layer: int, n: np.ndarray, common: dict[str, Any]
+) -> tuple[np.ndarray, list[tuple[int, int, np.ndarray, np.ndarray]]]:
+    """This rank's attention output [B, S, H], and the (b, slot, key, value) to write."""
+    K, V = wide(rank.K_caches[layer]), wide(rank.V_caches[layer])
+    batch, kv_heads, d, capacity = K.shape
+    mask_cache, mask_active = np.asarray(rank.mask_cache), rank.mask_active
+    context, _, heads, new = mask_cache.shape
+    unified = mask_active is None
+    active = mask_cache[context - new :] if unified else np.asarray(mask_active)
+    slots = context - new if unified else context
+    qkv = n @ wide(rank.W_qkvs[layer])
+    cos, sin = wide(common["RoPE_cos"]), wide(common["RoPE_sin"])
+    W_out = wide(rank.W_outs[layer])
+    attended = np.zeros((batch, new, heads * d))
+    writes = []
+    for b in range(batch):
+        split = qkv[b].reshape(new, heads + 2 * kv_heads, d)
+        keys = np.array(
+            [
+                [_rotate(split[j, heads + g], cos[:, b, j], sin[:, b, j]) for g in range(kv_heads)]
+                for j in range(new)
+            ]
+        )
+        values = split[:, heads + kv_heads :]
+        for s in range(new):
+            for h in range(heads):
+                group = h // (heads // kv_heads)
+                query = _rotate(split[s, h], cos[:, b, s], sin[:, b, s])
+                chosen = [t for t in range(slots) if mask_cache[t, b, h, s]]
+                fresh = [j for j in range(new) if active[j, b, h, s]]
+                attended[b, s, h * d : (h + 1) * d] = _attend(
+                    query,
+                    [K[b, group, :, t] for t in chosen] + [keys[j, group] for j in fresh],
+                    [V[b, group, t] for t in chosen] + [values[j, group] for j in fresh],
+                    d,
+                )
+        if common["position_ids"] is not None:
+            for j in range(new):
+                slot = _slot(np.asarray(common["position_ids"]), b, j, capacity)
+                if slot is not None:
+                    writes.append((b, slot, keys[j], values[j]))
+    return attended @ W_out, writes
+
+
+def _mlp(rank: Rank, layer: int, m: np.ndarray, clamp: float) -> np.ndarray:
+    gate = _product(m, rank.W_gates[layer], _scale(rank.W_gate_scales, layer), clamp)
+    up = _product(m, rank.W_ups[layer], _scale(rank.W_up_scales, layer), clamp)
+    hidden = gate / (1 + np.exp(-gate)) * up
+    return _product(hidden, rank.W_downs[layer], _scale(rank.W_down_scales, layer), clamp)
+
+
+def transformer_tkg(
+    X: Any,
+    ranks: list[Rank],
+    gammas_qkv: list[Any],
+    gammas_mlp: list[Any],
+    num_layers: int,
+    eps: float = 1e-6,
+    clamp_bound: float = 0.0,
+    **common: Any,
+) -> tuple[np.ndarray, list[list[np.ndarray]], list[list[np.ndarray]], list[set[tuple[int, int]]]]:
+    """All layers on one replica group of ranks.
+
+    Args:
+      X: [B, S, H].
+      ranks: what differs from rank to rank; their partial sums are added.
+      gammas_qkv: [1, H] per layer.
+      gammas_mlp: [1, H] per layer.
+      num_layers: L.
+      eps: of the normalisations.
+      clamp_bound: 0.0 for none.
+      **common: RoPE_cos, RoPE_sin and position_ids.
+
+    Returns:
+      Hidden states, the updated K and V caches as [rank][layer] float64, and the (sequence, slot)
+      pairs written, per layer.
+    """
+    x = wide(X)
+    K_caches = [[wide(cache) for cache in rank.K_caches] for rank in ranks]
+    V_caches = [[wide(cache) for cache in rank.V_caches] for rank in ranks]
+    written: list[set[tuple[int, int]]] = []
+    for layer in range(num_layers):
+        n = np.apply_along_axis(_normalise, -1, x, wide(gammas_qkv[layer]), eps)
+        total, pairs = np.zeros_like(x), set()
+        for index, rank in enumerate(ranks):
+            part, writes = _attention(rank, layer, n, common)
+            total += part
+            for b, slot, key, value in writes:
+                K_caches[index][layer][b, :, :, slot] = key
+                V_caches[index][layer][b, :, slot] = value
+                pairs.add((b, slot))
+        x = x + total
+        m = np.apply_along_axis(_normalise, -1, x, wide(gammas_mlp[layer]), eps)
+        x = x + sum(_mlp(rank, layer, m, clamp_bound) for rank in ranks)
+        written.append(pairs)
+    return x, K_caches, V_caches, written

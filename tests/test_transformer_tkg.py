@@ -1,0 +1,255 @@
+"""The public function against the float64 oracle."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from typing import Any
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+import jax_tkg
+from tests import cases
+
+HEADS = ((1, 1), (4, 1), (8, 2), (9, 3), (32, 8))
+SHAPES_PER_HEADS = {"float32": 18, "bfloat16": 6, "float16": 2}
+VALUES_PER_SHAPE = 4
+"""Random inputs run per drawn shape: compiling costs far more than running."""
+
+
+@functools.lru_cache(maxsize=4)
+def _compiled(**options: Any) -> Any:
+    return jax.jit(functools.partial(jax_tkg.transformer_tkg, **options))
+
+
+def _run(shape: cases.Shape, seed: int, stacked: bool = False) -> None:
+    rng = np.random.default_rng(seed)
+    weights = cases.random_weights(shape, rng)
+    # One compilation serves all values, so the dtype of the positions is fixed per shape.
+    kind = np.uint32 if seed % 2 else np.int32
+    for _ in range(VALUES_PER_SHAPE):
+        inputs = cases.random_inputs(shape, rng)
+        if inputs["position_ids"] is not None:
+            inputs["position_ids"] = inputs["position_ids"].astype(kind)
+        arguments = {**weights, **inputs}
+        if stacked:
+            arguments = cases.stack(arguments)
+        actual = _compiled(**cases.options(shape))(**arguments)
+        hidden, K, V, written = cases.expected(shape, [weights], [inputs])
+        cases.check(actual, shape, inputs, hidden, K[0], V[0], written)
+
+
+@st.composite
+def quantizations(draw: st.DrawFn, L: int) -> tuple[tuple[str | None, ...], ...]:
+    kinds = st.sampled_from((None, *cases.FLOAT8))
+    every = st.tuples(kinds, kinds, kinds)
+    alike = kinds.map(lambda kind: (kind, kind, kind))
+    form = draw(st.sampled_from(("none", "same layers", "some layers", "some matrices")))
+    if form == "none":
+        return ()
+    if form == "same layers":
+        return (draw(every),) * L
+    return tuple(draw(alike if form == "some layers" else every) for _ in range(L))
+
+
+@st.composite
+def shapes(draw: st.DrawFn, q: int, k: int, dtype: str) -> cases.Shape:
+    S = draw(st.integers(1, 8))
+    S_ctx = draw(st.integers(S, 40))
+    L = draw(st.integers(1, 3))
+    return cases.Shape(
+        # The oracle walks through every query of every head.
+        B=draw(st.integers(1, 8 if q < 32 else 3)),
+        S=S,
+        q=q,
+        k=k,
+        d=draw(st.sampled_from((64, 128))),
+        H=128 * draw(st.integers(1, 4)),
+        I=128 * draw(st.integers(1, 3)),
+        L=L,
+        S_ctx=S_ctx,
+        S_max=S_ctx + draw(st.integers(1, 24)),
+        dtype=dtype,
+        unified=draw(st.booleans()),
+        positions=draw(st.sampled_from(("first", "each", "first", "each", "none"))),
+        quantized=draw(quantizations(L)),
+        clamp_bound=draw(st.sampled_from((0.0, 0.5))),
+        scale_rows=draw(st.sampled_from((1, 128))),
+    )
+
+
+class OracleTest(parameterized.TestCase):
+    """5 head counts x (18 + 6 + 2) drawn shapes x 4 draws of values: 520 cases."""
+
+    @pytest.mark.slow
+    @parameterized.named_parameters(
+        (f"{dtype}_q{q}_k{k}", q, k, dtype) for dtype in SHAPES_PER_HEADS for q, k in HEADS
+    )
+    def test_drawn_shapes(self, q: int, k: int, dtype: str) -> None:
+        # Without a seed of its own every combination would draw the same shapes.
+        @hypothesis.seed(zlib.crc32(f"{dtype} {q} {k}".encode()))
+        @hypothesis.settings(max_examples=SHAPES_PER_HEADS[dtype])
+        @hypothesis.given(data=st.data())
+        def run(data: st.DataObject) -> None:
+            shape = data.draw(shapes(q, k, dtype))
+            stackable = len(set(shape.quantized)) <= 1
+            stacked = stackable and data.draw(st.booleans())
+            _run(shape, data.draw(st.integers(0, 1 << 30)), stacked)
+
+        run()
+
+    @parameterized.named_parameters((name, shape) for name, shape in cases.SHAPES.items())
+    def test_named_shape(self, shape: cases.Shape) -> None:
+        _run(shape, 0)
+
+
+class FormsTest(parameterized.TestCase):
+    """Containers, ranks and ways to call do not change the result."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.shape = cases.Shape(L=2, quantized=(("float8_e4m3",) * 3,) * 2)
+        rng = np.random.default_rng(0)
+        self.weights = cases.random_weights(self.shape, rng)
+        self.inputs = cases.random_inputs(self.shape, rng)
+        self.options = cases.options(self.shape)
+        self.want = jax_tkg.transformer_tkg(**self.weights, **self.inputs, **self.options)
+
+    def _assert_same(self, got: Any, K: Any = None, V: Any = None) -> None:
+        np.testing.assert_allclose(got.hidden, self.want.hidden, rtol=1e-6, atol=1e-6)
+        for layer in range(2):
+            K_got = (got.K_caches if K is None else K)[layer]
+            V_got = (got.V_caches if V is None else V)[layer]
+            np.testing.assert_allclose(K_got, self.want.K_caches[layer], rtol=1e-6, atol=1e-6)
+            np.testing.assert_allclose(V_got, self.want.V_caches[layer], rtol=1e-6, atol=1e-6)
+
+    def test_eager_agrees_with_the_oracle(self) -> None:
+        hidden, K, V, written = cases.expected(self.shape, [self.weights], [self.inputs])
+        cases.check(self.want, self.shape, self.inputs, hidden, K[0], V[0], written)
+
+    @parameterized.parameters("jit", "disable_jit", "reference")
+    def test_ways_to_call(self, way: str) -> None:
+        arguments = {**self.weights, **self.inputs}
+        call = functools.partial(jax_tkg.transformer_tkg, **self.options)
+        if way == "jit":
+            self._assert_same(jax.jit(call)(**arguments))
+        elif way == "disable_jit":
+            with jax.disable_jit():
+                self._assert_same(call(**arguments))
+        else:
+            self._assert_same(jax_tkg.reference.transformer_tkg(**arguments, **self.options))
+
+    def test_implementation_reference(self) -> None:
+        self._assert_same(
+            jax_tkg.transformer_tkg(
+                **self.weights, **self.inputs, **self.options, implementation="reference"
+            )
+        )
+
+    def test_lists_and_tuples_come_back_as_they_went(self) -> None:
+        tuples = {name: tuple(self.inputs[name]) for name in ("K_caches", "V_caches")}
+        got = jax_tkg.transformer_tkg(**self.weights, **{**self.inputs, **tuples}, **self.options)
+        self.assertIsInstance(self.want.K_caches, list)
+        self.assertIsInstance(got.K_caches, tuple)
+        self.assertIsInstance(got.V_caches, tuple)
+        self._assert_same(got)
+
+    def test_stacked(self) -> None:
+        arguments = cases.stack({**self.weights, **self.inputs})
+        got = jax_tkg.transformer_tkg(**arguments, **self.options)
+        self.assertEqual(got.K_caches.shape, arguments["K_caches"].shape)
+        self._assert_same(got)
+
+    @parameterized.parameters(("K_caches", "V_caches"), ("W_qkvs", "W_downs", "W_down_scales"))
+    def test_some_stacked(self, *names: str) -> None:
+        arguments = {**self.weights, **self.inputs}
+        for name in names:
+            arguments[name] = np.stack(arguments[name])
+        self._assert_same(jax_tkg.transformer_tkg(**arguments, **self.options))
+
+    @parameterized.parameters(False, True)
+    def test_layers_beyond_num_layers_stay(self, stacked: bool) -> None:
+        longer = {
+            name: [*value, value[0]] if isinstance(value, list) else value
+            for name, value in {**self.weights, **self.inputs}.items()
+        }
+        if stacked:
+            longer = cases.stack(longer)
+        got = jax_tkg.transformer_tkg(**longer, **self.options)
+        self.assertLen(got.K_caches, 3)
+        np.testing.assert_array_equal(got.K_caches[2], longer["K_caches"][2])
+        np.testing.assert_array_equal(got.V_caches[2], longer["V_caches"][2])
+        self._assert_same(got)
+
+    @parameterized.parameters(False, True)
+    def test_caches_without_their_head_axis(self, stacked: bool) -> None:
+        shape = dataclasses.replace(self.shape, k=1)
+        rng = np.random.default_rng(3)
+        weights, inputs = cases.random_weights(shape, rng), cases.random_inputs(shape, rng)
+        want = jax_tkg.transformer_tkg(**weights, **inputs, **self.options)
+        flat = {name: [c[:, 0] for c in inputs[name]] for name in ("K_caches", "V_caches")}
+        if stacked:
+            flat = {name: np.stack(value) for name, value in flat.items()}
+        got = jax_tkg.transformer_tkg(**weights, **{**inputs, **flat}, **self.options)
+        np.testing.assert_array_equal(got.hidden, want.hidden)
+        for layer in range(2):
+            np.testing.assert_array_equal(got.K_caches[layer], want.K_caches[layer][:, 0])
+            np.testing.assert_array_equal(got.V_caches[layer], want.V_caches[layer][:, 0])
+
+    def test_masks_of_numbers(self) -> None:
+        for dtype in (np.int32, np.uint8, np.float32, jnp.bfloat16):
+            masks = {n: self.inputs[n].astype(dtype) * 3 for n in ("mask_cache", "mask_active")}
+            self._assert_same(
+                jax_tkg.transformer_tkg(**self.weights, **{**self.inputs, **masks}, **self.options)
+            )
+
+    @parameterized.parameters("int8", "uint8", "int16", "uint16", "int32", "uint32")
+    def test_dtypes_of_positions(self, dtype: str) -> None:
+        shape = dataclasses.replace(self.shape, S_max=300)
+        rng = np.random.default_rng(4)
+        weights, inputs = cases.random_weights(shape, rng), cases.random_inputs(shape, rng)
+        inputs["position_ids"] = np.array([[3], [120]], dtype)
+        got = jax_tkg.transformer_tkg(**weights, **inputs, **self.options)
+        hidden, K, V, written = cases.expected(shape, [weights], [inputs])
+        cases.check(got, shape, inputs, hidden, K[0], V[0], written)
+
+    @parameterized.product(stacked=(False, True), dtype=("int32", "int64", "uint64"))
+    def test_64_bit_mode(self, stacked: bool, dtype: str) -> None:
+        jax.config.update("jax_enable_x64", True)
+        self.addCleanup(jax.config.update, "jax_enable_x64", False)
+        inputs = {**self.inputs, "position_ids": np.array([[3], [2**32 - 1]]).astype(dtype)}
+        arguments = {**self.weights, **inputs}
+        got = jax_tkg.transformer_tkg(
+            **(cases.stack(arguments) if stacked else arguments), **self.options
+        )
+        hidden, K, V, written = cases.expected(self.shape, [self.weights], [inputs])
+        cases.check(got, self.shape, inputs, hidden, K[0], V[0], written)
+
+    def test_sbuf_residual_changes_nothing_here(self) -> None:
+        self._assert_same(
+            jax_tkg.transformer_tkg(
+                **self.weights, **self.inputs, **self.options, sbuf_residual_and_cc=True
+            )
+        )
+
+    def test_the_later_of_two_tokens_in_one_slot_stays(self) -> None:
+        shape = dataclasses.replace(self.shape, S=3, positions="each")
+        rng = np.random.default_rng(5)
+        weights, inputs = cases.random_weights(shape, rng), cases.random_inputs(shape, rng)
+        inputs["mask_cache"][:] = True
+        last = shape.S_max - 1
+        inputs["position_ids"] = np.array([[4, 4, 4], [last, last, shape.S_max]], np.int32)
+        got = jax_tkg.transformer_tkg(**weights, **inputs, **self.options)
+        hidden, K, V, written = cases.expected(shape, [weights], [inputs])
+        cases.check(got, shape, inputs, hidden, K[0], V[0], written)
+
+
+if __name__ == "__main__":
+    absltest.main()
