@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import jinja2
 import jinja2.sandbox
 
-from jax_tkg.models.errors import ModelError
+from jax_tkg.models.errors import ModelError, one_line
 
 
 def _raise_exception(message: str) -> NoReturn:
@@ -71,4 +71,4 @@ class ChatTemplate:
             raise self._error(error) from error
 
     def _error(self, error: Exception) -> ModelError:
-        return ModelError(f"{self._origin}: chat template: {' '.join(str(error).split())}")
+        return ModelError(f"{self._origin}: chat template: {one_line(error)}")

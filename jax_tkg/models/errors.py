@@ -3,3 +3,8 @@
 
 class ModelError(ValueError):
     """A checkpoint cannot be used; the message is one line that names the file and the reason."""
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message with every run of white space, line ends among them, as one space."""
+    return " ".join(str(error).split())

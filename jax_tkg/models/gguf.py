@@ -14,7 +14,7 @@ import numpy as np
 
 from jax_tkg.models import llama
 from jax_tkg.models.config import LlamaConfig
-from jax_tkg.models.errors import ModelError
+from jax_tkg.models.errors import ModelError, one_line
 
 _REQUIRED = object()
 
@@ -66,7 +66,7 @@ class GgufFile:
             raise ModelError(f"{self.path}: {error}") from None
         # gguf reads arrays straight off the file, so a damaged header may do anything to it.
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            reason = f"{type(error).__name__}: {one_line(error)}"
             raise ModelError(f"{self.path}: not a readable GGUF file ({reason})") from error
         self._tensors = {tensor.name: tensor for tensor in self._reader.tensors}
         parts = self.field("split.count", 1)
@@ -92,7 +92,9 @@ class GgufFile:
         try:
             value = found.contents()
         except (ValueError, IndexError) as error:
-            raise ModelError(f"{self.path}: metadata field {name} is damaged: {error}") from error
+            raise ModelError(
+                f"{self.path}: metadata field {name} is damaged: {one_line(error)}"
+            ) from error
         if kind is float and type(value) is int:
             return float(value)
         if kind is not None and type(value) is not kind:

@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from jax_tkg.models.chat import ChatTemplate
-from jax_tkg.models.errors import ModelError
+from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.gguf import GgufFile
 from jax_tkg.models.tokenizer import Tokenizer
 
@@ -106,7 +106,7 @@ def _backend(file: GgufFile, name: str, tokens: list[str]) -> tokenizers.Tokeniz
         )
     # The package raises plain Exception where a merge names no token of the vocabulary.
     except Exception as error:
-        raise ModelError(f"{file.path}: tokenizer.ggml.merges: {error}") from error
+        raise ModelError(f"{file.path}: tokenizer.ggml.merges: {one_line(error)}") from error
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizer
     backend.decoder = decoders.ByteLevel()

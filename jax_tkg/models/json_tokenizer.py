@@ -9,7 +9,7 @@ import tokenizers
 from tokenizers import decoders
 
 from jax_tkg.models.chat import ChatTemplate
-from jax_tkg.models.errors import ModelError
+from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.safetensors import read_json
 from jax_tkg.models.tokenizer import Tokenizer
 
@@ -28,7 +28,7 @@ def read_tokenizer(folder: pathlib.Path) -> Tokenizer:
         backend = tokenizers.Tokenizer.from_file(str(path))
     # The package raises plain Exception for whatever is wrong with the file.
     except Exception as error:
-        raise ModelError(f"{path}: not a readable tokenizer: {error}") from error
+        raise ModelError(f"{path}: not a readable tokenizer: {one_line(error)}") from error
     if not isinstance(backend.decoder, decoders.ByteLevel):
         raise ModelError(
             f"{path}: decoder: expected ByteLevel (byte-level BPE), got "

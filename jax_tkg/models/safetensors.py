@@ -19,7 +19,7 @@ import safetensors
 
 from jax_tkg.models import llama
 from jax_tkg.models.config import LlamaConfig
-from jax_tkg.models.errors import ModelError
+from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.rope import Llama3Scaling
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -37,7 +37,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     except OSError as error:
         raise ModelError(f"{path}: {error.strerror}") from error
     except ValueError as error:
-        raise ModelError(f"{path}: not a readable JSON file: {error}") from error
+        raise ModelError(f"{path}: not a readable JSON file: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise ModelError(f"{path}: expected a JSON object, got {type(content).__name__}")
     return content
@@ -126,8 +126,9 @@ class _Tensors:
             try:
                 file = stack.enter_context(safetensors.safe_open(path, framework="np"))
             except (OSError, safetensors.SafetensorError) as error:
-                reason = " ".join(str(error).split())
-                raise ModelError(f"{path}: not a readable safetensors file: {reason}") from error
+                raise ModelError(
+                    f"{path}: not a readable safetensors file: {one_line(error)}"
+                ) from error
             self._where.update((name, (path, file)) for name in file.keys())  # noqa: SIM118
         self._folder = folder
 

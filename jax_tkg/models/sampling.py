@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,10 @@ class Sampling:
         """Checks the ranges.
 
         Raises:
-          ValueError: temperature is negative, or top_p is not in (0, 1].
+          ValueError: temperature is negative or not finite, or top_p is not in (0, 1].
         """
-        if not self.temperature >= 0:
-            raise ValueError(f"temperature: expected a number >= 0, got {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature: expected a finite number >= 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected 0 < top_p <= 1, got {self.top_p}")
 

@@ -1,0 +1,153 @@
+"""Tokenizers from GGUF files, judged by the `tokenizers` package's own decoder and by Unicode."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import tempfile
+from typing import Any
+
+import hypothesis
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from jax_tkg.models import gguf, gguf_tokenizer
+from jax_tkg.models.errors import ModelError
+from jax_tkg.models.tokenizer import Tokenizer
+from tests.models import files, tiny
+
+IDS = st.lists(st.integers(0, len(tiny.VOCABULARY) - 1), max_size=40)
+
+
+def _id(token: str) -> int:
+    return tiny.VOCABULARY.index(token)
+
+
+@functools.cache
+def _tokenizer(**metadata: Any) -> Tokenizer:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.gguf"
+        tiny.write_tiny(path, **metadata)
+        return gguf_tokenizer.read_tokenizer(gguf.GgufFile(path))
+
+
+class EncodeTest(parameterized.TestCase):
+    def test_merges_apply(self) -> None:
+        self.assertEqual(
+            _tokenizer().encode("the and in"),
+            [_id("t"), _id("he"), _id("Ġ"), _id("and"), _id("Ġ"), _id("in")],
+        )
+        self.assertEqual(_tokenizer().encode(" the"), [_id("Ġthe")])
+
+    @parameterized.parameters(("gpt-2", ["12"]), ("smollm", ["1", "2"]), ("llama-bpe", ["12"]))
+    def test_pre_tokenizer_splits_digits(self, name: str, pieces: list[str]) -> None:
+        tokenizer = _tokenizer(tokenizer__ggml__pre=name)
+        self.assertEqual(tokenizer.encode("12"), [_id(piece) for piece in pieces])
+
+    @parameterized.parameters(("gpt-2", ["Ġ", "Ċ"]), ("llama-bpe", ["Ġ", "Ċ"]))
+    def test_bytes(self, name: str, pieces: list[str]) -> None:
+        tokenizer = _tokenizer(tokenizer__ggml__pre=name)
+        self.assertEqual(tokenizer.encode(" \n"), [_id(piece) for piece in pieces])
+
+    def test_special_tokens_are_whole(self) -> None:
+        self.assertEqual(
+            _tokenizer().encode(f"{tiny.USER}a{tiny.WHOLE}"),
+            [_id(tiny.USER), _id("a"), _id(tiny.WHOLE)],
+        )
+
+    @parameterized.named_parameters(
+        ("said", {"tokenizer__ggml__add_bos_token": True}, True),
+        ("denied", {"tokenizer__ggml__add_bos_token": False}, False),
+        ("silent", {}, False),
+        ("silent_llama3", {"tokenizer__ggml__pre": "llama-bpe"}, True),
+    )
+    def test_begin_token(self, metadata: dict[str, Any], added: bool) -> None:
+        begin = _id(tiny.USER)
+        tokenizer = _tokenizer(tokenizer__ggml__bos_token_id=begin, **metadata)
+        self.assertEqual(tokenizer.encode("a"), [begin] * added + [_id("a")])
+        # A template that writes it out gets it once.
+        self.assertEqual(tokenizer.encode(f"{tiny.USER}a"), [begin, _id("a")])
+
+    @hypothesis.settings(max_examples=200, deadline=None)
+    @hypothesis.given(st.text())
+    def test_round_trip(self, text: str) -> None:
+        hypothesis.assume("<" not in text)
+        tokenizer = _tokenizer()
+        self.assertEqual(tokenizer.decode(tokenizer.encode(text)), text)
+
+
+class DecodeTest(parameterized.TestCase):
+    @hypothesis.settings(max_examples=300, deadline=None)
+    @hypothesis.given(IDS)
+    def test_equals_the_package(self, ids: list[int]) -> None:
+        tokenizer = _tokenizer()
+        expected = tokenizer._backend.decode(ids, skip_special_tokens=True)
+        self.assertEqual(tokenizer.decode(ids), expected)
+
+    @hypothesis.settings(max_examples=300, deadline=None)
+    @hypothesis.given(IDS)
+    def test_stream_says_the_same(self, ids: list[int]) -> None:
+        tokenizer = _tokenizer()
+        stream = tokenizer.stream()
+        pieces = [stream.step(index) for index in ids]
+        self.assertEqual("".join(pieces) + stream.finish(), tokenizer.decode(ids))
+
+    @hypothesis.settings(max_examples=200, deadline=None)
+    @hypothesis.given(st.text(st.characters(min_codepoint=128, exclude_categories=["Cs"])))
+    def test_stream_never_splits_a_character(self, text: str) -> None:
+        tokenizer = _tokenizer()
+        stream = tokenizer.stream()
+        said = ""
+        for index in tokenizer.encode(text):
+            said += stream.step(index)
+            self.assertStartsWith(text, said)
+        self.assertEqual(said + stream.finish(), text)
+
+    def test_unfinished_character(self) -> None:
+        stream = _tokenizer().stream()
+        first, second, _ = _tokenizer().encode("€")
+        self.assertEqual(stream.step(first) + stream.step(second), "")
+        self.assertEqual(stream.finish(), "\ufffd")
+
+    def test_unknown_id(self) -> None:
+        with self.assertRaisesRegex(ValueError, "expected ids of the vocabulary, got 100000"):
+            _tokenizer().decode([100000])
+
+
+class MetadataTest(parameterized.TestCase):
+    def test_stop_tokens(self) -> None:
+        self.assertEqual(_tokenizer().stop_tokens, (_id(tiny.END),))
+        both = _tokenizer(tokenizer__ggml__eot_token_id=_id(tiny.USER))
+        self.assertEqual(both.stop_tokens, (_id(tiny.END), _id(tiny.USER)))
+
+    def test_chat_template(self) -> None:
+        template = _tokenizer().chat_template
+        assert template is not None
+        messages = [{"role": "user", "content": "Hello"}]
+        self.assertEqual(template.prompt(messages), "<|user|>Hello<|assistant|>")
+        self.assertIsNone(_tokenizer(tokenizer__chat_template=None).chat_template)
+
+    @parameterized.named_parameters(
+        ("pre", {"pre": "qwen2"}, "tokenizer.ggml.pre: expected one of gpt-2, smollm, llama-bpe"),
+        ("no_pre", {"pre": None}, "field tokenizer.ggml.pre is missing"),
+        ("model", {"model": "llama"}, "expected 'gpt2' .byte-level BPE., got 'llama'"),
+        ("no_tokens", {"tokens": None}, "field tokenizer.ggml.tokens is missing"),
+        ("no_merges", {"merges": None}, "field tokenizer.ggml.merges is missing"),
+        ("merges", {"merges": ["foo bar"]}, "tokenizer.ggml.merges: .*Token `foo` out of voc"),
+        ("half_a_merge", {"merges": ["foo"]}, "tokenizer.ggml.merges: "),
+        ("types", {"token_type": [1, 2]}, "token_type: expected 267 entries, .*, got 2"),
+        ("no_end", {"eos_token_id": None}, "field tokenizer.ggml.eos_token_id is missing"),
+        ("end", {"eos_token_id": 5000}, "eos_token_id: expected 0..266, got 5000"),
+        ("kind", {"eos_token_id": "<|end|>"}, "eos_token_id: expected int, got str"),
+    )
+    def test_errors(self, changes: dict[str, Any], message: str) -> None:
+        path = files.folder(self) / "model.gguf"
+        tiny.write_tiny(path, **{f"tokenizer__ggml__{k}": v for k, v in changes.items()})
+        with self.assertRaisesRegex(ModelError, message) as caught:
+            gguf_tokenizer.read_tokenizer(gguf.GgufFile(path))
+        self.assertStartsWith(str(caught.exception), f"{path}: ")
+        self.assertLen(str(caught.exception).splitlines(), 1)
+
+
+if __name__ == "__main__":
+    absltest.main()
