@@ -1,17 +1,11 @@
-"""Several CPU devices for the tests that need a mesh."""
+"""Meshes of the CPU devices that `tests/conftest.py` makes."""
 
 from __future__ import annotations
-
-import os
 
 import jax
 import numpy as np
 
 from jax_tkg.models.forward import TENSOR_AXIS
-
-# Test modules are imported before the first test runs, so before JAX makes its devices.
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    jax.config.update("jax_num_cpu_devices", 8)
 
 
 def mesh(ranks: int) -> jax.sharding.Mesh | None:

@@ -1,0 +1,229 @@
+"""Decode loops of a tiny model, judged by an independent llama that has no cache."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import tempfile
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jax_tkg.models import gguf
+from jax_tkg.models.decode import (
+    NO_TOKEN,
+    SMALLEST_CONTEXT,
+    STEPS_PER_SCAN,
+    Decoder,
+    context_bucket,
+)
+from jax_tkg.models.llama import LlamaModel
+from jax_tkg.models.sampling import Sampling
+from tests.models import devices, numpy_llama, tiny
+
+SHAPE = tiny.Tiny(context_length=400)
+RNG = np.random.default_rng(11)
+
+
+def _prompt(length: int) -> list[int]:
+    return RNG.integers(0, len(tiny.VOCABULARY), length).tolist()
+
+
+PROMPTS = {length: _prompt(length) for length in (1, 7, 8, 9, 23, 124, 130)}
+
+
+@functools.cache
+def _model(ranks: int = 1, dtype: str = "float32") -> LlamaModel:
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.gguf"
+        tiny.write_tiny(path, SHAPE)
+        return gguf.load(gguf.GgufFile(path), dtype, ranks)
+
+
+@functools.cache
+def _decoder(ranks: int = 1) -> Decoder:
+    return Decoder(_model(ranks), 200, devices.mesh(ranks))
+
+
+@functools.cache
+def _expected(length: int, count: int) -> list[int]:
+    """Greedy tokens after the prompt of that length, every one from the whole text anew."""
+    tokens = list(PROMPTS[length])
+    for _ in range(count):
+        logits = numpy_llama.logits(SHAPE, SHAPE.tensors(), tokens)[-1]
+        second, first = np.sort(logits)[-2:]
+        # A near tie would make the test depend on rounding.
+        assert first - second > 1e-3
+        tokens.append(int(logits.argmax()))
+    return tokens[length:]
+
+
+def _streamed(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) -> np.ndarray:
+    return np.stack(list(decoder.stream(decoder.start(prompts), count)), axis=1)
+
+
+class GreedyTest(parameterized.TestCase):
+    @parameterized.parameters(1, 7, 8, 9, 23, 124, 130)
+    def test_one_prompt(self, length: int) -> None:
+        tokens = _streamed(_decoder(), [PROMPTS[length]], 8)
+        self.assertEqual(tokens.tolist(), [_expected(length, 8)])
+
+    @parameterized.parameters(1, 2)
+    def test_prompts_of_different_lengths(self, ranks: int) -> None:
+        lengths = (23, 1, 9, 8, 130)
+        tokens = _streamed(_decoder(ranks), [PROMPTS[length] for length in lengths], 8)
+        self.assertEqual(tokens.tolist(), [_expected(length, 8) for length in lengths])
+
+    @parameterized.parameters(1, 2)
+    def test_on_device_loop(self, ranks: int) -> None:
+        prompts = [PROMPTS[124], PROMPTS[9]]
+        decoder = _decoder(ranks)
+        tokens = decoder.generate(decoder.start(prompts), STEPS_PER_SCAN + 5)
+        self.assertEqual(tokens[:, :8].tolist(), [_expected(124, 8), _expected(9, 8)])
+        # The answer of the first prompt outgrows its first context bucket on the way.
+        self.assertEqual(tokens.tolist(), _streamed(decoder, prompts, STEPS_PER_SCAN + 5).tolist())
+
+    @parameterized.parameters(1, 2, STEPS_PER_SCAN + 1, STEPS_PER_SCAN + 2)
+    def test_as_many_tokens_as_wanted(self, count: int) -> None:
+        decoder = _decoder()
+        tokens = decoder.generate(decoder.start([PROMPTS[9]]), count)
+        self.assertEqual(tokens.shape, (1, count))
+        self.assertEqual(_streamed(decoder, [PROMPTS[9]], count).shape, (1, count))
+
+
+class StopTest(absltest.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        # Sequence 0 stops at its third token; where the others say it, they stop too.
+        self.prompts = [PROMPTS[23], PROMPTS[9], PROMPTS[1]]
+        free = _streamed(_decoder(), self.prompts, 12)
+        self.stop = int(free[0, 2])
+        self.expected = free.copy()
+        for row in self.expected:
+            ends = np.flatnonzero(row == self.stop)
+            if ends.size:
+                row[ends[0] + 1 :] = NO_TOKEN
+        self.decoder = Decoder(_model(), 200, stop_tokens=[self.stop])
+
+    def test_each_sequence_ends_alone(self) -> None:
+        self.assertEqual(self.expected[0, 3], NO_TOKEN)
+        self.assertNotEqual(self.expected[1, 3], NO_TOKEN)
+        streamed = _streamed(self.decoder, self.prompts, 12)
+        self.assertEqual(streamed.tolist(), self.expected[:, : streamed.shape[1]].tolist())
+        generated = self.decoder.generate(self.decoder.start(self.prompts), 12)
+        self.assertEqual(generated.tolist(), streamed.tolist())
+
+    def test_all_end(self) -> None:
+        streamed = _streamed(self.decoder, self.prompts[:1], 12)
+        self.assertEqual(streamed.tolist(), self.expected[:1, :3].tolist())
+        generated = self.decoder.generate(self.decoder.start(self.prompts[:1]), 12)
+        self.assertEqual(generated.tolist(), streamed.tolist())
+
+    def test_first_token_ends(self) -> None:
+        first = int(_expected(9, 1)[0])
+        decoder = Decoder(_model(), 200, stop_tokens=[first])
+        self.assertEqual(_streamed(decoder, [PROMPTS[9]], 12).tolist(), [[first]])
+        self.assertEqual(decoder.generate(decoder.start([PROMPTS[9]]), 12).tolist(), [[first]])
+
+
+class CapacityTest(absltest.TestCase):
+    def test_answers_end_with_the_capacity(self) -> None:
+        decoder = Decoder(_model(), 28)
+        prompts = [PROMPTS[23], PROMPTS[8]]
+        streamed = _streamed(decoder, prompts, 100)
+        self.assertEqual(streamed.tolist(), [_expected(23, 5), _expected(8, 5)])
+        generated = decoder.generate(decoder.start(prompts), 100)
+        self.assertEqual(generated.tolist(), streamed.tolist())
+
+    def test_context_buckets(self) -> None:
+        self.assertEqual(
+            [context_bucket(n, 1000) for n in (0, 1, 128, 129, 256, 257, 513, 1000)],
+            [128, 128, 128, 256, 256, 512, 1000, 1000],
+        )
+
+    def test_few_compilations(self) -> None:
+        decoder = Decoder(_model(), 384)
+        for length in (1, 9, 23):
+            _streamed(decoder, [PROMPTS[length]], 20)
+        # Prefill, first token and step; one batch and one context bucket.
+        self.assertEqual(decoder.compile_count, 3)
+        _streamed(decoder, [PROMPTS[130]], 384)
+        # The step for S_ctx of 256 and 384; the prefill's last chunk attends the first 128 tokens.
+        self.assertEqual(decoder.compile_count, 5)
+        self.assertGreater(decoder.compile_seconds, 0)
+
+
+class StateTest(absltest.TestCase):
+    def test_caches_are_donated(self) -> None:
+        decoder = _decoder()
+        before = decoder.start([PROMPTS[9]])
+        pointer = before.K_caches[1].unsafe_buffer_pointer()
+        after = decoder.step(before, SMALLEST_CONTEXT)
+        self.assertTrue(before.K_caches[1].is_deleted())
+        self.assertEqual(after.K_caches[1].unsafe_buffer_pointer(), pointer)
+
+    def test_padding_is_not_written(self) -> None:
+        state = _decoder().start([PROMPTS[9], PROMPTS[1]])
+        for cache, axis in ((state.K_caches[0], 3), (state.V_caches[0], 2)):
+            for sequence, length in enumerate((9, 1)):
+                written = np.abs(np.asarray(cache[sequence])).sum(
+                    axis=tuple(a for a in range(3) if a != axis - 1)
+                )
+                self.assertEqual((written > 0).tolist(), [t < length for t in range(200)])
+
+    def test_progress(self) -> None:
+        seen: list[tuple[int, int]] = []
+        _decoder().start(
+            [PROMPTS[9], PROMPTS[23]], progress=lambda done, total: seen.append((done, total))
+        )
+        self.assertEqual(seen, [(8, 23), (16, 23), (23, 23)])
+
+
+class SampledTest(absltest.TestCase):
+    def test_keys_decide(self) -> None:
+        decoder = Decoder(_model(), 200, sampling=Sampling(3.0, 0.95))
+        prompts = [PROMPTS[9], PROMPTS[9]]
+
+        def draw(seed: int) -> list[list[int]]:
+            state = decoder.start(prompts, jax.random.key(seed))
+            return np.stack(list(decoder.stream(state, 12)), axis=1).tolist()
+
+        self.assertEqual(draw(1), draw(1))
+        self.assertNotEqual(draw(1), draw(2))
+        self.assertNotEqual(*draw(1))
+        generated = decoder.generate(decoder.start(prompts, jax.random.key(1)), 12)
+        self.assertEqual(generated.tolist(), draw(1))
+
+
+class ErrorsTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("none", [], "prompts: expected at least one, got none"),
+        ("empty", [[1], []], r"prompts\[1\]: expected 1..199 tokens .*, got 0"),
+        ("long", [[1] * 200], r"prompts\[0\]: expected 1..199 tokens .*, got 200"),
+        ("vocabulary", [[1, 267]], r"prompts\[0\]: expected token ids 0..266, got 267"),
+        ("negative", [[-1]], "expected token ids 0..266, got -1"),
+    )
+    def test_prompts(self, prompts: list[list[int]], message: str) -> None:
+        with self.assertRaisesRegex(ValueError, message):
+            _decoder().start(prompts)
+
+    @parameterized.parameters(0, 401)
+    def test_capacity(self, capacity: int) -> None:
+        with self.assertRaisesRegex(ValueError, f"expected 1..400 tokens .*, got {capacity}"):
+            Decoder(_model(), capacity)
+
+    @parameterized.parameters((1, 2), (2, 1), (2, 4))
+    def test_mesh(self, packed: int, ranks: int) -> None:
+        with self.assertRaisesRegex(ValueError, f"mesh: expected one axis 'tp' of {packed} dev"):
+            Decoder(_model(packed), 100, devices.mesh(ranks))
+
+    def test_mesh_with_another_axis(self) -> None:
+        mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:2]), ("model",))
+        with self.assertRaisesRegex(ValueError, r"mesh: expected .*, got \{'model': 2\}"):
+            Decoder(_model(2), 100, mesh)
+
+
+if __name__ == "__main__":
+    absltest.main()
