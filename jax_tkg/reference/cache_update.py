@@ -8,6 +8,7 @@ attention then reads the updated cache without the replaced slots, plus the disp
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -86,15 +87,37 @@ def update_caches(
     Returns:
       The updated caches, every other bit as it was, and the displaced columns.
     """
-    K_cache, displaced_key = _exchange(K_cache, layer, slots, key, slot_axis=4)
-    V_cache, displaced_value = _exchange(V_cache, layer, slots, value, slot_axis=3)
+    K_cache, displaced_key = _exchange(K_cache, layer, slots, key, 4)
+    V_cache, displaced_value = _exchange(V_cache, layer, slots, value, 3)
     return CacheUpdate(K_cache, V_cache, displaced_key, displaced_value)
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
 def _exchange(
     cache: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The cache with `new` [B, S, k, d] written, and the columns it replaced.
+    """The cache with `new` [B, S, k, d] written, and the columns it replaced."""
+    bits, displaced = _exchange_bits(_bits(cache), layer, slots, _bits(new), slot_axis)
+    return _values(bits, cache.dtype), _values(displaced, cache.dtype)
+
+
+@_exchange.defjvp
+def _exchange_tangents(
+    slot_axis: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, Any]:
+    """Tangents move as the values do; bits have none."""
+    cache, layer, slots, new = primals
+    cache_tangent, _, _, new_tangent = tangents
+    return (
+        _exchange(cache, layer, slots, new, slot_axis),
+        _exchange_bits(cache_tangent, layer, slots, new_tangent, slot_axis),
+    )
+
+
+def _exchange_bits(
+    cache: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int
+) -> tuple[jax.Array, jax.Array]:
+    """The exchange itself, on numbers of any dtype.
 
     Two loops, the second of which writes what the first has read or what is new. Only so does XLA
     see that the old columns are read before the cache changes: a read that can be fused into a
@@ -102,7 +125,6 @@ def _exchange(
     """
     batch, tokens, k, d = new.shape
     column_shape = (1, 1, k, d, 1) if slot_axis == 4 else (1, 1, k, 1, d)
-    bits = _bits(cache)
 
     def place(index: jax.Array) -> tuple[jax.Array, ...]:
         sequence, token = index // tokens, index % tokens
@@ -111,22 +133,21 @@ def _exchange(
         return _indices(*at)
 
     def read(index: jax.Array, displaced: jax.Array) -> jax.Array:
-        old = jax.lax.dynamic_slice(bits, place(index), column_shape)
+        old = jax.lax.dynamic_slice(cache, place(index), column_shape)
         at = _indices(index // tokens, index % tokens, 0, 0)
         return jax.lax.dynamic_update_slice(displaced, old.reshape(1, 1, k, d), at)
 
-    displaced = jax.lax.fori_loop(0, batch * tokens, read, _bits(new))
-    columns = jnp.concatenate([_bits(new), displaced], axis=1)
+    displaced = jax.lax.fori_loop(0, batch * tokens, read, new)
+    columns = jnp.concatenate([new, displaced], axis=1)
     source = _sources(slots, cache.shape[slot_axis])
 
-    def write(index: jax.Array, bits: jax.Array) -> jax.Array:
+    def write(index: jax.Array, updated: jax.Array) -> jax.Array:
         sequence, token = index // tokens, index % tokens
         at = _indices(sequence, source[sequence, token], 0, 0)
         column = jax.lax.dynamic_slice(columns, at, (1, 1, k, d))
-        return jax.lax.dynamic_update_slice(bits, column.reshape(column_shape), place(index))
+        return jax.lax.dynamic_update_slice(updated, column.reshape(column_shape), place(index))
 
-    bits = jax.lax.fori_loop(0, batch * tokens, write, bits)
-    return _values(bits, cache.dtype), _values(displaced, cache.dtype)
+    return jax.lax.fori_loop(0, batch * tokens, write, cache), displaced
 
 
 def _indices(*starts: Any) -> tuple[jax.Array, ...]:
