@@ -116,8 +116,8 @@ class TransformersTest(parameterized.TestCase):
     @hypothesis.settings(max_examples=400)
     @hypothesis.given(st.text() | st.from_regex(r"( |\n|[a-z]{1,9}|[0-9]{1,6}|[^a-z]|'s){0,30}"))
     def test_tokenizer(self, text: str) -> None:
-        # SmolLM2 takes digits out before it splits at spaces, so "  1" is "  " and "1"; transformers
-        # reads the file as if spaces came first.
+        # SmolLM2 takes digits out before it splits at spaces, so "  1" is "  " and "1";
+        # transformers reads the file as if spaces came first.
         hypothesis.assume(not _has_number_after_spaces(text))
         ids = _checkpoint().tokenizer.encode(text)
         self.assertEqual(ids, _transformers_tokenizer().encode(text, add_special_tokens=False))

@@ -1,0 +1,82 @@
+"""Cases of several ranks, each with weights, caches and masks of its own, joined for a mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+import jax_tkg
+import jax_tkg.sharding
+from jax_tkg.arguments import PER_LAYER
+from tests import cases
+
+Ranks = list[list[dict[str, Any]]]
+"""[data-parallel group][tensor-parallel rank] -> the arguments of one rank."""
+
+REPLICATED = ("X", "RoPE_cos", "RoPE_sin", "position_ids")
+"""What every rank of one tensor-parallel group holds alike."""
+
+
+def random_ranks(shape: cases.Shape, groups: int, ranks: int, seed: int) -> Ranks:
+    """Arguments per rank; weights differ over tensor-parallel ranks and not over groups."""
+    rng = np.random.default_rng(seed)
+    weights = [cases.random_weights(shape, rng) for _ in range(ranks)]
+    for other in weights[1:]:
+        for name in ("W_gamma_qkvs", "W_gamma_mlps"):
+            other[name] = weights[0][name]
+        # The output columns of W_down are whole on every rank, and so are their scales.
+        if "W_down_scales" in other:
+            other["W_down_scales"] = weights[0]["W_down_scales"]
+    rows = []
+    for _ in range(groups):
+        inputs = [cases.random_inputs(shape, rng) for _ in range(ranks)]
+        for other in inputs[1:]:
+            other.update({name: inputs[0][name] for name in REPLICATED})
+        rows.append([{**weights[rank], **inputs[rank]} for rank in range(ranks)])
+    return rows
+
+
+def join(
+    ranks: Ranks, specs: jax_tkg.sharding.TransformerTkgSpecs, tensor_axis: Any, data_axis: Any
+) -> dict[str, Any]:
+    """The whole model's arguments: every rank's arrays side by side along the sharded axes."""
+
+    def one(spec: Any, arrays: list[list[Any]]) -> Any:
+        if arrays[0][0] is None:
+            return None
+        over_ranks = [
+            np.concatenate(row, axis=list(spec).index(tensor_axis)) if tensor_axis in spec
+            else row[0]
+            for row in arrays
+        ]  # fmt: skip
+        if data_axis is None or data_axis not in spec:
+            return over_ranks[0]
+        return np.concatenate(over_ranks, axis=list(spec).index(data_axis))
+
+    whole: dict[str, Any] = {}
+    for name, value in ranks[0][0].items():
+        spec = getattr(specs, name)
+        if name in PER_LAYER:
+            whole[name] = [
+                one(spec, [[rank[name][layer] for rank in row] for row in ranks])
+                for layer in range(len(value))
+            ]
+        else:
+            whole[name] = one(spec, [[rank[name] for rank in row] for row in ranks])
+    return whole
+
+
+def check(actual: Any, shape: cases.Shape, ranks: Ranks) -> None:
+    """Compares the joined results with the oracle's answer for every group."""
+    for group, row in enumerate(ranks):
+        hidden, K, V, written = cases.expected(shape, row, row)
+        sequences = slice(group * shape.B, (group + 1) * shape.B)
+        for rank, arguments in enumerate(row):
+            heads = slice(rank * shape.k, (rank + 1) * shape.k)
+            mine = jax_tkg.TransformerTkgOutput(
+                hidden=actual.hidden[sequences],
+                K_caches=[cache[sequences, heads] for cache in actual.K_caches],
+                V_caches=[cache[sequences, heads] for cache in actual.V_caches],
+            )
+            cases.check(mine, shape, arguments, hidden, K[rank], V[rank], written)
