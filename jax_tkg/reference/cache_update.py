@@ -110,14 +110,31 @@ def _exchange_tangents(
     cache_tangent, _, _, new_tangent = tangents
     return (
         _exchange(cache, layer, slots, new, slot_axis),
-        _exchange_bits(cache_tangent, layer, slots, new_tangent, slot_axis),
+        _exchange_linear(cache_tangent, layer, slots, new_tangent, slot_axis),
     )
+
+
+def _exchange_linear(
+    cache: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int
+) -> tuple[jax.Array, jax.Array]:
+    """The exchange as sums of products, which every JAX can transpose; not in place."""
+    capacity = cache.shape[slot_axis]
+    columns = jnp.moveaxis(cache[layer], slot_axis - 1, 1)
+    clamped = jnp.minimum(slots, capacity - 1)
+    displaced = jnp.take_along_axis(columns, clamped[:, :, None, None], axis=1)
+    later_in_same_slot = jnp.triu(slots[:, :, None] == slots[:, None, :], 1).any(axis=-1)
+    writes = (slots[:, :, None] == jnp.arange(capacity)) & ~later_in_same_slot[:, :, None]
+    written = jnp.einsum(
+        "bsp,bskd->bpkd", writes.astype(new.dtype), new, precision=jax.lax.Precision.HIGHEST
+    )
+    columns = jnp.where(writes.any(axis=1)[:, :, None, None], written, columns)
+    return cache.at[layer].set(jnp.moveaxis(columns, 1, slot_axis - 1)), displaced
 
 
 def _exchange_bits(
     cache: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The exchange itself, on numbers of any dtype.
+    """The exchange itself, in place, on numbers of any dtype.
 
     Two loops, the second of which writes what the first has read or what is new. Only so does XLA
     see that the old columns are read before the cache changes: a read that can be fused into a
