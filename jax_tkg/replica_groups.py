@@ -7,6 +7,7 @@ Ranks number the devices of the mesh in row-major order, as XLA does for the pro
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -79,12 +80,14 @@ def check_axis_name(axis_name: Any) -> tuple[str, ...]:
     """
     if axis_name is None:
         return ()
-    names = (axis_name,) if isinstance(axis_name, str) else tuple(axis_name)
+    several = isinstance(axis_name, Sequence) and not isinstance(axis_name, str)
+    names = tuple(axis_name) if several else (axis_name,)
     for name in names:
         if not isinstance(name, str):
             raise TypeError(
                 f"axis_name: expected a string or a sequence of strings, got {axis_name!r}"
             )
+    for name in names:
         if not is_bound(name):
             bound = [axis for axis in current_mesh().axis_names if is_bound(axis)]
             raise ValueError(
@@ -98,7 +101,7 @@ def check_axis_name(axis_name: Any) -> tuple[str, ...]:
 
 def _as_groups(replica_groups: Any) -> Groups:
     try:
-        rows = [[int(rank) for rank in group] for group in replica_groups]
+        rows = [[operator.index(rank) for rank in group] for group in replica_groups]
     except TypeError:
         raise TypeError(
             f"replica_groups: expected a list of lists of ranks, got {replica_groups!r}"

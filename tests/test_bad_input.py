@@ -1,0 +1,409 @@
+"""Bad input: the exception's type, and a message with argument, expectation and actual value.
+
+Sizes of the good call: B 2, S 2, H 128, I 256, q 4, k 2, d 64, S_ctx 20, S_max 24, two layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import jax_tkg
+from tests import cases
+
+SHAPE = cases.Shape(B=2, S=2, q=4, k=2, d=64, H=128, I=256, L=2, S_ctx=20, S_max=24)
+Change = Callable[[dict[str, Any]], None]
+
+
+def good(shape: cases.Shape = SHAPE) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    arguments = {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
+    return {**arguments, **cases.options(shape)}
+
+
+def put(name: str, value: Any) -> Change:
+    """Puts `value` in the argument's place."""
+    return lambda arguments: arguments.update({name: value})
+
+
+def put_layer(name: str, value: Any, layer: int = 1) -> Change:
+    def change(arguments: dict[str, Any]) -> None:
+        arguments[name] = list(arguments[name])
+        arguments[name][layer] = value
+
+    return change
+
+
+def of(name: str, change: Callable[[Any], Any]) -> Change:
+    """Replaces the argument by a function of it."""
+    return lambda arguments: arguments.update({name: change(arguments[name])})
+
+
+def zeros(*shape: int, dtype: Any = np.float32) -> np.ndarray:
+    return np.zeros(shape, dtype)
+
+
+def both(*changes: Change) -> Change:
+    def change(arguments: dict[str, Any]) -> None:
+        for one in changes:
+            one(arguments)
+
+    return change
+
+
+FLOAT8 = np.dtype(jnp.float8_e4m3)
+
+SHAPES: dict[str, tuple[Change, list[str]]] = {
+    # name: (change, what the message holds: argument, expected, actual)
+    "X_rank": (put("X", zeros(2, 128)), ["X:", "[B, S, H]", "3 dimensions", "[2, 128]"]),
+    "no_sequences": (put("X", zeros(0, 2, 128)), ["X:", "B >= 1", "B = 0"]),
+    "too_many_tokens": (put("X", zeros(2, 9, 128)), ["X:", "1 <= S <= 8", "S = 9"]),
+    "no_tokens": (put("X", zeros(2, 0, 128)), ["X:", "1 <= S <= 8", "S = 0"]),
+    "H_not_of_128": (
+        put("X", zeros(2, 2, 192)),
+        ["X:", "multiple of 128", "H = 192", "192 % 128 = 64"],
+    ),
+    "I_not_of_128": (
+        put("W_gates", [zeros(128, 100)] * 2),
+        ["W_gates:", "multiple of 128", "I = 100", "100 % 128 = 100"],
+    ),
+    "W_gates_rank": (put_layer("W_gates", zeros(128), 0), ["W_gates[0]", "[H, I]", "[128]"]),
+    "odd_d": (
+        put("K_caches", [zeros(2, 2, 63, 24)] * 2),
+        ["K_caches:", "even", "2..128", "d = 63"],
+    ),
+    "large_d": (
+        put("K_caches", [zeros(2, 2, 256, 24)] * 2),
+        ["K_caches:", "2..128", "d = 256"],
+    ),
+    "q_not_of_k": (
+        put("mask_cache", zeros(20, 2, 3, 2)),
+        ["mask_cache:", "q in [S_ctx, B, q, S]", "multiple of k = 2", "q = 3"],
+    ),
+    "no_query_heads": (put("mask_cache", zeros(20, 2, 0, 2)), ["mask_cache:", "k = 2", "q = 0"]),
+    "S_ctx_over_S_max": (
+        put("mask_cache", zeros(25, 2, 4, 2)),
+        ["mask_cache:", "S_ctx <= S_max = 24", "S_ctx = 25"],
+    ),
+    "unified_mask_too_short": (
+        both(put("mask_cache", zeros(1, 2, 4, 2)), put("mask_active", None)),
+        ["mask_cache:", "S_ctx >= S = 2", "S_ctx = 1"],
+    ),
+    "mask_cache_rank": (put("mask_cache", zeros(20, 2, 4)), ["mask_cache:", "4", "[20, 2, 4]"]),
+    "mask_cache_batch": (
+        put("mask_cache", zeros(20, 3, 4, 2)),
+        ["mask_cache:", "[20, 2, 4, 2]", "[20, 3, 4, 2]"],
+    ),
+    "mask_active": (
+        put("mask_active", zeros(2, 2, 4, 3)),
+        ["mask_active:", "[S, B, q, S]", "[2, 2, 4, 2]", "[2, 2, 4, 3]"],
+    ),
+    "W_qkvs": (
+        put_layer("W_qkvs", zeros(128, 500)),
+        ["W_qkvs[1]:", "[H, (q + 2k)*d] = [128, (4 + 2*2)*64]", "[128, 512]", "[128, 500]"],
+    ),
+    "W_outs": (
+        put_layer("W_outs", zeros(128, 256), 0),
+        ["W_outs[0]:", "[q*d, H] = [4*64, 128]", "[256, 128]", "[128, 256]"],
+    ),
+    "W_gates": (put_layer("W_gates", zeros(128, 384)), ["W_gates[1]", "[128, 256]", "[128, 384]"]),
+    "W_ups": (put_layer("W_ups", zeros(256, 128)), ["W_ups[1]", "[128, 256]", "[256, 128]"]),
+    "W_downs": (put_layer("W_downs", zeros(128, 256)), ["W_downs[1]", "[256, 128]", "[128, 256]"]),
+    "W_gamma_qkvs": (
+        put_layer("W_gamma_qkvs", zeros(128)),
+        ["W_gamma_qkvs[1]", "[1, H] = [1, 128]", "[128]"],
+    ),
+    "W_gamma_mlps": (
+        put_layer("W_gamma_mlps", zeros(1, 64)),
+        ["W_gamma_mlps[1]", "[1, 128]", "[1, 64]"],
+    ),
+    "K_caches": (
+        put_layer("K_caches", zeros(2, 2, 64, 23)),
+        ["K_caches[1]", "[B, k, d, S_max] = [2, 2, 64, 24]", "[2, 2, 64, 23]"],
+    ),
+    "K_caches_rank": (put_layer("K_caches", zeros(2, 24), 0), ["K_caches[0]", "4 or 3", "[2, 24]"]),
+    "V_caches": (
+        put_layer("V_caches", zeros(2, 2, 64, 24), 0),
+        ["V_caches[0]", "[B, k, S_max, d] = [2, 2, 24, 64]", "[2, 2, 64, 24]"],
+    ),
+    "RoPE_cos": (put("RoPE_cos", zeros(64, 2, 2)), ["RoPE_cos:", "[32, 2, 2]", "[64, 2, 2]"]),
+    "RoPE_sin": (put("RoPE_sin", zeros(32, 2, 1)), ["RoPE_sin:", "[32, 2, 2]", "[32, 2, 1]"]),
+    "position_ids": (
+        put("position_ids", zeros(2, dtype=np.int32)),
+        ["position_ids:", "[B, 1] or [B, S]", "[2, 1] or [2, 2]", "got [2]"],
+    ),
+    "W_gate_scales": (
+        both(
+            put("W_gates", [zeros(128, 256, dtype=FLOAT8)] * 2),
+            put("W_gate_scales", [zeros(128, 128)] * 2),
+        ),
+        ["W_gate_scales[0]", "[128, 256] or [1, 256]", "[128, 128]"],
+    ),
+    "W_down_scales": (
+        both(
+            put("W_downs", [zeros(256, 128, dtype=FLOAT8)] * 2),
+            put("W_down_scales", [zeros(1, 128), zeros(128)]),
+        ),
+        ["W_down_scales[1]", "[128, H] or [1, H]", "[128, 128] or [1, 128]", "got [128]"],
+    ),
+    "stacked_layer": (
+        put("W_outs", zeros(2, 128, 256)),
+        ["W_outs (one layer)", "[256, 128]", "[128, 256]"],
+    ),
+}
+
+VALUES: dict[str, tuple[Change, list[str]]] = {
+    "too_few_layers": (
+        of("W_ups", lambda layers: layers[:1]),
+        ["W_ups:", "num_layers = 2", "got 1"],
+    ),
+    "too_few_stacked_layers": (
+        of("W_ups", lambda layers: np.stack(layers[:1])),
+        ["W_ups:", "num_layers = 2", "got 1"],
+    ),
+    "too_few_scales": (put("W_up_scales", [None]), ["W_up_scales:", "num_layers = 2", "got 1"]),
+    "empty_list": (put("V_caches", []), ["V_caches:", "num_layers = 2", "got 0"]),
+    "one_cache_stacked": (
+        of("V_caches", np.stack),
+        ["V_caches:", "K_caches", "a sequence of arrays", "one stacked array"],
+    ),
+    "no_layers": (put("num_layers", 0), ["num_layers:", "at least 1", "got 0"]),
+    "negative_eps": (put("eps", -1e-6), ["eps:", ">= 0", "-1e-06"]),
+    "eps_not_finite": (put("eps", float("nan")), ["eps:", "finite", "nan"]),
+    "negative_clamp": (put("clamp_bound", -1.0), ["clamp_bound:", ">= 0", "-1.0"]),
+    "clamp_not_finite": (put("clamp_bound", float("inf")), ["clamp_bound:", "finite", "inf"]),
+    "lnc": (put("lnc", 3), ["lnc:", "1, 2 or None", "got 3"]),
+    "implementation": (
+        put("implementation", "cuda"),
+        ["implementation:", "'auto'", "'reference'", "got 'cuda'"],
+    ),
+    "scale_without_float8_weight": (
+        put("W_up_scales", [None, zeros(1, 256)]),
+        ["W_up_scales[1]:", "expected None", "W_ups[1] has dtype float32", "[1, 256]"],
+    ),
+    "float8_weight_without_scales": (
+        put("W_gates", [zeros(128, 256, dtype=FLOAT8)] * 2),
+        ["W_gate_scales", "a scale for W_gates[0]", "float8_e4m3", "None"],
+    ),
+    "float8_layer_without_scale": (
+        both(
+            put("W_downs", [zeros(256, 128, dtype=FLOAT8)] * 2),
+            put("W_down_scales", [zeros(1, 128), None]),
+        ),
+        ["W_down_scales[1]", "a scale for W_downs[1]", "float8_e4m3", "None"],
+    ),
+    "unknown_axis": (put("axis_name", "tp"), ["axis_name:", "jax.shard_map", "none", "'tp'"]),
+    "group_outside_of_a_mesh": (
+        put("replica_groups", [[0, 1]]),
+        ["replica_groups:", "0..0", "1 device", "unknown [1]"],
+    ),
+}
+
+TYPES: dict[str, tuple[Change, list[str]]] = {
+    "X_dtype": (
+        of("X", lambda X: X.astype(np.int32)),
+        ["X:", "bfloat16, float16, float32", "int32"],
+    ),
+    "X_none": (put("X", None), ["X:", "array", "None"]),
+    "X_list": (of("X", lambda X: X.tolist()), ["X:", "array", "list"]),
+    "W_qkvs_dtype": (
+        put_layer("W_qkvs", zeros(128, 512, dtype=np.float16)),
+        ["W_qkvs[1]:", "float32", "float16"],
+    ),
+    "W_outs_float8": (
+        put("W_outs", [zeros(256, 128, dtype=FLOAT8)] * 2),
+        ["W_outs[0]:", "float32", "float8_e4m3"],
+    ),
+    "W_gates_dtype": (
+        put("W_gates", [zeros(128, 256, dtype=np.int8)] * 2),
+        ["W_gates[0]:", "float32 or float8_e4m3 or float8_e4m3fn or float8_e5m2", "int8"],
+    ),
+    "K_caches_dtype": (
+        put("K_caches", [zeros(2, 2, 64, 24, dtype=np.float16)] * 2),
+        ["K_caches[0]:", "float32", "float16"],
+    ),
+    "RoPE_cos_dtype": (
+        put("RoPE_cos", zeros(32, 2, 2, dtype=np.int32)),
+        ["RoPE_cos:", "float32", "int32"],
+    ),
+    "W_gamma_dtype": (
+        put("W_gamma_mlps", [zeros(1, 128, dtype=np.int32)] * 2),
+        ["W_gamma_mlps[0]:", "bfloat16 or float16 or float32", "int32"],
+    ),
+    "position_ids_dtype": (
+        put("position_ids", zeros(2, 1)),
+        ["position_ids:", "integer", "float32"],
+    ),
+    "scale_dtype": (
+        both(
+            put("W_gates", [zeros(128, 256, dtype=FLOAT8)] * 2),
+            put("W_gate_scales", [zeros(1, 256, dtype=np.float16)] * 2),
+        ),
+        ["W_gate_scales[0]:", "float32", "float16"],
+    ),
+    "missing_weights": (put("W_downs", None), ["W_downs:", "sequence of arrays", "None"]),
+    "missing_layer": (put_layer("W_downs", None), ["W_downs[1]:", "array", "None"]),
+    "layer_no_array": (put_layer("W_ups", [1.0]), ["W_ups[1]:", "array", "list"]),
+    "no_sequence": (put("W_ups", 3.0), ["W_ups:", "sequence of arrays", "float"]),
+    "missing_masks": (put("mask_cache", None), ["mask_cache:", "array", "None"]),
+    "num_layers": (put("num_layers", 2.0), ["num_layers:", "integer", "2.0"]),
+    "num_layers_bool": (put("num_layers", True), ["num_layers:", "integer", "True"]),
+    "eps": (put("eps", "1e-6"), ["eps:", "Python number", "'1e-6'"]),
+    "eps_array": (put("eps", np.ones(2)), ["eps:", "Python number", "array"]),
+    "clamp_bound": (put("clamp_bound", None), ["clamp_bound:", "Python number", "None"]),
+    "axis_name": (put("axis_name", 3), ["axis_name:", "string", "3"]),
+    "axis_name_entry": (put("axis_name", ("tp", 3)), ["axis_name:", "string", "3"]),
+    "replica_groups": (
+        put("replica_groups", [0, 1]),
+        ["replica_groups:", "list of lists of ranks", "[0, 1]"],
+    ),
+    "replica_groups_entry": (
+        put("replica_groups", [[0.5]]),
+        ["replica_groups:", "list of lists of ranks", "[[0.5]]"],
+    ),
+}
+
+
+def _named(rows: dict[str, tuple[Change, list[str]]]) -> list[tuple[Any, ...]]:
+    return [(name, *row) for name, row in rows.items()]
+
+
+class BadInputTest(parameterized.TestCase):
+    def _assert_message(
+        self, error: type[Exception], change: Change, parts: list[str], jit: bool = False
+    ) -> None:
+        arguments = good()
+        change(arguments)
+        arrays = {
+            name: value
+            for name, value in arguments.items()
+            if name not in ("num_layers", "eps", "clamp_bound", "lnc", "implementation")
+            and name not in ("axis_name", "replica_groups")
+        }
+        static = {name: value for name, value in arguments.items() if name not in arrays}
+        with self.assertRaises(error) as caught:
+            if jit:
+                jax.jit(lambda given: jax_tkg.transformer_tkg(**given, **static))(arrays)
+            else:
+                jax_tkg.transformer_tkg(**arguments)
+        for part in parts:
+            self.assertIn(part, str(caught.exception))
+
+    def test_the_good_call_is_good(self) -> None:
+        self.assertTrue(np.isfinite(jax_tkg.transformer_tkg(**good()).hidden).all())
+
+    @parameterized.named_parameters(*_named(SHAPES))
+    def test_shape(self, change: Change, parts: list[str]) -> None:
+        self._assert_message(ValueError, change, parts)
+
+    @parameterized.named_parameters(*_named(SHAPES))
+    def test_shape_while_tracing(self, change: Change, parts: list[str]) -> None:
+        self._assert_message(ValueError, change, parts, jit=True)
+
+    @parameterized.named_parameters(*_named(VALUES))
+    def test_value(self, change: Change, parts: list[str]) -> None:
+        self._assert_message(ValueError, change, parts)
+
+    @parameterized.named_parameters(*_named(TYPES))
+    def test_type(self, change: Change, parts: list[str]) -> None:
+        self._assert_message(TypeError, change, parts)
+
+    @parameterized.parameters("X", "W_qkvs", "K_caches", "mask_cache", "position_ids", "num_layers")
+    def test_missing(self, name: str) -> None:
+        arguments = good()
+        del arguments[name]
+        with self.assertRaisesRegex(TypeError, name):
+            jax_tkg.transformer_tkg(**arguments)
+
+    def test_unknown(self) -> None:
+        with self.assertRaisesRegex(TypeError, "W_qkv"):
+            jax_tkg.transformer_tkg(**good(), W_qkv=None)
+
+    def test_traced_options(self) -> None:
+        arguments = good()
+        eps = arguments.pop("eps")
+        with self.assertRaisesRegex(TypeError, "eps: expected a Python number"):
+            jax.jit(lambda eps: jax_tkg.transformer_tkg(**arguments, eps=eps))(eps)
+
+    def test_caches_disagree_about_their_head_axis(self) -> None:
+        shape = dataclasses.replace(SHAPE, k=1)
+        arguments = good(shape)
+        arguments["V_caches"] = [cache[:, 0] for cache in arguments["V_caches"]]
+        with self.assertRaises(ValueError) as caught:
+            jax_tkg.transformer_tkg(**arguments)
+        for part in ("V_caches[0]", "[2, 1, 24, 64]", "[2, 24, 64]"):
+            self.assertIn(part, str(caught.exception))
+
+
+GROUPS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "unknown_axis": (
+        {"axis_name": "tensor"},
+        ["axis_name:", "['dp', 'tp']", "'tensor'"],
+    ),
+    "axis_twice": ({"axis_name": ("tp", "tp")}, ["axis_name:", "once", "('tp', 'tp')"]),
+    "overlap": (
+        {"replica_groups": [[0, 1], [1, 2, 3]]},
+        ["replica_groups:", "one group only", "[[0, 1], [1, 2, 3]]", "[1] overlap"],
+    ),
+    "missing_ranks": (
+        {"replica_groups": [[0, 1]]},
+        ["replica_groups:", "0..3", "4 devices", "missing [2, 3]"],
+    ),
+    "unknown_ranks": (
+        {"replica_groups": [[0, 1], [2, 4]]},
+        ["replica_groups:", "0..3", "missing [3]", "unknown [4]"],
+    ),
+    "unequal_sizes": (
+        {"replica_groups": [[0], [1, 2, 3]]},
+        ["replica_groups:", "equal size", "[1, 3]"],
+    ),
+    "groups_against_axis": (
+        {"axis_name": "tp", "replica_groups": [[0, 2], [1, 3]]},
+        ["replica_groups:", "axis_name=('tp',)", "[[0, 1], [2, 3]]", "[[0, 2], [1, 3]]"],
+    ),
+}
+
+
+class BadGroupsTest(parameterized.TestCase):
+    @parameterized.named_parameters(*_named(GROUPS))
+    def test_groups(self, options: dict[str, Any], parts: list[str]) -> None:
+        arguments = good()
+        devices = np.asarray(jax.devices("cpu")[:4]).reshape(2, 2)
+        mesh = jax.sharding.Mesh(devices, ("dp", "tp"))
+        everywhere = jax.sharding.PartitionSpec()
+
+        def step(X: Any) -> Any:
+            given = {**arguments, "X": X, **options}
+            return jax_tkg.transformer_tkg(**given).hidden
+
+        run = jax.shard_map(step, mesh=mesh, in_specs=everywhere, out_specs=everywhere)
+        with self.assertRaises(ValueError) as caught:
+            jax.jit(run)(arguments["X"])
+        for part in parts:
+            self.assertIn(part, str(caught.exception))
+
+    def test_automatic_axis(self) -> None:
+        """An axis of the mesh that the shard_map leaves to the compiler cannot be reduced over."""
+        devices = np.asarray(jax.devices("cpu")[:4]).reshape(2, 2)
+        mesh = jax.sharding.Mesh(devices, ("dp", "tp"))
+        everywhere = jax.sharding.PartitionSpec()
+        arguments = good()
+
+        def step(X: Any) -> Any:
+            return jax_tkg.transformer_tkg(**{**arguments, "X": X}, axis_name="tp").hidden
+
+        run = jax.shard_map(
+            step, mesh=mesh, in_specs=everywhere, out_specs=everywhere, axis_names={"dp"}
+        )
+        with self.assertRaisesRegex(ValueError, r"axis_name: .*\['dp'\].*'tp'"):
+            jax.jit(run)(arguments["X"])
+
+
+if __name__ == "__main__":
+    absltest.main()
