@@ -1,0 +1,59 @@
+"""Masks, entry by entry."""
+
+from __future__ import annotations
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jax_tkg import masks
+
+
+class MasksTest(parameterized.TestCase):
+    @parameterized.parameters(([0, 3, 7], 5, 2, 1), ([2], 2, 1, 4), ([9, 1], 8, 3, 2))
+    def test_cache_mask(self, lengths: list[int], S_ctx: int, q: int, S: int) -> None:
+        mask = masks.cache_mask(jnp.asarray(lengths), S_ctx, q, S)
+        self.assertEqual(mask.shape, (S_ctx, len(lengths), q, S))
+        for slot, b, h, s in itertools.product(*map(range, mask.shape)):
+            self.assertEqual(bool(mask[slot, b, h, s]), slot < lengths[b])
+
+    @parameterized.parameters(1, 2, 5)
+    def test_active_mask(self, S: int) -> None:
+        mask = masks.active_mask(S, 2, 3)
+        self.assertEqual(mask.shape, (S, 2, 3, S))
+        for key, b, h, query in itertools.product(*map(range, mask.shape)):
+            self.assertEqual(bool(mask[key, b, h, query]), key <= query)
+
+    def test_active_mask_with_padding(self) -> None:
+        lengths = [0, 2, 4]
+        mask = masks.active_mask(4, 3, 1, jnp.asarray(lengths))
+        for key, b, h, query in itertools.product(*map(range, mask.shape)):
+            expected = key <= query < lengths[b]
+            self.assertEqual(bool(mask[key, b, h, query]), expected)
+
+    @parameterized.parameters((6, 2), (3, 3))
+    def test_unified_mask(self, S_ctx: int, S: int) -> None:
+        lengths = [0, 2, 9]
+        mask = masks.unified_mask(jnp.asarray(lengths), S_ctx, 2, S)
+        self.assertEqual(mask.shape, (S_ctx, 3, 2, S))
+        for row, b, h, query in itertools.product(*map(range, mask.shape)):
+            new = row - (S_ctx - S)
+            expected = new <= query if new >= 0 else row < lengths[b]
+            self.assertEqual(bool(mask[row, b, h, query]), expected)
+
+    def test_unified_mask_too_short(self) -> None:
+        with self.assertRaisesRegex(ValueError, "S_ctx: expected at least S_tkg = 3, got 2"):
+            masks.unified_mask(jnp.zeros(1, jnp.int32), 2, 1, 3)
+
+    def test_dtypes(self) -> None:
+        lengths = np.array([1], np.int32)
+        for dtype in (jnp.bool_, jnp.uint8, jnp.float32):
+            self.assertEqual(masks.cache_mask(lengths, 4, 1, 2, dtype).dtype, dtype)
+            self.assertEqual(masks.active_mask(2, 1, 1, dtype=dtype).dtype, dtype)
+            self.assertEqual(masks.unified_mask(lengths, 4, 1, 2, dtype).dtype, dtype)
+
+
+if __name__ == "__main__":
+    absltest.main()
