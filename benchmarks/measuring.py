@@ -1,0 +1,87 @@
+"""Timing of several candidates in turns, so that a noisy machine is noisy for all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+
+SETTLE_SECONDS = 0.25
+"""Pause before each turn: the worker threads of OpenMP and Eigen spin on after their last task."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """Something to be timed.
+
+    Attributes:
+      name: what the table calls it.
+      run: does the work once and returns when it is done.
+    """
+
+    name: str
+    run: Callable[[], object]
+
+
+@dataclasses.dataclass(frozen=True)
+class Timing:
+    """Seconds per run of one candidate.
+
+    Attributes:
+      turns: the median of each turn.
+      shortest: the shortest run of all.
+    """
+
+    turns: tuple[float, ...]
+    shortest: float
+
+    @property
+    def median(self) -> float:
+        """Median over the turns."""
+        return statistics.median(self.turns)
+
+    def ratio_to(self, other: Timing) -> float:
+        """How many times longer than `other` this took: the median over turns taken together."""
+        pairs = zip(self.turns, other.turns, strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
+
+
+def measure_in_turns(
+    candidates: Sequence[Candidate], turns: int, runs: int, longest_turn: float = 2.0
+) -> dict[str, Timing]:
+    """Times candidates one after the other, again and again.
+
+    Args:
+      candidates: each is run once more before each of its turns, untimed.
+      turns: how many turns each candidate gets.
+      runs: runs per turn; fewer, but one at least, where they would take over `longest_turn`.
+      longest_turn: seconds.
+
+    Returns:
+      A timing per candidate, by name.
+    """
+    samples: dict[str, list[list[float]]] = {candidate.name: [] for candidate in candidates}
+    for _ in range(turns):
+        for candidate in candidates:
+            samples[candidate.name].append(_turn(candidate, runs, longest_turn))
+    return {
+        name: Timing(
+            turns=tuple(statistics.median(turn) for turn in taken),
+            shortest=min(min(turn) for turn in taken),
+        )
+        for name, taken in samples.items()
+    }
+
+
+def _turn(candidate: Candidate, runs: int, longest_turn: float) -> list[float]:
+    gc.collect()
+    time.sleep(SETTLE_SECONDS)
+    candidate.run()
+    taken: list[float] = []
+    while len(taken) < runs and (not taken or sum(taken) + taken[-1] < longest_turn):
+        started = time.perf_counter()
+        candidate.run()
+        taken.append(time.perf_counter() - started)
+    return taken
