@@ -35,8 +35,7 @@ $(VENV)/.models: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[models]"
 	touch $@
 
-# PyTorch judges the model code. Version 2.13.0 has a build for the CPU for Python 3.11 on the
-# index that some machines use; elsewhere pip takes what there is.
+# PyTorch judges the model code; BUILD.md says how to get a build of it without CUDA.
 $(VENV)/.test: $(VENV)/.models
 	$(BIN)/python -m pip install --quiet --editable ".[models,test,dev]"
 	$(BIN)/python -m pip install --quiet --editable ".[oracle]"

@@ -1,0 +1,61 @@
+"""The tests on the oldest, a middle and the newest JAX: `nox`, or `nox -s jax-0.7.0`."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import re
+import shutil
+import subprocess
+
+import nox
+
+nox.options.error_on_missing_interpreters = True
+
+FIXED = {"0.7.0": "3.11", "0.10.2": "3.11"}
+"""JAX releases and an interpreter that has wheels for each."""
+
+NEWEST = "newest"
+
+
+def interpreters() -> dict[str, str]:
+    """Version ("3.13") to path of every Python from 3.11 on that is at hand, oldest first.
+
+    Those on PATH, and those that pyenv keeps without putting them there.
+    """
+    root = pathlib.Path(os.environ.get("PYENV_ROOT", pathlib.Path.home() / ".pyenv"))
+    names = [f"python3.{minor}" for minor in range(11, 20)]
+    found: dict[str, str] = {}
+    for name in names:
+        kept = sorted(str(path) for path in root.glob(f"versions/*/bin/{name}"))
+        for path in [shutil.which(name), *kept]:
+            if path is None:
+                continue
+            # pyenv puts commands on PATH that only say which versions it has.
+            done = subprocess.run([path, "--version"], capture_output=True, text=True, check=False)
+            match = re.match(r"Python (3\.\d+)", done.stdout)
+            if done.returncode == 0 and match:
+                found.setdefault(match[1], path)
+    return found
+
+
+def _suite(session: nox.Session, requirement: str) -> None:
+    session.install(requirement, "-e", ".[models,test]")
+    session.run("python", "-c", "import jax; print('jax', jax.__version__)")
+    session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
+
+
+def _define() -> None:
+    at_hand = interpreters()
+    chosen = {release: at_hand.get(python, python) for release, python in FIXED.items()}
+    if at_hand:
+        chosen[NEWEST] = list(at_hand.values())[-1]
+    for release, python in chosen.items():
+        requirement = "jax" if release == NEWEST else f"jax=={release}"
+
+        @nox.session(name=f"jax-{release}", python=python)
+        def session(session: nox.Session, requirement: str = requirement) -> None:
+            _suite(session, requirement)
+
+
+_define()
