@@ -1,0 +1,51 @@
+"""Making ``import nki`` find the simulator where the real package is absent."""
+
+import importlib.util
+import sys
+import types
+
+from jax_tkg.simulator import collectives, isa, language, launch
+from jax_tkg.simulator.isa import constants
+from jax_tkg.simulator.objects import NKIObject
+
+
+def real_nki_present() -> bool:
+    """Whether AWS's own package can be imported."""
+    module = sys.modules.get("nki")
+    if module is not None:
+        return not getattr(module, "__simulated__", False)
+    return importlib.util.find_spec("nki") is not None
+
+
+def install() -> bool:
+    """Registers the simulator as ``nki`` unless the real package is present.
+
+    Returns:
+      Whether ``import nki`` now gives the simulator.
+    """
+    if real_nki_present():
+        return False
+    if "nki" not in sys.modules:
+        package = _package()
+        sys.modules["nki"] = package
+        sys.modules["nki.language"] = language
+        sys.modules["nki.isa"] = isa
+        sys.modules["nki.isa.constants"] = constants
+        sys.modules["nki.collectives"] = collectives
+    return True
+
+
+def _package() -> types.ModuleType:
+    package = types.ModuleType("nki", "The NKI simulator under the name of the real package.")
+    package.__path__ = []
+    package.__dict__.update(
+        __simulated__=True,
+        jit=launch.jit,
+        simulate=launch.simulate,
+        language=language,
+        isa=isa,
+        collectives=collectives,
+        NKIObject=NKIObject,
+        dtype=str,  # an older spelling, in annotations of published kernels
+    )
+    return package

@@ -1,0 +1,355 @@
+"""DMA engines: copies, gathers and scatters, transposes, and sums on the way."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_tkg.simulator import dtypes, errors
+from jax_tkg.simulator.isa import constants
+from jax_tkg.simulator.isa.operands import NkiInstruction, Step, digest_of
+from jax_tkg.simulator.machine import caller, require_generation
+from jax_tkg.simulator.operators import operator_name
+from jax_tkg.simulator.tensor import NkiTensor
+
+_DGE = constants.dge_mode
+_OOB = constants.oob_mode
+_DMA_SPACES = ("hbm", "sbuf")
+
+
+class _Transfer:
+    """One DMA operand: its elements now, under run-time addresses and the out-of-bounds mode."""
+
+    def __init__(self, step: Step, operand: str, tensor: NkiTensor, oob: constants.oob_mode):
+        self.step = step
+        self.operand = operand
+        self.tensor = tensor
+        self.info = dtypes.info(tensor.dtype)
+        self.skip = oob is _OOB.skip
+        self.rows: np.ndarray | None = None
+        # Which entries of dimension 0 are transferred; None for all.
+        self.valid: np.ndarray | None = None
+        self.skipped = False
+        indirection = tensor.indirection
+        if indirection is None:
+            return
+        index = step.index_values(operand, indirection.index)
+        inside = (index >= 0) & (index < indirection.limit)
+        inside &= self._fits(index)
+        if not inside.all() and not self.skip:
+            bad = int(np.argmax(~inside))
+            file, line = caller()
+            raise errors.OutOfBoundsError(
+                f"{step.opcode}: {operand} {tensor!r}: run-time index {int(index[bad])} (entry "
+                f"{bad}) is outside 0..{indirection.limit - 1} ({file}:{line})"
+            )
+        if not indirection.is_vector:
+            if not inside.all():
+                self.skipped = True
+            return
+        if index.size < tensor.shape[0]:
+            step.fail(
+                f"vector_offset of {operand} has {index.size} indices for {tensor.shape[0]} rows"
+            )
+        self.rows = index[: tensor.shape[0]]
+        if not inside[: tensor.shape[0]].all():
+            self.valid = inside[: tensor.shape[0]]
+
+    def _fits(self, index: np.ndarray) -> np.ndarray:
+        """Whether the access at each index ends within the allocation."""
+        tensor = self.tensor
+        assert tensor.indirection is not None and tensor.storage is not None
+        place = tensor.layout()
+        size = self.info.itemsize
+        first = place.start + index * tensor.indirection.stride * size
+        extent = place.extent
+        if tensor.indirection.is_vector:
+            extent -= (tensor.shape[0] - 1) * place.strides[0]
+        return (first >= 0) & (first + extent <= tensor.storage.row_bytes)
+
+    def _gathered(self, base: np.dtype, shadow: np.ndarray | None = None) -> np.ndarray:
+        """All rows that an index can name, as a view: rows 0..limit-1 of the indexed dimension."""
+        tensor = self.tensor
+        indirection, storage = tensor.indirection, tensor.storage
+        assert indirection is not None and storage is not None
+        place = tensor.layout()
+        step = indirection.stride * self.info.itemsize
+        extent = place.extent - (tensor.shape[0] - 1) * place.strides[0]
+        count = min(indirection.limit, (storage.row_bytes - place.start - extent) // step + 1)
+        shape = (count, *tensor.shape[1:])
+        strides = (step, *place.strides[1:])
+        if shadow is not None:
+            return storage.shadow_view(shadow, base, shape, 0, place.start, strides)
+        return storage.view(base, shape, 0, place.start, strides)
+
+    def read(self) -> np.ndarray:
+        """The elements as they lie in memory; rows that are skipped hold zeros."""
+        if self.rows is None:
+            return self.step.read(self.operand, self.tensor)
+        storage = self.tensor.storage
+        assert storage is not None
+        rows = self.rows if self.valid is None else self.rows[self.valid]
+        if storage.shadow is not None and rows.size:
+            written = self._gathered(self.info.bits, storage.shadow)[rows]
+            full = np.iinfo(self.info.bits).max
+            if written.min() != full:
+                self.step.report_unwritten(self.operand, self.tensor, written != full)
+        values = np.zeros(self.tensor.shape, self.info.storage)
+        found = self._gathered(self.info.storage)[rows]
+        if self.valid is None:
+            values = found
+        else:
+            values[self.valid] = found
+        self._note(rows, False)
+        return values
+
+    def write_exact(self, values: np.ndarray, source_valid: np.ndarray | None) -> None:
+        """Stores elements of the tensor's storage dtype, but not those of skipped rows."""
+        tensor = self.tensor
+        values = values if values.shape == tensor.shape else values.reshape(tensor.shape)
+        if self.rows is None:
+            if source_valid is None:
+                self.step.write_exact(self.operand, tensor, values)
+            else:
+                for row in np.flatnonzero(source_valid):
+                    part = slice(int(row), int(row) + 1)
+                    self.step.write_exact(self.operand, tensor[part], values[part])
+            return
+        storage = tensor.storage
+        assert storage is not None
+        keep = np.ones(len(self.rows), bool)
+        for valid in (self.valid, source_valid):
+            if valid is not None:
+                keep &= valid
+        rows = self.rows[keep]
+        storage.prepare_write()
+        target = self._gathered(values.dtype)
+        target[rows] = values[keep]
+        if storage.shadow is not None:
+            full = np.iinfo(self.info.bits).max
+            self._gathered(self.info.bits, storage.shadow)[rows] = full
+        self._note(rows, True, values[keep])
+
+    def _note(self, rows: np.ndarray, is_write: bool, written: np.ndarray | None = None) -> None:
+        tensor = self.tensor
+        assert tensor.indirection is not None and tensor.storage is not None
+        offsets = rows * (tensor.indirection.stride * self.info.itemsize)
+        self.step.note(
+            self.operand,
+            tensor,
+            tensor.storage,
+            tensor.layout(),
+            self.info,
+            is_write,
+            offsets,
+            None if written is None else digest_of(tensor.storage, written),
+        )
+
+
+def _dma_step(
+    opcode: str, dst: NkiTensor, sources: Sequence[NkiTensor], dge: Any, engine: Any, priority: Any
+) -> tuple[Step, constants.dge_mode]:
+    mode = constants.member(_DGE, dge, "dge_mode")
+    step = Step(opcode, "dma", attributes={"dge_mode": mode.name})
+    for operand, tensor in (("dst", dst), *(("src", s) for s in sources)):
+        if not isinstance(tensor, NkiTensor):
+            step.fail(f"{operand} must be a tensor, got {tensor!r}")
+        if tensor.buffer.value == "psum":
+            step.fail(f"{operand} {tensor!r} is in PSUM, which DMA cannot access")
+    trigger = constants.member(constants.engine, engine, "engine")
+    if trigger is not constants.engine.unknown:
+        if mode is not _DGE.hwdge:
+            step.fail(f"engine={trigger.name} needs dge_mode.hwdge, got {mode.name}")
+        if trigger not in (constants.engine.sync, constants.engine.scalar):
+            step.fail(f"engine must be sync or scalar, got {trigger.name}")
+        if step.instruction is not None:
+            step.instruction.attributes["trigger"] = trigger.name
+    if mode is _DGE.hwdge:
+        require_generation(step.core, 3, f"{opcode}: dge_mode.hwdge")
+    if priority is not None:
+        require_generation(step.core, 4, f"{opcode}: priority")
+        if not 0 <= int(priority) <= 3:
+            step.fail(f"priority must be in 0..3, got {priority}")
+    indirect = [t for t in (dst, *sources) if t.indirection and t.indirection.is_vector]
+    if indirect and mode not in (_DGE.unknown, _DGE.swdge):
+        step.fail(f"a vector_offset needs dge_mode swdge or unknown, got {mode.name}")
+    dynamic = any(t.indirection for t in (dst, *sources))
+    if dynamic and mode is _DGE.none:
+        step.fail("a run-time address needs a descriptor generation mode, got dge_mode.none")
+    if step.instruction is not None and indirect:
+        step.instruction.attributes["indirect"] = True
+    return step, mode
+
+
+def dma_copy(
+    dst: NkiTensor,
+    src: NkiTensor,
+    priority: int | None = None,
+    oob_mode: Any = _OOB.error,
+    dge_mode: Any = _DGE.unknown,
+    engine: Any = constants.engine.unknown,
+    name: str | None = None,
+) -> NkiInstruction:
+    """``dst = src`` between HBM and SBUF, with gather and scatter; see NKI's documentation."""
+    step, mode = _dma_step("dma_copy", dst, [src], dge_mode, engine, priority)
+    oob = constants.member(_OOB, oob_mode, "oob_mode")
+    if src.size != dst.size:
+        step.fail(
+            f"dst must have as many elements as src ({src.size}, {list(src.shape)}), got "
+            f"{dst.size}, {list(dst.shape)}"
+        )
+    if mode is _DGE.hwdge and src.dtype != dst.dtype:
+        step.fail(f"hwdge needs equal dtypes, got src {src.dtype} and dst {dst.dtype}")
+    source, target = _Transfer(step, "src", src, oob), _Transfer(step, "dst", dst, oob)
+    if source.skipped or target.skipped:
+        return step.done()
+    if source.valid is not None and src.shape[0] != dst.shape[0]:
+        step.fail("oob_mode.skip needs dst rows to match the gathered rows of src")
+    target.write_exact(_convert(source.read(), src, dst), source.valid)
+    return step.done()
+
+
+def _convert(values: np.ndarray, src: NkiTensor, dst: NkiTensor) -> np.ndarray:
+    """From src's dtype through float32 to dst's; exact if they are equal."""
+    if src.dtype == dst.dtype:
+        # As bit patterns NaN stays the same NaN, and copies are faster.
+        return values.view(dtypes.info(src.dtype).bits)
+    return dtypes.round_to(dtypes.to_float32(values), dtypes.info(dst.dtype))
+
+
+_TRANSPOSE_AXES = {2: (1, 0), 3: (2, 1, 0), 4: (3, 1, 2, 0)}
+
+
+def dma_transpose(
+    dst: NkiTensor,
+    src: NkiTensor,
+    axes: Sequence[int] | None = None,
+    priority: int | None = None,
+    dge_mode: Any = _DGE.unknown,
+    oob_mode: Any = _OOB.error,
+    name: str | None = None,
+) -> NkiInstruction:
+    """Transposes on the way: 2D [1, 0], 3D [2, 1, 0], 4D [3, 1, 2, 0]."""
+    step, mode = _dma_step(
+        "dma_transpose", dst, [src], dge_mode, constants.engine.unknown, priority
+    )
+    step.check_spaces(("sbuf",), dst=dst)
+    if dst.dtype != src.dtype:
+        step.fail(f"dst must have the dtype of src, {src.dtype}, got {dst.dtype}")
+    order = _TRANSPOSE_AXES.get(src.ndim)
+    if order is None or (axes is not None and tuple(axes) != order):
+        step.fail(
+            f"axes of a {src.ndim}-d src must be "
+            f"{order if order else 'one of ' + str(list(_TRANSPOSE_AXES.values()))}, got {axes}"
+        )
+    indirect = src.indirection is not None and src.indirection.is_vector
+    if indirect:
+        _check_indirect_transpose(step, src)
+    elif mode is _DGE.hwdge:
+        _check_hardware_transpose(step, src)
+    if dtypes.info(src.dtype).itemsize not in (2, 4):
+        step.fail(f"src must have 2 or 4 bytes per element, got {src.dtype}")
+    expected = tuple(src.shape[a] for a in order)
+    if dst.size != src.size or dst.shape[0] != expected[0]:
+        step.fail(f"dst must have shape {expected}, got {list(dst.shape)}")
+    source = _Transfer(step, "src", src, constants.member(_OOB, oob_mode, "oob_mode"))
+    if source.skipped:
+        return step.done()
+    values = source.read().view(dtypes.info(src.dtype).bits).transpose(order)
+    if source.valid is None:
+        step.write_exact("dst", dst, np.ascontiguousarray(values))
+        return step.done()
+    # A skipped row of src is a column of dst that keeps its elements.
+    kept = step.read("dst", dst).view(values.dtype).reshape(expected)
+    step.write_exact("dst", dst, np.where(source.valid, values, kept))
+    return step.done()
+
+
+def _check_hardware_transpose(step: Step, src: NkiTensor) -> None:
+    if dtypes.info(src.dtype).itemsize != 2:
+        step.fail(f"hwdge transposes 2-byte types, got {src.dtype}")
+    if src.shape[-1] > 128:
+        step.fail(f"hwdge needs src.shape[-1] <= 128, got {src.shape[-1]}")
+    if src.ndim == 2 and src.shape[0] != 16:
+        step.fail(f"hwdge needs src.shape[0] == 16 for 2-d tiles, got {src.shape[0]}")
+    if src.ndim > 2 and (
+        src.shape[0] not in (1, 2, 4, 8, 16) or (src.shape[0] * src.shape[-2]) % 16
+    ):
+        step.fail(
+            "hwdge needs src.shape[0] in {1, 2, 4, 8, 16} and src.shape[0] * src.shape[-2] a "
+            f"multiple of 16, got {list(src.shape)}"
+        )
+
+
+def _check_indirect_transpose(step: Step, src: NkiTensor) -> None:
+    require_generation(step.core, 3, "dma_transpose with a vector_offset")
+    assert src.indirection is not None
+    index = src.indirection.index
+    if src.ndim == 4 and 1 not in src.shape[1:3]:
+        step.fail(f"src.shape[1] or src.shape[2] must be 1, got {list(src.shape)}")
+    if src.shape[-1] > 128:
+        step.fail(f"src.shape[-1] must be at most 128, got {src.shape[-1]}")
+    if dtypes.info(src.dtype).itemsize != 2:
+        step.fail(f"src must have 2 bytes per element, got {src.dtype}")
+    step.check_spaces(("hbm",), src=src)
+    if index.ndim != 2 or index.dtype != "uint32":
+        step.fail(f"indices must be a 2-d uint32 tensor, got {index!r}")
+    if src.shape[0] % 16 or index.size < src.shape[0]:
+        step.fail(
+            f"src.shape[0] must be a multiple of 16 and at most the {index.size} indices, got "
+            f"{src.shape[0]}"
+        )
+    rows = index.shape[0]
+    if rows % 16 or not 16 <= rows <= 128 or (index.shape[1] > 1 and rows != 128):
+        step.fail(
+            "indices.shape[0] must be a multiple of 16 in 16..128, and 128 if there are several "
+            f"columns, got {list(index.shape)}"
+        )
+
+
+_MAX_SOURCES = 16
+
+
+def dma_compute(
+    dst: NkiTensor,
+    srcs: Sequence[NkiTensor],
+    reduce_op: Any,
+    scales: Sequence[float] | None = None,
+    unique_indices: bool = True,
+    oob_mode: Any = _OOB.error,
+    name: str | None = None,
+) -> NkiInstruction:
+    """``dst = srcs[0] + srcs[1] + ...`` in float32, with gather and scatter."""
+    step, _ = _dma_step("dma_compute", dst, srcs, None, constants.engine.unknown, None)
+    if operator_name(reduce_op) != "add":
+        step.fail(f"reduce_op must be nl.add, got {operator_name(reduce_op)}")
+    if not 1 <= len(srcs) <= _MAX_SOURCES:
+        step.fail(f"srcs must have 1..{_MAX_SOURCES} tensors, got {len(srcs)}")
+    if scales is not None and any(scale != 1.0 for scale in scales):
+        step.fail(f"scales must all be 1.0, got {list(scales)}")
+    for i, src in enumerate(srcs):
+        if src.size != dst.size:
+            step.fail(f"srcs[{i}] must have {dst.size} elements as dst, got {src.size}")
+    oob = constants.member(_OOB, oob_mode, "oob_mode")
+    transfers = [_Transfer(step, f"srcs[{i}]", src, oob) for i, src in enumerate(srcs)]
+    target = _Transfer(step, "dst", dst, oob)
+    gathered = [t for t in (target, *transfers) if t.rows is not None]
+    if gathered:
+        if len(srcs) != 2:
+            step.fail(f"a vector_offset needs exactly 2 srcs, got {len(srcs)}")
+        if not unique_indices:
+            step.fail("unique_indices must be True with a vector_offset")
+        rows = gathered[0].rows
+        assert rows is not None
+        if target.rows is not None and np.unique(target.rows).size != target.rows.size:
+            step.fail("unique_indices=True, but an index of dst occurs twice")
+    if target.skipped or any(t.skipped for t in transfers):
+        return step.done()
+    total = np.zeros(dst.shape, np.float32)
+    valid: np.ndarray | None = None
+    for transfer in transfers:
+        total = total + dtypes.to_float32(transfer.read()).reshape(dst.shape)
+        if transfer.valid is not None:
+            valid = transfer.valid if valid is None else valid & transfer.valid
+    target.write_exact(dtypes.round_to(total, target.info), valid)
+    return step.done()

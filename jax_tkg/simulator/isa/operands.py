@@ -1,0 +1,451 @@
+"""Reading and writing the operands of an instruction, with the checks that all engines share."""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from jax_tkg.simulator import dtypes, errors
+from jax_tkg.simulator.isa import constants
+from jax_tkg.simulator.machine import Core, caller, current_core
+from jax_tkg.simulator.memory import WRITTEN, Storage
+from jax_tkg.simulator.record import Access, Instruction
+from jax_tkg.simulator.tensor import Layout, NkiTensor, VirtualRegister
+
+_ALL_WRITTEN = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF}
+
+# Sizes and strides of access patterns are 16-bit fields of an instruction.
+_PATTERN_FIELD_LIMIT = 1 << 16
+_MAX_FREE_DIMS = 4
+
+
+class NkiInstruction:
+    """Handle to an executed instruction; dependencies added to it change nothing, for the
+    simulator runs a core's instructions in program order."""
+
+    def __init__(self, handle: Any):
+        self.handle = handle
+
+    def depends_on(self, *producers: "NkiInstruction") -> "NkiInstruction":
+        """Adds scheduling dependencies to the record."""
+        if self.handle is not None:
+            indices = [p.handle.index for p in producers if p.handle is not None]
+            self.handle.attributes.setdefault("depends_on", []).extend(indices)
+        return self
+
+
+class Step:
+    """One instruction while it executes."""
+
+    __slots__ = ("accesses", "core", "instruction", "keep", "opcode", "track")
+
+    def __init__(
+        self,
+        opcode: str,
+        engine: str,
+        chosen: bool = True,
+        attributes: dict[str, Any] | None = None,
+    ):
+        core = current_core()
+        self.core: Core = core
+        self.opcode = opcode
+        self.keep = core.machine.options.record
+        index = core.instruction_count
+        core.instruction_count = index + 1
+        self.instruction: Instruction | None = None
+        if self.keep:
+            file, line = caller()
+            self.instruction = Instruction(
+                index,
+                engine,
+                opcode,
+                core.rank,
+                core.index,
+                core.epoch,
+                file,
+                line,
+                [],
+                attributes or {},
+                chosen,
+            )
+            core.instructions.append(self.instruction)
+
+    def done(self) -> NkiInstruction:
+        """The handle that the instruction returns."""
+        return NkiInstruction(self.instruction)
+
+    def fail(self, message: str) -> NoReturn:
+        """Reports a broken limit.
+
+        Raises:
+          NkiValidationError: always.
+        """
+        file, line = caller()
+        raise errors.NkiValidationError(f"{self.opcode}: {message} ({file}:{line})")
+
+    # Access
+
+    def read(self, operand: str, tensor: NkiTensor) -> np.ndarray:
+        """The elements as they lie in memory, in the tensor's shape; a view, not a copy."""
+        storage, place = self._resolve(operand, tensor)
+        info = dtypes.info(tensor.dtype)
+        if storage.shadow is not None:
+            written = storage.shadow_view(
+                storage.shadow, info.bits, tensor.shape, place.partition, place.start, place.strides
+            )
+            if written.min() != _ALL_WRITTEN[info.itemsize]:
+                self.report_unwritten(operand, tensor, written != _ALL_WRITTEN[info.itemsize])
+        self.note(operand, tensor, storage, place, info, False)
+        return storage.view(info.storage, tensor.shape, place.partition, place.start, place.strides)
+
+    def read_moved(self, operand: str, tensor: NkiTensor) -> tuple[np.ndarray, np.ndarray | None]:
+        """The elements as bit patterns, and which are written (None: all), for an instruction
+        that only moves bytes: moving bytes that were never written is no error, using them is."""
+        storage, place = self._resolve(operand, tensor)
+        info = dtypes.info(tensor.dtype)
+        where = (info.bits, tensor.shape, place.partition, place.start, place.strides)
+        written = None
+        if storage.shadow is not None:
+            written = storage.shadow_view(storage.shadow, *where) == _ALL_WRITTEN[info.itemsize]
+            written = None if written.all() else written
+        self.note(operand, tensor, storage, place, info, False)
+        return storage.view(*where), written
+
+    def write_moved(
+        self, operand: str, tensor: NkiTensor, values: np.ndarray, written: np.ndarray | None
+    ) -> None:
+        """Stores what `read_moved` gave, never-written elements staying never written."""
+        self.write_exact(operand, tensor, values)
+        storage = tensor.storage
+        if written is None or storage is None or not storage.track:
+            return
+        place = tensor.layout()
+        info = dtypes.info(tensor.dtype)
+        shadow = storage.shadow_view(
+            storage.shadow_or_full(),
+            info.bits,
+            tensor.shape,
+            place.partition,
+            place.start,
+            place.strides,
+        )
+        shadow[~written] = 0
+
+    def read_float(self, operand: str, tensor: NkiTensor) -> np.ndarray:
+        """The elements as float32, [partitions, elements per partition]."""
+        values = dtypes.to_float32(self.read(operand, tensor))
+        return values.reshape(tensor.shape[0], -1)
+
+    def read_rows(self, operand: str, tensor: NkiTensor) -> np.ndarray:
+        """The elements as they lie in memory, [partitions, elements per partition]."""
+        return self.read(operand, tensor).reshape(tensor.shape[0], -1)
+
+    def write(
+        self, operand: str, tensor: NkiTensor, values: np.ndarray, matmul: bool = False
+    ) -> None:
+        """Rounds computed values to the tensor's dtype and stores them; shapes may differ as long
+        as the number of elements agrees."""
+        info = dtypes.info(tensor.dtype)
+        self.write_exact(operand, tensor, dtypes.round_to(values, info), matmul)
+
+    def write_exact(
+        self, operand: str, tensor: NkiTensor, values: np.ndarray, matmul: bool = False
+    ) -> None:
+        """Stores values of the tensor's own storage dtype (or of the unsigned one of its size)."""
+        storage, place = self._resolve(operand, tensor)
+        info = dtypes.info(tensor.dtype)
+        if 0 in place.strides[1:] and any(
+            s == 0 and n > 1 for s, n in zip(place.strides, tensor.shape, strict=True)
+        ):
+            self.fail(f"{operand} {tensor!r} is a broadcast view, which cannot be written")
+        storage.prepare_write()
+        target = storage.view(
+            values.dtype if values.dtype == info.bits else info.storage,
+            tensor.shape,
+            place.partition,
+            place.start,
+            place.strides,
+        )
+        target[...] = values if values.shape == tensor.shape else values.reshape(tensor.shape)
+        self._mark_written(storage, place, tensor, info, matmul)
+        self.note(operand, tensor, storage, place, info, True, digest=digest_of(storage, target))
+
+    def _mark_written(
+        self,
+        storage: Storage,
+        place: Layout,
+        tensor: NkiTensor,
+        info: dtypes.DTypeInfo,
+        matmul: bool,
+    ) -> None:
+        where = (tensor.shape, place.partition, place.start, place.strides)
+        if storage.matmul_shadow is not None:
+            storage.shadow_view(storage.matmul_shadow, info.bits, *where)[...] = (
+                _ALL_WRITTEN[info.itemsize] if matmul else 0
+            )
+        overlaps = storage.live_overlaps()
+        whole = tensor.size * info.itemsize == storage.nbytes
+        if storage.shadow is not None:
+            if whole and not overlaps:
+                storage.shadow = None
+            else:
+                storage.shadow_view(storage.shadow, info.bits, *where)[...] = _ALL_WRITTEN[
+                    info.itemsize
+                ]
+        if overlaps:
+            written = storage.blank_shadow()
+            storage.shadow_view(written, info.bits, *where)[...] = _ALL_WRITTEN[info.itemsize]
+            storage.overwrite_overlaps(written.reshape(storage.partitions, storage.row_bytes))
+
+    def _resolve(self, operand: str, tensor: NkiTensor) -> tuple[Storage, Layout]:
+        """Where the elements lie now, the run-time offset included."""
+        if not isinstance(tensor, NkiTensor):
+            self.fail(f"{operand} must be a tensor, got {tensor!r}")
+        storage = tensor.storage
+        assert storage is not None
+        place = tensor.layout()
+        indirection = tensor.indirection
+        if indirection is None:
+            return storage, place
+        if indirection.is_vector:
+            self.fail(f"{operand} {tensor!r}: only DMA instructions take a vector_offset")
+        index = self.index_values(operand, indirection.index)
+        size = dtypes.info(tensor.dtype).itemsize
+        start = place.start + int(index[0]) * indirection.stride * size
+        row = storage.row_bytes
+        if not (0 <= index[0] < indirection.limit) or start + place.extent > row or start < 0:
+            file, line = caller()
+            raise errors.OutOfBoundsError(
+                f"{self.opcode}: {operand} {tensor!r}: run-time index {int(index[0])} must be in "
+                f"0..{indirection.limit - 1}, and the access end within {row} bytes, "
+                f"got {start + place.extent} ({file}:{line})"
+            )
+        return storage, Layout(place.partition, start, place.strides, place.extent)
+
+    def index_values(self, operand: str, index: Any) -> np.ndarray:
+        """The run-time indices of an access, as int64."""
+        if isinstance(index, VirtualRegister):
+            return np.array([index.read()], np.int64)
+        if isinstance(index, NkiTensor):
+            info = dtypes.info(index.dtype)
+            if info.kind not in ("int", "uint"):
+                self.fail(f"the index of {operand} must be an integer tensor, got {index!r}")
+            if index.buffer.value != "sbuf":
+                self.fail(f"the index of {operand} must be in SBUF, got {index!r}")
+            return self.read(f"{operand} index", index).astype(np.int64).T.reshape(-1)
+        return np.array([int(index)], np.int64)
+
+    def report_unwritten(self, operand: str, tensor: NkiTensor, missing: np.ndarray) -> None:
+        storage = tensor.storage
+        assert storage is not None
+        count = int(missing.sum())
+        first = tuple(int(i) for i in np.argwhere(missing)[0])
+        lost = [o for o in storage.live_overlaps() if o.written]
+        because = "".join(f"; overlapped by the {o.describe()}" for o in lost[:2])
+        file, line = caller()
+        message = (
+            f"{self.opcode}: {operand} {tensor!r} of the {storage.describe()} reads {count} of "
+            f"{tensor.size} elements that were never written"
+            f"{' or were overwritten' if lost else ''}, the first at index {first}"
+            f"{because} ({file}:{line})"
+        )
+        if self.core.machine.options.uninitialized == "error":
+            raise errors.UninitializedReadError(message)
+        self.core.machine.report("uninitialized", message)
+
+    def note_access(self, operand: str, tensor: NkiTensor, is_write: bool) -> None:
+        """Records an access that was made by other means."""
+        storage, place = self._resolve(operand, tensor)
+        self.note(operand, tensor, storage, place, dtypes.info(tensor.dtype), is_write)
+
+    def note(
+        self,
+        operand: str,
+        tensor: NkiTensor,
+        storage: Storage,
+        place: Layout,
+        info: dtypes.DTypeInfo,
+        is_write: bool,
+        rows: np.ndarray | None = None,
+        digest: bytes | None = None,
+    ) -> None:
+        index = self.core.instruction_count - 1
+        lifetime = storage.lifetime
+        if lifetime is not None:
+            if lifetime.first_use is None:
+                lifetime.first_use = index
+            lifetime.last_use = index
+        if self.instruction is None:
+            return
+        access = Access()
+        access.operand = operand
+        access.is_write = is_write
+        access.space = storage.space
+        access.storage = storage.number
+        access.name = storage.name
+        access.rank = storage.rank
+        access.core = storage.core
+        access.address = storage.address
+        on_chip = storage.space != "hbm"
+        access.partition_start = storage.partition_start + place.partition
+        access.partitions = tensor.shape[0] if on_chip else 1
+        access.byte_start = place.start
+        access.byte_end = place.start + place.extent
+        access.shape = tensor.shape
+        access.strides = (storage.row_bytes, *place.strides[1:]) if on_chip else place.strides
+        access.offset = place.partition * storage.row_bytes + place.start
+        access.row_bytes = storage.row_bytes
+        access.itemsize = info.itemsize
+        access.dtype = info.name
+        access.rows = rows
+        access.digest = digest
+        self.instruction.accesses.append(access)
+
+    # Checks
+
+    def check_spaces(self, allowed: Sequence[str], **tensors: Any) -> None:
+        """Checks in which memories the operands are."""
+        for operand, tensor in tensors.items():
+            if not isinstance(tensor, NkiTensor):
+                if tensor is None:
+                    continue
+                self.fail(f"{operand} must be a tensor, got {tensor!r}")
+            space = tensor.storage.space if tensor.storage is not None else tensor.buffer.value
+            if space not in allowed:
+                self.fail(
+                    f"{operand} must be in {' or '.join(s.upper() for s in allowed)}, "
+                    f"got {tensor!r}"
+                )
+
+    def check_compute(self, **tensors: NkiTensor | None) -> None:
+        """Checks what every compute engine asks of its tensors: in SBUF or PSUM, and the rules of
+        the start partition and of the access pattern."""
+        for operand, tensor in tensors.items():
+            if tensor is None:
+                continue
+            if not isinstance(tensor, NkiTensor) or not tensor.on_chip:
+                self.fail(f"{operand} must be a tensor in SBUF or PSUM, got {tensor!r}")
+            self.check_start_partition(operand, tensor)
+            self.check_pattern(operand, tensor)
+
+    def check_start_partition(self, operand: str, tensor: NkiTensor) -> None:
+        """An access of more than 64 partitions starts at 0, of 33 to 64 at 0 or 64, of up to 32
+        at 0, 32, 64 or 96 (AWS architecture guide, cross-partition connectivity)."""
+        count = tensor.shape[0]
+        start = tensor.partition_start
+        if start == 0:
+            return
+        step = 128 if count > 64 else 64 if count > 32 else 32
+        if start % step:
+            allowed = list(range(0, 128, step))
+            self.fail(
+                f"{operand} {tensor!r} with {count} partitions must start at partition "
+                f"{' or '.join(map(str, allowed))}, got {start}"
+            )
+
+    def check_pattern(self, operand: str, tensor: NkiTensor) -> None:
+        """An access has at most 4 free dimensions, whose sizes and strides fit in 16 bits."""
+        if len(tensor.shape) <= 2 and tensor.shape[-1] < _PATTERN_FIELD_LIMIT:
+            return
+        dims = _merged_free_dims(tensor)
+        if len(dims) > _MAX_FREE_DIMS:
+            self.fail(
+                f"{operand} {tensor!r} has {len(dims)} free dimensions after merging contiguous "
+                f"ones, but an access pattern has at most {_MAX_FREE_DIMS}"
+            )
+        for size, stride in dims:
+            if size >= _PATTERN_FIELD_LIMIT or stride >= _PATTERN_FIELD_LIMIT:
+                self.fail(
+                    f"{operand} {tensor!r}: size {size} and stride {stride} of an access pattern "
+                    f"must be below {_PATTERN_FIELD_LIMIT}"
+                )
+
+    def check_same_partitions(self, **tensors: NkiTensor | None) -> None:
+        """Checks that all tensors have the same number of partitions."""
+        items = [(o, t) for o, t in tensors.items() if t is not None]
+        first_operand, first = items[0]
+        for operand, tensor in items[1:]:
+            if tensor.shape[0] != first.shape[0]:
+                self.fail(
+                    f"{operand} must have as many partitions as {first_operand} "
+                    f"({first.shape[0]}), got {tensor.shape[0]}"
+                )
+
+    def check_same_elements(self, **tensors: NkiTensor | None) -> None:
+        """Checks that partitions and elements per partition agree."""
+        self.check_same_partitions(**tensors)
+        items = [(o, t) for o, t in tensors.items() if t is not None]
+        first_operand, first = items[0]
+        for operand, tensor in items[1:]:
+            if tensor.size != first.size:
+                self.fail(
+                    f"{operand} must have as many elements per partition as {first_operand} "
+                    f"({first.size // first.shape[0]}), got {tensor.size // tensor.shape[0]} "
+                    f"({operand} {list(tensor.shape)}, {first_operand} {list(first.shape)})"
+                )
+
+    def check_not_both_psum(self, **tensors: Any) -> None:
+        """Checks that two inputs are not both in PSUM."""
+        if all(isinstance(t, NkiTensor) and t.buffer.value == "psum" for t in tensors.values()):
+            self.fail(f"{' and '.join(tensors)} cannot both be in PSUM")
+
+    def check_dtype(self, allowed: Sequence[str], **tensors: NkiTensor | None) -> None:
+        """Checks the operands' dtypes."""
+        for operand, tensor in tensors.items():
+            if tensor is not None and tensor.dtype not in allowed:
+                self.fail(f"{operand} must be of {' or '.join(allowed)}, got {tensor.dtype}")
+
+    def check_engine(self, engine: Any, allowed: Sequence[str], default: str) -> tuple[str, bool]:
+        """The engine an instruction runs on, and whether the caller chose it."""
+        chosen = constants.member(constants.engine, engine, "engine")
+        if chosen is constants.engine.unknown:
+            return default, False
+        if chosen.name not in allowed:
+            self.fail(f"engine must be one of {list(allowed)}, got {chosen.name}")
+        return chosen.name, True
+
+    def set_engine(self, engine: str, chosen: bool) -> None:
+        """Records the engine, for instructions that find it out late."""
+        if self.instruction is not None:
+            self.instruction.engine = engine
+            self.instruction.engine_chosen = chosen
+
+    def scalar(
+        self, operand: str, value: Any, data: NkiTensor, float_only: bool = True
+    ) -> np.ndarray | np.float32:
+        """A scalar operand: a number, or a column of one float32 per partition of `data`."""
+        if not isinstance(value, NkiTensor):
+            if isinstance(value, VirtualRegister):
+                return np.float32(value.read())
+            if isinstance(value, (bool, int, float, np.integer, np.floating)):
+                return np.float32(value)
+            self.fail(f"{operand} must be a number or a (partitions, 1) tensor, got {value!r}")
+        self.check_compute(**{operand: value})
+        if value.shape[0] != data.shape[0] or value.size != value.shape[0]:
+            self.fail(f"{operand} must have shape ({data.shape[0]}, 1), got {list(value.shape)}")
+        if float_only and value.dtype != "float32":
+            self.fail(f"{operand} must be float32, got {value.dtype}")
+        return self.read_float(operand, value)
+
+
+def digest_of(storage: Storage, values: np.ndarray) -> bytes | None:
+    """Fingerprint of what is written to HBM that two cores share, for the race detector."""
+    if storage.space != "hbm" or storage.core is not None:
+        return None
+    return hashlib.blake2b(values.tobytes(), digest_size=16).digest()
+
+
+def _merged_free_dims(tensor: NkiTensor) -> list[tuple[int, int]]:
+    merged: list[tuple[int, int]] = []
+    for size, stride in zip(tensor.shape[1:], tensor.strides[1:], strict=True):
+        if size == 1:
+            continue
+        if merged and merged[-1][1] == size * stride:
+            merged[-1] = (merged[-1][0] * size, stride)
+        else:
+            merged.append((size, stride))
+    return merged
+
+
+__all__ = ["WRITTEN", "NkiInstruction", "Step"]

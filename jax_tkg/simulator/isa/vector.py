@@ -1,0 +1,350 @@
+"""Vector Engine: element-wise operations, copies, reductions and shuffles."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_tkg.simulator import dtypes
+from jax_tkg.simulator.isa import constants
+from jax_tkg.simulator.isa.arithmetic import (
+    WIDE_INTEGER,
+    apply,
+    arithmetic,
+    bitvec_scalar,
+    check_integers,
+)
+from jax_tkg.simulator.isa.operands import NkiInstruction, Step
+from jax_tkg.simulator.machine import require_generation
+from jax_tkg.simulator.operators import operator
+from jax_tkg.simulator.tensor import NkiTensor
+
+_UNKNOWN = constants.engine.unknown
+QUADRANT = 32
+_UNMODIFIED = 255
+_PREDICATE_DTYPES = ("uint8", "uint16", "uint32", "bool")
+
+
+def _check_gpsimd(step: Step, engine: str, **tensors: Any) -> None:
+    """The GpSimd Engine cannot access PSUM."""
+    if engine != "gpsimd":
+        return
+    for operand, tensor in tensors.items():
+        if isinstance(tensor, NkiTensor) and tensor.buffer.value == "psum":
+            step.fail(f"{operand} is in PSUM, which the GpSimd Engine cannot access")
+
+
+def tensor_copy(
+    dst: NkiTensor, src: NkiTensor, engine: Any = _UNKNOWN, name: str | None = None
+) -> NkiInstruction:
+    """Copies within on-chip memory: exact if the dtypes are equal, else through float32."""
+    step = Step("tensor_copy", "vector")
+    chosen, given = step.check_engine(engine, ("vector", "scalar", "gpsimd"), "vector")
+    step.set_engine(chosen, given)
+    if chosen == "scalar":
+        require_generation(step.core, 3, "tensor_copy on the Scalar Engine")
+    step.check_compute(dst=dst, src=src)
+    step.check_same_elements(src=src, dst=dst)
+    _check_gpsimd(step, chosen, dst=dst, src=src)
+    if dst.dtype == src.dtype:
+        step.write_exact("dst", dst, step.read("src", src))
+    else:
+        step.write("dst", dst, step.read_float("src", src))
+    return step.done()
+
+
+def memset(
+    dst: NkiTensor, value: Any, engine: Any = _UNKNOWN, name: str | None = None
+) -> NkiInstruction:
+    """Fills a tile with a compile-time constant."""
+    step = Step("memset", "vector")
+    chosen, given = step.check_engine(engine, ("vector", "gpsimd"), "vector")
+    step.set_engine(chosen, given)
+    step.check_compute(dst=dst)
+    _check_gpsimd(step, chosen, dst=dst)
+    info = dtypes.info(dst.dtype)
+    if not isinstance(value, (bool, int, float, np.integer, np.floating)):
+        step.fail(f"value must be a compile-time number, got {value!r}")
+    if info.kind == "packed":
+        if value != 0:
+            step.fail(f"value must be 0 for the packed dtype {info.name}, got {value}")
+        step.write_exact("dst", dst, np.zeros(dst.shape, info.storage))
+        return step.done()
+    if info.kind in ("int", "uint"):
+        limits = np.iinfo(info.storage)
+        if value != int(value) or not limits.min <= value <= limits.max:
+            step.fail(f"value must be an integer that {info.name} holds, got {value}")
+    filled = np.full(dst.shape, int(value) if info.kind in ("int", "uint") else np.float32(value))
+    step.write("dst", dst, filled)
+    return step.done()
+
+
+def tensor_copy_predicated(
+    dst: NkiTensor,
+    src: Any,
+    predicate: NkiTensor,
+    reverse_pred: bool = False,
+    name: str | None = None,
+) -> NkiInstruction:
+    """Copies `src` where `predicate` is non-zero, and leaves the rest of `dst`."""
+    step = Step("tensor_copy_predicated", "vector")
+    step.check_compute(dst=dst, predicate=predicate)
+    step.check_same_elements(dst=dst, predicate=predicate)
+    step.check_dtype(_PREDICATE_DTYPES, predicate=predicate)
+    step.check_not_both_psum(src=src, predicate=predicate)
+    chosen = step.read_rows("predicate", predicate) != 0
+    if reverse_pred:
+        chosen = ~chosen
+    info = dtypes.info(dst.dtype)
+    if isinstance(src, NkiTensor):
+        step.check_compute(src=src)
+        step.check_same_elements(dst=dst, src=src)
+        if src.dtype != dst.dtype:
+            step.fail(f"src must have the dtype of dst, {dst.dtype}, got {src.dtype}")
+        new = step.read_rows("src", src).view(info.bits)
+    else:
+        new = dtypes.round_to(np.full((1, 1), src, np.float32), info).view(info.bits)
+    old = step.read_rows("dst", dst).view(info.bits)
+    step.write_exact("dst", dst, np.where(chosen, new, old))
+    return step.done()
+
+
+def tensor_tensor(
+    dst: NkiTensor,
+    data1: NkiTensor,
+    data2: NkiTensor,
+    op: Any,
+    engine: Any = _UNKNOWN,
+    name: str | None = None,
+) -> NkiInstruction:
+    """Element-wise ``data1 op data2``."""
+    step = Step("tensor_tensor", "vector")
+    found = operator(op, "tensor_tensor", "op")
+    if found.arity != 2:
+        step.fail(f"op must be a binary operator, got {found.name}")
+    step.check_compute(dst=dst, data1=data1, data2=data2)
+    step.check_same_elements(data1=data1, data2=data2, dst=dst)
+    step.check_not_both_psum(data1=data1, data2=data2)
+    tensors = (dst, data1, data2)
+    in_psum = any(t.buffer.value == "psum" for t in tensors)
+    integers = all(t.dtype in WIDE_INTEGER for t in tensors)
+    on_gpsimd = found.name == "power" or (integers and not in_psum and not found.bitvec)
+    chosen, given = step.check_engine(
+        engine, ("vector", "gpsimd"), "gpsimd" if on_gpsimd else "vector"
+    )
+    step.set_engine(chosen, given)
+    if step.instruction is not None:
+        step.instruction.attributes["op"] = found.name
+    if found.name == "power" and chosen != "gpsimd":
+        step.fail("op=power runs on the GpSimd Engine only")
+    _check_gpsimd(step, chosen, dst=dst, data1=data1, data2=data2)
+    if found.bitvec:
+        check_integers(step, found, dst=dst, data1=data1, data2=data2)
+        left, right = step.read_rows("data1", data1), step.read_rows("data2", data2)
+        step.write("dst", dst, found.apply(left, right))
+    elif integers and chosen == "gpsimd" and found.name != "power":
+        # The GpSimd Engine computes 32-bit integers natively, exact modulo 2^32.
+        left = step.read_rows("data1", data1).astype(np.int64)
+        right = step.read_rows("data2", data2).astype(np.int64)
+        result = np.asarray(found.apply(left, right)).astype(np.int64)
+        step.write_exact("dst", dst, result.astype(dtypes.info(dst.dtype).storage))
+    else:
+        left, right = step.read_float("data1", data1), step.read_float("data2", data2)
+        step.write("dst", dst, found.apply(left, right))
+    return step.done()
+
+
+_SCALAR_ENGINE_PAIRS = (("multiply", "add"), ("multiply", None), ("add", None))
+
+
+def tensor_scalar(
+    dst: NkiTensor,
+    data: NkiTensor,
+    op0: Any,
+    operand0: Any,
+    reverse0: bool = False,
+    op1: Any = None,
+    operand1: Any = None,
+    reverse1: bool = False,
+    engine: Any = _UNKNOWN,
+    name: str | None = None,
+) -> NkiInstruction:
+    """``(data op0 operand0) op1 operand1`` with operands broadcast along the free dimension."""
+    step = Step("tensor_scalar", "vector")
+    first = operator(op0, "tensor_scalar", "op0")
+    second = None if op1 is None else operator(op1, "tensor_scalar", "op1")
+    chosen, given = step.check_engine(engine, ("vector", "scalar", "gpsimd"), "vector")
+    step.set_engine(chosen, given)
+    if step.instruction is not None:
+        step.instruction.attributes["op"] = first.name
+    step.check_compute(dst=dst, data=data)
+    step.check_same_elements(data=data, dst=dst)
+    _check_gpsimd(step, chosen, dst=dst, data=data, operand0=operand0, operand1=operand1)
+    if second is None and operand1 is not None:
+        step.fail("operand1 is given without op1")
+    if second is not None and second.bitvec != first.bitvec:
+        step.fail(f"op0={first.name} and op1={second.name} must both be bitvec or both arithmetic")
+    if chosen == "scalar" and (first.name, second and second.name) not in _SCALAR_ENGINE_PAIRS:
+        step.fail(
+            f"the Scalar Engine supports (op0, op1) of {list(_SCALAR_ENGINE_PAIRS)}, got "
+            f"({first.name}, {second and second.name})"
+        )
+    if first.bitvec:
+        if chosen != "vector":
+            step.fail(f"bitvec operators run on the Vector Engine only, got engine {chosen}")
+        check_integers(step, first, dst=dst, data=data)
+        result = step.read_rows("data", data)
+        for op, operand, value, reverse in (
+            (first, "operand0", operand0, reverse0),
+            (second, "operand1", operand1, reverse1),
+        ):
+            if op is not None:
+                right = None if op.arity == 1 else bitvec_scalar(step, operand, value, data)
+                result = apply(op, result, right, reverse)
+        step.write("dst", dst, result)
+        return step.done()
+    result = step.read_float("data", data)
+    for op, operand, value, reverse in (
+        (first, "operand0", operand0, reverse0),
+        (second, "operand1", operand1, reverse1),
+    ):
+        if op is None:
+            continue
+        if op.arity == 1:
+            if value is not None and (isinstance(value, NkiTensor) or value != 0):
+                step.fail(f"{operand} must be None or 0 for the unary {op.name}, got {value!r}")
+            result = op.apply(result)
+        else:
+            result = apply(op, result, step.scalar(operand, value, data), reverse)
+    step.write("dst", dst, result)
+    return step.done()
+
+
+def scalar_tensor_tensor(
+    dst: NkiTensor,
+    data: NkiTensor,
+    op0: Any,
+    operand0: Any,
+    op1: Any,
+    operand1: NkiTensor,
+    reverse0: bool = False,
+    reverse1: bool = False,
+    name: str | None = None,
+) -> NkiInstruction:
+    """``(data op0 operand0) op1 operand1`` with a scalar and then a tensor operand."""
+    step = Step("scalar_tensor_tensor", "vector")
+    first = arithmetic(step, op0, "op0")
+    second = arithmetic(step, op1, "op1")
+    step.check_compute(dst=dst, data=data, operand1=operand1)
+    step.check_same_elements(data=data, operand1=operand1, dst=dst)
+    step.check_not_both_psum(data=data, operand1=operand1)
+    result = apply(
+        first, step.read_float("data", data), step.scalar("operand0", operand0, data), reverse0
+    )
+    result = apply(second, result, step.read_float("operand1", operand1), reverse1)
+    step.write("dst", dst, result)
+    return step.done()
+
+
+def tensor_reduce(
+    dst: NkiTensor,
+    op: Any,
+    data: NkiTensor,
+    axis: int | Sequence[int],
+    negate: bool = False,
+    keepdims: bool = False,
+    name: str | None = None,
+) -> NkiInstruction:
+    """Reduces the last free dimensions."""
+    step = Step("tensor_reduce", "vector")
+    found = operator(op, "tensor_reduce", "op")
+    if found.reducer is None:
+        step.fail(f"op={found.name} is not a reduction operator")
+    axes = [axis] if isinstance(axis, (int, np.integer)) else list(axis)
+    axes = sorted(a + data.ndim if a < 0 else int(a) for a in axes)
+    if axes != list(range(data.ndim - len(axes), data.ndim)) or not axes or axes[0] == 0:
+        step.fail(
+            f"axis must be the last contiguous free dimensions of {list(data.shape)}, got {axis}"
+        )
+    step.check_compute(dst=dst, data=data)
+    step.check_same_partitions(data=data, dst=dst)
+    kept = int(np.prod(data.shape[1 : axes[0]]))
+    if dst.size // dst.shape[0] != kept:
+        step.fail(
+            f"dst must have {kept} elements per partition, for axis {axis} of "
+            f"{list(data.shape)}, got {list(dst.shape)}"
+        )
+    if found.bitvec:
+        if negate:
+            step.fail("negate is only for arithmetic operators")
+        check_integers(step, found, dst=dst, data=data)
+        rows = step.read("data", data).reshape(data.shape[0], kept, -1)
+        step.write("dst", dst, found.reducer.reduce(rows, axis=2))
+        return step.done()
+    values = dtypes.to_float32(step.read("data", data)).reshape(data.shape[0], kept, -1)
+    result = found.reducer.reduce(values, axis=2).astype(np.float32)
+    step.write("dst", dst, -result if negate else result)
+    return step.done()
+
+
+def reciprocal(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiInstruction:
+    """Element-wise 1/x."""
+    step = Step("reciprocal", "vector")
+    step.check_compute(dst=dst, data=data)
+    step.check_same_elements(data=data, dst=dst)
+    step.write("dst", dst, np.float32(1) / step.read_float("data", data))
+    return step.done()
+
+
+def nc_stream_shuffle(
+    dst: NkiTensor, src: NkiTensor, shuffle_mask: Sequence[int], name: str | None = None
+) -> NkiInstruction:
+    """Moves partitions within each quadrant of 32: output partition i takes input
+    ``shuffle_mask[i]``, and 255 leaves it."""
+    step = Step("nc_stream_shuffle", "vector")
+    mask = [int(m) for m in shuffle_mask]
+    if len(mask) != QUADRANT:
+        step.fail(f"shuffle_mask must have {QUADRANT} entries, got {len(mask)}")
+    for i, m in enumerate(mask):
+        if m != _UNMODIFIED and not 0 <= m < QUADRANT:
+            step.fail(f"shuffle_mask[{i}] must be in 0..{QUADRANT - 1} or {_UNMODIFIED}, got {m}")
+    step.check_compute(dst=dst, src=src)
+    if dst.dtype != src.dtype:
+        step.fail(f"dst must have the dtype of src, {src.dtype}, got {dst.dtype}")
+    if dst.size // dst.shape[0] != src.size // src.shape[0]:
+        step.fail(
+            f"dst must have as many elements per partition as src {list(src.shape)}, got "
+            f"{list(dst.shape)}"
+        )
+    active = -(-max(dst.shape[0], src.shape[0]) // QUADRANT) * QUADRANT
+    for operand, tensor in (("src", src), ("dst", dst)):
+        spacing = 128 if active > 64 else active
+        if tensor.partition_start % spacing:
+            step.fail(
+                f"{operand} with {active} active partitions must start at a multiple of "
+                f"{spacing}, got {tensor.partition_start}"
+            )
+    _shuffle(step, dst, src, mask)
+    return step.done()
+
+
+def _shuffle(step: Step, dst: NkiTensor, src: NkiTensor, mask: list[int]) -> None:
+    rows = step.read_rows("src", src).copy()
+    for start in range(0, dst.shape[0], QUADRANT):
+        count = min(QUADRANT, dst.shape[0] - start)
+        sources = np.array(mask[:count])
+        moved = np.flatnonzero(sources != _UNMODIFIED)
+        wanted = sources[moved] + start
+        outside = wanted >= src.shape[0]
+        if outside.any():
+            i = int(moved[np.argmax(outside)])
+            step.fail(
+                f"shuffle_mask[{i}]={mask[i]} reads partition {int(wanted[np.argmax(outside)])} "
+                f"of src, which has {src.shape[0]}"
+            )
+        if moved.size == count:
+            step.write_exact("dst", dst[start : start + count], rows[wanted])
+            continue
+        for lane, source in zip(moved, wanted, strict=True):
+            row = start + int(lane)
+            step.write_exact("dst", dst[row : row + 1], rows[source : source + 1])

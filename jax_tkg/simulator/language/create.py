@@ -1,0 +1,233 @@
+"""Making tensors, and moving them between HBM and SBUF."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_tkg.simulator import dtypes, isa, memory
+from jax_tkg.simulator.machine import (
+    KIB,
+    PARTITIONS,
+    PSUM_BANK_BYTES,
+    PSUM_BANKS,
+    current_core,
+    running_core,
+    target_named,
+)
+from jax_tkg.simulator.memory import ON_CHIP, MemoryRegion
+from jax_tkg.simulator.objects import NKIObject
+from jax_tkg.simulator.tensor import NkiTensor
+
+sbuf = MemoryRegion.sbuf
+psum = MemoryRegion.psum
+private_hbm = MemoryRegion.private_hbm
+shared_hbm = MemoryRegion.shared_hbm
+hbm = private_hbm
+
+_FLOAT32_BYTES = 4
+
+
+class _TileSize(NKIObject):
+    """Hardware tile size constants."""
+
+    pmax = PARTITIONS
+    psum_bank_fmax = PSUM_BANK_BYTES // _FLOAT32_BYTES
+    psum_fmax = psum_bank_fmax
+    psum_bank_fmax_bytes = PSUM_BANK_BYTES
+    gemm_stationary_fmax = 128
+    gemm_moving_fmax = 512
+    bn_stats_fmax = 512
+    psum_min_align = memory.PSUM_MIN_ALIGN
+    sbuf_min_align = memory.SBUF_MIN_ALIGN
+    psum_num_banks = PSUM_BANKS
+
+    @property
+    def sbuf_fmax_bytes(self) -> int:
+        """Usable bytes of an SBUF partition: all but the 16 KiB that the compiler keeps on
+        NeuronCore-v3 and v4 for its own use are given to kernels."""
+        core = running_core()
+        target = core.target if core is not None else target_named(None)
+        return target.sbuf_partition_bytes - _RESERVED_SBUF_BYTES
+
+    @property
+    def sbuf_fmax(self) -> int:
+        """Usable float32 elements of an SBUF partition."""
+        return self.sbuf_fmax_bytes // _FLOAT32_BYTES
+
+    @property
+    def sbuf_size_bytes(self) -> int:
+        """Usable bytes of SBUF, all partitions together."""
+        return self.sbuf_fmax_bytes * PARTITIONS
+
+    @property
+    def total_available_sbuf_size(self) -> int:
+        """Usable bytes of an SBUF partition, under its older name."""
+        return self.sbuf_fmax_bytes
+
+
+# Not published; AWS's kernels address up to 200 of the 224 KiB of NeuronCore-v3 themselves.
+_RESERVED_SBUF_BYTES = 16 * KIB
+
+tile_size = _TileSize()
+
+
+def ndarray(
+    shape: Sequence[int],
+    dtype: Any,
+    buffer: Any = sbuf,
+    name: str | None = "",
+    address: tuple[int, int] | None = None,
+) -> NkiTensor:
+    """A new tensor with undefined contents.
+
+    Args:
+      shape: sizes; on chip, dimension 0 is the partition.
+      dtype: NKI dtype.
+      buffer: memory region.
+      name: debug name; names a shared HBM tensor for both cores of a rank.
+      address: (partition, byte in the partition), to place an on-chip tensor.
+
+    Raises:
+      NkiValidationError: the shape or address does not fit the memory.
+    """
+    core = current_core()
+    region = _region(buffer)
+    info = dtypes.info(dtype)
+    label = name or ""
+    if region in ON_CHIP:
+        sizes = tuple(shape) if len(shape) > 1 else (*shape, 1)
+        storage = memory.allocate_on_chip(core, region, sizes, info, label, address)
+        return NkiTensor(sizes, info.name, storage, region, label)
+    if address is not None:
+        raise memory.errors.NkiValidationError(
+            f"ndarray {label!r}: address is for SBUF and PSUM, got {region.name}"
+        )
+    storage = memory.allocate_hbm(core, region, tuple(shape), info, label)
+    return NkiTensor(shape, info.name, storage, region, label)
+
+
+def _region(buffer: Any) -> MemoryRegion:
+    if isinstance(buffer, MemoryRegion):
+        return buffer
+    return MemoryRegion("private_hbm" if buffer == "hbm" else buffer)
+
+
+def is_hbm(buffer: Any) -> bool:
+    """Whether a region is HBM."""
+    return not is_on_chip(buffer)
+
+
+def is_on_chip(buffer: Any) -> bool:
+    """Whether a region is SBUF or PSUM."""
+    return _region(buffer) in ON_CHIP
+
+
+def is_psum(buffer: Any) -> bool:
+    """Whether a region is PSUM."""
+    return _region(buffer) is psum
+
+
+def is_sbuf(buffer: Any) -> bool:
+    """Whether a region is SBUF."""
+    return _region(buffer) is sbuf
+
+
+def full(
+    shape: Sequence[int], fill_value: Any, dtype: Any, buffer: Any = sbuf, name: str = ""
+) -> NkiTensor:
+    """A new tensor filled with one value."""
+    tensor = ndarray(shape, dtype, buffer, name)
+    if tensor.on_chip:
+        isa.memset(tensor, fill_value)
+        return tensor
+    # HBM is filled by DMA from a constant that repeats.
+    constant = ndarray((1, 1), dtype, sbuf)
+    isa.memset(constant, fill_value)
+    isa.dma_copy(tensor, constant.ap([[1, 1], [0, tensor.size]]))
+    return tensor
+
+
+def zeros(shape: Sequence[int], dtype: Any, buffer: Any = sbuf, name: str = "") -> NkiTensor:
+    """A new tensor of zeros."""
+    return full(shape, 0, dtype, buffer, name)
+
+
+def ones(shape: Sequence[int], dtype: Any, buffer: Any = sbuf, name: str = "") -> NkiTensor:
+    """A new tensor of ones."""
+    return full(shape, 1, dtype, buffer, name)
+
+
+def empty_like(x: NkiTensor, dtype: Any = None, buffer: Any = None, name: str = "") -> NkiTensor:
+    """A new tensor of the same shape."""
+    return ndarray(x.shape, dtype or x.dtype, buffer or x.buffer, name)
+
+
+def zeros_like(x: NkiTensor, dtype: Any = None, buffer: Any = None, name: str = "") -> NkiTensor:
+    """A new tensor of zeros of the same shape."""
+    return full(x.shape, 0, dtype or x.dtype, buffer or x.buffer, name)
+
+
+def load(src: NkiTensor, dtype: Any = None) -> NkiTensor:
+    """A new SBUF tile with the values of an HBM tensor."""
+    tile = ndarray(src.shape, dtype or src.dtype, sbuf)
+    isa.dma_copy(dst=tile, src=src)
+    return tile
+
+
+def store(dst: NkiTensor, value: NkiTensor) -> None:
+    """Writes an SBUF tile to an HBM tensor."""
+    isa.dma_copy(dst=dst, src=value)
+
+
+def load_transpose2d(src: NkiTensor, dtype: Any = None) -> NkiTensor:
+    """A new SBUF tile with the transpose of a 2D HBM tensor."""
+    rows, columns = src.shape
+    tile = ndarray((columns, rows), dtype or src.dtype, sbuf)
+    isa.dma_copy(dst=tile, src=src.permute((1, 0)))
+    return tile
+
+
+def copy(x: NkiTensor, dtype: Any = None) -> NkiTensor:
+    """A copy in SBUF."""
+    tile = ndarray(x.shape, dtype or x.dtype, sbuf)
+    isa.tensor_copy(tile, x)
+    return tile
+
+
+def shared_constant(constant: Any) -> NkiTensor:
+    """A tensor in shared HBM with constant data, from an array or the path of a .npy file."""
+    array = np.ascontiguousarray(np.load(constant) if isinstance(constant, str) else constant)
+    storage = memory.adopt_input(current_core(), shared_hbm, "constant", array)
+    return NkiTensor(array.shape, dtypes.info(array.dtype).name, storage, shared_hbm, "constant")
+
+
+def shared_identity_matrix(n: int, dtype: Any = "uint8", dst: NkiTensor | None = None) -> NkiTensor:
+    """An identity matrix in SBUF."""
+    tile = dst if dst is not None else ndarray((n, n), dtype, sbuf)
+    info = dtypes.info(tile.dtype)
+    isa.dma_copy(dst=tile, src=shared_constant(np.eye(n, dtype=np.float32).astype(info.storage)))
+    return tile
+
+
+def rand(shape: Sequence[int], dtype: Any, buffer: Any = sbuf, name: str = "") -> NkiTensor:
+    """A new tensor of uniform random numbers of [0, 1)."""
+    tensor = ndarray(shape, dtype, buffer, name)
+    bits = ndarray(shape, "uint16", sbuf)
+    isa.rng(bits)
+    isa.tensor_scalar(tensor, bits, _multiply, 1.0 / (1 << 16))
+    return tensor
+
+
+# Operators are recognised by name, so this needs no import of the module that defines them.
+_multiply = "multiply"
+
+
+def random_seed(seed: NkiTensor) -> None:
+    """Seeds `rand`."""
+    isa.set_rng_seed(seed)
+
+
+def device_print(print_prefix: str, tensor: NkiTensor) -> None:
+    """Prints a tensor's values."""
+    print(f"{print_prefix} [{current_core()}] {tensor!r}\n{tensor.numpy()}")

@@ -1,0 +1,321 @@
+"""Running kernels: decorating, launching over cores and ranks, arguments in and results out."""
+
+import dataclasses
+import functools
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_tkg.simulator import capacity, dtypes, errors, memory, races
+from jax_tkg.simulator.machine import (
+    Core,
+    Finding,
+    Machine,
+    Options,
+    running_core,
+    set_current_core,
+    target_named,
+)
+from jax_tkg.simulator.record import Record
+from jax_tkg.simulator.tensor import NkiTensor
+
+
+@dataclasses.dataclass
+class Result:
+    """What a run gives back.
+
+    Attributes:
+      outputs: per rank what the kernel returned, tensors as NumPy arrays.
+      mutated: per rank the kernel's tensor arguments that it wrote, by the argument's path
+        ("k_cache", "K_caches[0]"), with their new contents. The caller's arrays stay as they were.
+      record: the instruction streams; empty with ``Options(record=False)``.
+      findings: what was reported and not raised.
+    """
+
+    outputs: list[Any]
+    mutated: list[dict[str, np.ndarray]]
+    record: Record
+    findings: list[Finding]
+
+
+class Kernel:
+    """A function decorated with `jit`."""
+
+    def __init__(self, function: Callable[..., Any], lnc: int | None = None):
+        functools.update_wrapper(self, function)
+        self.function = function
+        self.lnc = lnc
+
+    def __getitem__(self, lnc: Any) -> "Kernel":
+        if isinstance(lnc, tuple) and len(lnc) == 1:
+            lnc = lnc[0]
+        return Kernel(self.function, int(lnc))
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if running_core() is not None:
+            # A kernel called by a kernel is part of it.
+            return self.function(*args, **kwargs)
+        return simulate(self)(*args, **kwargs)
+
+
+def jit(fn: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
+    """Makes a function a kernel; called from outside a kernel it is simulated."""
+    if fn is None:
+        return lambda function: jit(function, **kwargs)
+    return fn if isinstance(fn, Kernel) else Kernel(fn)
+
+
+def simulate(kernel: Any) -> Callable[..., Any]:
+    """A function that runs a kernel on one rank, as ``nki.simulate``.
+
+    Takes and returns NumPy arrays, or PyTorch tensors if it is given some. Arrays that the kernel
+    writes are updated in place.
+    """
+
+    def simulated(*args: Any, **kwargs: Any) -> Any:
+        result = run(kernel, [(args, kwargs)])
+        originals = _by_path(kernel, args, kwargs)
+        for path, array in result.mutated[0].items():
+            _update(originals[path], array)
+        if any(type(original).__module__ == "torch" for original in originals.values()):
+            return _to_torch(result.outputs[0])
+        return result.outputs[0]
+
+    return simulated
+
+
+def run(
+    kernel: Any,
+    rank_arguments: Sequence[Any],
+    *,
+    lnc: int | None = None,
+    target: str | None = None,
+    options: Options | None = None,
+) -> Result:
+    """Runs a kernel on several ranks at once; see the package's documentation.
+
+    Args:
+      kernel: a function, or a `jit` kernel, which may carry its LNC: ``kernel[2]``.
+      rank_arguments: one entry per rank: a dict of keyword arguments, a tuple of positional ones,
+        or a pair (tuple, dict) of both. Arrays inside lists, tuples and dicts are tensors too.
+      lnc: cores per rank, 1 or 2; by default the kernel's, or else 1.
+      target: "trn1", "trn2" or "trn3"; by default $NEURON_PLATFORM_TARGET_OVERRIDE, or else trn2.
+      options: what to check and keep.
+
+    Raises:
+      NkiValidationError: (or one of its kinds, see `errors`) the kernel breaks a documented limit.
+      Exception: whatever the kernel itself raises.
+    """
+    function = kernel.function if isinstance(kernel, Kernel) else kernel
+    cores = lnc or getattr(kernel, "lnc", None) or 1
+    chosen = options or Options()
+    machine = Machine(target_named(target), len(rank_arguments), cores, chosen)
+    launches = [
+        _Launch(machine, rank, *_split_arguments(arguments))
+        for rank, arguments in enumerate(rank_arguments)
+    ]
+    returned: dict[tuple[int, int], Any] = {}
+    failures: dict[tuple[int, int], BaseException] = {}
+
+    def execute(core: Core) -> None:
+        key = (core.rank, core.index)
+        set_current_core(core)
+        failure: BaseException | None = None
+        try:
+            with np.errstate(all="ignore"):
+                launch = launches[core.rank]
+                returned[key] = function(*launch.args, **launch.kwargs)
+        except BaseException as error:
+            failure = failures[key] = error
+        finally:
+            set_current_core(None)
+            machine.board.leave(key, failure)
+
+    _run_threads(execute, list(machine.cores.values()))
+    _raise_first(failures)
+    if chosen.races != "ignore" and cores > 1:
+        races.check(machine)
+    if chosen.capacity != "ignore":
+        capacity.check(machine)
+    return Result(
+        [_export(returned[(rank, 0)], machine) for rank in range(machine.ranks)],
+        [launch.mutated() for launch in launches],
+        machine.record(),
+        machine.findings,
+    )
+
+
+# Kernels recurse through helpers; a thread's default stack is the interpreter's own.
+def _run_threads(execute: Callable[[Core], None], cores: list[Core]) -> None:
+    if len(cores) == 1 and running_core() is None:
+        execute(cores[0])
+        return
+    threads = [threading.Thread(target=execute, args=(core,), daemon=True) for core in cores]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def _raise_first(failures: dict[tuple[int, int], BaseException]) -> None:
+    """Raises the error that stopped the run, not those of cores stopped by it."""
+    own = [e for _, e in sorted(failures.items()) if not isinstance(e, errors.PeerFailedError)]
+    if own:
+        raise own[0]
+    if failures:
+        raise next(iter(failures.values()))
+
+
+def _split_arguments(arguments: Any) -> tuple[tuple, dict[str, Any]]:
+    if isinstance(arguments, Mapping):
+        return (), dict(arguments)
+    if (
+        isinstance(arguments, tuple)
+        and len(arguments) == 2
+        and isinstance(arguments[0], tuple)
+        and isinstance(arguments[1], dict)
+    ):
+        return arguments
+    return tuple(arguments), {}
+
+
+def _as_array(value: Any) -> np.ndarray | None:
+    """A NumPy array of a NumPy, PyTorch or JAX array, else None."""
+    if isinstance(value, np.ndarray):
+        return value
+    module = type(value).__module__
+    if module == "torch" or module.startswith("torch."):
+        return _torch_array(value)
+    if hasattr(value, "__array__") and hasattr(value, "shape") and hasattr(value, "dtype"):
+        return np.asarray(value)
+    return None
+
+
+def _torch_array(value: Any) -> np.ndarray | None:
+    if not hasattr(value, "detach"):
+        return None
+    plain = value.detach().cpu().contiguous()
+    info = dtypes.info(plain.dtype)
+    try:
+        array = plain.numpy()
+    except TypeError:
+        bits = {1: "uint8", 2: "int16"}[plain.element_size()]
+        import torch
+
+        array = plain.view(getattr(torch, bits)).numpy().view(info.storage)
+    return array
+
+
+class _Launch:
+    """One rank's arguments as tensors in HBM."""
+
+    def __init__(self, machine: Machine, rank: int, args: tuple, kwargs: dict[str, Any]):
+        self.core = machine.cores[(rank, 0)]
+        self.tensors: dict[str, NkiTensor] = {}
+        self.args = tuple(self._wrap(value, f"[{i}]") for i, value in enumerate(args))
+        self.kwargs = {name: self._wrap(value, name) for name, value in kwargs.items()}
+
+    def _wrap(self, value: Any, path: str) -> Any:
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(
+                *(self._wrap(v, f"{path}.{f}") for f, v in zip(value._fields, value, strict=True))
+            )
+        if isinstance(value, (list, tuple)):
+            return type(value)(self._wrap(v, f"{path}[{i}]") for i, v in enumerate(value))
+        if isinstance(value, dict):
+            return {key: self._wrap(v, f"{path}[{key!r}]") for key, v in value.items()}
+        array = _as_array(value)
+        if array is None or array.ndim == 0:
+            return value
+        info = dtypes.info(array.dtype)
+        stored = np.ascontiguousarray(array, dtype=None if info.kind == "bool" else info.storage)
+        storage = memory.adopt_input(self.core, memory.MemoryRegion.shared_hbm, path, stored)
+        tensor = NkiTensor(array.shape, info.name, storage, memory.MemoryRegion.shared_hbm, path)
+        self.tensors[path] = tensor
+        return tensor
+
+    def mutated(self) -> dict[str, np.ndarray]:
+        """The arguments that were written, by path."""
+        return {
+            path: _host_array(tensor)
+            for path, tensor in self.tensors.items()
+            if tensor.storage is not None and tensor.storage.written
+        }
+
+
+def _host_array(tensor: NkiTensor) -> np.ndarray:
+    array = tensor.numpy()
+    return array.astype(bool) if tensor.dtype == "bool" else array
+
+
+def _export(value: Any, machine: Machine) -> Any:
+    """What a kernel returned, tensors as NumPy arrays."""
+    if isinstance(value, NkiTensor):
+        _check_output(value, machine)
+        return _host_array(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_export(v, machine) for v in value)
+    if isinstance(value, dict):
+        return {key: _export(v, machine) for key, v in value.items()}
+    return value
+
+
+def _check_output(tensor: NkiTensor, machine: Machine) -> None:
+    """A returned tensor must be in HBM and wholly written."""
+    storage = tensor.storage
+    assert storage is not None
+    if storage.space != "hbm":
+        raise errors.NkiValidationError(f"a kernel returns tensors in HBM, got {tensor!r}")
+    if storage.shadow is None or storage.shadow.all():
+        return
+    missing = int((storage.shadow == 0).sum())
+    message = (
+        f"the kernel returns the {storage.describe()}, but {missing} of its {storage.nbytes} "
+        "bytes were never written"
+    )
+    if machine.options.uninitialized == "error":
+        raise errors.UninitializedReadError(message)
+    machine.report("uninitialized", message)
+
+
+def _by_path(kernel: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The caller's array objects by the paths of `_Launch`."""
+    found: dict[str, Any] = {}
+
+    def visit(value: Any, path: str) -> None:
+        if isinstance(value, (list, tuple)):
+            for i, v in enumerate(value):
+                visit(v, f"{path}[{i}]")
+        elif isinstance(value, dict):
+            for key, v in value.items():
+                visit(v, f"{path}[{key!r}]")
+        elif hasattr(value, "shape"):
+            found[path] = value
+
+    for i, value in enumerate(args):
+        visit(value, f"[{i}]")
+    for name, value in kwargs.items():
+        visit(value, name)
+    return found
+
+
+def _update(original: Any, array: np.ndarray) -> None:
+    if isinstance(original, np.ndarray):
+        original[...] = array
+    elif type(original).__module__ == "torch":
+        original.copy_(_to_torch(array))
+
+
+def _to_torch(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        import torch
+
+        if value.dtype.kind == "V" or value.dtype.name in ("bfloat16", *dtypes.FLOAT8):
+            bits = value.view(f"u{value.dtype.itemsize}").view(f"i{value.dtype.itemsize}")
+            return torch.from_numpy(bits).view(getattr(torch, value.dtype.name))
+        return torch.from_numpy(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(_to_torch(v) for v in value)
+    return value

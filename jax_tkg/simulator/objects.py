@@ -1,0 +1,27 @@
+"""`NKIObject`: the base of dataclasses and configuration objects in kernels."""
+
+import typing
+from typing import Any
+
+
+class NKIObject:
+    """Base class for NKI kernel dataclasses and configuration objects.
+
+    As in NKI, fields that a constructor call leaves out are None: annotated fields without a
+    default get that one.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        for name, value in kwargs.items():
+            setattr(self, name, value)
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        slots = cls.__dict__.get("__slots__", ())
+        for name, annotation in cls.__dict__.get("__annotations__", {}).items():
+            if name in slots or typing.get_origin(annotation) is typing.ClassVar:
+                continue
+            if isinstance(annotation, str) and "ClassVar" in annotation:
+                continue
+            if name not in cls.__dict__:
+                setattr(cls, name, None)

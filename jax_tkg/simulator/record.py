@@ -1,0 +1,180 @@
+"""The instruction stream of a run: what each core executed, on which memory.
+
+A record is data, apart from the tensors it came from, so a scheduler can find read-after-write,
+write-after-read and write-after-write dependencies long after the run.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+
+class Access:
+    """One operand of one instruction: exactly which bytes of which tensor it touches.
+
+    Attributes:
+      operand: the name of the instruction's argument.
+      is_write: whether the instruction writes these bytes (else reads).
+      space: "sbuf", "psum" or "hbm".
+      storage: identifies the allocation; equal for all views of it, unique in the run. For a
+        shared HBM tensor both cores of a rank see the same number.
+      name: the tensor's name, or "" if it has none.
+      rank, core: whose memory it is; core is None for HBM shared by the cores of a rank.
+      address: byte address in a partition of element 0 of the allocation, for tensors placed by
+        address; None where the compiler chooses the place (each such allocation is its own
+        memory).
+      partition_start, partitions: the partitions touched, for SBUF and PSUM (0 and 1 in HBM).
+      byte_start, byte_end: the extent touched in each partition (in HBM: in the tensor), relative
+        to the allocation. Strided accesses may leave bytes of the extent untouched.
+      shape: elements per dimension.
+      strides: bytes between elements per dimension, dimension 0 being the partition on chip.
+      offset: byte offset of the first element (partition_start * row_bytes + byte_start on chip).
+      row_bytes: bytes of the allocation in one partition (in HBM: of the whole tensor).
+      dtype: NKI dtype.
+      rows: for a gather or scatter, byte offsets of dimension 0's entries, else None.
+      digest: fingerprint of what was written to HBM that two cores share, else None.
+    """
+
+    __slots__ = (
+        "address",
+        "byte_end",
+        "byte_start",
+        "core",
+        "digest",
+        "dtype",
+        "is_write",
+        "itemsize",
+        "name",
+        "offset",
+        "operand",
+        "partition_start",
+        "partitions",
+        "rank",
+        "row_bytes",
+        "rows",
+        "shape",
+        "space",
+        "storage",
+        "strides",
+    )
+
+    operand: str
+    is_write: bool
+    space: str
+    storage: int
+    name: str
+    rank: int
+    core: int | None
+    address: int | None
+    partition_start: int
+    partitions: int
+    byte_start: int
+    byte_end: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+    row_bytes: int
+    itemsize: int
+    dtype: str
+    rows: np.ndarray | None
+    digest: bytes | None
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes moved through the access: elements times bytes per element."""
+        return int(np.prod(self.shape)) * self.itemsize
+
+    @property
+    def memory(self) -> tuple[str, int, int | None, int | None]:
+        """Which physical memory: two accesses can conflict only where this is equal.
+
+        Tensors placed by address share one memory per core; any other allocation is its own.
+        """
+        return (
+            self.space,
+            self.rank,
+            self.core,
+            None if self.address is not None else self.storage,
+        )
+
+    @property
+    def byte_range(self) -> tuple[int, int]:
+        """First byte and one past the last, per partition, in `memory`."""
+        base = self.address or 0
+        return base + self.byte_start, base + self.byte_end
+
+    def __repr__(self) -> str:
+        arrow = "->" if self.is_write else "<-"
+        return (
+            f"{self.operand}{arrow}{self.space}[{self.name or self.storage}]"
+            f"{list(self.shape)}{self.dtype}"
+        )
+
+
+@dataclasses.dataclass(slots=True)
+class Instruction:
+    """One executed instruction.
+
+    Attributes:
+      index: position in its core's program order.
+      engine: "tensor", "vector", "scalar", "gpsimd", "dma" or "sync".
+      opcode: the name of the ``nki.isa`` or ``nki.collectives`` function.
+      rank, core: who executed it.
+      epoch: how many meetings (barriers, exchanges, collectives) the core had passed.
+      file, line: the statement of the kernel.
+      accesses: the operands in memory.
+      attributes: what else matters for timing, such as the operator or the DMA's generation mode.
+      engine_chosen: False where the caller left the engine to the compiler, and the simulator
+        filled in the one it would most likely use.
+    """
+
+    index: int
+    engine: str
+    opcode: str
+    rank: int
+    core: int
+    epoch: int
+    file: str
+    line: int
+    accesses: list[Access]
+    attributes: dict[str, Any]
+    engine_chosen: bool = True
+
+    @property
+    def reads(self) -> list[Access]:
+        """The operands it reads."""
+        return [access for access in self.accesses if not access.is_write]
+
+    @property
+    def writes(self) -> list[Access]:
+        """The operands it writes."""
+        return [access for access in self.accesses if access.is_write]
+
+    @property
+    def where(self) -> str:
+        """File and line of the kernel's statement."""
+        return f"{self.file}:{self.line}"
+
+    def __repr__(self) -> str:
+        return f"{self.index}:{self.engine}.{self.opcode}({self.accesses})"
+
+
+@dataclasses.dataclass
+class Record:
+    """All instructions of a run.
+
+    Attributes:
+      target: "trn1", "trn2" or "trn3".
+      lnc: cores per rank.
+      ranks: number of ranks.
+      streams: instructions in program order, by (rank, core).
+    """
+
+    target: str
+    lnc: int
+    ranks: int
+    streams: dict[tuple[int, int], list[Instruction]]
+
+    def __len__(self) -> int:
+        return sum(len(stream) for stream in self.streams.values())
