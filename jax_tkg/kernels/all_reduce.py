@@ -1,0 +1,77 @@
+"""The sum over ranks, and the residual that it is added to."""
+
+import nki.collectives as nccl
+import nki.isa as nisa
+import nki.language as nl
+
+from .exchange import exchange_tiles
+from .sizes import PARTITIONS, Share
+
+
+def add_reduced(x, partial, replica_group, on_chip, sizes):
+    """x + the sum of `partial` over the ranks, rounded once to the compute dtype.
+
+    Args:
+      x: [128, H / 128, T], the residual stream; complete on every core.
+      partial: [128, tiles, T] f32, this rank's part: the tiles of H that `Share` gives this core.
+      replica_group: whose ranks sum, or None where there is one.
+      on_chip: reduce from SBUF to SBUF, else through HBM.
+      sizes: the launch's sizes.
+
+    Returns:
+      A tile like x, complete on every core.
+    """
+    share = Share(sizes.hidden_chunks(), sizes.cores, sizes.core)
+    reduced = partial
+    if replica_group != None:
+        if on_chip:
+            reduced = _reduce_on_chip(partial, replica_group, share, sizes)
+        else:
+            reduced = _reduce_in_hbm(partial, replica_group, share, sizes)
+    after = nl.ndarray((PARTITIONS, share.total, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    last = share.first + share.count
+    nisa.tensor_tensor(
+        dst=after[:, share.first : last, :],
+        data1=x[:, share.first : last, :],
+        data2=reduced,
+        op=nl.add,
+    )
+    exchange_tiles(after, share, sizes)
+    return after
+
+
+def _reduce_on_chip(partial, replica_group, share, sizes):
+    shape = (PARTITIONS, share.count, sizes.T)
+    reduced = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    flat = (PARTITIONS, share.count * sizes.T)
+    nccl.all_reduce(
+        srcs=[partial.reshape(flat)],
+        dsts=[reduced.reshape(flat)],
+        replica_group=replica_group,
+        op=nl.add,
+    )
+    return reduced
+
+
+def _reduce_in_hbm(partial, replica_group, share, sizes):
+    """Both cores write their tiles into one tensor of the logical core, which is reduced whole."""
+    shape = (PARTITIONS, share.total, sizes.T)
+    whole = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
+    summed = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
+    # The first core writes a tile that both have computed.
+    skipped = 0
+    if sizes.core == 1:
+        skipped = share.count - share.sent
+    if share.count > skipped:
+        nisa.dma_copy(
+            dst=whole[:, share.first + skipped : share.first + share.count, :],
+            src=partial[:, skipped : share.count, :],
+        )
+    if sizes.cores > 1:
+        nisa.core_barrier(data=whole, cores=(0, 1))
+    nccl.all_reduce(srcs=[whole], dsts=[summed], replica_group=replica_group, op=nl.add)
+    if sizes.cores > 1:
+        nisa.core_barrier(data=summed, cores=(0, 1))
+    reduced = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=reduced, src=summed[:, share.first : share.first + share.count, :])
+    return reduced

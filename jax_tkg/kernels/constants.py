@@ -1,0 +1,47 @@
+"""Small constant tiles, made once per launch."""
+
+import nki.isa as nisa
+import nki.language as nl
+from nki.language import NKIObject
+
+from .sizes import PARTITIONS
+
+
+class Constants(NKIObject):
+    """Constant tiles.
+
+    ones and identity are [128, 128] f32; rotation is [d, d] in the compute dtype, with
+    rotation^T @ x = (-x2, x1) for x = (x1, x2) in contiguous halves.
+    """
+
+    def __init__(self, d, dtype):
+        self.ones = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.memset(dst=self.ones, value=1.0)
+        self.identity = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.float32, buffer=nl.sbuf)
+        _select_diagonal(self.identity, self.ones, PARTITIONS, 0)
+        self.rotation = _rotation(d, self.ones, dtype)
+
+
+def _select_diagonal(dst, on_true, size, shift):
+    """dst[p, f] = on_true[p, f] where p - f = shift, else 0."""
+    nisa.affine_select(
+        dst=dst,
+        pattern=[[-1, size]],
+        channel_multiplier=1,
+        offset=-shift,
+        on_true_tile=on_true,
+        on_false_value=0.0,
+        cmp_op=nl.equal,
+    )
+
+
+def _rotation(d, ones, dtype):
+    half = d // 2
+    above = nl.ndarray((d, d), dtype=nl.float32, buffer=nl.sbuf)
+    _select_diagonal(above, ones[0:d, 0:d], d, -half)
+    below = nl.ndarray((d, d), dtype=nl.float32, buffer=nl.sbuf)
+    _select_diagonal(below, ones[0:d, 0:d], d, half)
+    rotation = nl.ndarray((d, d), dtype=dtype, buffer=nl.sbuf)
+    # Output f < d/2 takes -x[f + d/2]; output f >= d/2 takes x[f - d/2].
+    nisa.tensor_tensor(dst=rotation, data1=above, data2=below, op=nl.subtract)
+    return rotation

@@ -1,0 +1,65 @@
+"""Between rows in HBM and the transposed tiles on chip."""
+
+import nki.isa as nisa
+import nki.language as nl
+
+from .sizes import PARTITIONS, Share
+
+
+def load_tokens(X, sizes):
+    """X [B, S, H] in HBM as a tile [128, H / 128, T]."""
+    T = sizes.T
+    chunks = sizes.hidden_chunks()
+    rows = nl.ndarray((T, sizes.H), dtype=sizes.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=rows, src=X.reshape((T, sizes.H)))
+    tile = nl.ndarray((PARTITIONS, chunks, T), dtype=sizes.dtype, buffer=nl.sbuf)
+    for chunk in range(chunks):
+        turned = nl.ndarray((PARTITIONS, T), dtype=sizes.dtype, buffer=nl.psum)
+        nisa.nc_transpose(
+            dst=turned,
+            data=rows[:, chunk * PARTITIONS : (chunk + 1) * PARTITIONS],
+            engine=nisa.engine.tensor,
+        )
+        nisa.tensor_copy(dst=tile[:, chunk, :], src=turned)
+    return tile
+
+
+def store_tokens(out, tile, sizes):
+    """A tile [128, H / 128, T] as `out` [B, S, H] in HBM; each core stores half of the columns."""
+    T = sizes.T
+    share = Share(sizes.hidden_chunks(), sizes.cores, sizes.core)
+    # Where both cores hold the middle chunk, the first stores it.
+    first = share.first
+    if sizes.core == 1:
+        first = share.total - share.sent
+    count = share.first + share.count - first
+    if count > 0:
+        rows = nl.ndarray((T, count * PARTITIONS), dtype=sizes.dtype, buffer=nl.sbuf)
+        for index in range(count):
+            turned = nl.ndarray((T, PARTITIONS), dtype=sizes.dtype, buffer=nl.psum)
+            nisa.nc_transpose(dst=turned, data=tile[:, first + index, :], engine=nisa.engine.tensor)
+            nisa.tensor_copy(dst=rows[:, index * PARTITIONS : (index + 1) * PARTITIONS], src=turned)
+        columns = out.reshape((T, sizes.H))
+        nisa.dma_copy(dst=columns[:, first * PARTITIONS : (first + count) * PARTITIONS], src=rows)
+
+
+def load_columns(vector, first, count):
+    """Elements first*128 .. (first+count)*128 of row 0 of `vector` [rows, n] as [128, count].
+
+    Element c * 128 + p comes to partition p of column c: a vector of features as a per-partition
+    operand. It is loaded as rows of 128, which DMA moves in one piece each, and turned on chip.
+    """
+    dtype = vector.dtype
+    columns = nl.ndarray((PARTITIONS, count), dtype=dtype, buffer=nl.sbuf)
+    done = 0
+    while done < count:
+        size = min(PARTITIONS, count - done)
+        start = (first + done) * PARTITIONS
+        rows = nl.ndarray((size, PARTITIONS), dtype=dtype, buffer=nl.sbuf)
+        piece = vector[0:1, start : start + size * PARTITIONS]
+        nisa.dma_copy(dst=rows, src=piece.reshape((size, PARTITIONS)))
+        turned = nl.ndarray((PARTITIONS, size), dtype=dtype, buffer=nl.psum)
+        nisa.nc_transpose(dst=turned, data=rows, engine=nisa.engine.tensor)
+        nisa.tensor_copy(dst=columns[:, done : done + size], src=turned)
+        done += size
+    return columns

@@ -1,0 +1,108 @@
+"""Matrix products of transposed activations with weights streamed from HBM.
+
+The weight is the stationary operand: its [rows, 128 columns] tiles multiply the few tokens as moving
+operand, and the product comes out with its features on the partitions.
+"""
+
+import nki.isa as nisa
+import nki.language as nl
+
+from .sizes import PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
+
+
+def linear(dst, x, weight, first_column, width, ring, sizes, scale=None):
+    """dst = (x^T @ weight[:, columns])^T, accumulated in f32.
+
+    Args:
+      dst: [width, tiles, T], the product's columns first_column + tile * width + partition.
+      x: [rows, chunks, T]: feature chunk * rows + partition of the contraction.
+      weight: [chunks * rows, columns] in HBM: x's dtype or float8.
+      first_column: of the weight.
+      width: columns per tile, at most 128.
+      ring: buffers for the weight.
+      sizes: the launch's sizes.
+      scale: [width, tiles] f32, factor of each output column, or None.
+    """
+    tiles = dst.shape[1]
+    per_bank = PSUM_BANK // sizes.T
+    # A group's products share PSUM, and one row chunk of its columns fits in a buffer.
+    group = min(per_bank * PSUM_GROUP_BANKS, ring.slot_bytes // (width * bytes_of(weight.dtype)))
+    done = 0
+    while done < tiles:
+        count = min(group, tiles - done)
+        banks = ceiling_divide(count, per_bank)
+        product = nl.ndarray((width, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
+        _accumulate(product, x, weight, first_column + done * width, width, count, ring, sizes)
+        for bank in range(banks):
+            first = bank * per_bank
+            size = min(per_bank, count - first)
+            summed = product[:, bank, 0 : size * sizes.T].reshape_dim(1, (size, sizes.T))
+            target = dst[:, done + first : done + first + size, :]
+            if scale == None:
+                nisa.tensor_copy(dst=target, src=summed)
+            else:
+                columns = scale[:, done + first : done + first + size]
+                nisa.tensor_tensor(
+                    dst=target,
+                    data1=summed,
+                    data2=columns.expand_dim(2).broadcast(2, sizes.T),
+                    op=nl.multiply,
+                )
+        done += count
+
+
+def _accumulate(product, x, weight, first_column, width, count, ring, sizes):
+    """Multiplies all rows of `count` tiles of columns, as many rows at a time as a buffer holds."""
+    rows = x.shape[0]
+    chunks = x.shape[1]
+    per_bank = PSUM_BANK // sizes.T
+    columns = count * width
+    by_chunk = weight.reshape((chunks, rows, weight.shape[1]))
+    for start, size in row_blocks(weight.dtype, columns, chunks, ring):
+        loaded = load_rows(by_chunk, start, size, first_column, columns, x.dtype, ring)
+        for chunk in range(size):
+            for tile in range(count):
+                bank = tile // per_bank
+                place = (tile % per_bank) * sizes.T
+                nisa.nc_matmul(
+                    dst=product[:, bank, place : place + sizes.T],
+                    stationary=loaded[:, chunk, tile * width : (tile + 1) * width],
+                    moving=x[:, start + chunk, :],
+                    accumulate=start + chunk > 0,
+                )
+
+
+def row_blocks(dtype, columns, chunks, ring):
+    """(first, count) of the chunks of rows that are loaded together."""
+    itemsize = bytes_of(dtype)
+    at_once = max(1, ring.slot_bytes // (columns * itemsize))
+    blocks = []
+    first = 0
+    while first < chunks:
+        blocks.append((first, min(at_once, chunks - first)))
+        first += at_once
+    return blocks
+
+
+def bytes_of(dtype):
+    """Bytes of one number."""
+    if dtype == nl.float32:
+        return 4
+    if dtype == nl.bfloat16 or dtype == nl.float16:
+        return 2
+    return 1
+
+
+def load_rows(by_chunk, start, size, first_column, columns, dtype, ring):
+    """Rows of a weight [chunks, rows, n] as a tile [rows, size, columns] that multiplies `dtype`."""
+    rows = by_chunk.shape[1]
+    buffer = ring.take(by_chunk.dtype)
+    loaded = buffer[0:rows, 0 : size * columns].reshape_dim(1, (size, columns))
+    source = by_chunk[start : start + size, :, first_column : first_column + columns]
+    nisa.dma_copy(dst=loaded, src=source.permute((1, 0, 2)))
+    if dtype == nl.float32 and by_chunk.dtype != nl.float32:
+        # The tensor engine multiplies f32 with nothing else.
+        wide = nl.ndarray((rows, size, columns), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_copy(dst=wide, src=loaded)
+        return wide
+    return loaded

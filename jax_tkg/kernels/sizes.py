@@ -1,0 +1,74 @@
+"""Sizes of one launch, and how work is divided between the two cores of a logical core."""
+
+import nki.language as nl
+from nki.language import NKIObject
+
+PARTITIONS = 128
+PSUM_BANK = 512
+"""f32 numbers in one PSUM bank of one partition (2 KiB); a matmul writes within one bank."""
+
+PSUM_GROUP_BANKS = 4
+"""Banks that one accumulation uses: half of PSUM, so that the next can start while it is read."""
+
+
+class Sizes(NKIObject):
+    """The letters of `jax_tkg.arguments`, T = B * S tokens, and the core this program runs on."""
+
+    def __init__(self, B, S, H, I, d, q, k, S_prior, S_max, dtype, eps, clamp_bound):  # noqa: E741
+        self.B = B
+        self.S = S
+        self.T = B * S
+        self.H = H
+        self.I = I
+        self.d = d
+        self.q = q
+        self.k = k
+        # Cache slots that are attended: S_ctx, less S where the mask is unified.
+        self.S_prior = S_prior
+        self.S_max = S_max
+        self.dtype = dtype
+        self.eps = eps
+        self.clamp_bound = clamp_bound
+        # A launch on one physical core has no grid.
+        if nl.program_ndim() == 0:
+            self.cores = 1
+            self.core = 0
+        else:
+            self.cores = nl.num_programs(0)
+            self.core = nl.program_id(0)
+
+    def hidden_chunks(self):
+        """Chunks of 128 hidden features."""
+        return self.H // PARTITIONS
+
+    def mlp_chunks(self):
+        """Chunks of 128 MLP features."""
+        return self.I // PARTITIONS
+
+
+class Share(NKIObject):
+    """Which of `total` tiles this core computes: `count` of them from `first`.
+
+    An odd number divides with one tile that both cores compute. Of its own tiles each core sends
+    `sent` from `send_first`, and receives as many at `receive_first`.
+    """
+
+    def __init__(self, total, cores, core):
+        self.total = total
+        if cores == 1:
+            self.count = total
+            self.first = 0
+            self.sent = 0
+            self.send_first = 0
+            self.receive_first = 0
+        else:
+            self.count = (total + 1) // 2
+            self.first = core * (total - self.count)
+            self.sent = total - self.count
+            self.send_first = core * self.count
+            self.receive_first = (1 - core) * self.count
+
+
+def ceiling_divide(numerator, denominator):
+    """The quotient, rounded up."""
+    return (numerator + denominator - 1) // denominator

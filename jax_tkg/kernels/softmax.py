@@ -1,0 +1,169 @@
+"""A softmax that streams over the keys, transposed: keys on partitions, queries in columns.
+
+Per column it carries the largest score so far, the sum of exponentials relative to it, and the sum
+of values weighted by them; the first two are equal on all partitions.
+"""
+
+import nki.isa as nisa
+import nki.language as nl
+from nki.language import NKIObject
+
+from .sizes import PARTITIONS
+
+MASKED = -(2.0**100)
+"""Added to scores that are not attended: far below any score, and exact in every dtype but float16.
+"""
+
+
+class SoftmaxState(NKIObject):
+    """peak and total [128, n] f32, weighted [d, n] f32; `empty` until keys were added."""
+
+    def __init__(self, d, columns):
+        self.columns = columns
+        self.empty = True
+        # One tile, so that the cores of a logical core can swap it at once.
+        self.packed = nl.ndarray((PARTITIONS, 3, columns), dtype=nl.float32, buffer=nl.sbuf)
+        self.peak = self.packed[:, 0, :]
+        self.total = self.packed[:, 1, :]
+        self.weighted = self.packed[0:d, 2, :]
+        if d < PARTITIONS:
+            # The whole tile is swapped.
+            nisa.memset(dst=self.packed[:, 2, :], value=0.0)
+
+
+def set_unattended(state):
+    """A state to which no key was added: what is merged with it counts alone."""
+    nisa.memset(dst=state.packed, value=0.0)
+    nisa.memset(dst=state.peak, value=MASKED)
+    # Not zero, for a query that attends no key on any core is divided by it.
+    nisa.memset(dst=state.total, value=1.0)
+    state.empty = False
+
+
+def column_peaks(scores, constants):
+    """The largest of scores [P, chunks, n] over P and chunks, on all partitions: [128, n] f32."""
+    partitions = scores.shape[0]
+    columns = scores.shape[2]
+    by_partition = nl.ndarray((partitions, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_reduce(dst=by_partition, op=nl.maximum, data=scores.permute((0, 2, 1)), axis=(2,))
+    peaks = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.sbuf)
+    first = 0
+    while first < columns:
+        size = min(PARTITIONS, columns - first)
+        turned = nl.ndarray((size, partitions), dtype=nl.float32, buffer=nl.psum)
+        nisa.nc_transpose(
+            dst=turned, data=by_partition[:, first : first + size], engine=nisa.engine.tensor
+        )
+        largest = nl.ndarray((size, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_reduce(dst=largest, op=nl.maximum, data=turned, axis=(1,))
+        # ones @ diag(largest) gives every partition the row of all peaks.
+        diagonal = nl.ndarray((size, size), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_scalar(
+            dst=diagonal,
+            data=constants.identity[0:size, 0:size],
+            op0=nl.multiply,
+            operand0=largest,
+        )
+        spread = nl.ndarray((PARTITIONS, size), dtype=nl.float32, buffer=nl.psum)
+        nisa.nc_matmul(
+            dst=spread,
+            stationary=constants.ones[0:size, :],
+            moving=diagonal,
+            is_stationary_onezero=True,
+            accumulate=False,
+        )
+        nisa.tensor_copy(dst=peaks[:, first : first + size], src=spread)
+        first += size
+    return peaks
+
+
+def exponentials(scores, peaks, scale, dtype):
+    """exp(scale * (scores - peaks)) of scores [P, chunks, n], in `dtype`."""
+    partitions = scores.shape[0]
+    chunks = scores.shape[1]
+    columns = scores.shape[2]
+    lowered = nl.ndarray((partitions, chunks, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(
+        dst=lowered,
+        data1=scores,
+        data2=peaks[0:partitions, :].expand_dim(1).broadcast(1, chunks),
+        op=nl.subtract,
+    )
+    weights = nl.ndarray((partitions, chunks, columns), dtype=dtype, buffer=nl.sbuf)
+    nisa.activation(dst=weights, op=nl.exp, data=lowered, scale=scale)
+    return weights
+
+
+def column_sums(weights, constants):
+    """The sum of weights [P, chunks, n] over P and chunks, on all partitions: [128, n] f32 PSUM."""
+    partitions = weights.shape[0]
+    columns = weights.shape[2]
+    by_partition = nl.ndarray((partitions, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_reduce(dst=by_partition, op=nl.add, data=weights.permute((0, 2, 1)), axis=(2,))
+    sums = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.psum)
+    nisa.nc_matmul(
+        dst=sums,
+        stationary=constants.ones[0:partitions, :],
+        moving=by_partition,
+        is_stationary_onezero=True,
+        accumulate=False,
+    )
+    return sums
+
+
+def merge(state, peaks, sums, weighted, scale):
+    """Adds to `state` what another set of keys gives: peaks, sums [128, n] and weighted [d, n]."""
+    if state.empty:
+        nisa.tensor_copy(dst=state.peak, src=peaks)
+        nisa.tensor_copy(dst=state.total, src=sums)
+        nisa.tensor_copy(dst=state.weighted, src=weighted)
+        state.empty = False
+    else:
+        columns = state.columns
+        d = weighted.shape[0]
+        higher = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(dst=higher, data1=state.peak, data2=peaks, op=nl.maximum)
+        kept = _factor(state.peak, higher, scale)
+        added = _factor(peaks, higher, scale)
+        _scale_and_add(state.total, kept, sums, added)
+        _scale_and_add(state.weighted, kept[0:d, :], weighted, added[0:d, :])
+        nisa.tensor_copy(dst=state.peak, src=higher)
+
+
+def _factor(peak, higher, scale):
+    """exp(scale * (peak - higher))."""
+    shape = (PARTITIONS, higher.shape[1])
+    lowered = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=lowered, data1=peak, data2=higher, op=nl.subtract)
+    factor = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=factor, op=nl.exp, data=lowered, scale=scale)
+    return factor
+
+
+def _scale_and_add(total, kept, more, added):
+    """total = total * kept + more * added."""
+    shape = (total.shape[0], total.shape[1])
+    mine = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=mine, data1=total, data2=kept, op=nl.multiply)
+    theirs = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=theirs, data1=more, data2=added, op=nl.multiply)
+    nisa.tensor_tensor(dst=total, data1=mine, data2=theirs, op=nl.add)
+
+
+def normalise(dst, state):
+    """dst [d, n] = weighted / total; zero where no key was attended."""
+    columns = state.columns
+    d = state.weighted.shape[0]
+    # Where every key was masked, so was the largest.
+    attended = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_scalar(
+        dst=attended,
+        data=state.peak[0:d, :],
+        op0=nl.greater,
+        operand0=MASKED / 2,
+    )
+    inverse = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.reciprocal(dst=inverse, data=state.total[0:d, :])
+    factor = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=factor, data1=inverse, data2=attended, op=nl.multiply)
+    nisa.tensor_tensor(dst=dst, data1=state.weighted, data2=factor, op=nl.multiply)

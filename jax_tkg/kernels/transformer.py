@@ -1,0 +1,234 @@
+"""The megakernel: all layers of the forward pass of token generation in one launch."""
+
+import nki
+import nki.isa as nisa
+import nki.language as nl
+from nki.collectives import ReplicaGroup
+from nki.language import NKIObject
+
+from .all_reduce import add_reduced
+from .attention import attention
+from .cache_update import update_caches, value_rows
+from .constants import Constants
+from .exchange import exchange_tiles
+from .layout import load_tokens, store_tokens
+from .linear import linear
+from .mlp import mlp
+from .rms_norm import rms_norm
+from .rope import apply_rope, load_tables
+from .sizes import PARTITIONS, Share, Sizes
+from .weight_ring import WeightRing
+
+RING_SLOTS = 6
+RING_SLOT_BYTES = 16384
+"""96 KiB of each partition hold weights and caches on their way."""
+
+
+class LayerOperands(NKIObject):
+    """One layer's tensors in HBM; scales are None where the weight is not quantised."""
+
+    def __init__(
+        self,
+        W_qkv,
+        W_out,
+        W_gate,
+        W_up,
+        W_down,
+        W_gamma_qkv,
+        W_gamma_mlp,
+        K_cache,
+        V_cache,
+        W_gate_scale,
+        W_up_scale,
+        W_down_scale,
+    ):
+        self.W_qkv = W_qkv
+        self.W_out = W_out
+        self.W_gate = W_gate
+        self.W_up = W_up
+        self.W_down = W_down
+        self.W_gamma_qkv = W_gamma_qkv
+        self.W_gamma_mlp = W_gamma_mlp
+        self.K_cache = K_cache
+        self.V_cache = V_cache
+        self.W_gate_scale = W_gate_scale
+        self.W_up_scale = W_up_scale
+        self.W_down_scale = W_down_scale
+
+
+class Shared(NKIObject):
+    """What every layer reads: on chip, but for prior_bias."""
+
+    def __init__(self, cosine, sine, prior_bias, active_bias, slots, constants, ring):
+        self.cosine = cosine
+        self.sine = sine
+        self.prior_bias = prior_bias
+        self.active_bias = active_bias
+        self.slots = slots
+        self.constants = constants
+        self.ring = ring
+
+
+@nki.jit
+def transformer_tkg(
+    X,
+    W_qkvs,
+    W_outs,
+    W_gates,
+    W_ups,
+    W_downs,
+    W_gamma_qkvs,
+    W_gamma_mlps,
+    K_caches,
+    V_caches,
+    RoPE_cos,
+    RoPE_sin,
+    prior_bias,
+    active_bias,
+    slots,
+    W_gate_scales,
+    W_up_scales,
+    W_down_scales,
+    eps,
+    replica_groups,
+    sbuf_residual_and_cc,
+    clamp_bound,
+):
+    """All layers.
+
+    Args:
+      X: [B, S, H].
+      W_qkvs: tuple, per layer [H, (q + 2k) * d].
+      W_outs: tuple, per layer [q * d, H].
+      W_gates: tuple, per layer [H, I]; in X's dtype or float8.
+      W_ups: likewise.
+      W_downs: tuple, per layer [I, H].
+      W_gamma_qkvs: tuple, per layer [1, H].
+      W_gamma_mlps: likewise.
+      K_caches: tuple, per layer [B, k, d, S_max]; updated.
+      V_caches: tuple, per layer [B, k, S_max, d]; updated.
+      RoPE_cos: [d/2, B, S].
+      RoPE_sin: likewise.
+      prior_bias: [S_prior, B * q * S] bfloat16, 0 where a query attends a cache slot, else
+        `softmax.MASKED`; None where no slot is attended.
+      active_bias: [T, B * q * S] bfloat16, likewise for the new keys of all sequences.
+      slots: [1, T] uint32, where each token is written, or 2**32 - 1; None for no update.
+      W_gate_scales: tuple, per layer [1 or 128, I] f32 or None; None for none at all.
+      W_up_scales: likewise.
+      W_down_scales: likewise, [1 or 128, H].
+      eps: RMSNorm epsilon.
+      replica_groups: tuple of tuples of ranks, or None for no all-reduce.
+      sbuf_residual_and_cc: all-reduce from SBUF to SBUF.
+      clamp_bound: bound of the inputs of float8 products; 0 for none.
+
+    Returns:
+      Hidden states [B, S, H], then the key caches, then the value caches.
+    """
+    sizes = _sizes(X, W_gates, K_caches, prior_bias, active_bias, eps, clamp_bound)
+    group = None
+    if replica_groups != None:
+        group = ReplicaGroup(replica_groups)
+    shared = _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, slots, sizes)
+    x = load_tokens(X, sizes)
+    for index in range(len(W_qkvs)):
+        layer = LayerOperands(
+            W_qkvs[index],
+            W_outs[index],
+            W_gates[index],
+            W_ups[index],
+            W_downs[index],
+            W_gamma_qkvs[index],
+            W_gamma_mlps[index],
+            K_caches[index],
+            V_caches[index],
+            _entry(W_gate_scales, index),
+            _entry(W_up_scales, index),
+            _entry(W_down_scales, index),
+        )
+        x = _layer(x, layer, shared, group, sbuf_residual_and_cc, sizes)
+    hidden = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
+    store_tokens(hidden, x, sizes)
+    results = [hidden]
+    results.extend(K_caches)
+    results.extend(V_caches)
+    return tuple(results)
+
+
+def _sizes(X, W_gates, K_caches, prior_bias, active_bias, eps, clamp_bound):
+    B, S, H = X.shape
+    k = K_caches[0].shape[1]
+    d = K_caches[0].shape[2]
+    S_max = K_caches[0].shape[3]
+    q = active_bias.shape[1] // (B * S)
+    S_prior = 0
+    if prior_bias != None:
+        S_prior = prior_bias.shape[0]
+    I = W_gates[0].shape[1]  # noqa: E741
+    return Sizes(B, S, H, I, d, q, k, S_prior, S_max, X.dtype, eps, clamp_bound)
+
+
+def _entry(scales, index):
+    if scales == None:
+        return None
+    return scales[index]
+
+
+def _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, slots, sizes):
+    bias = nl.ndarray(active_bias.shape, dtype=active_bias.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=bias, src=active_bias)
+    on_chip = None
+    if slots != None:
+        on_chip = nl.ndarray((1, sizes.T), dtype=nl.uint32, buffer=nl.sbuf)
+        nisa.dma_copy(dst=on_chip, src=slots)
+    return Shared(
+        load_tables(RoPE_cos, sizes),
+        load_tables(RoPE_sin, sizes),
+        prior_bias,
+        bias,
+        on_chip,
+        Constants(sizes.d, sizes.dtype),
+        WeightRing(RING_SLOTS, RING_SLOT_BYTES),
+    )
+
+
+def _layer(x, layer, shared, group, on_chip, sizes):
+    """One layer of the residual stream x [128, H / 128, T]."""
+    normed = rms_norm(x, layer.W_gamma_qkv, shared.constants, sizes)
+    heads = _heads(normed, layer, shared, sizes)
+    values = value_rows(heads, sizes)
+    attended = attention(
+        heads,
+        values,
+        layer.K_cache,
+        layer.V_cache,
+        shared.prior_bias,
+        shared.active_bias,
+        shared.ring,
+        shared.constants,
+        sizes,
+    )
+    if shared.slots != None:
+        update_caches(layer.K_cache, layer.V_cache, heads, values, shared.slots, sizes)
+    share = Share(sizes.hidden_chunks(), sizes.cores, sizes.core)
+    partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+    first = share.first * PARTITIONS
+    linear(partial, attended, layer.W_out, first, PARTITIONS, shared.ring, sizes)
+    x = add_reduced(x, partial, group, on_chip, sizes)
+    normed = rms_norm(x, layer.W_gamma_mlp, shared.constants, sizes)
+    return add_reduced(x, mlp(normed, layer, shared.ring, sizes), group, on_chip, sizes)
+
+
+def _heads(normed, layer, shared, sizes):
+    """[d, q + 2k, T]: queries and keys rotated, then values, in the compute dtype."""
+    share = Share(sizes.q + 2 * sizes.k, sizes.cores, sizes.core)
+    heads = nl.ndarray((sizes.d, share.total, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    last = share.first + share.count
+    mine = heads[:, share.first : last, :]
+    linear(mine, normed, layer.W_qkv, share.first * sizes.d, sizes.d, shared.ring, sizes)
+    # A head that both cores compute is rotated by both.
+    rotated = min(last, sizes.q + sizes.k)
+    if rotated > share.first:
+        part = heads[:, share.first : rotated, :]
+        apply_rope(part, shared.cosine, shared.sine, shared.constants, sizes)
+    exchange_tiles(heads, share, sizes)
+    return heads

@@ -1,0 +1,28 @@
+"""The SBUF buffers through which weights and caches stream.
+
+They are allocated once and taken in turn, so that the next weights load while these are multiplied,
+across stages and layers, and so that SBUF use does not depend on the model's size.
+"""
+
+import nki.language as nl
+from nki.language import NKIObject
+
+from .sizes import PARTITIONS
+
+
+class WeightRing(NKIObject):
+    """`count` buffers of `slot_bytes` per partition each."""
+
+    def __init__(self, count, slot_bytes):
+        self.slot_bytes = slot_bytes
+        self.following = 0
+        slots = []
+        for _ in range(count):
+            slots.append(nl.ndarray((PARTITIONS, slot_bytes), dtype=nl.uint8, buffer=nl.sbuf))
+        self.slots = slots
+
+    def take(self, dtype):
+        """The next buffer, as [128, n] of `dtype`."""
+        slot = self.slots[self.following]
+        self.following = (self.following + 1) % len(self.slots)
+        return slot.view(dtype)
