@@ -49,7 +49,8 @@ def _peak(core: Core, space: str) -> tuple[int, int]:
     ends: list[tuple[int, int, Lifetime]] = []
     placed_bytes = 0
     for life in lifetimes:
-        assert life.first_use is not None and life.last_use is not None
+        assert life.first_use is not None
+        assert life.last_use is not None
         changed = False
         while ends and ends[0][0] < life.first_use:
             gone = heapq.heappop(ends)[2]

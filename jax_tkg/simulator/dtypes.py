@@ -36,7 +36,11 @@ class DTypeInfo:
         return self.storage.itemsize
 
 
-_UNSIGNED = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16), 4: np.dtype(np.uint32)}
+_UNSIGNED: dict[int, np.dtype] = {
+    1: np.dtype(np.uint8),
+    2: np.dtype(np.uint16),
+    4: np.dtype(np.uint32),
+}
 
 
 def _info(name: str, storage: Any, kind: str) -> DTypeInfo:
@@ -110,7 +114,7 @@ _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
 def to_float32(values: np.ndarray) -> np.ndarray:
-    """A float32 copy of an array as it lies in memory, exact for every dtype but 32-bit integers."""
+    """The elements as float32, exact for every dtype but 32-bit integers."""
     if values.dtype == np.float32:
         return values
     if values.dtype == _BFLOAT16:

@@ -2,7 +2,7 @@
 
 
 class NkiValidationError(Exception):
-    """A documented limit of the API or of the hardware is broken (``nki.isa.NkiValidationError``)."""
+    """A documented limit of the API or the hardware is broken."""
 
 
 class UninitializedReadError(NkiValidationError):

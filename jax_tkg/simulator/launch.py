@@ -54,8 +54,8 @@ class Kernel:
         return Kernel(self.function, int(lnc))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the kernel: as part of the running kernel, or else simulated on its own."""
         if running_core() is not None:
-            # A kernel called by a kernel is part of it.
             return self.function(*args, **kwargs)
         return simulate(self)(*args, **kwargs)
 

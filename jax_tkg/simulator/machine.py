@@ -1,4 +1,4 @@
-"""The simulated machine: targets, ranks, physical cores, and the core that the current thread is."""
+"""The simulated machine: targets, ranks, cores, and which core the current thread is."""
 
 import dataclasses
 import os

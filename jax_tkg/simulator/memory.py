@@ -173,7 +173,7 @@ class Storage:
         offset = self.base + partition * self.pitch + start
         if self.space != "hbm":
             strides = (strides[0] * self.pitch, *strides[1:])
-        return np.ndarray(shape, dtype, self.bytes, offset, strides)  # type: ignore[arg-type]
+        return np.ndarray(shape, dtype, self.bytes, offset, strides)
 
     def shadow_view(
         self,
@@ -187,7 +187,7 @@ class Storage:
         """The same elements as `view`, of a shadow."""
         if self.space != "hbm":
             strides = (strides[0] * self.row_bytes, *strides[1:])
-        return np.ndarray(shape, dtype, shadow, partition * self.row_bytes + start, strides)  # type: ignore[arg-type]
+        return np.ndarray(shape, dtype, shadow, partition * self.row_bytes + start, strides)
 
     def blank_shadow(self) -> np.ndarray:
         """A shadow with nothing written."""
@@ -220,7 +220,8 @@ class Storage:
             last = min(
                 self.partition_start + self.partitions, other.partition_start + other.partitions
             )
-            assert self.address is not None and other.address is not None
+            assert self.address is not None
+            assert other.address is not None
             low = max(self.address, other.address)
             high = min(self.address + self.row_bytes, other.address + other.row_bytes)
             mine = written[

@@ -1,5 +1,6 @@
 """`NKIObject`: the base of dataclasses and configuration objects in kernels."""
 
+import inspect
 import typing
 from typing import Any
 
@@ -18,7 +19,7 @@ class NKIObject:
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         slots = cls.__dict__.get("__slots__", ())
-        for name, annotation in cls.__dict__.get("__annotations__", {}).items():
+        for name, annotation in inspect.get_annotations(cls).items():
             if name in slots or typing.get_origin(annotation) is typing.ClassVar:
                 continue
             if isinstance(annotation, str) and "ClassVar" in annotation:

@@ -135,9 +135,9 @@ def _touched(access: Access, start: int, end: int) -> np.ndarray:
     shape = (*access.shape, access.itemsize)
     strides = (*access.strides, 1)
     if access.rows is None:
-        np.ndarray(shape, bool, bytes_touched, 0, strides)[...] = True  # type: ignore[call-overload]
+        np.ndarray(shape, bool, bytes_touched, 0, strides)[...] = True
     else:
         first = int(min(access.rows))
         for row in access.rows:
-            np.ndarray(shape[1:], bool, bytes_touched, int(row) - first, strides[1:])[...] = True  # type: ignore[call-overload]
+            np.ndarray(shape[1:], bool, bytes_touched, int(row) - first, strides[1:])[...] = True
     return bytes_touched[start - low : end - low]

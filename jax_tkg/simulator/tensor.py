@@ -245,7 +245,7 @@ class NkiTensor(NKIObject):
         if isinstance(key, DynamicSlice):
             start, count = int(key.start), int(key.size)
             self._require(
-                0 <= start and count > 0 and start + count <= size,
+                start >= 0 and count > 0 and start + count <= size,
                 f"[dim {dim}]",
                 f"ds(start, size) must lie in 0..{size}",
                 f"ds({start}, {count})",
@@ -486,7 +486,7 @@ class NkiTensor(NKIObject):
         )
 
     def _reshaped_strides(self, shape: Shape, strides: Shape, new: Shape, whole: Shape) -> Shape:
-        """Strides of `new` over the elements of (shape, strides), as NumPy's reshape without copy."""
+        """Strides of `new` over the elements of (shape, strides), like NumPy's reshape."""
         runs = [[n, s] for n, s in _merge(shape, strides) if n != 1]
         result: list[int] = []
         for size in reversed(new):
@@ -532,11 +532,9 @@ class NkiTensor(NKIObject):
             dst_pattern,
         )
         view = view.permute(tuple(names.index(name) for name in wanted))
-        dim = 0
-        for group in dst_pattern:
+        for dim, group in enumerate(dst_pattern):
             if not isinstance(group, str) and len(group) > 1:
                 view = view.flatten_dims(dim, dim + len(group) - 1)
-            dim += 1
         return view
 
     # Raw access

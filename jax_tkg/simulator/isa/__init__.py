@@ -27,6 +27,7 @@ from jax_tkg.simulator.isa.gpsimd import (
     tensor_partition_reduce,
     topk,
 )
+from jax_tkg.simulator.isa.matmul import nc_matmul, nc_matmul_mx, nc_transpose
 from jax_tkg.simulator.isa.operands import NkiInstruction
 from jax_tkg.simulator.isa.random import (
     dropout,
@@ -48,15 +49,6 @@ from jax_tkg.simulator.isa.synchronization import (
     register_store,
     sendrecv,
 )
-from jax_tkg.simulator.isa.matmul import nc_matmul, nc_matmul_mx, nc_transpose
-from jax_tkg.simulator.isa.vector_accumulate import (
-    exponential,
-    range_select,
-    select_reduce,
-    tensor_scalar_cumulative,
-    tensor_scalar_reduce,
-    tensor_tensor_scan,
-)
 from jax_tkg.simulator.isa.vector import (
     memset,
     nc_stream_shuffle,
@@ -67,6 +59,14 @@ from jax_tkg.simulator.isa.vector import (
     tensor_reduce,
     tensor_scalar,
     tensor_tensor,
+)
+from jax_tkg.simulator.isa.vector_accumulate import (
+    exponential,
+    range_select,
+    select_reduce,
+    tensor_scalar_cumulative,
+    tensor_scalar_reduce,
+    tensor_tensor_scan,
 )
 from jax_tkg.simulator.isa.vector_search import (
     bn_aggr,

@@ -5,7 +5,7 @@ import warnings
 from typing import Any, TypeVar
 
 
-class engine(enum.Enum):  # noqa: N801 - NKI's name
+class engine(enum.Enum):
     """Neuron Device engines."""
 
     tensor = 1
@@ -17,7 +17,7 @@ class engine(enum.Enum):  # noqa: N801 - NKI's name
     unknown = 0
 
 
-class reduce_cmd(enum.Enum):  # noqa: N801
+class reduce_cmd(enum.Enum):
     """Engine register reduce commands."""
 
     idle = 0
@@ -27,7 +27,7 @@ class reduce_cmd(enum.Enum):  # noqa: N801
     load_reduce = 4
 
 
-class dge_mode(enum.Enum):  # noqa: N801
+class dge_mode(enum.Enum):
     """Descriptor Generation Engine mode."""
 
     unknown = 0
@@ -36,21 +36,21 @@ class dge_mode(enum.Enum):  # noqa: N801
     none = 3
 
 
-class oob_mode(enum.Enum):  # noqa: N801
+class oob_mode(enum.Enum):
     """Out-of-bounds access mode."""
 
     error = 0
     skip = 1
 
 
-class matmul_perf_mode(enum.Enum):  # noqa: N801
+class matmul_perf_mode(enum.Enum):
     """Performance mode for matmul."""
 
     none = "none"
     double_row = "double_row"
 
 
-class nc_version(enum.IntEnum):  # noqa: N801
+class nc_version(enum.IntEnum):
     """NeuronCore version; ordered, for kernels compare it."""
 
     gen2 = 2
@@ -58,7 +58,7 @@ class nc_version(enum.IntEnum):  # noqa: N801
     gen4 = 4
 
 
-class dma_engine(enum.Enum):  # noqa: N801
+class dma_engine(enum.Enum):
     """DMA transfer engine."""
 
     dma = 1

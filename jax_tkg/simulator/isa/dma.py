@@ -58,7 +58,8 @@ class _Transfer:
     def _fits(self, index: np.ndarray) -> np.ndarray:
         """Whether the access at each index ends within the allocation."""
         tensor = self.tensor
-        assert tensor.indirection is not None and tensor.storage is not None
+        assert tensor.indirection is not None
+        assert tensor.storage is not None
         place = tensor.layout()
         size = self.info.itemsize
         first = place.start + index * tensor.indirection.stride * size
@@ -71,7 +72,8 @@ class _Transfer:
         """All rows that an index can name, as a view: rows 0..limit-1 of the indexed dimension."""
         tensor = self.tensor
         indirection, storage = tensor.indirection, tensor.storage
-        assert indirection is not None and storage is not None
+        assert indirection is not None
+        assert storage is not None
         place = tensor.layout()
         step = indirection.stride * self.info.itemsize
         extent = place.extent - (tensor.shape[0] - 1) * place.strides[0]
@@ -132,7 +134,8 @@ class _Transfer:
 
     def _note(self, rows: np.ndarray, is_write: bool, written: np.ndarray | None = None) -> None:
         tensor = self.tensor
-        assert tensor.indirection is not None and tensor.storage is not None
+        assert tensor.indirection is not None
+        assert tensor.storage is not None
         offsets = rows * (tensor.indirection.stride * self.info.itemsize)
         self.step.note(
             self.operand,

@@ -202,7 +202,8 @@ def _check_bank(step: Step, dst: NkiTensor) -> None:
 
 def _accumulate(step: Step, dst: NkiTensor, product: np.ndarray, accumulate: bool | None) -> None:
     storage = dst.storage
-    assert storage is not None and storage.matmul_shadow is not None
+    assert storage is not None
+    assert storage.matmul_shadow is not None
     info = dtypes.info(dst.dtype)
     place = dst.layout()
     where = (info.bits, dst.shape, place.partition, place.start, place.strides)

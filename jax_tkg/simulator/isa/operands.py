@@ -237,6 +237,11 @@ class Step:
         return np.array([int(index)], np.int64)
 
     def report_unwritten(self, operand: str, tensor: NkiTensor, missing: np.ndarray) -> None:
+        """Reports the elements of an operand that were never written.
+
+        Raises:
+          UninitializedReadError: unless the run only collects findings.
+        """
         storage = tensor.storage
         assert storage is not None
         count = int(missing.sum())
@@ -270,6 +275,7 @@ class Step:
         rows: np.ndarray | None = None,
         digest: bytes | None = None,
     ) -> None:
+        """Records an access, and that the allocation is in use."""
         index = self.core.instruction_count - 1
         lifetime = storage.lifetime
         if lifetime is not None:

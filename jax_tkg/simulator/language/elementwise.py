@@ -1,4 +1,4 @@
-"""Element-wise functions of ``nki.language``; each is also the operator of that name for ``op=``."""
+"""Element-wise functions of ``nki.language``; each also names the operator for ``op=``."""
 
 import math
 from typing import Any
@@ -6,8 +6,6 @@ from typing import Any
 from jax_tkg.simulator import isa
 from jax_tkg.simulator.language.create import full, ndarray
 from jax_tkg.simulator.tensor import NkiTensor
-
-# Element-wise functions must not be called with these by value; they only name operators.
 
 
 def _binary(name: str, x: Any, y: Any, dtype: Any) -> NkiTensor:
