@@ -33,7 +33,7 @@ def prior_bias(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
 
 
 def active_bias(operands: Operands, dimensions: Dimensions) -> jax.Array:
-    """[B * S (key), B * q * S] bfloat16: likewise for the new keys; none attends another sequence's."""
+    """[B * S (key), B * q * S] bfloat16: likewise for the new keys of all sequences."""
     D = dimensions
     mask = operands.mask_active
     if mask is None:

@@ -21,7 +21,7 @@ from .softmax import (
 )
 
 MAX_BLOCK_CHUNKS = 16
-"""Chunks of 128 slots that are attended at once: 2048 slots, 4 KiB of bf16 per partition and DMA."""
+"""Chunks of 128 slots attended at once: 2048 slots, 4 KiB of bf16 per partition and DMA."""
 
 
 class Block(NKIObject):
@@ -252,7 +252,7 @@ def _merge_cores(state, scale, group, sizes):
 
 
 def _store(attended, state, group, sizes):
-    """Normalises, and turns the columns (sequence, head, token) into [d, head, (sequence, token)]."""
+    """Normalises, and puts columns (sequence, head, token) at [d, head, (sequence, token)]."""
     part = nl.ndarray((sizes.d, group.columns), dtype=sizes.dtype, buffer=nl.sbuf)
     normalise(part, state)
     token = group.first * sizes.S

@@ -1,7 +1,7 @@
 """Matrix products of transposed activations with weights streamed from HBM.
 
-The weight is the stationary operand: its [rows, 128 columns] tiles multiply the few tokens as moving
-operand, and the product comes out with its features on the partitions.
+The weight is the stationary operand: its [rows, 128 columns] tiles multiply the few tokens as
+moving operand, and the product comes out with its features on the partitions.
 """
 
 import nki.isa as nisa
@@ -94,7 +94,7 @@ def bytes_of(dtype):
 
 
 def load_rows(by_chunk, start, size, first_column, columns, dtype, ring):
-    """Rows of a weight [chunks, rows, n] as a tile [rows, size, columns] that multiplies `dtype`."""
+    """Rows of a weight [chunks, rows, n] as a tile [rows, size, columns], to multiply `dtype`."""
     rows = by_chunk.shape[1]
     buffer = ring.take(by_chunk.dtype)
     loaded = buffer[0:rows, 0 : size * columns].reshape_dim(1, (size, columns))

@@ -27,21 +27,7 @@ RING_SLOT_BYTES = 16384
 class LayerOperands(NKIObject):
     """One layer's tensors in HBM; scales are None where the weight is not quantised."""
 
-    def __init__(
-        self,
-        W_qkv,
-        W_out,
-        W_gate,
-        W_up,
-        W_down,
-        W_gamma_qkv,
-        W_gamma_mlp,
-        K_cache,
-        V_cache,
-        W_gate_scale,
-        W_up_scale,
-        W_down_scale,
-    ):
+    def __init__(self, W_qkv, W_out, W_gate, W_up, W_down, W_gamma_qkv, W_gamma_mlp):
         self.W_qkv = W_qkv
         self.W_out = W_out
         self.W_gate = W_gate
@@ -49,11 +35,33 @@ class LayerOperands(NKIObject):
         self.W_down = W_down
         self.W_gamma_qkv = W_gamma_qkv
         self.W_gamma_mlp = W_gamma_mlp
-        self.K_cache = K_cache
-        self.V_cache = V_cache
-        self.W_gate_scale = W_gate_scale
-        self.W_up_scale = W_up_scale
-        self.W_down_scale = W_down_scale
+        self.W_gate_scale = None
+        self.W_up_scale = None
+        self.W_down_scale = None
+
+
+class Caches(NKIObject):
+    """All layers' caches in HBM: a tensor per layer, or one with a leading layer axis."""
+
+    def __init__(self, K_caches, V_caches, stacked):
+        self.K_caches = K_caches
+        self.V_caches = V_caches
+        self.stacked = stacked
+
+    def tensors(self, layer):
+        """The tensors that hold the caches of a layer."""
+        if self.stacked:
+            return (self.K_caches, self.V_caches)
+        return (self.K_caches[layer], self.V_caches[layer])
+
+    def results(self):
+        """The tensors to return, keys before values."""
+        if self.stacked:
+            return [self.K_caches, self.V_caches]
+        results = []
+        results.extend(self.K_caches)
+        results.extend(self.V_caches)
+        return results
 
 
 class Shared(NKIObject):
@@ -93,44 +101,51 @@ def transformer_tkg(
     replica_groups,
     sbuf_residual_and_cc,
     clamp_bound,
+    num_layers,
+    stacked_caches,
 ):
     """All layers.
 
+    A per-layer argument is a tuple of tensors or one tensor with a leading layer axis.
+
     Args:
       X: [B, S, H].
-      W_qkvs: tuple, per layer [H, (q + 2k) * d].
-      W_outs: tuple, per layer [q * d, H].
-      W_gates: tuple, per layer [H, I]; in X's dtype or float8.
+      W_qkvs: per layer [H, (q + 2k) * d].
+      W_outs: per layer [q * d, H].
+      W_gates: per layer [H, I]; in X's dtype or float8.
       W_ups: likewise.
-      W_downs: tuple, per layer [I, H].
-      W_gamma_qkvs: tuple, per layer [1, H].
+      W_downs: per layer [I, H].
+      W_gamma_qkvs: per layer [1, H].
       W_gamma_mlps: likewise.
-      K_caches: tuple, per layer [B, k, d, S_max]; updated.
-      V_caches: tuple, per layer [B, k, S_max, d]; updated.
+      K_caches: per layer [B, k, d, S_max]; updated.
+      V_caches: per layer [B, k, S_max, d]; updated.
       RoPE_cos: [d/2, B, S].
       RoPE_sin: likewise.
       prior_bias: [S_prior, B * q * S] bfloat16, 0 where a query attends a cache slot, else
         `softmax.MASKED`; None where no slot is attended.
       active_bias: [T, B * q * S] bfloat16, likewise for the new keys of all sequences.
       slots: [1, T] uint32, where each token is written, or 2**32 - 1; None for no update.
-      W_gate_scales: tuple, per layer [1 or 128, I] f32 or None; None for none at all.
+      W_gate_scales: per layer [1 or 128, I] f32 or None; None for none at all.
       W_up_scales: likewise.
       W_down_scales: likewise, [1 or 128, H].
       eps: RMSNorm epsilon.
       replica_groups: tuple of tuples of ranks, or None for no all-reduce.
       sbuf_residual_and_cc: all-reduce from SBUF to SBUF.
       clamp_bound: bound of the inputs of float8 products; 0 for none.
+      num_layers: L.
+      stacked_caches: whether the caches have a layer axis.
 
     Returns:
       Hidden states [B, S, H], then the key caches, then the value caches.
     """
-    sizes = _sizes(X, W_gates, K_caches, prior_bias, active_bias, eps, clamp_bound)
+    caches = Caches(K_caches, V_caches, stacked_caches)
+    sizes = _sizes(X, W_gates, K_caches[0], prior_bias, active_bias, eps, clamp_bound)
     group = None
     if replica_groups != None:
         group = ReplicaGroup(replica_groups)
     shared = _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, slots, sizes)
     x = load_tokens(X, sizes)
-    for index in range(len(W_qkvs)):
+    for index in range(num_layers):
         layer = LayerOperands(
             W_qkvs[index],
             W_outs[index],
@@ -139,26 +154,23 @@ def transformer_tkg(
             W_downs[index],
             W_gamma_qkvs[index],
             W_gamma_mlps[index],
-            K_caches[index],
-            V_caches[index],
-            _entry(W_gate_scales, index),
-            _entry(W_up_scales, index),
-            _entry(W_down_scales, index),
         )
-        x = _layer(x, layer, shared, group, sbuf_residual_and_cc, sizes)
+        layer.W_gate_scale = _entry(W_gate_scales, index)
+        layer.W_up_scale = _entry(W_up_scales, index)
+        layer.W_down_scale = _entry(W_down_scales, index)
+        x = _layer(x, index, layer, caches, shared, group, sbuf_residual_and_cc, sizes)
     hidden = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
     store_tokens(hidden, x, sizes)
     results = [hidden]
-    results.extend(K_caches)
-    results.extend(V_caches)
+    results.extend(caches.results())
     return tuple(results)
 
 
-def _sizes(X, W_gates, K_caches, prior_bias, active_bias, eps, clamp_bound):
+def _sizes(X, W_gates, K_cache, prior_bias, active_bias, eps, clamp_bound):
     B, S, H = X.shape
-    k = K_caches[0].shape[1]
-    d = K_caches[0].shape[2]
-    S_max = K_caches[0].shape[3]
+    k = K_cache.shape[1]
+    d = K_cache.shape[2]
+    S_max = K_cache.shape[3]
     q = active_bias.shape[1] // (B * S)
     S_prior = 0
     if prior_bias != None:
@@ -191,16 +203,17 @@ def _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, slots, sizes):
     )
 
 
-def _layer(x, layer, shared, group, on_chip, sizes):
+def _layer(x, index, layer, caches, shared, group, on_chip, sizes):
     """One layer of the residual stream x [128, H / 128, T]."""
+    K_caches, V_caches = caches.tensors(index)
     normed = rms_norm(x, layer.W_gamma_qkv, shared.constants, sizes)
     heads = _heads(normed, layer, shared, sizes)
     values = value_rows(heads, sizes)
     attended = attention(
         heads,
         values,
-        layer.K_cache,
-        layer.V_cache,
+        caches.K_caches[index],
+        caches.V_caches[index],
         shared.prior_bias,
         shared.active_bias,
         shared.ring,
@@ -208,7 +221,7 @@ def _layer(x, layer, shared, group, on_chip, sizes):
         sizes,
     )
     if shared.slots != None:
-        update_caches(layer.K_cache, layer.V_cache, heads, values, shared.slots, sizes)
+        update_caches(K_caches, V_caches, index, caches.stacked, heads, values, shared.slots, sizes)
     share = Share(sizes.hidden_chunks(), sizes.cores, sizes.core)
     partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     first = share.first * PARTITIONS
