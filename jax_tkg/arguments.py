@@ -42,7 +42,7 @@ MAX_HEAD_SIZE = 128
 PARTITIONS = 128
 """Partitions of on-chip memory: H and I are tiled by it."""
 
-IMPLEMENTATIONS = ("auto", "reference")
+IMPLEMENTATIONS = ("auto", "reference", "nki", "simulate")
 """Values of `implementation` that this version knows."""
 
 

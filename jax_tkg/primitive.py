@@ -17,8 +17,16 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jax_tkg.arguments import PER_LAYER_SCALES, PER_LAYER_WEIGHTS, Operands, Parameters
+from jax_tkg.arguments import (
+    PER_LAYER_SCALES,
+    PER_LAYER_WEIGHTS,
+    Dimensions,
+    Operands,
+    Parameters,
+)
+from jax_tkg.implementation import choose
 from jax_tkg.reference.transformer import transformer
+from jax_tkg.simulate import simulated_transformer
 
 transformer_tkg_p = Primitive("transformer_tkg")
 transformer_tkg_p.multiple_results = True
@@ -70,7 +78,26 @@ def _abstract_evaluate(*avals: Any, structure: Any, parameters: Parameters) -> l
     return list(jax.jit(call).trace(*avals).jaxpr.out_avals)
 
 
-mlir.register_lowering(transformer_tkg_p, mlir.lower_fun(_reference, multiple_results=True))
+def _simulated(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
+    """The simulated kernel on the primitive's operands, with the primitive's results."""
+    operands = jax.tree.unflatten(structure, leaves)
+    return jax.tree.leaves(simulated_transformer(operands, parameters))
+
+
+def _lower(ctx: Any, *values: Any, structure: Any, parameters: Parameters) -> Any:
+    """The lowering rule of all platforms: it asks for which ones it lowers.
+
+    A rule of its own for "neuron" could be registered only once a plugin has made it known.
+    """
+    platforms = tuple(ctx.platforms or ctx.module_context.platforms)
+    dimensions = Dimensions.of(jax.tree.unflatten(structure, ctx.avals_in))
+    choice = choose(parameters, dimensions, platforms)
+    run = {"reference": _reference, "simulate": _simulated}[choice.implementation]
+    rule = mlir.lower_fun(run, multiple_results=True)
+    return rule(ctx, *values, structure=structure, parameters=parameters)
+
+
+mlir.register_lowering(transformer_tkg_p, _lower)
 
 
 def _not_differentiable(*_: Any, **__: Any) -> Any:

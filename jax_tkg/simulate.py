@@ -1,0 +1,174 @@
+"""Running the megakernel in the NKI simulator from inside a jitted program on a CPU.
+
+A host callback stands in the place of the kernel. Under `shard_map` every device makes its own
+callback; those of one replica group meet here, and the last to come runs the simulator for all of
+them, so that the kernel's all-reduces really exchange the ranks' data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Hashable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_tkg.arguments import Operands, Parameters, is_stacked
+from jax_tkg.kernel_operands import kernel_operands
+from jax_tkg.replica_groups import current_mesh, is_bound
+
+PATIENCE_SECONDS = 600.0
+"""How long a rank waits for another to reach the same call."""
+
+DEFAULT_CORES = 2
+"""Physical cores per logical core on Trainium2, where nothing says otherwise."""
+
+
+def logical_cores(parameters: Parameters) -> int:
+    """Physical cores per logical core: the argument, NEURON_LOGICAL_NC_CONFIG, or else 2."""
+    if parameters.lnc is not None:
+        return parameters.lnc
+    return int(os.environ.get("NEURON_LOGICAL_NC_CONFIG") or DEFAULT_CORES)
+
+
+def simulated_transformer(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, Any]:
+    """The forward pass by the simulated kernel: arguments and results of `reference.transformer`."""
+    prepared = kernel_operands(operands)
+    stacked = is_stacked(operands.K_caches)
+    leaves, structure = jax.tree.flatten(prepared)
+    call = _Call(structure, parameters, stacked, logical_cores(parameters))
+    caches = (operands.K_caches, operands.V_caches)
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (operands.X, *caches)
+    )
+    results = jax.pure_callback(call.run, shapes, _rank(parameters), *leaves)
+    if operands.position_ids is None:
+        return results[0], *caches
+    return results
+
+
+def _rank(parameters: Parameters) -> jax.Array:
+    """This device's number in the mesh, in row-major order."""
+    mesh = current_mesh()
+    bound = [name for name in mesh.axis_names if is_bound(name)]
+    groups = parameters.replica_groups
+    if groups is not None and len(groups[0]) > 1 and len(bound) < len(mesh.axis_names):
+        raise ValueError(
+            "implementation: expected another than 'simulate' in a shard_map that leaves axes of "
+            f"the mesh to the compiler, got {parameters.implementation!r} with "
+            f"{tuple(mesh.axis_names)} of which {tuple(bound)} are manual"
+        )
+    if not bound:
+        return jnp.int32(0)
+    return jnp.int32(jax.lax.axis_index(tuple(bound)))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Call:
+    """One call of the primitive in a program; all its devices share this object."""
+
+    structure: Any
+    parameters: Parameters
+    stacked: bool
+    cores: int
+
+    def run(self, rank: Any, *leaves: Any) -> Any:
+        """The host's side: waits for the replica group, and returns this rank's results."""
+        number = int(rank)
+        groups = self.parameters.replica_groups or ((number,),)
+        group = next(members for members in groups if number in members)
+        arguments = jax.tree.unflatten(self.structure, [np.asarray(leaf) for leaf in leaves])
+        return _board.meet((self, group), group.index(number), len(group), arguments, self._launch)
+
+    def _launch(self, arguments: list[dict[str, Any]]) -> list[Any]:
+        """Runs the kernel on all ranks of a group."""
+        from jax_tkg import simulator
+
+        ranks = len(arguments)
+        options = {
+            "eps": self.parameters.eps,
+            "replica_groups": (tuple(range(ranks)),) if ranks > 1 else None,
+            "sbuf_residual_and_cc": self.parameters.sbuf_residual_and_cc,
+            "clamp_bound": self.parameters.clamp_bound,
+            "num_layers": self.parameters.num_layers,
+            "stacked_caches": self.stacked,
+        }
+        result = simulator.run(
+            _kernel(),
+            [{**given, **options} for given in arguments],
+            lnc=self.cores,
+            options=simulator.Options(record=False),
+        )
+        return [self._results(output) for output in result.outputs]
+
+    def _results(self, output: tuple[np.ndarray, ...]) -> Any:
+        hidden, *caches = output
+        half = len(caches) // 2
+        if self.stacked:
+            return hidden, caches[0], caches[1]
+        return hidden, tuple(caches[:half]), tuple(caches[half:])
+
+
+def _kernel() -> Any:
+    """The kernel, written against the simulator's `nki`."""
+    from jax_tkg import simulator
+
+    if not simulator.install():
+        raise RuntimeError(
+            "implementation='simulate': expected no installed nki package, whose own kernels "
+            "cannot run in the simulator, got one; use implementation='nki'"
+        )
+    from jax_tkg.kernels.transformer import transformer_tkg
+
+    return transformer_tkg
+
+
+class _Board:
+    """Where the callbacks of a replica group meet."""
+
+    def __init__(self) -> None:
+        self._condition = threading.Condition()
+        self._meetings: dict[Hashable, _Meeting] = {}
+
+    def meet(self, key: Hashable, index: int, size: int, brought: Any, launch: Any) -> Any:
+        with self._condition:
+            meeting = self._meetings.setdefault(key, _Meeting())
+            meeting.brought[index] = brought
+            last = len(meeting.brought) == size
+            if last:
+                # The next round of a loop begins a meeting of its own.
+                del self._meetings[key]
+        if last:
+            try:
+                meeting.results = launch([meeting.brought[rank] for rank in range(size)])
+            except BaseException as error:
+                meeting.failure = error
+            with self._condition:
+                meeting.done = True
+                self._condition.notify_all()
+        else:
+            with self._condition:
+                if not self._condition.wait_for(lambda: meeting.done, PATIENCE_SECONDS):
+                    missing = sorted(set(range(size)) - set(meeting.brought))
+                    raise RuntimeError(
+                        f"simulated transformer_tkg: ranks {missing} of a replica group of {size} "
+                        f"did not come within {PATIENCE_SECONDS:.0f} s"
+                    )
+        if meeting.failure is not None:
+            raise RuntimeError(f"simulated transformer_tkg: {meeting.failure}") from meeting.failure
+        return meeting.results[index]
+
+
+@dataclasses.dataclass
+class _Meeting:
+    brought: dict[int, Any] = dataclasses.field(default_factory=dict)
+    results: Any = None
+    failure: BaseException | None = None
+    done: bool = False
+
+
+_board = _Board()
