@@ -112,6 +112,14 @@ def info(dtype: Any) -> DTypeInfo:
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
+# A table of all 256 values converts 8-bit floats several times faster than a cast.
+_FLOAT8_VALUES = {
+    DTYPES[name].storage: np.arange(256, dtype=np.uint8)
+    .view(DTYPES[name].storage)
+    .astype(np.float32)
+    for name in (*FLOAT8, "float8_e8m0fnu")
+}
+
 
 def to_float32(values: np.ndarray) -> np.ndarray:
     """The elements as float32, exact for every dtype but 32-bit integers."""
@@ -122,6 +130,9 @@ def to_float32(values: np.ndarray) -> np.ndarray:
         wide = values.view(np.uint16).astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32)
+    table = _FLOAT8_VALUES.get(values.dtype)
+    if table is not None:
+        return table[values.view(np.uint8)]
     return values.astype(np.float32)
 
 

@@ -7,6 +7,7 @@ import types
 from jax_tkg.simulator import collectives, isa, language, launch
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.objects import NKIObject
+from jax_tkg.simulator.tensor import NkiTensor
 
 
 def real_nki_present() -> bool:
@@ -32,7 +33,26 @@ def install() -> bool:
         sys.modules["nki.isa"] = isa
         sys.modules["nki.isa.constants"] = constants
         sys.modules["nki.collectives"] = collectives
+        sys.modules["nki.typing"] = _typing("nki.typing")
+        _install_older_names()
     return True
+
+
+def _typing(name: str) -> types.ModuleType:
+    """The annotations of older kernels."""
+    module = types.ModuleType(name, "Annotations of tensor arguments.")
+    module.__dict__.update(tensor=NkiTensor, mutable_tensor=NkiTensor)
+    return module
+
+
+def _install_older_names() -> None:
+    """``neuronxcc.nki.typing``, which published kernels still import, unless the compiler is here."""
+    if "neuronxcc" in sys.modules or importlib.util.find_spec("neuronxcc") is not None:
+        return
+    for name in ("neuronxcc", "neuronxcc.nki"):
+        sys.modules[name] = types.ModuleType(name)
+        sys.modules[name].__path__ = []
+    sys.modules["neuronxcc.nki.typing"] = _typing("neuronxcc.nki.typing")
 
 
 def _package() -> types.ModuleType:
