@@ -57,9 +57,7 @@ class RmsNormTest(parameterized.TestCase):
         kernel = library.module("core.subkernels.rmsnorm_tkg").rmsnorm_tkg
         references = library.module("core.subkernels.rmsnorm_torch")
         reference = (
-            references.rmsnorm_tkg_torch_ref
-            if lnc == 2
-            else references.rmsnorm_tkg_torch_ref_lnc1
+            references.rmsnorm_tkg_torch_ref if lnc == 2 else references.rmsnorm_tkg_torch_ref_lnc1
         )
         generator = np.random.default_rng(2)
         kind = library.DTYPES[dtype]
@@ -156,9 +154,7 @@ class RouterTopKTest(parameterized.TestCase):
         wide = {n: a.astype(np.float32) for n, a in arguments.items()}
         expected = reference(**library.to_torch(wide), **options)
         for name in ("router_logits", "expert_affinities"):
-            library.assert_agrees(
-                result.mutated[0][name], library.to_numpy(expected[name]), dtype
-            )
+            library.assert_agrees(result.mutated[0][name], library.to_numpy(expected[name]), dtype)
         if dtype == "float32":
             np.testing.assert_array_equal(
                 result.mutated[0]["expert_index"], expected["expert_index"].numpy()
