@@ -16,6 +16,7 @@ from absl import app, flags, logging
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from jax_tkg.arguments import IMPLEMENTATIONS
 from jax_tkg.models import find
 from jax_tkg.models.checkpoint import Checkpoint, open_checkpoint
 from jax_tkg.models.decode import NO_TOKEN, Decoder, DecodeState, context_bucket
@@ -44,6 +45,12 @@ _CHAT = flags.DEFINE_boolean(
 _SYSTEM = flags.DEFINE_string("system", None, "System message of the chat.")
 _DEVICE_LOOP = flags.DEFINE_boolean(
     "device_loop", False, "Decode in one loop on the device; the text comes when it is complete."
+)
+_IMPLEMENTATION = flags.DEFINE_enum(
+    "implementation",
+    "auto",
+    IMPLEMENTATIONS,
+    "What transformer_tkg runs; 'simulate' is the Neuron kernel in the NKI simulator, slowly.",
 )
 
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -95,6 +102,7 @@ def _run(prompts: Sequence[str]) -> None:
             mesh=mesh,
             sampling=sampling,
             stop_tokens=checkpoint.tokenizer.stop_tokens,
+            implementation=_IMPLEMENTATION.value,
         )
         clock = _Clock(decoder)
         key = jax.random.key(_SEED.value)
@@ -153,7 +161,9 @@ def _mesh(ranks: int) -> jax.sharding.Mesh | None:
     if ranks == 1:
         return None
     # Takes effect only before JAX starts its CPU backend, and for that backend only.
-    jax.config.update("jax_num_cpu_devices", ranks)
+    # The simulator's ranks wait for each other, for which they need one more than there are ranks.
+    spare = 1 if _IMPLEMENTATION.value == "simulate" else 0
+    jax.config.update("jax_num_cpu_devices", ranks + spare)
     devices = jax.devices()
     if len(devices) < ranks:
         raise UsageError(

@@ -36,7 +36,7 @@ def logical_cores(parameters: Parameters) -> int:
 
 
 def simulated_transformer(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, Any]:
-    """The forward pass by the simulated kernel: arguments and results of `reference.transformer`."""
+    """The forward pass by the simulated kernel; arguments and results of `reference.transformer`."""
     prepared = kernel_operands(operands)
     stacked = is_stacked(operands.K_caches)
     leaves, structure = jax.tree.flatten(prepared)
@@ -64,7 +64,22 @@ def _rank(parameters: Parameters) -> jax.Array:
         )
     if not bound:
         return jnp.int32(0)
+    _check_threads(mesh.size)
     return jnp.int32(jax.lax.axis_index(tuple(bound)))
+
+
+def _check_threads(devices: int) -> None:
+    """Every waiting callback holds a thread of XLA's, which has as many as cores or CPU devices.
+
+    The last one to come needs another, for its arguments.
+    """
+    threads = max(len(jax.devices("cpu")), os.cpu_count() or 1)
+    if threads <= devices:
+        raise ValueError(
+            f"implementation: expected more CPU devices than the {devices} of the mesh for "
+            f"'simulate', got {len(jax.devices('cpu'))}; make one more before JAX starts: "
+            f"jax.config.update('jax_num_cpu_devices', {devices + 1})"
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -78,6 +78,7 @@ class Decoder:
         packed for; None for one device.
       sampling: how tokens are chosen; None for greedy.
       stop_tokens: ids that end a sequence.
+      implementation: of `transformer_tkg`.
 
     Raises:
       ValueError: the mesh does not fit the model, or the capacity is no positive number within
@@ -91,6 +92,7 @@ class Decoder:
         mesh: jax.sharding.Mesh | None = None,
         sampling: Sampling | None = None,
         stop_tokens: Sequence[int] = (),
+        implementation: str = "auto",
     ):
         if not 1 <= capacity <= model.config.context_length:
             raise ValueError(
@@ -100,7 +102,7 @@ class Decoder:
         self.capacity = capacity
         self.sampling = sampling or Sampling()
         self.stop_tokens = tuple(stop_tokens)
-        self._forward = LlamaForward(model, mesh)
+        self._forward = LlamaForward(model, mesh, implementation)
         whole, cached = self._forward.replicated, self._forward.cache_sharding
         state = DecodeState(whole, whole, whole, whole, cached, cached)
         self._read_chunk = Executables(

@@ -28,6 +28,7 @@ class LlamaForward:
       model: packed for the mesh's ranks.
       mesh: one axis named `TENSOR_AXIS`, of the size the model is packed for; None for one
         device.
+      implementation: of `transformer_tkg`.
 
     Attributes:
       model: as given.
@@ -39,7 +40,12 @@ class LlamaForward:
       ValueError: the mesh does not fit the model.
     """
 
-    def __init__(self, model: LlamaModel, mesh: jax.sharding.Mesh | None = None):
+    def __init__(
+        self,
+        model: LlamaModel,
+        mesh: jax.sharding.Mesh | None = None,
+        implementation: str = "auto",
+    ):
         ranks = 1 if mesh is None else mesh.shape.get(TENSOR_AXIS, 0)
         if ranks != model.tensor_parallel or (mesh is not None and mesh.size != ranks):
             expected = (
@@ -50,6 +56,7 @@ class LlamaForward:
             raise ValueError(f"mesh: expected {expected}, got {got}")
         self.model = model
         self.mesh = mesh
+        self.implementation = implementation
         self.replicated: jax.sharding.Sharding | None = None
         self.cache_sharding: jax.sharding.Sharding | None = None
         if mesh is not None:
@@ -123,7 +130,10 @@ class LlamaForward:
 
     def _transformer(self, arguments: dict[str, Any]) -> tuple[jax.Array, Any, Any]:
         call = functools.partial(
-            transformer_tkg, num_layers=self.model.config.num_layers, eps=self.model.eps
+            transformer_tkg,
+            num_layers=self.model.config.num_layers,
+            eps=self.model.eps,
+            implementation=self.implementation,
         )
         if self.mesh is None:
             return tuple(call(**arguments))
