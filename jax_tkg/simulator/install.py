@@ -46,7 +46,7 @@ def _typing(name: str) -> types.ModuleType:
 
 
 def _install_older_names() -> None:
-    """``neuronxcc.nki.typing``, which published kernels still import, unless the compiler is here."""
+    """``neuronxcc.nki.typing``, which published kernels still import."""
     if "neuronxcc" in sys.modules or importlib.util.find_spec("neuronxcc") is not None:
         return
     for name in ("neuronxcc", "neuronxcc.nki"):
