@@ -79,6 +79,11 @@ class Operands:
         field = getattr(self, name)
         return None if field is None else field[index]
 
+    def layer_shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one layer's array of a per-layer field; of abstract values too."""
+        field = getattr(self, name)
+        return tuple(field.shape[1:] if is_stacked(field) else field[0].shape)
+
 
 @dataclasses.dataclass(frozen=True)
 class Parameters:
@@ -94,6 +99,7 @@ class Parameters:
       clamp_bound: bound of the inputs of quantised matrix products; 0.0 for none.
       lnc: physical cores per logical core (1 or 2), or None for the platform's setting.
       implementation: one of `IMPLEMENTATIONS`.
+      layers_per_launch: most layers that one launch of the kernel runs, or None for all.
     """
 
     num_layers: int
@@ -104,6 +110,7 @@ class Parameters:
     clamp_bound: float = 0.0
     lnc: int | None = None
     implementation: str = "auto"
+    layers_per_launch: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,17 +143,19 @@ class Dimensions:
     def of(cls, operands: Operands) -> Dimensions:
         """Reads the sizes off arrays that have been checked."""
         B, S, H = operands.X.shape
-        _, k, d, S_max = operands.layer("K_caches", 0).shape
+        _, k, d, S_max = operands.layer_shape("K_caches")
         S_ctx, _, q, _ = operands.mask_cache.shape
         return cls(
             B=B,
             S=S,
             H=H,
-            I=operands.layer("W_gates", 0).shape[-1],
+            I=operands.layer_shape("W_gates")[-1],
             d=d,
             q=q,
             k=k,
-            L=len(operands.K_caches),
+            L=operands.K_caches.shape[0]
+            if is_stacked(operands.K_caches)
+            else len(operands.K_caches),
             S_ctx=S_ctx,
             S_max=S_max,
             dtype=jnp.dtype(operands.X.dtype),

@@ -27,18 +27,23 @@ from jax_tkg.arguments import (
 
 
 def check_options(
-    num_layers: Any, eps: Any, clamp_bound: Any, lnc: Any, implementation: Any
+    num_layers: Any,
+    eps: Any,
+    clamp_bound: Any,
+    lnc: Any,
+    implementation: Any,
+    layers_per_launch: Any,
 ) -> None:
     """Checks the static options that depend on no array.
 
     Raises:
-      TypeError: `num_layers` is no integer; `eps` or `clamp_bound` is no number.
+      TypeError: `num_layers` or `layers_per_launch` is no integer; `eps` or `clamp_bound` is no
+        number.
       ValueError: a value is out of its range.
     """
-    if isinstance(num_layers, bool) or not isinstance(num_layers, int | np.integer):
-        raise TypeError(f"num_layers: expected an integer, got {num_layers!r}")
-    if num_layers < 1:
-        raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
+    _check_count("num_layers", num_layers)
+    if layers_per_launch is not None:
+        _check_count("layers_per_launch", layers_per_launch)
     for name, value in (("eps", eps), ("clamp_bound", clamp_bound)):
         if not isinstance(value, int | float | np.number):
             raise TypeError(f"{name}: expected a Python number (it is static), got {value!r}")
@@ -51,6 +56,13 @@ def check_options(
             f"implementation: expected one of {', '.join(map(repr, IMPLEMENTATIONS))}, "
             f"got {implementation!r}"
         )
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
 
 
 def check_lengths(arguments: dict[str, Any], num_layers: int) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Sequence
 
 from jax_tkg.arguments import Dimensions, Parameters
 from jax_tkg.kernel_limits import check_kernel_limits
-from jax_tkg.simulate import logical_cores
+from jax_tkg.launches import logical_cores
+from jax_tkg.neuron import is_dry_run
+from jax_tkg.simulator.install import real_nki_present
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +23,6 @@ class Choice:
 
     implementation: str
     reason: str
-
-
-def nki_is_installed() -> bool:
-    """Whether AWS's own nki package can be imported; the simulator's stand-in does not count."""
-    from jax_tkg.simulator.install import real_nki_present
-
-    return real_nki_present() and importlib.util.find_spec("nki") is not None
 
 
 def choose(parameters: Parameters, dimensions: Dimensions, platforms: Sequence[str]) -> Choice:
@@ -60,12 +54,24 @@ def choose(parameters: Parameters, dimensions: Dimensions, platforms: Sequence[s
                 f"implementation: expected 'nki' on platform neuron only, got platforms "
                 f"{tuple(platforms)}"
             )
+        if not _has_nki():
+            raise ValueError(
+                "implementation: expected an installed nki package for 'nki' (it comes from AWS's "
+                "own package repository), got none"
+            )
         check_kernel_limits(dimensions, parameters.num_layers, cores)
         return Choice("nki", "implementation='nki' was asked for")
     if tuple(platforms) != ("neuron",):
         return Choice("reference", f"platforms {tuple(platforms)} have no kernel")
+    if not _has_nki():
+        return Choice("reference", "AWS's nki package is not installed")
     try:
         check_kernel_limits(dimensions, parameters.num_layers, cores)
     except ValueError as error:
         return Choice("reference", f"the kernel's limits are exceeded: {error}")
     return Choice("nki", "the platform is neuron and the kernel's limits are kept")
+
+
+def _has_nki() -> bool:
+    """Whether the kernel can be lowered to: a dry run needs no compiler."""
+    return real_nki_present() or is_dry_run()

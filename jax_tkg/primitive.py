@@ -25,6 +25,7 @@ from jax_tkg.arguments import (
     Parameters,
 )
 from jax_tkg.implementation import choose
+from jax_tkg.neuron import neuron_transformer
 from jax_tkg.reference.transformer import transformer
 from jax_tkg.simulate import simulated_transformer
 
@@ -84,6 +85,12 @@ def _simulated(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax
     return jax.tree.leaves(simulated_transformer(operands, parameters))
 
 
+def _on_neuron(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
+    """The Neuron kernel on the primitive's operands, with the primitive's results."""
+    operands = jax.tree.unflatten(structure, leaves)
+    return jax.tree.leaves(neuron_transformer(operands, parameters))
+
+
 def _lower(ctx: Any, *values: Any, structure: Any, parameters: Parameters) -> Any:
     """The lowering rule of all platforms: it asks for which ones it lowers.
 
@@ -92,7 +99,9 @@ def _lower(ctx: Any, *values: Any, structure: Any, parameters: Parameters) -> An
     platforms = tuple(ctx.platforms or ctx.module_context.platforms)
     dimensions = Dimensions.of(jax.tree.unflatten(structure, ctx.avals_in))
     choice = choose(parameters, dimensions, platforms)
-    run = {"reference": _reference, "simulate": _simulated}[choice.implementation]
+    run = {"reference": _reference, "nki": _on_neuron, "simulate": _simulated}[
+        choice.implementation
+    ]
     rule = mlir.lower_fun(run, multiple_results=True)
     return rule(ctx, *values, structure=structure, parameters=parameters)
 

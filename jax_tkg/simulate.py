@@ -8,6 +8,7 @@ them, so that the kernel's all-reduces really exchange the ranks' data.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import threading
 from collections.abc import Hashable
@@ -17,38 +18,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.arguments import Operands, Parameters, is_stacked
-from jax_tkg.kernel_operands import kernel_operands
+from jax_tkg.arguments import Operands, Parameters
+from jax_tkg.launches import Launch, logical_cores, run_launches
 from jax_tkg.replica_groups import current_mesh, is_bound
 
 PATIENCE_SECONDS = 600.0
 """How long a rank waits for another to reach the same call."""
 
-DEFAULT_CORES = 2
-"""Physical cores per logical core on Trainium2, where nothing says otherwise."""
-
-
-def logical_cores(parameters: Parameters) -> int:
-    """Physical cores per logical core: the argument, NEURON_LOGICAL_NC_CONFIG, or else 2."""
-    if parameters.lnc is not None:
-        return parameters.lnc
-    return int(os.environ.get("NEURON_LOGICAL_NC_CONFIG") or DEFAULT_CORES)
-
 
 def simulated_transformer(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, Any]:
-    """The forward pass by the simulated kernel; arguments and results of `reference.transformer`."""
-    prepared = kernel_operands(operands)
-    stacked = is_stacked(operands.K_caches)
-    leaves, structure = jax.tree.flatten(prepared)
-    call = _Call(structure, parameters, stacked, logical_cores(parameters))
-    caches = (operands.K_caches, operands.V_caches)
+    """The forward pass by the simulated kernel: what `reference.transformer` gives."""
+    return run_launches(operands, parameters, functools.partial(_simulated, parameters=parameters))
+
+
+def _simulated(
+    tensors: dict[str, Any], launch: Launch, parameters: Parameters
+) -> tuple[jax.Array, Any, Any]:
+    leaves, structure = jax.tree.flatten(tensors)
+    call = _Call(structure, launch, logical_cores(parameters))
     shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), (operands.X, *caches)
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
+        (tensors["X"], tensors["K_caches"], tensors["V_caches"]),
     )
-    results = jax.pure_callback(call.run, shapes, _rank(parameters), *leaves)
-    if operands.position_ids is None:
-        return results[0], *caches
-    return results
+    return jax.pure_callback(call.run, shapes, _rank(parameters), *leaves)
 
 
 def _rank(parameters: Parameters) -> jax.Array:
@@ -87,14 +79,13 @@ class _Call:
     """One call of the primitive in a program; all its devices share this object."""
 
     structure: Any
-    parameters: Parameters
-    stacked: bool
+    launch: Launch
     cores: int
 
     def run(self, rank: Any, *leaves: Any) -> Any:
         """The host's side: waits for the replica group, and returns this rank's results."""
         number = int(rank)
-        groups = self.parameters.replica_groups or ((number,),)
+        groups = self.launch.replica_groups or ((number,),)
         group = next(members for members in groups if number in members)
         arguments = jax.tree.unflatten(self.structure, [np.asarray(leaf) for leaf in leaves])
         return _board.meet((self, group), group.index(number), len(group), arguments, self._launch)
@@ -104,17 +95,13 @@ class _Call:
         from jax_tkg import simulator
 
         ranks = len(arguments)
-        options = {
-            "eps": self.parameters.eps,
-            "replica_groups": (tuple(range(ranks)),) if ranks > 1 else None,
-            "sbuf_residual_and_cc": self.parameters.sbuf_residual_and_cc,
-            "clamp_bound": self.parameters.clamp_bound,
-            "num_layers": self.parameters.num_layers,
-            "stacked_caches": self.stacked,
-        }
+        # The ranks of the group are all the ranks that the simulator runs.
+        static = dataclasses.replace(
+            self.launch, replica_groups=(tuple(range(ranks)),) if ranks > 1 else None
+        ).arguments()
         result = simulator.run(
             _kernel(),
-            [{**given, **options} for given in arguments],
+            [{**given, **static} for given in arguments],
             lnc=self.cores,
             options=simulator.Options(record=False),
         )
@@ -123,7 +110,7 @@ class _Call:
     def _results(self, output: tuple[np.ndarray, ...]) -> Any:
         hidden, *caches = output
         half = len(caches) // 2
-        if self.stacked:
+        if self.launch.stacked_caches:
             return hidden, caches[0], caches[1]
         return hidden, tuple(caches[:half]), tuple(caches[half:])
 

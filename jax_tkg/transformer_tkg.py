@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax_tkg import checks, primitive
 from jax_tkg.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parameters, is_stacked
 from jax_tkg.replica_groups import check_axis_name, check_replica_groups
+from jax_tkg.weight_bits import WeightBits
 
 
 class TransformerTkgOutput(NamedTuple):
@@ -56,6 +57,7 @@ def transformer_tkg(
     axis_name: str | Sequence[str] | None = None,
     lnc: int | None = None,
     implementation: str = "auto",
+    layers_per_launch: int | None = None,
 ) -> TransformerTkgOutput:
     """Runs all layers of a Llama-style transformer on S new tokens of each of B sequences.
 
@@ -64,7 +66,8 @@ def transformer_tkg(
     multiples of 128, d is even and at most 128, q is a multiple of k, S_ctx <= S_max.
 
     Each per-layer argument (`W_*`, `*_caches`) is a list or tuple of `num_layers` arrays or more,
-    of which the first `num_layers` are used, or one array with a leading layer axis.
+    of which the first `num_layers` are used, or one array with a leading layer axis. A matrix may
+    be given as `jax_tkg.weight_bits.WeightBits`, which is faster on CPUs.
 
     Args:
       X: [B, S, H] bfloat16, float16 or float32: the embedded tokens. Its dtype is the compute and
@@ -104,8 +107,11 @@ def transformer_tkg(
       axis_name: axis or axes of the enclosing `jax.shard_map` to sum over: the tensor-parallel
         ones.
       lnc: physical cores per logical Neuron core, 1 or 2; None: the platform's setting.
-      implementation: "auto" chooses by the platform being lowered for; "reference" is plain
-        jax.numpy everywhere.
+      implementation: "auto" chooses by the platform being lowered for (`jax_tkg.explain` says
+        what and why); "reference" is plain jax.numpy everywhere; "nki" is the Neuron kernel;
+        "simulate" is the Neuron kernel in the NKI simulator, on a CPU.
+      layers_per_launch: most layers that one launch of the Neuron kernel runs; None: all. Very
+        large kernels compile slowly.
 
     Returns:
       `TransformerTkgOutput(hidden, K_caches, V_caches)`. The caches are updated in place where
@@ -140,6 +146,7 @@ def _call(
         options["clamp_bound"],
         options["lnc"],
         options["implementation"],
+        options["layers_per_launch"],
     )
     num_layers = int(options["num_layers"])
     checks.check_lengths(arguments, num_layers)
@@ -154,6 +161,7 @@ def _call(
         clamp_bound=float(options["clamp_bound"]),
         lnc=options["lnc"],
         implementation=options["implementation"],
+        layers_per_launch=options["layers_per_launch"],
     )
     operands = Operands(
         **{name: _canonical(name, value, num_layers) for name, value in arguments.items()}
@@ -175,6 +183,7 @@ _OPTIONS = (
     "axis_name",
     "lnc",
     "implementation",
+    "layers_per_launch",
 )
 _signature = inspect.signature(transformer_tkg)
 
@@ -188,13 +197,17 @@ def _canonical(name: str, value: Any, num_layers: int) -> Any:
     # Caches of one KV head may come without its axis, which follows the batch's.
     add_axis = name in PER_LAYER_CACHES
     if is_stacked(value):
-        return jnp.asarray(value if not add_axis or value.ndim == 5 else value[:, :, None])
+        return _as_array(value if not add_axis or value.ndim == 5 else value[:, :, None])
     layers = value[:num_layers]
     if add_axis:
         layers = [layer if layer.ndim == 4 else layer[:, None] for layer in layers]
     if all(layer is None for layer in layers):
         return None
-    return tuple(None if layer is None else jnp.asarray(layer) for layer in layers)
+    return tuple(None if layer is None else _as_array(layer) for layer in layers)
+
+
+def _as_array(value: Any) -> Any:
+    return value if isinstance(value, WeightBits) else jnp.asarray(value)
 
 
 def _as_given(caches: Any, given: Any, num_layers: int) -> Any:

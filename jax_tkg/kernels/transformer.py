@@ -48,6 +48,12 @@ class Caches(NKIObject):
         self.V_caches = V_caches
         self.stacked = stacked
 
+    def number(self, index, first_layer):
+        """Which entry or slice of the caches is that of layer `index` of this launch."""
+        if self.stacked:
+            return first_layer + index
+        return index
+
     def tensors(self, layer):
         """The tensors that hold the caches of a layer."""
         if self.stacked:
@@ -101,6 +107,7 @@ def transformer_tkg(
     replica_groups,
     sbuf_residual_and_cc,
     clamp_bound,
+    first_layer,
     num_layers,
     stacked_caches,
 ):
@@ -132,7 +139,8 @@ def transformer_tkg(
       replica_groups: tuple of tuples of ranks, or None for no all-reduce.
       sbuf_residual_and_cc: all-reduce from SBUF to SBUF.
       clamp_bound: bound of the inputs of float8 products; 0 for none.
-      num_layers: L.
+      first_layer: the first layer to run, of tensors with a layer axis; tuples begin with it.
+      num_layers: how many layers to run.
       stacked_caches: whether the caches have a layer axis.
 
     Returns:
@@ -147,18 +155,27 @@ def transformer_tkg(
     x = load_tokens(X, sizes)
     for index in range(num_layers):
         layer = LayerOperands(
-            W_qkvs[index],
-            W_outs[index],
-            W_gates[index],
-            W_ups[index],
-            W_downs[index],
-            W_gamma_qkvs[index],
-            W_gamma_mlps[index],
+            _entry(W_qkvs, index, first_layer),
+            _entry(W_outs, index, first_layer),
+            _entry(W_gates, index, first_layer),
+            _entry(W_ups, index, first_layer),
+            _entry(W_downs, index, first_layer),
+            _entry(W_gamma_qkvs, index, first_layer),
+            _entry(W_gamma_mlps, index, first_layer),
         )
-        layer.W_gate_scale = _entry(W_gate_scales, index)
-        layer.W_up_scale = _entry(W_up_scales, index)
-        layer.W_down_scale = _entry(W_down_scales, index)
-        x = _layer(x, index, layer, caches, shared, group, sbuf_residual_and_cc, sizes)
+        layer.W_gate_scale = _entry(W_gate_scales, index, first_layer)
+        layer.W_up_scale = _entry(W_up_scales, index, first_layer)
+        layer.W_down_scale = _entry(W_down_scales, index, first_layer)
+        x = _layer(
+            x,
+            caches.number(index, first_layer),
+            layer,
+            caches,
+            shared,
+            group,
+            sbuf_residual_and_cc,
+            sizes,
+        )
     hidden = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
     store_tokens(hidden, x, sizes)
     results = [hidden]
@@ -179,10 +196,13 @@ def _sizes(X, W_gates, K_cache, prior_bias, active_bias, eps, clamp_bound):
     return Sizes(B, S, H, I, d, q, k, S_prior, S_max, X.dtype, eps, clamp_bound)
 
 
-def _entry(scales, index):
-    if scales == None:
+def _entry(per_layer, index, first_layer):
+    """Layer number `index` of this launch: of a tuple, or of a tensor with a layer axis."""
+    if per_layer == None:
         return None
-    return scales[index]
+    if isinstance(per_layer, tuple):
+        return per_layer[index]
+    return per_layer[first_layer + index]
 
 
 def _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, slots, sizes):

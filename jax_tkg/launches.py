@@ -1,0 +1,113 @@
+"""One call of the primitive as launches of the kernel: all layers in one, or a few in each."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jax_tkg.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parameters, is_stacked
+from jax_tkg.kernel_operands import kernel_operands
+
+DEFAULT_CORES = 2
+"""Physical cores per logical core on Trainium2, where nothing says otherwise."""
+
+FLAT_ORDER = (
+    "X",
+    *(name for name in PER_LAYER if name not in PER_LAYER_CACHES and "scales" not in name),
+    *PER_LAYER_CACHES,
+    "RoPE_cos",
+    "RoPE_sin",
+    "prior_bias",
+    "active_bias",
+    "slots",
+    *(name for name in PER_LAYER if "scales" in name),
+)
+"""The kernel's tensors in the order of its parameters."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Launch:
+    """The kernel's static arguments; hashable.
+
+    Attributes:
+      eps: RMSNorm epsilon.
+      replica_groups: groups of ranks, or None for no all-reduce.
+      sbuf_residual_and_cc: all-reduce from SBUF to SBUF.
+      clamp_bound: bound of the inputs of float8 products.
+      first_layer: where it begins in layer-stacked tensors; 0 with a tensor per layer.
+      num_layers: how many layers it runs.
+      stacked_caches: whether the caches have a layer axis.
+    """
+
+    eps: float
+    replica_groups: tuple[tuple[int, ...], ...] | None
+    sbuf_residual_and_cc: bool
+    clamp_bound: float
+    first_layer: int
+    num_layers: int
+    stacked_caches: bool
+
+    def arguments(self) -> dict[str, Any]:
+        """By the names of the kernel's parameters."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+
+RunLaunch = Callable[[dict[str, Any], Launch], tuple[jax.Array, Any, Any]]
+"""Runs the kernel on its tensors by name; gives hidden states, key caches and value caches."""
+
+
+def logical_cores(parameters: Parameters) -> int:
+    """Physical cores per logical core: the argument, NEURON_LOGICAL_NC_CONFIG, or else 2."""
+    if parameters.lnc is not None:
+        return parameters.lnc
+    return int(os.environ.get("NEURON_LOGICAL_NC_CONFIG") or DEFAULT_CORES)
+
+
+def run_launches(
+    operands: Operands, parameters: Parameters, run: RunLaunch
+) -> tuple[jax.Array, Any, Any]:
+    """Runs all layers by `run`; arguments and results are those of `reference.transformer`."""
+    tensors = kernel_operands(operands)
+    total = parameters.num_layers
+    step = parameters.layers_per_launch or total
+    groups = parameters.replica_groups
+    if groups is not None and len(groups[0]) == 1:
+        groups = None
+    stacked = is_stacked(operands.K_caches)
+    hidden = operands.X
+    K_caches: Any = operands.K_caches if stacked else ()
+    V_caches: Any = operands.V_caches if stacked else ()
+    for first in range(0, total, step):
+        count = min(step, total - first)
+        given = {**tensors, "X": hidden, **_layers(tensors, first, count)}
+        if stacked:
+            given["K_caches"], given["V_caches"] = K_caches, V_caches
+        launch = Launch(
+            eps=parameters.eps,
+            replica_groups=groups,
+            sbuf_residual_and_cc=parameters.sbuf_residual_and_cc,
+            clamp_bound=parameters.clamp_bound,
+            first_layer=first,
+            num_layers=count,
+            stacked_caches=stacked,
+        )
+        hidden, K_updated, V_updated = run(given, launch)
+        K_caches = K_updated if stacked else (*K_caches, *K_updated)
+        V_caches = V_updated if stacked else (*V_caches, *V_updated)
+    return hidden, K_caches, V_caches
+
+
+def _layers(tensors: dict[str, Any], first: int, count: int) -> dict[str, Any]:
+    """The per-layer tensors of one launch; stacked ones go whole."""
+    chosen = {}
+    for name in PER_LAYER:
+        value = tensors[name]
+        if isinstance(value, tuple):
+            value = value[first : first + count]
+            # A launch none of whose layers is quantised has no scales.
+            chosen[name] = None if all(entry is None for entry in value) else value
+    return chosen
