@@ -141,7 +141,9 @@ def round_tfloat32(values: np.ndarray) -> np.ndarray:
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
     dropped = 13  # 23 mantissa bits of float32 less 10 of tfloat32
     odd = (bits >> dropped) & 1
-    rounded = (bits + ((1 << (dropped - 1)) - 1) + odd) & np.uint32((0xFFFFFFFF << dropped) & 0xFFFFFFFF)
+    rounded = (bits + ((1 << (dropped - 1)) - 1) + odd) & np.uint32(
+        (0xFFFFFFFF << dropped) & 0xFFFFFFFF
+    )
     return np.where(np.isfinite(values), rounded.view(np.float32), values)
 
 

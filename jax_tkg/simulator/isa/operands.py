@@ -360,8 +360,8 @@ class Step:
                 f"{operand} {tensor!r} has {len(dims)} free dimensions after merging contiguous "
                 f"ones, but an access pattern has at most {_MAX_FREE_DIMS}"
             )
-        for size, stride in dims:
-            if size >= _PATTERN_FIELD_LIMIT or stride >= _PATTERN_FIELD_LIMIT:
+        for size, stride in zip(tensor.shape[1:], tensor.strides[1:], strict=True):
+            if size >= _PATTERN_FIELD_LIMIT or (size > 1 and stride >= _PATTERN_FIELD_LIMIT):
                 self.fail(
                     f"{operand} {tensor!r}: size {size} and stride {stride} of an access pattern "
                     f"must be below {_PATTERN_FIELD_LIMIT}"
