@@ -84,7 +84,7 @@ def _overflow(core: Core, space: str) -> str | None:
     ]
     largest = sorted(live, key=lambda s: -s.row_bytes)[:3]
     where = ""
-    if core.machine.options.record:
+    if core.machine.keeps_record:
         where = f" ({core.instructions[when].opcode} at {core.instructions[when].where})"
     return (
         f"{space.upper()} of {core}: live tensors need {peak} bytes per partition at instruction "

@@ -71,13 +71,14 @@ class Options:
     """What a run checks and keeps.
 
     Attributes:
-      record: keep the instruction stream.
+      record: give the instruction stream back.
       uninitialized: what a read of never-written bytes does: "error", "report" (a finding in the
         result, the run goes on) or "ignore" (the bytes are not tracked at all).
       races: what unordered conflicting accesses of two cores do: "error", "report" or "ignore".
       capacity: what tensors that do not fit in SBUF or PSUM do: "error", "report" or "ignore".
-      overlap: what a read of a tensor does, whose bytes another tensor at an overlapping address
-        has overwritten: as for `uninitialized`, which it follows.
+
+    A read of a tensor whose bytes another one at an overlapping address has overwritten counts as
+    uninitialized.
     """
 
     record: bool = True
@@ -171,6 +172,8 @@ class Machine:
         # A grid of one core has no dimension, as AWS's kernels expect of LNC=1.
         self.grid_ndim = int(lnc > 1) if grid is None else int(grid)
         self.options = options
+        # The race detector works on the record, also when the caller does not want to keep it.
+        self.keeps_record = options.record or (options.races != "ignore" and lnc > 1)
         self.cores = {(r, c): Core(self, r, c) for r in range(ranks) for c in range(lnc)}
         self.board = MeetingBoard(list(self.cores))
         self.shared: dict[Any, Any] = {}
@@ -192,8 +195,9 @@ class Machine:
                 self.findings.append(finding)
 
     def record(self) -> Record:
-        """The instruction streams so far."""
-        streams = {key: core.instructions for key, core in self.cores.items()}
+        """The instruction streams so far; empty if the caller wanted none."""
+        keep = self.options.record
+        streams = {key: core.instructions if keep else [] for key, core in self.cores.items()}
         return Record(self.target.name, self.lnc, self.ranks, streams)
 
 

@@ -114,6 +114,13 @@ class RaceTest(parameterized.TestCase):
 
         self.assertLen(_found(body, np.zeros((4, 4), np.float32)), 1)
 
+    def test_works_without_a_record(self):
+        def body():
+            nisa.dma_copy(_shared(4, 4), tile(4, 4, value=nl.program_id(0)))
+
+        with self.assertRaises(simulator.RaceError):
+            harness.run(body, lnc=2, record=False)
+
     def test_ignore(self):
         def body():
             nisa.dma_copy(_shared(4, 4), tile(4, 4, value=nl.program_id(0)))

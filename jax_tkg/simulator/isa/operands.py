@@ -38,7 +38,7 @@ class NkiInstruction:
 class Step:
     """One instruction while it executes."""
 
-    __slots__ = ("accesses", "core", "instruction", "keep", "opcode", "track")
+    __slots__ = ("core", "instruction", "opcode")
 
     def __init__(
         self,
@@ -50,11 +50,10 @@ class Step:
         core = current_core()
         self.core: Core = core
         self.opcode = opcode
-        self.keep = core.machine.options.record
         index = core.instruction_count
         core.instruction_count = index + 1
         self.instruction: Instruction | None = None
-        if self.keep:
+        if core.machine.keeps_record:
             file, line = caller()
             self.instruction = Instruction(
                 index,
