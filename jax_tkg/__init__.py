@@ -1,6 +1,8 @@
 """The token-generation forward pass of a Llama-style transformer as one JAX primitive."""
 
 from jax_tkg import caches, masks, quantize, reference, rope, sharding, weights
+from jax_tkg.explain import explain
+from jax_tkg.neuron import dry_run
 from jax_tkg.transformer_tkg import TransformerTkgOutput, transformer_tkg
 
 __version__ = "0.1.0"
@@ -8,6 +10,8 @@ __version__ = "0.1.0"
 __all__ = [
     "TransformerTkgOutput",
     "caches",
+    "dry_run",
+    "explain",
     "masks",
     "quantize",
     "reference",

@@ -101,6 +101,17 @@ def run_launches(
     return hidden, K_caches, V_caches
 
 
+def layer_tuples(tensors: dict[str, Any], launch: Launch) -> dict[str, Any]:
+    """The tensors as the kernel takes them: weights and scales of the launch's layers in tuples."""
+    layers = range(launch.first_layer, launch.first_layer + launch.num_layers)
+    return {
+        name: tuple(value[index] for index in layers)
+        if name in PER_LAYER and name not in PER_LAYER_CACHES and is_stacked(value)
+        else value
+        for name, value in tensors.items()
+    }
+
+
 def _layers(tensors: dict[str, Any], first: int, count: int) -> dict[str, Any]:
     """The per-layer tensors of one launch; stacked ones go whole."""
     chosen = {}

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.arguments import Operands, Parameters
-from jax_tkg.launches import Launch, logical_cores, run_launches
+from jax_tkg.launches import Launch, layer_tuples, logical_cores, run_launches
 from jax_tkg.replica_groups import current_mesh, is_bound
 
 PATIENCE_SECONDS = 600.0
@@ -101,7 +101,7 @@ class _Call:
         ).arguments()
         result = simulator.run(
             _kernel(),
-            [{**given, **static} for given in arguments],
+            [{**layer_tuples(given, self.launch), **static} for given in arguments],
             lnc=self.cores,
             options=simulator.Options(record=False),
         )

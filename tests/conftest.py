@@ -1,9 +1,13 @@
-"""Eight CPU devices for the tests under shard_map; set before JAX starts its backend."""
+"""Eight CPU devices for the tests under shard_map, set before JAX starts; the NKI simulator."""
 
 import hypothesis
 import jax
 
+from jax_tkg import simulator
+
 jax.config.update("jax_num_cpu_devices", 8)
+# Kernels import nki.
+simulator.install()
 
 # Runs are repeatable, and a slow machine is no failure.
 hypothesis.settings.register_profile(

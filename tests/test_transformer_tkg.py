@@ -85,10 +85,10 @@ def shapes(draw: st.DrawFn, q: int, k: int, dtype: str) -> cases.Shape:
     )
 
 
-class OracleTest(parameterized.TestCase):
+@pytest.mark.slow
+class DrawnShapesTest(parameterized.TestCase):
     """5 head counts x (18 + 6 + 2) drawn shapes x 4 draws of values: 520 cases."""
 
-    @pytest.mark.slow
     @parameterized.named_parameters(
         (f"{dtype}_q{q}_k{k}", q, k, dtype) for dtype in SHAPES_PER_HEADS for q, k in HEADS
     )
@@ -104,6 +104,10 @@ class OracleTest(parameterized.TestCase):
             _run(shape, data.draw(st.integers(0, 1 << 30)), stacked)
 
         run()
+
+
+class NamedShapesTest(parameterized.TestCase):
+    """One case of each kind."""
 
     @parameterized.named_parameters((name, shape) for name, shape in cases.SHAPES.items())
     def test_named_shape(self, shape: cases.Shape) -> None:
@@ -122,13 +126,14 @@ class FormsTest(parameterized.TestCase):
         self.options = cases.options(self.shape)
         self.want = jax_tkg.transformer_tkg(**self.weights, **self.inputs, **self.options)
 
-    def _assert_same(self, got: Any, K: Any = None, V: Any = None) -> None:
-        np.testing.assert_allclose(got.hidden, self.want.hidden, rtol=1e-6, atol=1e-6)
+    def _assert_same(self, got: Any, K: Any = None, V: Any = None, tolerance: float = 1e-6) -> None:
+        close = functools.partial(np.testing.assert_allclose, rtol=tolerance, atol=tolerance)
+        close(got.hidden, self.want.hidden)
         for layer in range(2):
             K_got = (got.K_caches if K is None else K)[layer]
             V_got = (got.V_caches if V is None else V)[layer]
-            np.testing.assert_allclose(K_got, self.want.K_caches[layer], rtol=1e-6, atol=1e-6)
-            np.testing.assert_allclose(V_got, self.want.V_caches[layer], rtol=1e-6, atol=1e-6)
+            close(K_got, self.want.K_caches[layer])
+            close(V_got, self.want.V_caches[layer])
 
     def test_eager_agrees_with_the_oracle(self) -> None:
         hidden, K, V, written = cases.expected(self.shape, [self.weights], [self.inputs])
@@ -144,7 +149,9 @@ class FormsTest(parameterized.TestCase):
             with jax.disable_jit():
                 self._assert_same(call(**arguments))
         else:
-            self._assert_same(jax_tkg.reference.transformer_tkg(**arguments, **self.options))
+            # On CPUs the primitive adds up products in another order.
+            reference = jax_tkg.reference.transformer_tkg(**arguments, **self.options)
+            self._assert_same(reference, tolerance=1e-5)
 
     def test_implementation_reference(self) -> None:
         self._assert_same(

@@ -113,7 +113,8 @@ def transformer_tkg(
 ):
     """All layers.
 
-    A per-layer argument is a tuple of tensors or one tensor with a leading layer axis.
+    A per-layer argument is a tuple of tensors; the caches may be one tensor with a leading layer
+    axis, because what is updated and returned is a whole tensor.
 
     Args:
       X: [B, S, H].
@@ -139,7 +140,7 @@ def transformer_tkg(
       replica_groups: tuple of tuples of ranks, or None for no all-reduce.
       sbuf_residual_and_cc: all-reduce from SBUF to SBUF.
       clamp_bound: bound of the inputs of float8 products; 0 for none.
-      first_layer: the first layer to run, of tensors with a layer axis; tuples begin with it.
+      first_layer: the first layer to run, in caches with a layer axis; tuples begin with it.
       num_layers: how many layers to run.
       stacked_caches: whether the caches have a layer axis.
 
@@ -155,17 +156,17 @@ def transformer_tkg(
     x = load_tokens(X, sizes)
     for index in range(num_layers):
         layer = LayerOperands(
-            _entry(W_qkvs, index, first_layer),
-            _entry(W_outs, index, first_layer),
-            _entry(W_gates, index, first_layer),
-            _entry(W_ups, index, first_layer),
-            _entry(W_downs, index, first_layer),
-            _entry(W_gamma_qkvs, index, first_layer),
-            _entry(W_gamma_mlps, index, first_layer),
+            W_qkvs[index],
+            W_outs[index],
+            W_gates[index],
+            W_ups[index],
+            W_downs[index],
+            W_gamma_qkvs[index],
+            W_gamma_mlps[index],
         )
-        layer.W_gate_scale = _entry(W_gate_scales, index, first_layer)
-        layer.W_up_scale = _entry(W_up_scales, index, first_layer)
-        layer.W_down_scale = _entry(W_down_scales, index, first_layer)
+        layer.W_gate_scale = _entry(W_gate_scales, index)
+        layer.W_up_scale = _entry(W_up_scales, index)
+        layer.W_down_scale = _entry(W_down_scales, index)
         x = _layer(
             x,
             caches.number(index, first_layer),
@@ -196,13 +197,10 @@ def _sizes(X, W_gates, K_cache, prior_bias, active_bias, eps, clamp_bound):
     return Sizes(B, S, H, I, d, q, k, S_prior, S_max, X.dtype, eps, clamp_bound)
 
 
-def _entry(per_layer, index, first_layer):
-    """Layer number `index` of this launch: of a tuple, or of a tensor with a layer axis."""
-    if per_layer == None:
+def _entry(scales, index):
+    if scales == None:
         return None
-    if isinstance(per_layer, tuple):
-        return per_layer[index]
-    return per_layer[first_layer + index]
+    return scales[index]
 
 
 def _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, slots, sizes):

@@ -1,0 +1,37 @@
+"""What a call lowers to on this machine, and why."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jax_tkg.arguments import Dimensions, Operands, Parameters
+from jax_tkg.implementation import Choice, choose
+from jax_tkg.transformer_tkg import call_with_signature
+
+
+def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Choice:
+    """Says which implementation a call of `transformer_tkg` lowers to, and why.
+
+    Args:
+      *args: the call's arguments; arrays may be `jax.ShapeDtypeStruct`s inside `jax.eval_shape`.
+      platform: what is lowered for; None: the default backend's platform.
+      **kwargs: likewise.
+
+    Returns:
+      The implementation's name and the reason, in one sentence.
+
+    Raises:
+      TypeError: as `transformer_tkg`.
+      ValueError: as `transformer_tkg`, or the implementation asked for cannot run.
+    """
+    chosen: list[Choice] = []
+
+    def run(operands: Operands, parameters: Parameters) -> tuple[Any, Any, Any]:
+        platforms = (platform or jax.default_backend(),)
+        chosen.append(choose(parameters, Dimensions.of(operands), platforms))
+        return operands.X, operands.K_caches, operands.V_caches
+
+    call_with_signature(run, *args, **kwargs)
+    return chosen[0]

@@ -1,0 +1,86 @@
+"""Running the kernel in the simulator on the arguments of the public function."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import jax
+import numpy as np
+
+import jax_tkg
+from jax_tkg import launches, simulator
+from jax_tkg.arguments import Operands, Parameters
+from jax_tkg.kernel_operands import kernel_operands
+from jax_tkg.kernels.transformer import transformer_tkg as kernel
+from tests import cases, parallel_cases
+
+_public = importlib.import_module("jax_tkg.transformer_tkg")
+
+
+def canonical(arguments: dict[str, Any], **options: Any) -> tuple[Operands, Parameters]:
+    """The operands and parameters that a call of the public function binds."""
+    found: list[tuple[Operands, Parameters]] = []
+
+    def keep(operands: Operands, parameters: Parameters) -> tuple[Any, Any, Any]:
+        found.append((operands, parameters))
+        return operands.X, operands.K_caches, operands.V_caches
+
+    _public.call_with_signature(keep, **arguments, **options)
+    return found[0]
+
+
+def target_of(shape: cases.Shape) -> str:
+    """The oldest machine that has the float8 formats of a case."""
+    kinds = {kind for layer in shape.quantized for kind in layer}
+    return "trn3" if "float8_e4m3fn" in kinds else "trn2"
+
+
+def run(
+    shape: cases.Shape,
+    ranks: list[dict[str, Any]],
+    cores: int = 1,
+    on_chip: bool = False,
+    stacked: bool = False,
+    record: bool = False,
+) -> tuple[list[Any], simulator.Result]:
+    """Runs the kernel on all ranks of a group.
+
+    Returns:
+      Per rank the public function's results, and the simulator's.
+    """
+    world = tuple(range(len(ranks)))
+    groups = (world,) if len(ranks) > 1 else None
+    given = []
+    for arguments in ranks:
+        operands, parameters = canonical(
+            cases.stack(arguments) if stacked else arguments, **cases.options(shape)
+        )
+        launch = launches.Launch(
+            parameters.eps, groups, on_chip, parameters.clamp_bound, 0, shape.L, stacked
+        )
+        tensors = jax.tree.map(np.asarray, kernel_operands(operands))
+        given.append({**launches.layer_tuples(tensors, launch), **launch.arguments()})
+    result = simulator.run(
+        kernel,
+        given,
+        lnc=cores,
+        target=target_of(shape),
+        options=simulator.Options(record=record),
+    )
+    outputs = []
+    for hidden, *caches in result.outputs:
+        half = len(caches) // 2
+        K, V = (caches[0], caches[1]) if stacked else (caches[:half], caches[half:])
+        outputs.append(jax_tkg.TransformerTkgOutput(hidden, K, V))
+    return outputs, result
+
+
+def check(shape: cases.Shape, ranks: int = 1, seed: int = 0, **how: Any) -> simulator.Result:
+    """Runs the kernel on random ranks, and compares all of its results with the oracle's."""
+    (row,) = parallel_cases.random_ranks(shape, 1, ranks, seed)
+    outputs, result = run(shape, row, **how)
+    hidden, K, V, written = cases.expected(shape, row, row)
+    for index, arguments in enumerate(row):
+        cases.check(outputs[index], shape, arguments, hidden, K[index], V[index], written)
+    return result

@@ -1,0 +1,124 @@
+"""The megakernel in the simulator against the float64 oracle.
+
+Every run also holds the simulator's rules: no memory is read that was never written, cores do not
+race, everything fits on chip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from typing import Any
+
+import hypothesis
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from jax_tkg import kernel_operands
+from jax_tkg.kernels import softmax
+from tests import cases, test_transformer_tkg
+from tests.kernels import launch
+
+HEADS = ((1, 1), (8, 1), (4, 2), (9, 3), (32, 8))
+DRAWS = {"float32": 12, "bfloat16": 4, "float16": 2}
+
+
+class FixedTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        (f"{name}_{cores}_cores", shape, cores)
+        for name, shape in cases.SHAPES.items()
+        for cores in (1, 2)
+    )
+    def test_named_shape(self, shape: cases.Shape, cores: int) -> None:
+        launch.check(shape, cores=cores)
+
+    @parameterized.product(ranks=(2, 4), cores=(1, 2), on_chip=(False, True))
+    def test_ranks(self, ranks: int, cores: int, on_chip: bool) -> None:
+        shape = cases.Shape(q=2, k=1, H=384, I=128, L=2)
+        launch.check(shape, ranks=ranks, cores=cores, on_chip=on_chip)
+
+    @parameterized.product(ranks=(1, 2), cores=(1, 2))
+    def test_stacked(self, ranks: int, cores: int) -> None:
+        launch.check(cases.Shape(L=3), ranks=ranks, cores=cores, stacked=True)
+
+    @parameterized.product(
+        S_ctx=(128, 129, 255, 256, 300, 512), cores=(1, 2), unified=(True, False)
+    )
+    def test_contexts(self, S_ctx: int, cores: int, unified: bool) -> None:
+        shape = cases.Shape(B=1, q=2, k=1, L=1, S_ctx=S_ctx, S_max=600, unified=unified)
+        launch.check(shape, cores=cores)
+
+    @parameterized.parameters((2048, 1), (2304, 2), (4500, 1), (4500, 2))
+    def test_several_blocks(self, S_ctx: int, cores: int) -> None:
+        """Contexts longer than one block of slots, so that the softmax streams."""
+        shape = cases.Shape(B=1, S=2, q=4, k=2, L=1, S_ctx=S_ctx, S_max=S_ctx + 100)
+        launch.check(shape, cores=cores)
+
+    def test_scores_far_apart_stream(self) -> None:
+        """Later blocks hold far larger scores than earlier ones, and the other way round."""
+        for sign in (1, -1):
+            shape = cases.Shape(B=1, S=1, q=1, k=1, d=64, L=1, S_ctx=4300, S_max=4400)
+            rng = np.random.default_rng(0)
+            arguments = {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
+            arguments["mask_cache"][:] = True
+            ramp = np.linspace(-1, 1, shape.S_max, dtype=np.float32) * 40 * sign
+            arguments["K_caches"] = [cache * ramp for cache in arguments["K_caches"]]
+            (out,), _ = launch.run(shape, [arguments])
+            hidden, K, V, written = cases.expected(shape, [arguments], [arguments])
+            cases.check(out, shape, arguments, hidden, K[0], V[0], written)
+
+    def test_many_sequences(self) -> None:
+        """More columns of scores than a PSUM bank holds."""
+        shape = cases.Shape(B=8, S=8, q=9, k=3, H=128, I=128, L=1, S_ctx=40, S_max=64)
+        for cores in (1, 2):
+            launch.check(shape, cores=cores)
+
+    def test_more_columns_than_psum(self) -> None:
+        """An MLP whose products do not fit in PSUM at once."""
+        shape = cases.Shape(B=8, S=8, q=1, k=1, H=128, I=5120, L=1)
+        launch.check(shape)
+
+    def test_output_is_not_zero(self) -> None:
+        shape = cases.SHAPES["one_head"]
+        (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
+        (out,), _ = launch.run(shape, row)
+        self.assertGreater(np.abs(np.asarray(out.hidden, np.float32)).max(), 0)
+
+    def test_instructions_per_layer_do_not_grow_with_depth(self) -> None:
+        counts = []
+        for layers in (1, 2, 3):
+            shape = dataclasses.replace(cases.SHAPES["one_head"], L=layers)
+            counts.append(len(launch.check(shape, record=True).record))
+        self.assertEqual(counts[2] - counts[1], counts[1] - counts[0])
+
+    def test_one_number_masks(self) -> None:
+        self.assertEqual(kernel_operands.MASKED, softmax.MASKED)
+
+
+@pytest.mark.slow
+class DrawnTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        (f"{dtype}_q{q}_k{k}", q, k, dtype) for dtype in DRAWS for q, k in HEADS
+    )
+    def test_drawn(self, q: int, k: int, dtype: str) -> None:
+        @hypothesis.seed(zlib.crc32(f"kernel {dtype} {q} {k}".encode()))
+        @hypothesis.settings(max_examples=DRAWS[dtype])
+        @hypothesis.given(data=st.data())
+        def run(data: st.DataObject) -> None:
+            shape = data.draw(test_transformer_tkg.shapes(q, k, dtype))
+            stackable = len(set(shape.quantized)) <= 1
+            how: dict[str, Any] = {
+                "ranks": data.draw(st.sampled_from((1, 1, 2))),
+                "cores": data.draw(st.sampled_from((1, 2))),
+                "on_chip": data.draw(st.booleans()),
+                "stacked": stackable and data.draw(st.booleans()),
+            }
+            launch.check(shape, seed=data.draw(st.integers(0, 1 << 30)), **how)
+
+        run()
+
+
+if __name__ == "__main__":
+    absltest.main()
