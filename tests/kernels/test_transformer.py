@@ -16,6 +16,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
+import jax_tkg
 from jax_tkg import kernel_operands
 from jax_tkg.kernels import softmax
 from tests import cases, test_transformer_tkg
@@ -95,6 +96,29 @@ class FixedTest(parameterized.TestCase):
 
     def test_one_number_masks(self) -> None:
         self.assertEqual(kernel_operands.MASKED, softmax.MASKED)
+
+
+@pytest.mark.slow
+class RealSizeTest(absltest.TestCase):
+    def test_layer_of_llama_3_70b(self) -> None:
+        """One of eight ranks of a layer, against the reference: the oracle's loops would take long.
+
+        The reference is compared with the oracle elsewhere.
+        """
+        shape = cases.Shape(
+            B=4, S=1, q=8, k=1, d=128, H=8192, I=3584, L=1, S_ctx=1024, S_max=1024, dtype="bfloat16"
+        )
+        (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
+        want = jax_tkg.transformer_tkg(**row[0], **cases.options(shape))
+        (got,), _ = launch.run(shape, row, cores=2)
+        for one, other in (
+            (got.hidden, want.hidden),
+            (got.K_caches[0], want.K_caches[0]),
+            (got.V_caches[0], want.V_caches[0]),
+        ):
+            wide = np.asarray(other, np.float32)
+            error = np.abs(np.asarray(one, np.float32) - wide).max()
+            self.assertLess(error, 0.025 * np.abs(wide).max())
 
 
 @pytest.mark.slow

@@ -166,6 +166,22 @@ def _said(row: np.ndarray) -> list[int]:
     return row[row >= 0].tolist()
 
 
+class SimulatedKernelTest(parameterized.TestCase):
+    """The Neuron kernel in the simulator says what the reference says."""
+
+    @parameterized.parameters(1, 3)
+    def test_four_tokens(self, ranks: int) -> None:
+        prompt = _checkpoint().tokenizer.encode("The capital of France is")
+        self.assertLessEqual(len(prompt), 8)
+        reference = _decoder(1)
+        expected = reference.generate(reference.start([prompt]), 4)
+        simulated = Decoder(
+            _checkpoint().load("float32", ranks), 64, devices.mesh(ranks), implementation="simulate"
+        )
+        actual = np.stack(list(simulated.stream(simulated.start([prompt]), 4)), axis=1)
+        self.assertEqual(actual.tolist(), expected.tolist())
+
+
 class LowPrecisionTest(absltest.TestCase):
     def test_bfloat16_is_close(self) -> None:
         tokens = _checkpoint().tokenizer.encode(TEXT)[:100]
