@@ -36,11 +36,29 @@ def _simulated(
 ) -> tuple[jax.Array, Any, Any]:
     leaves, structure = jax.tree.flatten(tensors)
     call = _Call(structure, launch, logical_cores(parameters))
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-        (tensors["X"], tensors["K_caches"], tensors["V_caches"]),
-    )
-    return jax.pure_callback(call.run, shapes, _rank(parameters), *leaves)
+    like = (tensors["X"], tensors["K_caches"], tensors["V_caches"])
+    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
+    # One result: JAX 0.7 gives a callback with several a wrong sharding inside a shard_map.
+    packed = jax.ShapeDtypeStruct((size,), jnp.uint8)
+    return _unpack(jax.pure_callback(call.run, packed, _rank(parameters), *leaves), like)
+
+
+def _pack(results: Any) -> np.ndarray:
+    """The bytes of all arrays, one after the other."""
+    arrays = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(results)]
+    return np.concatenate([array.reshape(-1).view(np.uint8) for array in arrays])
+
+
+def _unpack(packed: jax.Array, like: Any) -> Any:
+    """Arrays with the shapes and dtypes of those in `like`."""
+    leaves, structure = jax.tree.flatten(like)
+    unpacked, start = [], 0
+    for leaf in leaves:
+        itemsize = leaf.dtype.itemsize
+        part = packed[start : start + leaf.size * itemsize].reshape(*leaf.shape, itemsize)
+        unpacked.append(jax.lax.bitcast_convert_type(part, leaf.dtype))
+        start += leaf.size * itemsize
+    return jax.tree.unflatten(structure, unpacked)
 
 
 def _rank(parameters: Parameters) -> jax.Array:
@@ -82,13 +100,16 @@ class _Call:
     launch: Launch
     cores: int
 
-    def run(self, rank: Any, *leaves: Any) -> Any:
-        """The host's side: waits for the replica group, and returns this rank's results."""
+    def run(self, rank: Any, *leaves: Any) -> np.ndarray:
+        """The host's side: waits for the replica group, and returns this rank's results packed."""
         number = int(rank)
         groups = self.launch.replica_groups or ((number,),)
         group = next(members for members in groups if number in members)
         arguments = jax.tree.unflatten(self.structure, [np.asarray(leaf) for leaf in leaves])
-        return _board.meet((self, group), group.index(number), len(group), arguments, self._launch)
+        results = _board.meet(
+            (self, group), group.index(number), len(group), arguments, self._launch
+        )
+        return _pack(results)
 
     def _launch(self, arguments: list[dict[str, Any]]) -> list[Any]:
         """Runs the kernel on all ranks of a group."""

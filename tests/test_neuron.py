@@ -74,7 +74,7 @@ class CallTest(parameterized.TestCase):
     def _check(self, call: Any, layers: int, stacked: bool, groups: Any = None) -> None:
         config = _config(call)
         names = config["klir_binary"]["input_names"]
-        self.assertLen(call.operands, len(names))
+        self.assertEqual(len(call.operands), len(names))
         expected = 2 if stacked else 2 * layers
         aliases = _aliases(call)
         self.assertLen(aliases, expected)
