@@ -120,7 +120,7 @@ def main() -> int:
     for tp, size in sizes():
         if tp not in options.tp or size.S_ctx not in options.context:
             continue
-        if size.B > options.max_batch:
+        if options.max_batch < size.B:
             continue
         needed = memory_bytes(size) / GIB
         if needed > options.memory_gib:

@@ -212,6 +212,48 @@ class TransposeTest(parameterized.TestCase):
         expected = data[indices.T.flatten()[:F]].T
         np.testing.assert_array_equal(harness.run(kernel, data, indices).outputs[0], expected)
 
+    def test_gather_transpose_with_one_column_of_the_documentation(self):
+        P, F = 128, 128
+        data = _G.normal(size=(200, P)).astype(ml_dtypes.bfloat16)
+        indices = _G.integers(0, 200, (128, 1)).astype(np.uint32)
+
+        def kernel(src_hbm, idx_hbm):
+            output = nl.ndarray((P, F), dtype=src_hbm.dtype, buffer=nl.shared_hbm)
+            idx_sb = nl.load(idx_hbm)
+            dst_sb = nl.ndarray((P, F), dtype=src_hbm.dtype, buffer=nl.sbuf)
+            nisa.memset(dst=dst_sb, value=0)
+            src_ap = src_hbm.ap(pattern=[[P, F], [1, P]], vector_offset=idx_sb, indirect_dim=0)
+            nisa.dma_transpose(dst=dst_sb, src=src_ap, axes=(1, 0))
+            nisa.dma_copy(dst=output, src=dst_sb)
+            return output
+
+        result = harness.run(kernel, data, indices).outputs[0]
+        np.testing.assert_array_equal(result, data[indices[:, 0]].T)
+
+    def test_gather_transpose_in_four_dimensions_of_the_documentation(self):
+        data = _G.normal(size=(150, 3, 1, 32)).astype(ml_dtypes.bfloat16)
+        indices = _G.integers(0, 150, (128, 2)).astype(np.uint32)
+
+        def kernel(src_hbm, idx_hbm):
+            _, d1, d2, d3 = src_hbm.shape
+            F = 128 * idx_hbm.shape[1]
+            idx_sb = nl.load(idx_hbm)
+            dst_sb = nl.ndarray((d3, d1, d2, F), dtype=src_hbm.dtype, buffer=nl.sbuf)
+            nisa.memset(dst=dst_sb, value=0)
+            src_ap = src_hbm.ap(
+                pattern=[[d1 * d2 * d3, F], [d2 * d3, d1], [d3, d2], [1, d3]],
+                vector_offset=idx_sb,
+                indirect_dim=0,
+            )
+            nisa.dma_transpose(dst=dst_sb, src=src_ap, axes=(3, 1, 2, 0))
+            output = nl.ndarray((d3, d1, d2, F), dtype=src_hbm.dtype, buffer=nl.shared_hbm)
+            nisa.dma_copy(dst=output, src=dst_sb)
+            return output
+
+        result = harness.run(kernel, data, indices).outputs[0]
+        gathered = data[indices.T.flatten()]
+        np.testing.assert_array_equal(result, gathered.transpose(3, 1, 2, 0))
+
 
 class ComputeTest(parameterized.TestCase):
     def test_sum_in_float32(self):

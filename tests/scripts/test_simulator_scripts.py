@@ -1,0 +1,39 @@
+"""The commands about the simulator: the page of rules, and the mutation check."""
+
+import importlib.util
+import pathlib
+import sys
+
+import pytest
+from absl.testing import parameterized
+
+_ROOT = pathlib.Path(__file__).parents[2]
+
+
+def _script(name):
+    spec = importlib.util.spec_from_file_location(name, _ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+class RulesPageTest(parameterized.TestCase):
+    def test_the_page_lists_every_rule_test(self):
+        module = _script("simulator_rules")
+        self.assertEqual(module.PAGE.read_text(), module.page())
+        self.assertGreater(len(module.rules()), 80)
+
+
+class MutationTest(parameterized.TestCase):
+    def test_every_mutation_applies(self):
+        module = _script("mutation_check")
+        self.assertGreaterEqual(len(module.MUTATIONS), 10)
+        for mutation in module.MUTATIONS:
+            source = (module.ROOT / module.PACKAGE / mutation.file).read_text()
+            self.assertEqual(source.count(mutation.old), 1, mutation.name)
+            self.assertTrue((module.ROOT / module.TESTS / mutation.tests).exists())
+
+    @pytest.mark.slow
+    def test_one_mutation_is_noticed(self):
+        self.assertEqual(_script("mutation_check").main(["matmul ignores accumulate"]), 0)
