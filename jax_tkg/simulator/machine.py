@@ -98,7 +98,8 @@ class Finding:
     """Something wrong that a run was asked to report, and not to stop at.
 
     Attributes:
-      kind: "uninitialized", "race" or "capacity".
+      kind: "uninitialized", "race", "capacity", or "overflow" (finite values became infinity or
+        NaN in a float8 format, which is never an error).
       message: what, where.
     """
 

@@ -146,7 +146,24 @@ class Step:
         """Rounds computed values to the tensor's dtype and stores them; shapes may differ as long
         as the number of elements agrees."""
         info = dtypes.info(tensor.dtype)
-        self.write_exact(operand, tensor, dtypes.round_to(values, info), matmul)
+        rounded = dtypes.round_to(values, info)
+        if info.name in dtypes.FLOAT8:
+            self._report_overflow(operand, tensor, values, rounded)
+        self.write_exact(operand, tensor, rounded, matmul)
+
+    def _report_overflow(
+        self, operand: str, tensor: NkiTensor, values: np.ndarray, rounded: np.ndarray
+    ) -> None:
+        """Keeps a finding where finite values are past the largest of a float8 format."""
+        lost = np.isfinite(values) & ~np.isfinite(rounded)
+        if not lost.any():
+            return
+        file, line = caller()
+        self.core.machine.report(
+            "overflow",
+            f"{self.opcode}: {int(lost.sum())} values written to {operand} {tensor!r} are past the "
+            f"largest {tensor.dtype}, such as {float(values[lost][0]):g} ({file}:{line})",
+        )
 
     def write_exact(
         self, operand: str, tensor: NkiTensor, values: np.ndarray, matmul: bool = False

@@ -44,8 +44,7 @@ class _TileSize(NKIObject):
 
     @property
     def sbuf_fmax_bytes(self) -> int:
-        """Usable bytes of an SBUF partition: all but the 16 KiB that the compiler keeps on
-        NeuronCore-v3 and v4 for its own use are given to kernels."""
+        """Usable bytes of an SBUF partition."""
         core = running_core()
         target = core.target if core is not None else target_named(None)
         return target.sbuf_partition_bytes - _RESERVED_SBUF_BYTES
@@ -66,7 +65,8 @@ class _TileSize(NKIObject):
         return self.sbuf_fmax_bytes
 
 
-# Not published; AWS's kernels address up to 200 of the 224 KiB of NeuronCore-v3 themselves.
+# How much of an SBUF partition kernels may use is not published. This leaves 16 KiB, so that what is
+# sized by it fits also if the compiler keeps some; AWS's kernels use up to 200 of 224 KiB.
 _RESERVED_SBUF_BYTES = 16 * KIB
 
 tile_size = _TileSize()

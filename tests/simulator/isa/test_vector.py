@@ -191,6 +191,16 @@ class CopyTest(parameterized.TestCase):
         result = on_chip(nisa.tensor_copy, [np.array([values], np.float32)], (1, 3), dtype)
         np.testing.assert_array_equal(result.astype(np.float32), [expected])
 
+    def test_float8_overflow_is_reported(self):
+        def body():
+            nisa.tensor_copy(tile(1, 3, dtype="float8_e4m3"), tile(1, 3, value=241))
+            nisa.tensor_copy(tile(1, 3, dtype="float8_e4m3"), tile(1, 3, value=300))
+            nisa.tensor_copy(tile(1, 3, dtype="float8_e4m3"), tile(1, 3, value=np.inf))
+
+        (finding,) = harness.run(body).findings
+        self.assertEqual(finding.kind, "overflow")
+        self.assertRegex(finding.message, "tensor_copy: 3 values written to dst .* such as 300")
+
     def test_memset(self):
         for dtype, value in (("float32", -np.inf), ("bfloat16", 1.5), ("uint8", 7), ("int32", -3)):
             result = on_chip(lambda dst, v=value: nisa.memset(dst, v), [], (4, 5), dtype)
