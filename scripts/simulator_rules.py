@@ -23,7 +23,6 @@ RULE_CLASSES = {"RuleTest", "AllocationTest", "LimitTest"}
 GUIDES = {
     "start_partition": "architecture guide, cross-partition data movement",
     "free_dimensions": "deep dive on access patterns, hardware capability",
-    "broadcast_views_cannot_be_written": "deep dive on access patterns",
     "sbuf_partition": "architecture guides, memory hierarchy",
     "psum_partition": "architecture guides, memory hierarchy",
     "partitions": "architecture guides, memory hierarchy",

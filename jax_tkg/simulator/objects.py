@@ -26,3 +26,14 @@ class NKIObject:
                 continue
             if name not in cls.__dict__:
                 setattr(cls, name, None)
+        cls._annotate_plain_defaults()
+
+    @classmethod
+    def _annotate_plain_defaults(cls) -> None:
+        """Makes class attributes without annotation fields of a dataclass too, as in NKI."""
+        annotations = dict(inspect.get_annotations(cls))
+        for name, value in list(cls.__dict__.items()):
+            plain = value is None or isinstance(value, (bool, int, float, str))
+            if plain and not name.startswith("__") and name not in annotations:
+                annotations[name] = Any
+        cls.__annotations__ = annotations

@@ -164,9 +164,12 @@ class ObjectTest(parameterized.TestCase):
             size: int
             scale: float = 2.0
             bias: object
+            index = None
 
         config = Config(size=3)
         self.assertEqual((config.size, config.scale, config.bias), (3, 2.0, None))
+        # Attributes without an annotation are fields too.
+        self.assertEqual(Config(index=5).index, 5)
 
     def test_plain_objects_take_keywords(self):
         class Box(nl.NKIObject):

@@ -171,10 +171,6 @@ class Step:
         """Stores values of the tensor's own storage dtype (or of the unsigned one of its size)."""
         storage, place = self._resolve(operand, tensor)
         info = dtypes.info(tensor.dtype)
-        if 0 in place.strides[1:] and any(
-            s == 0 and n > 1 for s, n in zip(place.strides, tensor.shape, strict=True)
-        ):
-            self.fail(f"{operand} {tensor!r} is a broadcast view, which cannot be written")
         storage.prepare_write()
         target = storage.view(
             values.dtype if values.dtype == info.bits else info.storage,
@@ -183,7 +179,14 @@ class Step:
             place.start,
             place.strides,
         )
-        target[...] = values if values.shape == tensor.shape else values.reshape(tensor.shape)
+        values = values if values.shape == tensor.shape else values.reshape(tensor.shape)
+        if 0 in place.strides[1:]:
+            # Elements that fall on the same place: the last one stays.
+            last = tuple(
+                slice(-1, None) if stride == 0 else slice(None) for stride in place.strides
+            )
+            target, values = target[last], values[last]
+        target[...] = values
         self._mark_written(storage, place, tensor, info, matmul)
         self.note(operand, tensor, storage, place, info, True, digest=digest_of(storage, target))
 
@@ -201,7 +204,7 @@ class Step:
                 _ALL_WRITTEN[info.itemsize] if matmul else 0
             )
         overlaps = storage.live_overlaps()
-        whole = tensor.size * info.itemsize == storage.nbytes
+        whole = tensor.size * info.itemsize == storage.nbytes and 0 not in place.strides[1:]
         if storage.shadow is not None:
             if whole and not overlaps:
                 storage.shadow = None

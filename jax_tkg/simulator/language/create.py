@@ -65,8 +65,8 @@ class _TileSize(NKIObject):
         return self.sbuf_fmax_bytes
 
 
-# How much of an SBUF partition kernels may use is not published. This leaves 16 KiB, so that what is
-# sized by it fits also if the compiler keeps some; AWS's kernels use up to 200 of 224 KiB.
+# How much of an SBUF partition kernels may use is not published. This leaves 16 KiB, so that what
+# is sized by it fits also if the compiler keeps some; AWS's kernels use up to 200 of 224 KiB.
 _RESERVED_SBUF_BYTES = 16 * KIB
 
 tile_size = _TileSize()

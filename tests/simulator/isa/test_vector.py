@@ -191,6 +191,11 @@ class CopyTest(parameterized.TestCase):
         result = on_chip(nisa.tensor_copy, [np.array([values], np.float32)], (1, 3), dtype)
         np.testing.assert_array_equal(result.astype(np.float32), [expected])
 
+    def test_of_elements_written_to_one_place_the_last_stays(self):
+        x = np.array([[1.0, 2.0, 3.0]], np.float32)
+        result = on_chip(lambda dst, t: nisa.tensor_copy(dst.ap([[1, 1], [0, 3]]), t), [x], (1, 1))
+        np.testing.assert_array_equal(result, [[3.0]])
+
     def test_float8_overflow_is_reported(self):
         def body():
             nisa.tensor_copy(tile(1, 3, dtype="float8_e4m3"), tile(1, 3, value=241))
@@ -493,11 +498,6 @@ class RuleTest(parameterized.TestCase, harness.Rules):
                 0,
             ),
             "has 5 free dimensions after merging contiguous ones",
-        ),
-        (
-            "broadcast_views_cannot_be_written",
-            lambda: nisa.memset(tile(4, 1).broadcast(1, 8), 0),
-            "is a broadcast view, which cannot be written",
         ),
     )
     def test_limit(self, body, message, target="trn2"):
