@@ -42,7 +42,7 @@ def _processor() -> str:
 
 def print_load() -> None:
     """Says so where the machine is not quiet: figures are then worth less."""
-    if _LOAD_BEFORE > 0.3:
+    if _LOAD_BEFORE > 0.5:
         print(f"load average {_LOAD_BEFORE:.1f} at the start: others work here too, so times vary")
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from benchmarks import plain_jnp, shapes
 from benchmarks.measuring import Candidate
 from benchmarks.shapes import Shape
+from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.masks import active_mask, cache_mask
 from jax_tkg.models.forward import LlamaForward
 from jax_tkg.quantize import quantize_float8
@@ -60,7 +61,10 @@ def quantized(weights: TransformerWeights) -> TransformerWeights:
 def ours(
     weights: TransformerWeights, shape: Shape, batch: int, context: int, capacity: int, dtype: str
 ) -> Step:
-    """`transformer_tkg` on the layers of a shape; positions, masks and tables made in the step."""
+    """`transformer_tkg` on the layers of a shape; positions, masks and tables made in the step.
+
+    Low-precision weights are held as bits, as `jax_tkg.bits` recommends for CPUs.
+    """
 
     def step(
         x: jax.Array, weights: TransformerWeights, caches: Any, length: jax.Array
@@ -81,9 +85,11 @@ def ours(
         )
         return out.hidden, (out.K_caches, out.V_caches)
 
-    caches = shapes.random_caches(shape, batch, capacity, COMPUTE_DTYPES[dtype])
+    caches = jax.tree.map(
+        as_bits, shapes.random_caches(shape, batch, capacity, COMPUTE_DTYPES[dtype])
+    )
     x = jnp.ones((batch, 1, shape.H), COMPUTE_DTYPES[dtype])
-    return _compiled(OURS, step, x, weights, caches, jnp.int32(context - 1))
+    return _compiled(OURS, step, x, weights_as_bits(weights), caches, jnp.int32(context - 1))
 
 
 def plain(

@@ -24,6 +24,7 @@ from jax_tkg.arguments import (
     Operands,
     Parameters,
 )
+from jax_tkg.bits import Bits, as_bits, without_bits
 from jax_tkg.implementation import choose
 from jax_tkg.neuron import neuron_transformer
 from jax_tkg.reference.transformer import transformer
@@ -50,10 +51,12 @@ def bind(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, An
     )
 
 
-def _reference(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
+def _reference(
+    *leaves: Any, structure: Any, parameters: Parameters, platform: str | None = None
+) -> list[jax.Array]:
     """The reference on the primitive's operands, with the primitive's results."""
     operands = jax.tree.unflatten(structure, leaves)
-    return jax.tree.leaves(transformer(operands, parameters))
+    return jax.tree.leaves(transformer(operands, parameters, platform))
 
 
 @functools.lru_cache(maxsize=256)
@@ -82,13 +85,28 @@ def _abstract_evaluate(*avals: Any, structure: Any, parameters: Parameters) -> l
 def _simulated(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
     """The simulated kernel on the primitive's operands, with the primitive's results."""
     operands = jax.tree.unflatten(structure, leaves)
-    return jax.tree.leaves(simulated_transformer(operands, parameters))
+    return _without_bits(simulated_transformer, operands, parameters)
 
 
 def _on_neuron(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
     """The Neuron kernel on the primitive's operands, with the primitive's results."""
     operands = jax.tree.unflatten(structure, leaves)
-    return jax.tree.leaves(neuron_transformer(operands, parameters))
+    return _without_bits(neuron_transformer, operands, parameters)
+
+
+def _without_bits(run: Any, operands: Operands, parameters: Parameters) -> list[jax.Array]:
+    """Runs what knows arrays only; caches that came as bits are returned as bits."""
+    results = jax.tree.leaves(run(without_bits(operands), parameters))
+    given = (operands.K_caches, operands.V_caches)
+    is_bits = [isinstance(cache, Bits) for cache in jax.tree.leaves(given, is_leaf=_is_bits)]
+    return [
+        result if not bits else as_bits(result).bits
+        for result, bits in zip(results, [False, *is_bits], strict=True)
+    ]
+
+
+def _is_bits(node: Any) -> bool:
+    return isinstance(node, Bits)
 
 
 def _lower(ctx: Any, *values: Any, structure: Any, parameters: Parameters) -> Any:
@@ -99,7 +117,10 @@ def _lower(ctx: Any, *values: Any, structure: Any, parameters: Parameters) -> An
     platforms = tuple(ctx.platforms or ctx.module_context.platforms)
     dimensions = Dimensions.of(jax.tree.unflatten(structure, ctx.avals_in))
     choice = choose(parameters, dimensions, platforms)
-    run = {"reference": _reference, "nki": _on_neuron, "simulate": _simulated}[
+    # Where one lowering serves several platforms, no formulation is the best for all.
+    platform = platforms[0] if len(platforms) == 1 else None
+    reference = functools.partial(_reference, platform=platform)
+    run: Any = {"reference": reference, "nki": _on_neuron, "simulate": _simulated}[
         choice.implementation
     ]
     rule = mlir.lower_fun(run, multiple_results=True)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 
 from jax_tkg import checks, primitive
 from jax_tkg.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parameters, is_stacked
+from jax_tkg.bits import Bits
 from jax_tkg.replica_groups import check_axis_name, check_replica_groups
-from jax_tkg.weight_bits import WeightBits
 
 
 class TransformerTkgOutput(NamedTuple):
@@ -66,8 +66,8 @@ def transformer_tkg(
     multiples of 128, d is even and at most 128, q is a multiple of k, S_ctx <= S_max.
 
     Each per-layer argument (`W_*`, `*_caches`) is a list or tuple of `num_layers` arrays or more,
-    of which the first `num_layers` are used, or one array with a leading layer axis. A matrix may
-    be given as `jax_tkg.weight_bits.WeightBits`, which is faster on CPUs.
+    of which the first `num_layers` are used, or one array with a leading layer axis. Matrices and
+    caches may be given as `jax_tkg.bits.Bits`, which is faster on CPUs.
 
     Args:
       X: [B, S, H] bfloat16, float16 or float32: the embedded tokens. Its dtype is the compute and
@@ -207,7 +207,7 @@ def _canonical(name: str, value: Any, num_layers: int) -> Any:
 
 
 def _as_array(value: Any) -> Any:
-    return value if isinstance(value, WeightBits) else jnp.asarray(value)
+    return value if isinstance(value, Bits) else jnp.asarray(value)
 
 
 def _as_given(caches: Any, given: Any, num_layers: int) -> Any:

@@ -7,6 +7,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jax_tkg.bits import Bits
 from jax_tkg.reference import cache_update
 
 
@@ -48,12 +49,12 @@ def attention(
     query: jax.Array,
     key: jax.Array,
     value: jax.Array,
-    K_cache: jax.Array,
-    V_cache: jax.Array,
+    K_cache: jax.Array | Bits,
+    V_cache: jax.Array | Bits,
     layer: jax.Array,
     slots: jax.Array | None,
     masks: AttentionMasks,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array | Bits, jax.Array | Bits]:
     """Softmax attention taken jointly over the cache as passed in and the new keys.
 
     Args:
@@ -84,8 +85,8 @@ def attention(
         values.append(update.displaced_value)
         attended.append(displaced)
     context = prior.shape[-1]
-    K_prior = jax.lax.dynamic_index_in_dim(K_cache, layer, keepdims=False)[..., :context]
-    V_prior = jax.lax.dynamic_index_in_dim(V_cache, layer, keepdims=False)[:, :, :context]
+    K_prior = _of_layer(K_cache, layer, 4, context)
+    V_prior = _of_layer(V_cache, layer, 3, context)
     output = _joint_softmax(
         grouped,
         [K_prior, jnp.concatenate(keys, axis=1).transpose(0, 2, 3, 1)],
@@ -94,6 +95,16 @@ def attention(
     )
     output = output.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, q, d)
     return output.astype(query.dtype), K_cache, V_cache
+
+
+def _of_layer(cache: jax.Array | Bits, layer: jax.Array, slot_axis: int, context: int) -> jax.Array:
+    """The first `context` slots of one layer, without the layer axis."""
+    stored = cache.bits if isinstance(cache, Bits) else cache
+    one = jax.lax.dynamic_index_in_dim(stored, layer, keepdims=False)
+    one = jax.lax.slice_in_dim(one, 0, context, axis=slot_axis - 1)
+    if isinstance(cache, Bits):
+        return jax.lax.bitcast_convert_type(one, cache.dtype)
+    return one
 
 
 def _split_mask(prior: jax.Array, slots: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_tkg.bits import Bits
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +30,8 @@ class CacheUpdate:
       displaced_value: [B, S, k, d].
     """
 
-    K_cache: jax.Array
-    V_cache: jax.Array
+    K_cache: jax.Array | Bits
+    V_cache: jax.Array | Bits
     displaced_key: jax.Array
     displaced_value: jax.Array
 
@@ -66,8 +68,8 @@ def first_writers(slots: jax.Array, capacity: int) -> jax.Array:
 
 
 def update_caches(
-    K_cache: jax.Array,
-    V_cache: jax.Array,
+    K_cache: jax.Array | Bits,
+    V_cache: jax.Array | Bits,
     layer: jax.Array,
     slots: jax.Array,
     key: jax.Array,
@@ -87,9 +89,18 @@ def update_caches(
     Returns:
       The updated caches, every other bit as it was, and the displaced columns.
     """
-    K_cache, displaced_key = _exchange(K_cache, layer, slots, key, 4)
-    V_cache, displaced_value = _exchange(V_cache, layer, slots, value, 3)
+    K_cache, displaced_key = _exchange_either(K_cache, layer, slots, key, 4)
+    V_cache, displaced_value = _exchange_either(V_cache, layer, slots, value, 3)
     return CacheUpdate(K_cache, V_cache, displaced_key, displaced_value)
+
+
+def _exchange_either(
+    cache: jax.Array | Bits, layer: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int
+) -> tuple[jax.Array | Bits, jax.Array]:
+    if not isinstance(cache, Bits):
+        return _exchange(cache, layer, slots, new, slot_axis)
+    bits, displaced = _exchange_bits(cache.bits, layer, slots, _bits(new), slot_axis)
+    return Bits(bits, cache.dtype), _values(displaced, cache.dtype)
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
@@ -138,33 +149,38 @@ def _exchange_bits(
 
     Two loops, the second of which writes what the first has read or what is new. Only so does XLA
     see that the old columns are read before the cache changes: a read that can be fused into a
-    later use makes it copy the cache.
+    later use makes it copy the cache. A loop of one turn would be unrolled and lose that, so a
+    single column is read and written twice.
     """
     batch, tokens, k, d = new.shape
+    turns = max(batch * tokens, 2)
     column_shape = (1, 1, k, d, 1) if slot_axis == 4 else (1, 1, k, 1, d)
 
+    def column(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return index // tokens % batch, index % tokens
+
     def place(index: jax.Array) -> tuple[jax.Array, ...]:
-        sequence, token = index // tokens, index % tokens
+        sequence, token = column(index)
         at = [layer, sequence, 0, 0, 0]
         at[slot_axis] = slots[sequence, token]
         return _indices(*at)
 
     def read(index: jax.Array, displaced: jax.Array) -> jax.Array:
         old = jax.lax.dynamic_slice(cache, place(index), column_shape)
-        at = _indices(index // tokens, index % tokens, 0, 0)
+        at = _indices(*column(index), 0, 0)
         return jax.lax.dynamic_update_slice(displaced, old.reshape(1, 1, k, d), at)
 
-    displaced = jax.lax.fori_loop(0, batch * tokens, read, new)
+    displaced = jax.lax.fori_loop(0, turns, read, new)
     columns = jnp.concatenate([new, displaced], axis=1)
     source = _sources(slots, cache.shape[slot_axis])
 
     def write(index: jax.Array, updated: jax.Array) -> jax.Array:
-        sequence, token = index // tokens, index % tokens
+        sequence, token = column(index)
         at = _indices(sequence, source[sequence, token], 0, 0)
-        column = jax.lax.dynamic_slice(columns, at, (1, 1, k, d))
-        return jax.lax.dynamic_update_slice(updated, column.reshape(column_shape), place(index))
+        written = jax.lax.dynamic_slice(columns, at, (1, 1, k, d))
+        return jax.lax.dynamic_update_slice(updated, written.reshape(column_shape), place(index))
 
-    return jax.lax.fori_loop(0, batch * tokens, write, cache), displaced
+    return jax.lax.fori_loop(0, turns, write, cache), displaced
 
 
 def _indices(*starts: Any) -> tuple[jax.Array, ...]:

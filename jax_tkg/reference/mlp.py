@@ -7,6 +7,7 @@ import dataclasses
 import jax
 
 from jax_tkg.reference.linear import linear
+from jax_tkg.reference.stored_weight import StoredWeight
 
 
 @jax.tree_util.register_dataclass
@@ -23,26 +24,29 @@ class MlpWeights:
       down_scale: [128, H] or [1, H] f32, or None.
     """
 
-    gate: jax.Array
-    up: jax.Array
-    down: jax.Array
+    gate: StoredWeight
+    up: StoredWeight
+    down: StoredWeight
     gate_scale: jax.Array | None = None
     up_scale: jax.Array | None = None
     down_scale: jax.Array | None = None
 
 
-def mlp(x: jax.Array, weights: MlpWeights, clamp_bound: float = 0.0) -> jax.Array:
+def mlp(
+    x: jax.Array, weights: MlpWeights, clamp_bound: float = 0.0, platform: str | None = None
+) -> jax.Array:
     """This rank's part of the MLP's output.
 
     Args:
       x: [B, S, H], already normalised, in the compute dtype.
       weights: one layer's weights.
       clamp_bound: where positive, inputs of quantised products are clipped to +-clamp_bound.
+      platform: the platform lowered for, where it is one.
 
     Returns:
       [B, S, H] f32, to be summed over the tensor-parallel ranks.
     """
-    gate = linear(x, weights.gate, weights.gate_scale, clamp_bound)
-    up = linear(x, weights.up, weights.up_scale, clamp_bound)
+    gate = linear(x, weights.gate, weights.gate_scale, clamp_bound, platform)
+    up = linear(x, weights.up, weights.up_scale, clamp_bound, platform)
     intermediate = (jax.nn.silu(gate) * up).astype(x.dtype)
-    return linear(intermediate, weights.down, weights.down_scale, clamp_bound)
+    return linear(intermediate, weights.down, weights.down_scale, clamp_bound, platform)

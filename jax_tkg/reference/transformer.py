@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_tkg.arguments import PER_LAYER, Dimensions, Operands, Parameters, is_stacked
+from jax_tkg.bits import Bits
 from jax_tkg.reference import cache_update
 from jax_tkg.reference.all_reduce import all_reduce
 from jax_tkg.reference.attention import AttentionMasks, attention, attention_masks
@@ -17,8 +18,9 @@ from jax_tkg.reference.linear import linear
 from jax_tkg.reference.mlp import MlpWeights, mlp
 from jax_tkg.reference.rms_norm import rms_norm
 from jax_tkg.reference.rope import apply_rope
+from jax_tkg.reference.stored_weight import StoredWeight
 
-Caches = tuple[jax.Array, ...] | jax.Array
+Caches = tuple[jax.Array | Bits, ...] | jax.Array | Bits
 """One array per layer, or one array with a leading layer axis."""
 
 
@@ -27,8 +29,8 @@ Caches = tuple[jax.Array, ...] | jax.Array
 class _LayerWeights:
     """One layer's weights."""
 
-    W_qkv: jax.Array
-    W_out: jax.Array
+    W_qkv: StoredWeight
+    W_out: StoredWeight
     W_gamma_qkv: jax.Array
     W_gamma_mlp: jax.Array
     mlp: MlpWeights
@@ -40,8 +42,8 @@ class _State:
     """What one layer hands to the next; the caches are [L, B, k, ...]."""
 
     hidden: jax.Array
-    K_caches: jax.Array
-    V_caches: jax.Array
+    K_caches: jax.Array | Bits
+    V_caches: jax.Array | Bits
 
 
 @jax.tree_util.register_dataclass
@@ -55,7 +57,9 @@ class _Shared:
     slots: jax.Array | None
 
 
-def transformer(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Caches, Caches]:
+def transformer(
+    operands: Operands, parameters: Parameters, platform: str | None = None
+) -> tuple[jax.Array, Caches, Caches]:
     """The forward pass on checked operands.
 
     Where every per-layer operand is stacked, the layers run in a `lax.fori_loop`, so that tracing
@@ -64,6 +68,8 @@ def transformer(operands: Operands, parameters: Parameters) -> tuple[jax.Array, 
     Args:
       operands: the arrays; see `jax_tkg.transformer_tkg` for shapes and dtypes.
       parameters: the static parameters.
+      platform: the platform lowered for, where it is one: how products are formulated depends on
+        it (`jax_tkg.reference.formulation`), what they are does not.
 
     Returns:
       Hidden states [B, S, H] in X's dtype, and the updated caches in the form they came in.
@@ -80,22 +86,22 @@ def transformer(operands: Operands, parameters: Parameters) -> tuple[jax.Array, 
     )
     fields = [getattr(operands, name) for name in PER_LAYER]
     if all(is_stacked(field) for field in fields if field is not None):
-        looped = _looped(operands, shared, dimensions, parameters)
+        looped = _looped(operands, shared, dimensions, parameters, platform)
         if looped is not None:
             return looped
-    return _unrolled(operands, shared, dimensions, parameters)
+    return _unrolled(operands, shared, dimensions, parameters, platform)
 
 
 def _layer_weights(operands: Operands, index: Any) -> _LayerWeights:
     return _LayerWeights(
-        W_qkv=operands.layer("W_qkvs", index),
-        W_out=operands.layer("W_outs", index),
+        W_qkv=_stored(operands, "W_qkvs", index),
+        W_out=_stored(operands, "W_outs", index),
         W_gamma_qkv=operands.layer("W_gamma_qkvs", index),
         W_gamma_mlp=operands.layer("W_gamma_mlps", index),
         mlp=MlpWeights(
-            gate=operands.layer("W_gates", index),
-            up=operands.layer("W_ups", index),
-            down=operands.layer("W_downs", index),
+            gate=_stored(operands, "W_gates", index),
+            up=_stored(operands, "W_ups", index),
+            down=_stored(operands, "W_downs", index),
             gate_scale=operands.layer("W_gate_scales", index),
             up_scale=operands.layer("W_up_scales", index),
             down_scale=operands.layer("W_down_scales", index),
@@ -103,7 +109,14 @@ def _layer_weights(operands: Operands, index: Any) -> _LayerWeights:
     )
 
 
-@functools.partial(jax.jit, static_argnames=("dimensions", "parameters"))
+def _stored(operands: Operands, name: str, index: Any) -> StoredWeight:
+    field = getattr(operands, name)
+    if is_stacked(field):
+        return StoredWeight(field, jnp.int32(index))
+    return StoredWeight(field[index])
+
+
+@functools.partial(jax.jit, static_argnames=("dimensions", "parameters", "platform"))
 def _layer(
     state: _State,
     layer: jax.Array,
@@ -111,6 +124,7 @@ def _layer(
     shared: _Shared,
     dimensions: Dimensions,
     parameters: Parameters,
+    platform: str | None,
 ) -> _State:
     """One layer; `layer` says which entry of the state's caches is its own.
 
@@ -119,7 +133,8 @@ def _layer(
     B, S, q, k, d = dimensions.B, dimensions.S, dimensions.q, dimensions.k, dimensions.d
     hidden = state.hidden
     normed = rms_norm(hidden, weights.W_gamma_qkv, parameters.eps)
-    projected = linear(normed, weights.W_qkv).astype(hidden.dtype).reshape(B, S, q + 2 * k, d)
+    projected = linear(normed, weights.W_qkv, platform=platform)
+    projected = projected.astype(hidden.dtype).reshape(B, S, q + 2 * k, d)
     rotated = apply_rope(projected[:, :, : q + k], shared.RoPE_cos, shared.RoPE_sin)
     attended, K_caches, V_caches = attention(
         query=rotated[:, :, :q],
@@ -131,10 +146,10 @@ def _layer(
         slots=shared.slots,
         masks=shared.masks,
     )
-    attention_part = linear(attended.reshape(B, S, q * d), weights.W_out)
+    attention_part = linear(attended.reshape(B, S, q * d), weights.W_out, platform=platform)
     hidden = _add(hidden, all_reduce(attention_part, parameters))
     normed = rms_norm(hidden, weights.W_gamma_mlp, parameters.eps)
-    mlp_part = mlp(normed, weights.mlp, parameters.clamp_bound)
+    mlp_part = mlp(normed, weights.mlp, parameters.clamp_bound, platform)
     return _State(_add(hidden, all_reduce(mlp_part, parameters)), K_caches, V_caches)
 
 
@@ -144,7 +159,11 @@ def _add(residual: jax.Array, update: jax.Array) -> jax.Array:
 
 
 def _looped(
-    operands: Operands, shared: _Shared, dimensions: Dimensions, parameters: Parameters
+    operands: Operands,
+    shared: _Shared,
+    dimensions: Dimensions,
+    parameters: Parameters,
+    platform: str | None,
 ) -> tuple[jax.Array, Caches, Caches] | None:
     """The layers as a loop, or None where a layer changes the type of what it carries.
 
@@ -152,7 +171,8 @@ def _looped(
     """
 
     def body(layer: jax.Array, state: _State) -> _State:
-        return _layer(state, layer, _layer_weights(operands, layer), shared, dimensions, parameters)
+        weights = _layer_weights(operands, layer)
+        return _layer(state, layer, weights, shared, dimensions, parameters, platform)
 
     state = _State(operands.X, operands.K_caches, operands.V_caches)
     carried = [jax.typeof(leaf) for leaf in jax.tree.leaves(state)]
@@ -163,14 +183,20 @@ def _looped(
 
 
 def _unrolled(
-    operands: Operands, shared: _Shared, dimensions: Dimensions, parameters: Parameters
+    operands: Operands,
+    shared: _Shared,
+    dimensions: Dimensions,
+    parameters: Parameters,
+    platform: str | None,
 ) -> tuple[jax.Array, Caches, Caches]:
     hidden = operands.X
     if is_stacked(operands.K_caches):
         state = _State(hidden, operands.K_caches, operands.V_caches)
         for index in range(parameters.num_layers):
             weights = _layer_weights(operands, index)
-            state = _layer(state, jnp.int32(index), weights, shared, dimensions, parameters)
+            state = _layer(
+                state, jnp.int32(index), weights, shared, dimensions, parameters, platform
+            )
         return state.hidden, state.K_caches, state.V_caches
     K_caches, V_caches = [], []
     for index in range(parameters.num_layers):
@@ -178,7 +204,7 @@ def _unrolled(
             hidden, operands.K_caches[index][jnp.newaxis], operands.V_caches[index][jnp.newaxis]
         )
         weights = _layer_weights(operands, index)
-        state = _layer(state, jnp.int32(0), weights, shared, dimensions, parameters)
+        state = _layer(state, jnp.int32(0), weights, shared, dimensions, parameters, platform)
         hidden = state.hidden
         K_caches.append(state.K_caches[0])
         V_caches.append(state.V_caches[0])

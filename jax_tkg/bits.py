@@ -1,0 +1,109 @@
+"""Low-precision arrays held as unsigned integers: the form that XLA reads fastest on a CPU.
+
+XLA:CPU carries bfloat16 and float8 arrays through f32 (its float normalisation; up to JAX 0.10 for
+bfloat16, on every version for float8), so that taking a block of a weight up-casts all of it first
+and updating a cache copies it. Integers are left alone: blocks of them are decoded where they are
+needed. The bits are the same, so nothing is rounded and no memory is added; only the dtype that
+XLA sees differs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_tkg.weights import TransformerWeights
+
+MATRICES = ("W_qkvs", "W_outs", "W_gates", "W_ups", "W_downs")
+"""The per-layer arguments that may be held as bits."""
+
+_INTEGERS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["dtype"])
+@dataclasses.dataclass(frozen=True)
+class Bits:
+    """An array whose bits are held as unsigned integers; a pytree with one leaf.
+
+    Takes the place of an array among the matrices and caches given to `jax_tkg.transformer_tkg`.
+    Its leaf has the array's shape, so PartitionSpecs and shardings of the array are the leaf's.
+
+    Attributes:
+      bits: uint8 or uint16, of the array's shape.
+      dtype: the array's own dtype, of as many bits.
+    """
+
+    bits: Any
+    dtype: np.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape."""
+        return tuple(self.bits.shape)
+
+    @property
+    def ndim(self) -> int:
+        """The array's number of dimensions."""
+        return len(self.bits.shape)
+
+    def __getitem__(self, index: Any) -> Bits:
+        return Bits(self.bits[index], self.dtype)
+
+    def values(self) -> jax.Array:
+        """The array in its own dtype."""
+        return jax.lax.bitcast_convert_type(self.bits, self.dtype)
+
+
+def as_bits(array: Any) -> Any:
+    """A matrix or cache in the form for CPUs.
+
+    `jax.tree.map(as_bits, caches)` converts a list of them.
+
+    Args:
+      array: an array of JAX or NumPy of any shape, or what this function returned.
+
+    Returns:
+      `Bits` for a float dtype of one or two bytes; anything else as it is. NumPy arrays are viewed,
+      arrays of JAX copied once.
+    """
+    if isinstance(array, Bits) or not jnp.issubdtype(array.dtype, jnp.floating):
+        return array
+    dtype = jnp.dtype(array.dtype)
+    if dtype.itemsize not in _INTEGERS:
+        return array
+    integers = _INTEGERS[dtype.itemsize]
+    if isinstance(array, np.ndarray):
+        return Bits(array.view(integers), dtype)
+    return Bits(_reinterpreted(array, integers), dtype)
+
+
+def weights_as_bits(weights: TransformerWeights) -> TransformerWeights:
+    """All weights of a model in the form for CPUs, lists or layer-stacked; gammas stay arrays."""
+
+    def convert(field: Any) -> Any:
+        if isinstance(field, list | tuple):
+            return [as_bits(weight) for weight in field]
+        return as_bits(field)
+
+    return dataclasses.replace(
+        weights, **{name: convert(getattr(weights, name)) for name in MATRICES}
+    )
+
+
+def without_bits(tree: Any) -> Any:
+    """A pytree with arrays in place of `Bits`."""
+
+    def plain(node: Any) -> Any:
+        return node.values() if isinstance(node, Bits) else node
+
+    return jax.tree.map(plain, tree, is_leaf=lambda node: isinstance(node, Bits))
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _reinterpreted(array: jax.Array, dtype: np.dtype) -> jax.Array:
+    return jax.lax.bitcast_convert_type(array, dtype)

@@ -1,0 +1,123 @@
+"""How a product of activations and a weight is written for XLA: the one place that decides.
+
+XLA:CPU runs the same product up to a hundred times slower in one formulation than in another.
+What follows was measured on two cores of an AMD EPYC with AVX-512, weights [2048, 8192], all
+alternatives in turn; the figures are times over the time that memory takes to deliver the weight,
+on JAX 0.10.2 (0.7.0 and 0.12.0 where they differ).
+
+| rows                                 | 1            | 2   | 4   | 8   |
+|--------------------------------------|--------------|-----|-----|-----|
+| f32, `x @ W`                         | 1.3          | 2.4 | 2.5 | 3.0 |
+| f32, `Form.SUMMED`                   | 1.1          | 1.3 | 1.7 | 2.6 |
+| f32, `Form.BLOCKS`                   | 1.6          | 1.9 | 1.9 | 2.5 |
+| bfloat16, `x @ W`                    | 60           | 3.4 | 4   | 4.3 |
+| bfloat16, one row padded to two      | 3.3 (90)     |     |     |     |
+| bfloat16, W stored as [out, in]      | 2.5 (90, 3)  | 2.5 | 3.2 | 3.3 |
+| bfloat16 bits, `Form.SUMMED`         | 1.3 (5, 2)   | 1.7 | 3.2 | 4.6 |
+| bfloat16 bits, `Form.BLOCKS`         | 2.5          | 2.2 | 3.2 | 2.7 |
+| float8 bits, `SUMMED`, over bfloat16 | 0.55         | 0.9 | 1.6 | 2.2 |
+| float8 bits, `BLOCKS`, over bfloat16 | 0.65         | 0.6 | 0.8 | 0.7 |
+
+"Bits" are weights held as unsigned integers (`jax_tkg.bits`): up to JAX 0.10 XLA:CPU
+up-casts a whole bfloat16 array before it takes a block of it, and a whole float8 array on every
+version. The last two rows are float8 over bfloat16 stored as [out, in].
+"""
+
+from __future__ import annotations
+
+import enum
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_tkg.reference.stored_weight import StoredWeight
+
+TERMS = 8
+"""Rows of the weight that one loop of `Form.SUMMED` reads side by side.
+
+At 16 and more the processor's prefetchers lose track and the loop is 1.5 times slower.
+"""
+
+SUMMED_ELEMENTS = 1 << 18
+"""Elements of the weight that one step of `Form.SUMMED` takes, at least, where there are as many.
+
+A step costs a few microseconds beside its work, and its partial sums stay in the second-level
+cache: 64 Ki to 1 Mi elements are level, less is slower.
+"""
+
+BLOCK_ELEMENTS = 1 << 21
+"""Elements of the weight in one block of `Form.BLOCKS`, at most.
+
+The decoded block (4 or 8 MiB) is read from the last-level cache; four times as many elements are
+1.5 times slower, a fourth as many 1.1 times.
+"""
+
+
+class Form(enum.Enum):
+    """A way to write rows @ weight."""
+
+    WHOLE = "one dot"
+    SUMMED = "rows of the weight times numbers, summed in loops"
+    BLOCKS = "a dot for each block of rows of the weight"
+
+
+_MOST_SUMMED_ROWS = {4: 4, 2: 2, 1: 1}
+"""By bytes of a weight's element, the largest number of rows for which SUMMED is fastest.
+
+Each row of activations decodes the weight anew, which is the dearer the more decoding there is.
+"""
+
+
+def choose(weight: StoredWeight, rows: int, platform: str | None) -> Form:
+    """The formulation of a product.
+
+    Args:
+      weight: [n, m].
+      rows: rows of activations, B*S.
+      platform: "cpu" where it is only lowered for that; anything else leaves the product to XLA.
+    """
+    if platform != "cpu" or not _can_be_sliced(weight):
+        return Form.WHOLE
+    inner, columns = weight.shape
+    if rows <= _MOST_SUMMED_ROWS[weight.dtype.itemsize] and inner % TERMS == 0:
+        return Form.SUMMED
+    return Form.BLOCKS if block_rows(inner, columns) * columns >= SUMMED_ELEMENTS else Form.WHOLE
+
+
+def _can_be_sliced(weight: StoredWeight) -> bool:
+    """Whether XLA:CPU takes a block of a weight without converting all of it."""
+    if weight.is_bits or weight.dtype == jnp.float32:
+        return True
+    return weight.dtype == jnp.bfloat16 and jax.__version_info__ >= (0, 12)
+
+
+def group_rows(inner: int, columns: int) -> int:
+    """Rows that each of the `TERMS` terms of one step of `Form.SUMMED` has.
+
+    Args:
+      inner: n, a multiple of `TERMS`.
+      columns: m.
+    """
+    each = inner // TERMS
+    enough = [size for size in _divisors(each) if TERMS * size * columns >= SUMMED_ELEMENTS]
+    return min(enough, default=each)
+
+
+def block_rows(inner: int, columns: int) -> int:
+    """Rows of one block of `Form.BLOCKS`: the largest divisor of n within `BLOCK_ELEMENTS`."""
+    return max(size for size in _divisors(inner) if size * columns <= BLOCK_ELEMENTS or size == 1)
+
+
+def _divisors(number: int) -> list[int]:
+    return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def multiplication_dtype(activations: jax.typing.DTypeLike, weight: np.dtype) -> np.dtype:
+    """The dtype in which XLA:CPU multiplies a block: that of its fast library paths.
+
+    bfloat16 has one (products in f32); f16 has none.
+    """
+    exact = jnp.dtype(weight).itemsize == 1 or jnp.dtype(weight) == jnp.bfloat16
+    both = jnp.dtype(activations) == jnp.bfloat16 and exact
+    return jnp.dtype(jnp.bfloat16 if both else jnp.float32)

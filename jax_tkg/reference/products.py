@@ -1,0 +1,95 @@
+"""rows @ weight in the formulations of `jax_tkg.reference.formulation`, all accumulated in f32."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jax_tkg.reference import formulation
+from jax_tkg.reference.formulation import Form
+from jax_tkg.reference.stored_weight import StoredWeight
+
+
+def multiply(rows: jax.Array, weight: StoredWeight, form: Form) -> jax.Array:
+    """rows @ weight.
+
+    Args:
+      rows: [R, n] in the compute dtype.
+      weight: [n, m] in the compute dtype or float8.
+      form: how it is computed; SUMMED wants n to be a multiple of `formulation.TERMS`.
+
+    Returns:
+      [R, m] f32.
+    """
+    return {Form.WHOLE: _whole, Form.SUMMED: _summed, Form.BLOCKS: _in_blocks}[form](rows, weight)
+
+
+def _whole(rows: jax.Array, weight: StoredWeight) -> jax.Array:
+    # Every float8 value is a value of each compute dtype, so this conversion is exact.
+    return dot(rows, weight.whole().astype(rows.dtype))
+
+
+def dot(rows: jax.Array, matrix: jax.Array, contracted: int = 0) -> jax.Array:
+    """[R, n] times [n, m], or [m, n] where its axis 1 is contracted, in f32: [R, m]."""
+    if rows.shape[0] == 1 and rows.dtype != jnp.float32:
+        # XLA:CPU multiplies a single low-precision row 10 to 25 times slower than two rows,
+        # because only matrix-matrix products take its library path.
+        return dot(jnp.concatenate([rows, jnp.zeros_like(rows)]), matrix, contracted)[:1]
+    return jax.lax.dot_general(
+        rows,
+        matrix,
+        (((1,), (contracted,)), ((), ())),
+        precision=jax.lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _summed(rows: jax.Array, weight: StoredWeight) -> jax.Array:
+    """Sums of rows of the weight, each times its activation, in loops that XLA vectorises.
+
+    A step takes `TERMS` groups of consecutive rows of the weight and adds them up, so that each
+    place of a group has a partial sum of its own; at the end these are added.
+    """
+    inner, columns = weight.shape
+    terms = formulation.TERMS
+    group = formulation.group_rows(inner, columns)
+    steps = inner // (terms * group)
+    wide = rows.astype(jnp.float32) * weight.factor
+    factors = wide.T.reshape(steps, terms, group, rows.shape[0])
+
+    def add(step: jax.Array, partial: jax.Array) -> jax.Array:
+        mine = jax.lax.dynamic_index_in_dim(factors, step, keepdims=False)
+        for term in range(terms):
+            values = weight.rows((step * terms + term) * group, group)
+            partial = partial + mine[term][:, :, None] * values[:, None, :]
+        return partial
+
+    partial = _zeros((group, rows.shape[0], columns), rows, weight)
+    partial = jax.lax.fori_loop(0, steps, add, partial) if steps > 1 else add(jnp.int32(0), partial)
+    ones = jnp.ones((1, group), jnp.float32)
+    return dot(ones, partial.reshape(group, -1)).reshape(rows.shape[0], columns)
+
+
+def _in_blocks(rows: jax.Array, weight: StoredWeight) -> jax.Array:
+    """One dot for each block of rows of the weight, which is decoded into cache memory."""
+    inner, columns = weight.shape
+    size = formulation.block_rows(inner, columns)
+    dtype = formulation.multiplication_dtype(rows.dtype, weight.dtype)
+    scaled = (rows.astype(jnp.float32) * weight.factor).astype(dtype)
+
+    def add(block: jax.Array, total: jax.Array) -> jax.Array:
+        mine = jax.lax.dynamic_slice_in_dim(scaled, block * size, size, axis=1)
+        return total + dot(mine, weight.rows_in(dtype, block * size, size))
+
+    if size == inner:
+        return dot(scaled, weight.rows_in(dtype, 0, size))
+    total = _zeros((rows.shape[0], columns), rows, weight)
+    return jax.lax.fori_loop(0, inner // size, add, total)
+
+
+def _zeros(shape: tuple[int, ...], rows: jax.Array, weight: StoredWeight) -> jax.Array:
+    """f32 zeros that vary over the axes of `shard_map` that either factor varies over."""
+    stored = jax.tree.leaves(weight.values)[0]
+    return jnp.zeros_like(rows, shape=shape, dtype=jnp.float32) + jnp.zeros_like(
+        stored, shape=shape, dtype=jnp.float32
+    )
