@@ -151,10 +151,13 @@ def _smollm2_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
     path = find.default_model()
     context = _CONTEXT.value
     model = open_checkpoint(path).load(steps.COMPUTE_DTYPES[dtype], 1, None)
+    layers = model.parameters.layers
+    if dtype == "fp8":
+        layers = steps.quantized(layers)
+        quantized = dataclasses.replace(model.parameters, layers=layers)
+        model = dataclasses.replace(model, parameters=quantized)
     forward = LlamaForward(model)
     parameters = forward.parameters
-    if dtype == "fp8":
-        parameters = dataclasses.replace(parameters, layers=steps.quantized(parameters.layers))
     torch_model = None
     if TRANSFORMERS in peers and dtype != "fp8":
         torch_model = torch_peer.pretrained_model(path, dtype)
@@ -163,9 +166,7 @@ def _smollm2_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
         candidates = [mine.candidate]
         if PLAIN in peers:
             shape = shapes.shape_of(model)
-            peer = steps.plain(
-                parameters.layers, shape, batch, context, context, dtype, parameters.head
-            )
+            peer = steps.plain(layers, shape, batch, context, context, dtype, parameters.head)
             candidates.append(peer.candidate)
         if torch_model is not None:
             candidates.append(torch_peer.candidate(torch_model, batch, context - 1))

@@ -9,9 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.caches import allocate_caches
 from jax_tkg.masks import active_mask, cache_mask
 from jax_tkg.models.llama import LlamaModel, LlamaParameters
+from jax_tkg.reference.products import dot
 from jax_tkg.reference.rms_norm import rms_norm
 from jax_tkg.rope import tables_of_frequencies
 from jax_tkg.sharding import partition_specs
@@ -63,13 +65,18 @@ class LlamaForward:
             self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             specs = partition_specs(TENSOR_AXIS)
             self.cache_sharding = jax.sharding.NamedSharding(mesh, specs.K_caches)
+        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+        self._on_cpu = device.platform == "cpu"
         self._frequencies = model.config.rope_frequencies()
         self.parameters = self._placed(model.parameters)
 
-    def caches(self, batch: int, capacity: int) -> tuple[list[jax.Array], list[jax.Array]]:
-        """Zeroed caches of `capacity` = S_max tokens for each of `batch` sequences."""
+    def caches(self, batch: int, capacity: int) -> tuple[list[Any], list[Any]]:
+        """Zeroed caches of `capacity` = S_max tokens for each of `batch` sequences.
+
+        Low-precision ones are `jax_tkg.bits.Bits` on CPUs.
+        """
         config = self.model.config
-        return allocate_caches(
+        caches = allocate_caches(
             config.num_layers,
             batch,
             config.num_kv_heads,
@@ -78,6 +85,7 @@ class LlamaForward:
             self.parameters.embedding.dtype,
             sharding=self.cache_sharding,
         )
+        return jax.tree.map(as_bits, caches) if self._on_cpu else caches
 
     def hidden(
         self,
@@ -126,7 +134,7 @@ class LlamaForward:
         """Logits [..., V] float32 of hidden states [..., H]."""
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         normed = rms_norm(rows, parameters.final_gamma, self.model.eps)[0]
-        return _head(normed, parameters.head).reshape(*hidden.shape[:-1], -1)
+        return dot(normed, parameters.head, contracted=1).reshape(*hidden.shape[:-1], -1)
 
     def _transformer(self, arguments: dict[str, Any]) -> tuple[jax.Array, Any, Any]:
         call = functools.partial(
@@ -148,6 +156,8 @@ class LlamaForward:
 
     def _placed(self, parameters: LlamaParameters) -> LlamaParameters:
         """The parameters on the devices; a head that divides evenly is split by vocabulary."""
+        if self._on_cpu:
+            parameters = dataclasses.replace(parameters, layers=weights_as_bits(parameters.layers))
         if self.mesh is None:
             if parameters.head is not parameters.embedding:
                 return jax.device_put(parameters)
@@ -172,19 +182,5 @@ class LlamaForward:
         )
 
 
-def _on_mesh(mesh: jax.sharding.Mesh, array: Any, spec: jax.sharding.PartitionSpec) -> jax.Array:
+def _on_mesh(mesh: jax.sharding.Mesh, array: Any, spec: jax.sharding.PartitionSpec) -> Any:
     return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
-
-
-def _head(rows: jax.Array, head: jax.Array) -> jax.Array:
-    """Logits [n, V] float32 of rows [n, H] and an output embedding [V, H]."""
-    if rows.shape[0] == 1 and rows.dtype != jnp.float32:
-        # XLA:CPU multiplies one low-precision row ten times slower than two.
-        return _head(jnp.concatenate([rows, jnp.zeros_like(rows)]), head)[:1]
-    return jax.lax.dot_general(
-        rows,
-        head,
-        (((1,), (1,)), ((), ())),
-        precision=jax.lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )

@@ -1,7 +1,7 @@
 """Finds what NKI's compiler rejects in the source of a kernel, and in all that the kernel calls.
 
-The simulator runs kernels as Python, so it would run anything; the compiler evaluates a subset. Only
-what AWS's documentation says is reported; `RULES` names the document of each rule.
+The simulator runs kernels as Python, so it would run anything; the compiler evaluates a subset.
+Only what AWS's documentation says is reported; `RULES` names the document of each rule.
 
     python -m jax_tkg.simulator.check_language package.module:kernel
 """
@@ -263,11 +263,9 @@ def _reached(source: _Source) -> Iterator[Any]:
     for node in ast.walk(source.tree):
         if isinstance(node, ast.Name | ast.Attribute):
             value = _unwrap(_value(node, source.scope))
-            if isinstance(value, types.FunctionType) or (
-                isinstance(value, type) and not issubclass(value, enum.Enum)
-            ):
-                if not _is_nki(value):
-                    yield value
+            is_class = isinstance(value, type) and not issubclass(value, enum.Enum)
+            if (isinstance(value, types.FunctionType) or is_class) and not _is_nki(value):
+                yield value
 
 
 def _is_nki(value: Any) -> bool:
@@ -396,9 +394,9 @@ def _check_call(node: ast.Call, source: _Source) -> Iterator[tuple[str, str]]:
         yield "no-such-instruction", f"`{called}`"
     if called == "nl.power" and any(isinstance(value, ast.Constant) for value in node.args):
         yield "scalar-power", f"`{ast.unparse(node)}`"
-    if called == "nl.matmul" and not any(k.arg == "transpose_x" for k in node.keywords):
-        if len(node.args) < 3:
-            yield "plain-matmul", f"`{ast.unparse(node)}`"
+    transposed = len(node.args) > 2 or any(k.arg == "transpose_x" for k in node.keywords)
+    if called == "nl.matmul" and not transposed:
+        yield "plain-matmul", f"`{ast.unparse(node)}`"
     if name == "dynamic_range":
         yield "dynamic-range", f"`{ast.unparse(node)}`"
     if name == "fori_loop":

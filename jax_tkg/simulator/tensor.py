@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -173,9 +173,12 @@ class NkiTensor(NKIObject):
         view._layout = None
         return view
 
+    def _fail(self, method: str, limit: str, came: Any) -> NoReturn:
+        raise errors.NkiValidationError(f"{self!r}.{method}: {limit}, got {came}")
+
     def _require(self, condition: bool, method: str, limit: str, came: Any) -> None:
         if not condition:
-            raise errors.NkiValidationError(f"{self!r}.{method}: {limit}, got {came}")
+            self._fail(method, limit, came)
 
     @property
     def _fixed_first(self) -> bool:
@@ -213,11 +216,12 @@ class NkiTensor(NKIObject):
 
     def __getitem__(self, key: Any) -> "NkiTensor":
         keys = list(key) if isinstance(key, tuple) else [key]
-        given = sum(1 for k in keys if k is not Ellipsis and k is not None)
-        self._require(given <= self.ndim, "[]", f"at most {self.ndim} indices", given)
-        if Ellipsis in [k for k in keys if k is Ellipsis]:
-            at = next(i for i, k in enumerate(keys) if k is Ellipsis)
-            keys[at : at + 1] = [slice(None)] * (self.ndim - given)
+        ellipses = [i for i, k in enumerate(keys) if k is Ellipsis]
+        given = len(keys) - len(ellipses)
+        if given > self.ndim or len(ellipses) > 1:
+            self._fail("[]", f"at most {self.ndim} indices and one ...", given)
+        if ellipses:
+            keys[ellipses[0] : ellipses[0] + 1] = [slice(None)] * (self.ndim - given)
         keys += [slice(None)] * (self.ndim - len(keys))
         shape: list[int] = []
         strides: list[int] = []
@@ -226,7 +230,7 @@ class NkiTensor(NKIObject):
         for dim, k in enumerate(keys):
             size, stride = self.shape[dim], self.strides[dim]
             start, count, step, is_integer = self._index(dim, size, k)
-            if (start, count, step) != (0, size, 1):
+            if self.indirection is not None and (start, count, step) != (0, size, 1):
                 self._forbid_indirect_dim(dim, "[]")
             offset += start * stride
             if is_integer and not (dim == 0 and self.on_chip):
@@ -244,30 +248,26 @@ class NkiTensor(NKIObject):
         """Start, count, step of one index, and whether it is a single integer."""
         if isinstance(key, DynamicSlice):
             start, count = int(key.start), int(key.size)
-            self._require(
-                start >= 0 and count > 0 and start + count <= size,
-                f"[dim {dim}]",
-                f"ds(start, size) must lie in 0..{size}",
-                f"ds({start}, {count})",
-            )
+            if not (start >= 0 and count > 0 and start + count <= size):
+                limit = f"ds(start, size) must lie in 0..{size}"
+                self._fail(f"[dim {dim}]", limit, f"ds({start}, {count})")
             return start, count, 1, False
         if isinstance(key, slice):
             step = 1 if key.step is None else int(key.step)
-            self._require(step >= 1, f"[dim {dim}]", "step must be 1 or more", step)
+            if step < 1:
+                self._fail(f"[dim {dim}]", "step must be 1 or more", step)
             start = 0 if key.start is None else int(key.start)
             stop = size if key.stop is None else int(key.stop)
             start = start + size if start < 0 else start
             stop = stop + size if stop < 0 else stop
-            self._require(
-                0 <= start < stop <= size,
-                f"[dim {dim}]",
-                f"slice must satisfy 0 <= start < stop <= {size}",
-                f"{start}:{stop}",
-            )
+            if not 0 <= start < stop <= size:
+                limit = f"slice must satisfy 0 <= start < stop <= {size}"
+                self._fail(f"[dim {dim}]", limit, f"{start}:{stop}")
             return start, (stop - start + step - 1) // step, step, False
         if isinstance(key, (int, np.integer)):
             index = int(key) + size if key < 0 else int(key)
-            self._require(0 <= index < size, f"[dim {dim}]", f"index must be in 0..{size - 1}", key)
+            if not 0 <= index < size:
+                self._fail(f"[dim {dim}]", f"index must be in 0..{size - 1}", key)
             return index, 1, 1, True
         raise TypeError(
             f"{self!r}[dim {dim}]: expected an integer, a slice, ... or nl.ds, got {key!r}; "

@@ -27,11 +27,11 @@ from jax_tkg.simulator.isa.gpsimd import (
     tensor_partition_reduce,
     topk,
 )
-from jax_tkg.simulator.isa.matmul import nc_matmul, nc_matmul_mx, nc_transpose
+from jax_tkg.simulator.isa.matmul import nc_matmul, nc_transpose
+from jax_tkg.simulator.isa.microscaling import nc_matmul_mx, quantize_mx
 from jax_tkg.simulator.isa.operands import NkiInstruction
 from jax_tkg.simulator.isa.random import (
     dropout,
-    quantize_mx,
     rand2,
     rand_get_state,
     rand_set_state,

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes, errors
+from jax_tkg.simulator import dtypes
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
 from jax_tkg.simulator.machine import PARTITIONS, PSUM_BANK_BYTES, require_generation
@@ -64,7 +64,7 @@ def nc_matmul(
         step.instruction.attributes.update(
             contraction=rows, columns=columns, moving=outputs, double_row=double_row
         )
-    _accumulate(step, dst, product, accumulate)
+    write_product(step, dst, product, accumulate)
     return step.done()
 
 
@@ -200,7 +200,8 @@ def _check_bank(step: Step, dst: NkiTensor) -> None:
         )
 
 
-def _accumulate(step: Step, dst: NkiTensor, product: np.ndarray, accumulate: bool | None) -> None:
+def write_product(step: Step, dst: NkiTensor, product: np.ndarray, accumulate: bool | None) -> None:
+    """Writes a product to PSUM, or adds it to what matmuls have accumulated there."""
     storage = dst.storage
     assert storage is not None
     assert storage.matmul_shadow is not None
@@ -295,8 +296,3 @@ def _transpose_engine(dst: NkiTensor, data: NkiTensor) -> str:
     if dst.buffer.value == "psum" and data.buffer.value == "sbuf":
         return "tensor"
     return "vector"
-
-
-def nc_matmul_mx(*args: Any, **kwargs: Any) -> NkiInstruction:
-    """Microscaled matmul (NeuronCore-v4): not simulated."""
-    raise errors.NotSimulatedError("nki.isa.nc_matmul_mx (NeuronCore-v4) is not simulated")

@@ -77,8 +77,3 @@ def rand_set_state(*args: Any, **kwargs: Any) -> NkiInstruction:
 def rand_get_state(*args: Any, **kwargs: Any) -> NkiInstruction:
     """The XORWOW generator's state: not simulated."""
     raise errors.NotSimulatedError("nki.isa.rand_get_state (the XORWOW state) is not simulated")
-
-
-def quantize_mx(*args: Any, **kwargs: Any) -> NkiInstruction:
-    """Microscaled quantisation (NeuronCore-v4): not simulated."""
-    raise errors.NotSimulatedError("nki.isa.quantize_mx (NeuronCore-v4) is not simulated")
