@@ -223,7 +223,7 @@ class LimitTest(parameterized.TestCase):
         ("index", lambda: _sb(4, 6)[:, 6], r"index must be in 0..5, got 6"),
         ("index_slice", lambda: _sb(4, 6)[:, 2:9], "0 <= start < stop <= 6"),
         ("index_ds", lambda: _sb(4, 6)[:, nl.ds(4, 3)], r"must lie in 0..6, got ds\(4, 3\)"),
-        ("too_many_indices", lambda: _sb(4, 6)[0, 0, 0], "at most 2 indices, got 3"),
+        ("too_many_indices", lambda: _sb(4, 6)[0, 0, 0], "at most 2 indices and one ..., got 3"),
         ("select", lambda: _sb(4, 6, 2).select(1, 6), "0 <= index < 6"),
         (
             "select_partition",

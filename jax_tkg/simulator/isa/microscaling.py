@@ -132,7 +132,7 @@ def nc_matmul_mx(
     accumulate: bool | None = None,
     name: str | None = None,
 ) -> NkiInstruction:
-    """``dst = stationary.T @ moving`` of microscaled operands, contracting the packed values too."""
+    """``dst = stationary.T @ moving`` of microscaled operands, over packed values too."""
     step = Step("nc_matmul_mx", "tensor")
     require_generation(step.core, 4, "nc_matmul_mx")
     step.check_spaces(("sbuf",), stationary=stationary, moving=moving)

@@ -4,7 +4,6 @@ import ml_dtypes
 import numpy as np
 from absl.testing import parameterized
 
-from jax_tkg import simulator
 from jax_tkg.simulator import isa as nisa
 from jax_tkg.simulator import language as nl
 from tests.simulator import harness
@@ -342,7 +341,3 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             instruction, [ones, ones], (4, 4), "bfloat16", buffer=nl.psum, target="trn3"
         )
         np.testing.assert_array_equal(result.astype(np.float32), 4)
-
-    def test_not_simulated_is_named(self):
-        with self.assertRaisesRegex(simulator.NotSimulatedError, "nc_matmul_mx"):
-            nisa.nc_matmul_mx()
