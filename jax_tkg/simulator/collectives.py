@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.simulator import dtypes, errors
+from jax_tkg.simulator.addressing import VirtualRegister
 from jax_tkg.simulator.isa.operands import Step
 from jax_tkg.simulator.machine import Core, caller, current_core, require_generation
 from jax_tkg.simulator.objects import NKIObject
 from jax_tkg.simulator.operators import operator, operator_name
-from jax_tkg.simulator.tensor import NkiTensor, VirtualRegister
+from jax_tkg.simulator.tensor import NkiTensor
 
 
 @dataclasses.dataclass

@@ -1,88 +1,23 @@
 """`NkiTensor`: a strided view of an allocation."""
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
 
 from jax_tkg.simulator import dtypes, errors
+from jax_tkg.simulator.addressing import DynamicSlice, Indirection, VirtualRegister
+from jax_tkg.simulator.layout import (
+    Layout,
+    Shape,
+    merge_contiguous,
+    place_in_hbm,
+    place_on_chip,
+    reshaped_strides,
+    trivial_strides,
+)
 from jax_tkg.simulator.memory import ON_CHIP, MemoryRegion, Storage, element_count
 from jax_tkg.simulator.objects import NKIObject
-
-Shape = tuple[int, ...]
-
-
-class VirtualRegister(NKIObject):
-    """A scalar register: holds an int32 once written."""
-
-    def __init__(self, state: int | None = None, frozen: bool = False):
-        self.value = state
-        self.frozen = frozen
-
-    def read(self) -> int:
-        """The value.
-
-        Raises:
-          UninitializedReadError: nothing was ever put into the register.
-        """
-        if self.value is None:
-            raise errors.UninitializedReadError("a register is read before anything was put in it")
-        return int(self.value)
-
-    def __bool__(self) -> bool:
-        return self.read() != 0
-
-    def __index__(self) -> int:
-        return self.read()
-
-    def __int__(self) -> int:
-        return self.read()
-
-
-@dataclasses.dataclass(frozen=True)
-class DynamicSlice:
-    """`nl.ds(start, size)`: `size` elements from `start`."""
-
-    start: Any
-    size: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Indirection:
-    """How a view's first address depends on a value known only at run time.
-
-    Attributes:
-      index: an SBUF tensor or a register.
-      is_vector: one index per entry of dimension 0, else one index for all.
-      stride: elements that one step of the index advances.
-      limit: one past the largest valid index.
-      tensor_indirection: `NkiTensor.indirect`, of NeuronCore-v4.
-    """
-
-    index: Any
-    is_vector: bool
-    stride: int
-    limit: int
-    tensor_indirection: bool = False
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Layout:
-    """Where a view lies in its allocation: byte strides, and partition steps for dimension 0."""
-
-    partition: int
-    start: int
-    strides: tuple[int, ...]
-    extent: int
-
-
-def trivial_strides(shape: Shape) -> Shape:
-    """Row-major strides, in elements."""
-    strides = [1] * len(shape)
-    for i in range(len(shape) - 2, -1, -1):
-        strides[i] = strides[i + 1] * shape[i + 1]
-    return tuple(strides)
 
 
 class NkiTensor(NKIObject):
@@ -453,7 +388,9 @@ class NkiTensor(NKIObject):
             "start_dim must be > 0",
             start_dim,
         )
-        merged = _merge(self.shape[start_dim : end_dim + 1], self.strides[start_dim : end_dim + 1])
+        merged = merge_contiguous(
+            self.shape[start_dim : end_dim + 1], self.strides[start_dim : end_dim + 1]
+        )
         self._require(
             len(merged) == 1,
             "flatten_dims",
@@ -471,40 +408,20 @@ class NkiTensor(NKIObject):
         """The same elements with another shape, where the layout allows a view."""
         sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
         new = self._inferred(tuple(sizes), self.size, "reshape")
-        if self._fixed_first:
+        fixed = 1 if self._fixed_first else 0
+        if fixed:
             self._require(
                 new[0] == self.shape[0],
                 "reshape",
                 f"shape[0] must stay {self.shape[0]}",
                 f"shape {new}",
             )
-            strides = self._reshaped_strides(self.shape[1:], self.strides[1:], new[1:], new)
-            view = self._view(new, (self.strides[0], *strides), self.offset)
-            return view if len(new) > 1 else view.expand_dim(1)
-        return self._view(
-            new, self._reshaped_strides(self.shape, self.strides, new, new), self.offset
-        )
-
-    def _reshaped_strides(self, shape: Shape, strides: Shape, new: Shape, whole: Shape) -> Shape:
-        """Strides of `new` over the elements of (shape, strides), like NumPy's reshape."""
-        runs = [[n, s] for n, s in _merge(shape, strides) if n != 1]
-        result: list[int] = []
-        for size in reversed(new):
-            if size == 1:
-                result.append(runs[-1][1] if runs else 1)
-                continue
-            self._require(
-                bool(runs) and runs[-1][0] % size == 0,
-                "reshape",
-                f"shape {whole} is not a view of the layout with strides {self.strides}",
-                f"shape {self.shape}",
-            )
-            result.append(runs[-1][1])
-            runs[-1][0] //= size
-            runs[-1][1] *= size
-            if runs[-1][0] == 1:
-                runs.pop()
-        return tuple(reversed(result))
+        strides = reshaped_strides(self.shape[fixed:], self.strides[fixed:], new[fixed:])
+        if strides is None:
+            limit = f"shape {new} is not a view of the layout with strides {self.strides}"
+            self._fail("reshape", limit, f"shape {self.shape}")
+        view = self._view(new, (*self.strides[:fixed], *strides), self.offset)
+        return view.expand_dim(1) if fixed and len(new) == 1 else view
 
     def rearrange(
         self, src_pattern: tuple, dst_pattern: tuple, fixed_sizes: dict[str, int] | None = None
@@ -644,49 +561,8 @@ class NkiTensor(NKIObject):
           NkiValidationError: the pattern leaves the tensor, or steps over partitions.
         """
         if self._layout is None:
-            self._layout = self._place_on_chip() if self.on_chip else self._place_in_hbm()
+            self._layout = place_on_chip(self) if self.on_chip else place_in_hbm(self)
         return self._layout
-
-    def _place_in_hbm(self) -> Layout:
-        assert self.storage is not None
-        size = dtypes.info(self.dtype).itemsize
-        span = sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True)) + 1
-        start = self.offset * size
-        if self.indirection is None and (start < 0 or start + span * size > self.storage.row_bytes):
-            raise errors.NkiValidationError(
-                f"{self!r}: pattern {self.get_pattern()} at offset {self.offset} reaches byte "
-                f"{start + span * size} of the {self.storage.row_bytes} of the "
-                f"{self.storage.describe()}"
-            )
-        return Layout(0, start, tuple(s * size for s in self.strides), span * size)
-
-    def _place_on_chip(self) -> Layout:
-        storage = self.storage
-        assert storage is not None
-        size = dtypes.info(self.dtype).itemsize
-        pitch, rest = divmod(storage.row_bytes, size)
-        if rest:
-            raise errors.NkiValidationError(
-                f"{self!r}: {storage.row_bytes} bytes per partition of the {storage.describe()} "
-                f"are no whole number of {self.dtype}"
-            )
-        partition, free = divmod(self.offset, pitch)
-        step = self.strides[0]
-        if self.shape[0] > 1 and step != pitch:
-            raise errors.NkiValidationError(
-                f"{self!r}: the partition stride must be {pitch}, the elements of one partition "
-                f"of the {storage.describe()}, got {step}"
-            )
-        span = 1 + sum((n - 1) * s for n, s in zip(self.shape[1:], self.strides[1:], strict=True))
-        limit = pitch if self.indirection is None else pitch + free
-        if partition + self.shape[0] > storage.partitions or free + span > limit:
-            raise errors.NkiValidationError(
-                f"{self!r}: pattern {self.get_pattern()} at offset {self.offset} reaches partition "
-                f"{partition + self.shape[0]} of {storage.partitions} and element {free + span} of "
-                f"{pitch} of the {storage.describe()}"
-            )
-        strides = (1, *(s * size for s in self.strides[1:]))
-        return Layout(partition, free * size, strides, span * size)
 
     @property
     def partition_start(self) -> int:
@@ -703,16 +579,3 @@ class NkiTensor(NKIObject):
         return self.storage.view(
             dtypes.info(self.dtype).storage, self.shape, place.partition, place.start, place.strides
         ).copy()
-
-
-def _merge(shape: Shape, strides: Shape) -> list[tuple[int, int]]:
-    """Merges neighbouring dimensions that are contiguous: [(size, stride), ...]."""
-    merged: list[tuple[int, int]] = []
-    for size, stride in zip(shape, strides, strict=True):
-        if size == 1:
-            continue
-        if merged and merged[-1][1] == size * stride:
-            merged[-1] = (merged[-1][0] * size, stride)
-        else:
-            merged.append((size, stride))
-    return merged or [(1, strides[-1] if strides else 1)]
