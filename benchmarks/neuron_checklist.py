@@ -159,8 +159,8 @@ def loop(implementation: str) -> str:
     def steps(implementation: str, arguments: Any, carried: Any) -> Any:
         def body(_: Any, carry: Any) -> Any:
             out = _call(implementation)(**arguments, **carry)
-            hidden = jnp.tanh(out.hidden.astype(jnp.float32)).astype(jnp.bfloat16)
-            return {"X": hidden, "K_caches": out.K_caches, "V_caches": out.V_caches}
+            # A power of two: exact, so that the error stays that of the calls.
+            return {"X": out.hidden / 8, "K_caches": out.K_caches, "V_caches": out.V_caches}
 
         # Each step's rounding grows in the next; after two it is still well within the tolerance.
         return jax.lax.fori_loop(0, 2, body, carried)
