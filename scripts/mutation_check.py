@@ -193,6 +193,20 @@ MUTATIONS = (
         "test_races.py",
     ),
     Mutation(
+        "dependencies end at a meeting",
+        "dependencies.py",
+        "            if partner is not None:\n",
+        "            if partner is None:\n",
+        "test_races.py",
+    ),
+    Mutation(
+        "readers hold no writer back",
+        "dependencies.py",
+        "                if is_write:\n                    producers",
+        "                if False:\n                    producers",
+        "test_races.py",
+    ),
+    Mutation(
         "races are seen between neighbouring rows",
         "races.py",
         "    if start >= end:\n        return False\n",

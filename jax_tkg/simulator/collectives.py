@@ -119,6 +119,8 @@ def _communicate(
         core.epoch += 1
         if step.instruction is not None:
             step.instruction.epoch = core.epoch
+            storages = [t.storage.number for t in (*srcs, *dsts) if t.storage is not None]
+            step.instruction.attributes["meeting"] = tuple(storages)
     if step.instruction is not None:
         step.instruction.attributes["ranks"] = tuple(ranks)
         step.instruction.attributes["bytes"] = sum(t.size for t in srcs) * (

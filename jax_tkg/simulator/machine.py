@@ -75,6 +75,8 @@ class Options:
       uninitialized: what a read of never-written bytes does: "error", "report" (a finding in the
         result, the run goes on) or "ignore" (the bytes are not tracked at all).
       races: what unordered conflicting accesses of two cores do: "error", "report" or "ignore".
+      ordering: what orders the two cores of a rank at a meeting: "program", all that stands before
+        it, or "dependencies", only what it depends on, for the compiler may start the rest later.
       capacity: what tensors that do not fit in SBUF or PSUM do: "error", "report" or "ignore".
 
     A read of a tensor whose bytes another one at an overlapping address has overwritten counts as
@@ -85,12 +87,15 @@ class Options:
     uninitialized: str = "error"
     races: str = "error"
     capacity: str = "error"
+    ordering: str = "program"
 
     def __post_init__(self) -> None:
         for field in ("uninitialized", "races", "capacity"):
             value = getattr(self, field)
             if value not in ("error", "report", "ignore"):
                 raise ValueError(f"{field}={value!r}: expected 'error', 'report' or 'ignore'")
+        if self.ordering not in ("program", "dependencies"):
+            raise ValueError(f"ordering={self.ordering!r}: expected 'program' or 'dependencies'")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Races between the two cores of a logical core on HBM that they share.
 
-The cores are ordered only where they meet: at barriers, exchanges and collectives. Every
-instruction carries the number of meetings its core has passed (its epoch), so two accesses of
-different cores are ordered if and only if their epochs differ. Two unordered accesses race if they
-touch the same byte and at least one writes. This looks at the program's order and never at the
+Two accesses of different cores race if they touch the same byte, at least one writes, and nothing
+orders them. Under ``ordering="program"`` a meeting of the cores (a barrier, an exchange, a
+collective) orders all that stands before it in either program with all that stands after it. Under
+``ordering="dependencies"`` only a chain of data dependencies and meetings does (see
+`dependencies`): the compiler may start an instruction before an earlier one that it does not depend
+on, so a barrier orders what its `data` depends on, and no more. Both look at the recorded program and never at the
 timing of threads, so a race is reported on every run.
 
 Kernels often let both cores write the same values to the same place, and each read on after its
@@ -11,10 +13,12 @@ own write. Whichever write comes last, the bytes are the same, so such twin writ
 """
 
 import collections
+import dataclasses
 
 import numpy as np
 
 from jax_tkg.simulator import errors
+from jax_tkg.simulator.dependencies import DependencyGraph
 from jax_tkg.simulator.machine import Machine
 from jax_tkg.simulator.record import Access, Instruction
 
@@ -32,74 +36,123 @@ def check(machine: Machine) -> None:
             machine.report("race", message)
 
 
-_Use = tuple[Instruction, Access]
+@dataclasses.dataclass(slots=True)
+class _Use:
+    """One access to a shared tensor.
+
+    Attributes:
+      meetings: how many meetings about this tensor its core had passed; half a meeting more for an
+        access of a meeting itself.
+      fingerprint: equal for writes of equal values to the same place between the same meetings.
+    """
+
+    core: int
+    instruction: Instruction
+    access: Access
+    meetings: float
+    fingerprint: tuple
 
 
 def _races_of(machine: Machine, rank: int) -> list[str]:
-    uses: dict[tuple[int, int], tuple[list[_Use], list[_Use]]] = {}
-    written: set[int] = set()
-    for core in range(machine.lnc):
-        for instruction in machine.cores[(rank, core)].instructions:
-            for access in instruction.accesses:
-                if access.space == "hbm" and access.core is None:
-                    key = (access.storage, instruction.epoch)
-                    uses.setdefault(key, ([], []))[core].append((instruction, access))
-                    if access.is_write:
-                        written.add(access.storage)
+    graph: DependencyGraph | None = None
+    reached: dict[tuple[int, int, bool], set[tuple[int, int]]] = {}
+
+    def is_ordered(write: _Use, peer: _Use) -> bool:
+        """Whether a meeting, or a chain of dependencies, leads from one to the other."""
+        nonlocal graph
+        if write.instruction.epoch == peer.instruction.epoch:
+            return False
+        if machine.options.ordering == "program" or write.meetings != peer.meetings:
+            return True
+        forward = write.instruction.epoch < peer.instruction.epoch
+        graph = graph or DependencyGraph(machine, rank)
+        key = (write.core, write.instruction.index, forward)
+        if key not in reached:
+            reached[key] = graph.reachable(key[:2], forward)
+        return (peer.core, peer.instruction.index) in reached[key]
+
     messages: list[str] = []
-    for (storage, _), (first, second) in uses.items():
-        if storage in written and first and second:
-            messages += _conflicts(first, second)
+    for uses in _shared_uses(machine, rank).values():
+        twins = _twins(uses)
+        first, second = ([u for u in uses if u.core == core] for core in (0, 1))
+        for one in first:
+            for other in second:
+                if _is_conflict(one, other, twins):
+                    write, peer = (one, other) if one.access.is_write else (other, one)
+                    if not is_ordered(write, peer):
+                        messages.append(_describe(one, other))
     return list(collections.OrderedDict.fromkeys(messages))
 
 
-def _twins(first: list[_Use], second: list[_Use]) -> dict[int, int]:
-    """For a write of one core, when the other core wrote the same values to the same place: the
-    index of that instruction, by the identity of the access."""
-    twins: dict[int, int] = {}
-    for mine, theirs in ((first, second), (second, first)):
-        places = {_fingerprint(a): i.index for i, a in reversed(theirs) if a.is_write}
-        for _, access in mine:
-            if access.is_write and _fingerprint(access) in places:
-                twins[id(access)] = places[_fingerprint(access)]
+def _shared_uses(machine: Machine, rank: int) -> dict[int, list[_Use]]:
+    """The accesses to every shared tensor that is written, in program order of each core."""
+    uses: dict[int, list[_Use]] = {}
+    written: set[int] = set()
+    for core in range(machine.lnc):
+        passed: dict[int, int] = {}
+        for instruction in machine.cores[(rank, core)].instructions:
+            meeting = instruction.attributes.get("meeting", ())
+            for access in instruction.accesses:
+                if access.space != "hbm" or access.core is not None:
+                    continue
+                count = passed.get(access.storage, 0) + 0.5 * (access.storage in meeting)
+                mark = _fingerprint(instruction, access)
+                use = _Use(core, instruction, access, count, mark)
+                uses.setdefault(access.storage, []).append(use)
+                if access.is_write:
+                    written.add(access.storage)
+            for storage in set(meeting):
+                passed[storage] = passed.get(storage, 0) + 1
+    return {storage: found for storage, found in uses.items() if storage in written}
+
+
+def _fingerprint(instruction: Instruction, access: Access) -> tuple:
+    rows = None if access.rows is None else access.rows.tobytes()
+    where = (access.offset, access.shape, access.strides, access.itemsize, rows)
+    return (instruction.epoch, where, access.digest)
+
+
+def _twins(uses: list[_Use]) -> dict[tuple[int, tuple], int]:
+    """For writes of one core: the index of the other core's first write of the same values to the
+    same place, by the other core and the fingerprint."""
+    twins: dict[tuple[int, tuple], int] = {}
+    for use in uses:
+        if use.access.is_write:
+            twins.setdefault((use.core, use.fingerprint), use.instruction.index)
     return twins
 
 
-def _fingerprint(access: Access) -> tuple:
-    rows = None if access.rows is None else access.rows.tobytes()
-    return (access.offset, access.shape, access.strides, access.itemsize, rows, access.digest)
-
-
-def _is_benign(write: Access, other: Instruction, peer: Access, twins: dict[int, int]) -> bool:
-    """Whether a write cannot change what the other core's access sees or leaves."""
-    if id(write) not in twins:
+def _is_conflict(one: _Use, other: _Use, twins: dict[tuple[int, tuple], int]) -> bool:
+    """Whether two accesses of different cores must be ordered."""
+    if not (one.access.is_write or other.access.is_write):
         return False
-    if peer.is_write:
-        return _fingerprint(write) == _fingerprint(peer)
-    return twins[id(write)] < other.index
+    harmless = all(
+        _is_benign(write, peer, twins)
+        for write, peer in ((one, other), (other, one))
+        if write.access.is_write
+    )
+    return not harmless and _overlap(one.access, other.access)
 
 
-def _conflicts(first: list[_Use], second: list[_Use]) -> list[str]:
-    messages = []
-    twins = _twins(first, second)
-    for one, access in first:
-        for other, peer in second:
-            if not (access.is_write or peer.is_write) or not _overlap(access, peer):
-                continue
-            harmless = [
-                _is_benign(write, instruction, against, twins)
-                for write, instruction, against in ((access, other, peer), (peer, one, access))
-                if write.is_write
-            ]
-            if not all(harmless):
-                messages.append(
-                    f"race on HBM tensor {access.name!r}: core 0 "
-                    f"{'writes' if access.is_write else 'reads'} {access.operand} of "
-                    f"{one.opcode} at {one.where}, core 1 "
-                    f"{'writes' if peer.is_write else 'reads'} {peer.operand} of "
-                    f"{other.opcode} at {other.where}, and nothing orders the two"
-                )
-    return messages
+def _is_benign(write: _Use, peer: _Use, twins: dict[tuple[int, tuple], int]) -> bool:
+    """Whether a write cannot change what the other core's access sees or leaves: that core has
+    written the same itself, before."""
+    own = twins.get((peer.core, write.fingerprint))
+    if own is None:
+        return False
+    if peer.access.is_write and peer.fingerprint == write.fingerprint:
+        return True
+    return own < peer.instruction.index
+
+
+def _describe(one: _Use, other: _Use) -> str:
+    sides = [
+        f"core {use.core} {'writes' if use.access.is_write else 'reads'} {use.access.operand} of "
+        f"{use.instruction.opcode} at {use.instruction.where}"
+        for use in (one, other)
+    ]
+    tensor = one.access.name
+    return f"race on HBM tensor {tensor!r}: {sides[0]}, {sides[1]}, and nothing orders the two"
 
 
 def _overlap(one: Access, other: Access) -> bool:

@@ -95,6 +95,16 @@ class KnownDefectTest(parameterized.TestCase):
         with self.assertRaisesRegex(simulator.RaceError, "race on HBM tensor 'K_caches"):
             _run(found, size, 2)
 
+    def test_sharded_attention_races_if_only_dependencies_order(self):
+        # The core that writes the new value into the cache does not wait for anything that the
+        # other core computes from the old ones.
+        size = cases.Size()
+        found = cases.arguments(size, np.float32)
+        self.assertEqual(_run(found, size, 2, races="report").findings, [])
+        result = _run(found, size, 2, races="report", ordering="dependencies")
+        raced = {f.message.split("'")[1] for f in result.findings}
+        self.assertEqual(raced, {"V_caches[0]"})
+
     def test_float8_slicing_of_a_partial_tile(self):
         # H=3072 at LNC 2 leaves a partial PSUM tile in the down projection; with scales that
         # differ per column the wrong slice shows.

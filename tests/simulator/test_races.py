@@ -4,6 +4,7 @@ import numpy as np
 from absl.testing import parameterized
 
 from jax_tkg import simulator
+from jax_tkg.simulator import collectives as nccl
 from jax_tkg.simulator import isa as nisa
 from jax_tkg.simulator import language as nl
 from tests.simulator import harness
@@ -14,8 +15,8 @@ def _shared(*shape, name="shared"):
     return nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm, name=name)
 
 
-def _found(body, *arrays):
-    result = harness.run(body, *arrays, lnc=2, races="report")
+def _found(body, *arrays, **options):
+    result = harness.run(body, *arrays, lnc=2, races="report", **options)
     return [f.message for f in result.findings if f.kind == "race"]
 
 
@@ -126,3 +127,82 @@ class RaceTest(parameterized.TestCase):
             nisa.dma_copy(_shared(4, 4), tile(4, 4, value=nl.program_id(0)))
 
         self.assertEqual(harness.run(body, lnc=2, races="ignore").findings, [])
+
+
+class OrderingTest(parameterized.TestCase):
+    """``ordering="dependencies"``: a meeting orders what depends on it, and no more."""
+
+    def _check(self, body, races, *arrays):
+        self.assertEqual(_found(body, *arrays), [])
+        self.assertLen(_found(body, *arrays, ordering="dependencies"), races)
+
+    @parameterized.parameters((True, 0), (False, 1))
+    def test_a_barrier_on_this_or_on_another_tensor(self, same, races):
+        def body():
+            shared, other = _shared(4, 4), _shared(4, 4, name="other")
+            if nl.program_id(0) == 0:
+                nisa.dma_copy(shared, tile(4, 4))
+            nisa.core_barrier(shared if same else other, (0, 1))
+            if nl.program_id(0) == 1:
+                nl.load(shared)
+
+        self._check(body, races)
+
+    @parameterized.parameters((True, 0), (False, 1))
+    def test_an_exchange_of_what_was_read(self, depends, races):
+        # Core 1 may overwrite the cache only when core 0 has read it. It knows that once it has
+        # what core 0 computed from it, if its write waits for that.
+        def body(cache):
+            me = nl.program_id(0)
+            old = nl.load(cache) if me == 0 else tile(4, 4)
+            received = nl.ndarray((4, 4), dtype=nl.float32)
+            nisa.sendrecv(old, received, 1 - me, 1 - me, 0)
+            if me == 1:
+                nisa.dma_copy(cache, received if depends else tile(4, 4, value=7))
+
+        self._check(body, races, np.zeros((4, 4), np.float32))
+
+    def test_a_chain_over_several_instructions(self):
+        def body():
+            me = nl.program_id(0)
+            first, second = _shared(4, 4, name="first"), _shared(4, 4, name="second")
+            if me == 0:
+                nisa.dma_copy(first, tile(4, 4))
+                copied = nl.load(first)
+                nisa.dma_copy(second, copied)
+            nisa.core_barrier(second, (0, 1))
+            if me == 1:
+                seen = nl.load(second)
+                # This write comes after core 0 has read `first`, for it stores what came of it.
+                nisa.dma_copy(first, seen)
+
+        self._check(body, 0)
+
+    def test_a_chain_through_a_reader_that_holds_a_writer_back(self):
+        def body(a):
+            second = _shared(4, 4, name="second")
+            if nl.program_id(0) == 0:
+                nl.load(a)
+                # This waits for the load, for it overwrites what that reads.
+                nisa.dma_copy(a, tile(4, 4))
+                nisa.dma_copy(second, nl.load(a))
+            nisa.core_barrier(second, (0, 1))
+            if nl.program_id(0) == 1:
+                nisa.dma_copy(a, nl.load(second))
+
+        self._check(body, 0, np.zeros((4, 4), np.float32))
+
+    def test_a_collective_orders_its_tensors(self):
+        def body(x):
+            me = nl.program_id(0)
+            out = _shared(4, 4, name="out")
+            if me == 0:
+                nisa.dma_copy(x, tile(4, 4))
+            nccl.all_reduce([x], [out], nccl.ReplicaGroup([[0]]), nl.add)
+            nl.load(out)
+
+        self._check(body, 0, np.zeros((4, 4), np.float32))
+
+    def test_unknown_orderings(self):
+        with self.assertRaisesRegex(ValueError, "ordering='time'"):
+            simulator.Options(ordering="time")

@@ -42,7 +42,7 @@ def core_barrier(
     chosen = constants.member(constants.engine, engine, "engine")
     step.set_engine(chosen.name, True)
     if step.instruction is not None:
-        step.instruction.attributes["barrier"] = data.storage.number
+        step.instruction.attributes["meeting"] = (data.storage.number,)
     key = (core.rank, "core_barrier", core.occurrence("core_barrier"))
     core.machine.board.meet(
         (core.rank, core.index),
@@ -95,7 +95,7 @@ def sendrecv(
     if mode is constants.dma_engine.gpsimd_dma and row > limit:
         step.fail(f"gpsimd_dma moves at most {limit} bytes per partition of {src.dtype}, got {row}")
     if step.instruction is not None:
-        step.instruction.attributes.update(pipe=int(pipe_id), dma_engine=mode.name)
+        step.instruction.attributes.update(pipe=int(pipe_id), dma_engine=mode.name, meeting=())
     values, written = step.read_moved("src", src)
     received = core.machine.board.meet(
         (core.rank, core.index),
