@@ -4,9 +4,9 @@ Two accesses of different cores race if they touch the same byte, at least one w
 orders them. Under ``ordering="program"`` a meeting of the cores (a barrier, an exchange, a
 collective) orders all that stands before it in either program with all that stands after it. Under
 ``ordering="dependencies"`` only a chain of data dependencies and meetings does (see
-`dependencies`): the compiler may start an instruction before an earlier one that it does not depend
-on, so a barrier orders what its `data` depends on, and no more. Both look at the recorded program and never at the
-timing of threads, so a race is reported on every run.
+`dependencies`): the compiler may start an instruction before an earlier one that it does not
+depend on, so a barrier orders what its `data` depends on, and no more. Both look at the recorded
+program and never at the timing of threads, so a race is reported on every run.
 
 Kernels often let both cores write the same values to the same place, and each read on after its
 own write. Whichever write comes last, the bytes are the same, so such twin writes do not race.
