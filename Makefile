@@ -16,7 +16,7 @@ export PROMPT
 
 test: $(VENV)/.test lint
 	$(BIN)/python scripts/fetch_model.py
-	$(BIN)/python -m pytest -n 2 $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
