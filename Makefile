@@ -7,7 +7,7 @@ DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint versions clean
+.PHONY: demo test test-nkilib lint versions clean
 
 demo: $(VENV)/.models
 	$(BIN)/python scripts/fetch_model.py
@@ -17,6 +17,11 @@ export PROMPT
 test: $(VENV)/.test lint
 	$(BIN)/python scripts/fetch_model.py
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
+
+# AWS's published kernels on the simulator; NKILIB names a checkout of aws-neuron/nki-library,
+# branch 2.29_release, without which the tests are skipped.
+test-nkilib: $(VENV)/.test
+	$(BIN)/python -m pytest tests/nkilib $(PYTEST_FLAGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
