@@ -145,7 +145,7 @@ class _Transfer:
             self.info,
             is_write,
             offsets,
-            None if written is None else digest_of(tensor.storage, written),
+            None if written is None else digest_of(self.step.core, tensor.storage, written),
         )
 
 
