@@ -14,10 +14,12 @@ import numpy as np
 from jax_tkg.simulator import dtypes, errors
 from jax_tkg.simulator.addressing import VirtualRegister
 from jax_tkg.simulator.isa.operands import Step
-from jax_tkg.simulator.machine import Core, caller, current_core, require_generation
+from jax_tkg.simulator.machine import Core, current_core
 from jax_tkg.simulator.objects import NKIObject
 from jax_tkg.simulator.operators import operator, operator_name
+from jax_tkg.simulator.rank_exchange import Contribution, check_tensors, communicate
 from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.variable_collectives import all_gather_v, all_to_all_v
 
 
 @dataclasses.dataclass
@@ -50,129 +52,6 @@ class ReplicaGroup(NKIObject):
             if rank in group:
                 return group
         raise errors.NkiValidationError(f"rank {rank} is in none of the groups {self.groups}")
-
-
-@dataclasses.dataclass
-class _Contribution:
-    """What one rank brings to a collective."""
-
-    rank: int
-    leads: bool
-    operation: str
-    sources: list[np.ndarray]
-    dsts: list[NkiTensor]
-    step: Step
-    place: str
-
-
-# Given the contributions in rank order, and one rank's position, the values of its destinations.
-_Compute = Callable[[list[_Contribution], int], list[np.ndarray | None]]
-
-
-def _check_tensors(
-    step: Step,
-    srcs: Sequence[NkiTensor],
-    dsts: Sequence[NkiTensor],
-    spaces: tuple[str, ...],
-    priority: int | None,
-) -> str:
-    """Checks the operands that all collectives share; returns their memory."""
-    if priority is not None:
-        require_generation(step.core, 4, f"{step.opcode}: priority")
-    if len(srcs) != len(dsts) or not srcs:
-        step.fail(f"srcs and dsts must be lists of equal length, got {len(srcs)} and {len(dsts)}")
-    for label, tensors in (("srcs", srcs), ("dsts", dsts)):
-        for i, tensor in enumerate(tensors):
-            step.check_spaces(spaces, **{f"{label}[{i}]": tensor})
-    found = {t.storage.space for t in (*srcs, *dsts) if t.storage is not None}
-    if len(found) > 1:
-        step.fail("all tensors must be in HBM or all in SBUF, got both")
-    space = found.pop()
-    if space == "sbuf" and len(srcs) > 1:
-        step.fail(f"several tensors at once need HBM; SBUF takes one, got {len(srcs)}")
-    for i, (src, dst) in enumerate(zip(srcs, dsts, strict=True)):
-        if src.dtype != dst.dtype:
-            step.fail(f"dsts[{i}] must have the dtype of srcs[{i}], {src.dtype}, got {dst.dtype}")
-    return space
-
-
-def _communicate(
-    step: Step,
-    srcs: Sequence[NkiTensor],
-    dsts: Sequence[NkiTensor],
-    ranks: Sequence[int],
-    compute: _Compute,
-    space: str,
-) -> None:
-    """Meets the other ranks, and lets the last to come write every rank's destinations."""
-    core = step.core
-    paired = space == "hbm" and core.machine.lnc > 1
-    cores = range(core.machine.lnc) if paired else (core.index,)
-    file, line = caller()
-    leads = not paired or core.index == 0
-    # Both cores of a rank stand for one participant: the first reads and writes.
-    sources = [step.read(f"srcs[{i}]", t).copy() for i, t in enumerate(srcs)] if leads else []
-    contribution = _Contribution(
-        core.rank, leads, step.opcode, sources, list(dsts), step, f"{file}:{line}"
-    )
-    if paired:
-        core.epoch += 1
-        if step.instruction is not None:
-            step.instruction.epoch = core.epoch
-            storages = [t.storage.number for t in (*srcs, *dsts) if t.storage is not None]
-            step.instruction.attributes["meeting"] = tuple(storages)
-    if step.instruction is not None:
-        step.instruction.attributes["ranks"] = tuple(ranks)
-        step.instruction.attributes["bytes"] = sum(t.size for t in srcs) * (
-            dtypes.info(srcs[0].dtype).itemsize
-        )
-    lane = None if paired else core.index
-    group = tuple(ranks)
-    key = ("collective", group, space, lane, core.occurrence(("collective", group, space)))
-    core.machine.board.meet(
-        (core.rank, core.index),
-        key,
-        [(rank, index) for rank in ranks for index in cores],
-        contribution,
-        lambda brought: _finish(brought, compute),
-        f"{step.opcode} of ranks {list(ranks)}",
-        contribution.place,
-    )
-    if paired:
-        core.epoch += 1
-
-
-def _finish(brought: list[_Contribution], compute: _Compute) -> None:
-    first = brought[0]
-    for other in brought[1:]:
-        if other.operation != first.operation:
-            raise errors.PeerMismatchError(
-                f"rank {first.rank} calls {first.operation} at {first.place}, but rank "
-                f"{other.rank} calls {other.operation} at {other.place}"
-            )
-    leaders = [c for c in brought if c.leads]
-    for other in leaders[1:]:
-        _check_alike(leaders[0], other)
-    results = [compute(leaders, position) for position in range(len(leaders))]
-    for contribution, values in zip(leaders, results, strict=True):
-        for i, value in enumerate(values):
-            if value is not None:
-                contribution.step.write_exact(f"dsts[{i}]", contribution.dsts[i], value)
-
-
-def _check_alike(first: _Contribution, other: _Contribution) -> None:
-    if len(first.sources) != len(other.sources):
-        raise errors.PeerMismatchError(
-            f"{first.operation}: rank {first.rank} brings {len(first.sources)} tensors at "
-            f"{first.place}, rank {other.rank} {len(other.sources)} at {other.place}"
-        )
-    for i, (mine, theirs) in enumerate(zip(first.sources, other.sources, strict=True)):
-        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
-            raise errors.PeerMismatchError(
-                f"{first.operation}: srcs[{i}] of rank {first.rank} is {list(mine.shape)} "
-                f"{mine.dtype} at {first.place}, but that of rank {other.rank} is "
-                f"{list(theirs.shape)} {theirs.dtype} at {other.place}"
-            )
 
 
 _REDUCTIONS = ("add", "maximum", "minimum")
@@ -220,20 +99,20 @@ def all_reduce(
 ) -> None:
     """Every rank's `dsts` become the reduction of all ranks' `srcs`, in float32, in rank order."""
     step = Step("all_reduce", "dma")
-    space = _check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
+    space = check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
     reduce = _reduction(step, op)
     for i, (src, dst) in enumerate(zip(srcs, dsts, strict=True)):
         _check_elements(step, i, dst, src, src.size)
     ranks = replica_group.group_of(step.core.rank)
     cache: list[np.ndarray] = []
 
-    def compute(brought: list[_Contribution], position: int) -> list[np.ndarray | None]:
+    def compute(brought: list[Contribution], position: int) -> list[np.ndarray | None]:
         if not cache:
             for i in range(len(srcs)):
                 cache.append(reduce([c.sources[i] for c in brought], srcs[i].dtype))
         return list(cache)
 
-    _communicate(step, srcs, dsts, ranks, compute, space)
+    communicate(step, srcs, dsts, ranks, compute, space)
 
 
 def all_gather(
@@ -246,7 +125,7 @@ def all_gather(
 ) -> None:
     """Every rank's `dsts` become all ranks' `srcs`, concatenated in rank order."""
     step = Step("all_gather", "dma")
-    space = _check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
+    space = check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
     _check_dim(step, collective_dim, (0,) if space == "hbm" else (0, 1))
     ranks = replica_group.group_of(step.core.rank)
     for i, (src, dst) in enumerate(zip(srcs, dsts, strict=True)):
@@ -254,13 +133,13 @@ def all_gather(
         if space == "sbuf" and src.ndim != 2:
             step.fail(f"srcs[{i}] must be 2-d in SBUF, got {list(src.shape)}")
 
-    def compute(brought: list[_Contribution], position: int) -> list[np.ndarray | None]:
+    def compute(brought: list[Contribution], position: int) -> list[np.ndarray | None]:
         return [
             np.concatenate([c.sources[i] for c in brought], axis=collective_dim)
             for i in range(len(srcs))
         ]
 
-    _communicate(step, srcs, dsts, ranks, compute, space)
+    communicate(step, srcs, dsts, ranks, compute, space)
 
 
 def reduce_scatter(
@@ -274,7 +153,7 @@ def reduce_scatter(
 ) -> None:
     """Rank i of the group gets the i-th part of the reduction of all ranks' `srcs`."""
     step = Step("reduce_scatter", "dma")
-    space = _check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
+    space = check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
     _check_dim(step, collective_dim, (0,))
     reduce = _reduction(step, op)
     ranks = replica_group.group_of(step.core.rank)
@@ -282,14 +161,14 @@ def reduce_scatter(
         _check_divides(step, i, src, len(ranks))
         _check_elements(step, i, dst, src, src.size // len(ranks))
 
-    def compute(brought: list[_Contribution], position: int) -> list[np.ndarray | None]:
+    def compute(brought: list[Contribution], position: int) -> list[np.ndarray | None]:
         parts: list[np.ndarray | None] = []
         for i in range(len(srcs)):
             slices = [np.split(c.sources[i], len(ranks))[position] for c in brought]
             parts.append(reduce(slices, srcs[i].dtype))
         return parts
 
-    _communicate(step, srcs, dsts, ranks, compute, space)
+    communicate(step, srcs, dsts, ranks, compute, space)
 
 
 def _check_divides(step: Step, index: int, src: NkiTensor, ranks: int) -> None:
@@ -309,20 +188,20 @@ def all_to_all(
 ) -> None:
     """Rank i's `dsts` become the i-th parts of all ranks' `srcs`, concatenated in rank order."""
     step = Step("all_to_all", "dma")
-    space = _check_tensors(step, srcs, dsts, ("hbm",), priority)
+    space = check_tensors(step, srcs, dsts, ("hbm",), priority)
     _check_dim(step, collective_dim, (0,))
     ranks = replica_group.group_of(step.core.rank)
     for i, (src, dst) in enumerate(zip(srcs, dsts, strict=True)):
         _check_divides(step, i, src, len(ranks))
         _check_elements(step, i, dst, src, src.size)
 
-    def compute(brought: list[_Contribution], position: int) -> list[np.ndarray | None]:
+    def compute(brought: list[Contribution], position: int) -> list[np.ndarray | None]:
         return [
             np.concatenate([np.split(c.sources[i], len(ranks))[position] for c in brought])
             for i in range(len(srcs))
         ]
 
-    _communicate(step, srcs, dsts, ranks, compute, space)
+    communicate(step, srcs, dsts, ranks, compute, space)
 
 
 def collective_permute(
@@ -334,7 +213,7 @@ def collective_permute(
 ) -> None:
     """For each (source, target) the target's `dsts` become the source's `srcs`."""
     step = Step("collective_permute", "dma")
-    space = _check_tensors(step, srcs, dsts, ("hbm",), priority)
+    space = check_tensors(step, srcs, dsts, ("hbm",), priority)
     if len(srcs) != 1:
         step.fail(f"srcs and dsts must have exactly one tensor, got {len(srcs)}")
     _check_elements(step, 0, dsts[0], srcs[0], srcs[0].size)
@@ -357,13 +236,13 @@ def _permute(
         return
     source_of = {target: source for source, target in pairs}
 
-    def compute(brought: list[_Contribution], position: int) -> list[np.ndarray | None]:
+    def compute(brought: list[Contribution], position: int) -> list[np.ndarray | None]:
         source = source_of.get(ranks[position])
         if source is None:
             return [None]
         return [brought[ranks.index(source)].sources[0]]
 
-    _communicate(step, srcs, dsts, ranks, compute, space)
+    communicate(step, srcs, dsts, ranks, compute, space)
 
 
 def _ring_pairs(group: list[int]) -> list[tuple[int, int]]:
@@ -393,7 +272,7 @@ def collective_permute_implicit(
     for srcs, dsts in zip(srcs_by_channel, dsts_by_channel, strict=True):
         step = Step("collective_permute_implicit", "dma")
         _check_channels(step, channel_ids, srcs_by_channel, dsts_by_channel)
-        space = _check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
+        space = check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
         _check_elements(step, 0, dsts[0], srcs[0], srcs[0].size)
         pairs = _ring_pairs(replica_group.group_of(step.core.rank))
         _permute(step, srcs, dsts, pairs, space)
@@ -415,14 +294,14 @@ def collective_permute_implicit_reduce(
     ):
         step = Step("collective_permute_implicit_reduce", "dma")
         _check_channels(step, channel_ids, srcs0_by_channel, srcs1_by_channel, dsts_by_channel)
-        space = _check_tensors(step, [*lefts, *rights], [*dsts, *dsts], ("hbm", "sbuf"), priority)
+        space = check_tensors(step, [*lefts, *rights], [*dsts, *dsts], ("hbm", "sbuf"), priority)
         _check_elements(step, 0, dsts[0], lefts[0], lefts[0].size)
         reduce = _reduction(step, op)
         group = replica_group.group_of(step.core.rank)
         source_of = {target: source for source, target in _ring_pairs(group)}
 
         def compute(
-            brought: list[_Contribution],
+            brought: list[Contribution],
             position: int,
             group: list[int] = group,
             source_of: dict[int, int] = source_of,
@@ -432,7 +311,7 @@ def collective_permute_implicit_reduce(
             sent = brought[group.index(source_of[group[position]])].sources
             return [reduce(sent[:2], dtype)]
 
-        _communicate(step, [*lefts, *rights], dsts, group, compute, space)
+        communicate(step, [*lefts, *rights], dsts, group, compute, space)
 
 
 def collective_permute_implicit_current_processing_rank_id(
@@ -453,11 +332,17 @@ def rank_id(name: str | None = None) -> VirtualRegister:
     return VirtualRegister(current_core().rank, frozen=True)
 
 
-def all_gather_v(*args: Any, **kwargs: Any) -> None:
-    """Variable-length gather: not simulated."""
-    raise errors.NotSimulatedError("nki.collectives.all_gather_v is not simulated")
-
-
-def all_to_all_v(*args: Any, **kwargs: Any) -> None:
-    """Variable-length exchange: not simulated."""
-    raise errors.NotSimulatedError("nki.collectives.all_to_all_v is not simulated")
+__all__ = [
+    "ReplicaGroup",
+    "all_gather",
+    "all_gather_v",
+    "all_reduce",
+    "all_to_all",
+    "all_to_all_v",
+    "collective_permute",
+    "collective_permute_implicit",
+    "collective_permute_implicit_current_processing_rank_id",
+    "collective_permute_implicit_reduce",
+    "rank_id",
+    "reduce_scatter",
+]

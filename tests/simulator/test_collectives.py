@@ -379,7 +379,111 @@ class RuleTest(parameterized.TestCase):
         with self.assertRaisesRegex(simulator.NkiValidationError, message):
             _run(lambda x: body(x) and None, [np.ones((4, 4), np.float32)])
 
-    @parameterized.parameters("all_gather_v", "all_to_all_v")
-    def test_not_simulated_is_named(self, name):
-        with self.assertRaisesRegex(simulator.NotSimulatedError, name):
-            getattr(nccl, name)()
+
+def _table(rank, ranks, rows=3):
+    """Rank r sends r + i + 1 elements, from element 2 i on, to rank i."""
+    table = np.zeros((rows, ranks), np.uint32)
+    table[0] = rank + np.arange(ranks) + 1
+    table[1] = 2 * np.arange(ranks)
+    return table
+
+
+class VariableTest(parameterized.TestCase):
+    @parameterized.product(lnc=[1, 2], known=[False, True])
+    def test_all_to_all_v(self, lnc, known):
+        ranks = 3
+        sources = _ranks(ranks, (16,))
+
+        def kernel(x, table):
+            out = nl.full((1, 24), -1, x.dtype, buffer=nl.shared_hbm, name="out")
+            if lnc == 2:
+                nisa.core_barrier(out, (0, 1))
+            nccl.all_to_all_v([x], [out], _group(range(ranks)), table, recv_counts_known=known)
+            return out
+
+        arguments = [{"x": x, "table": _table(r, ranks)} for r, x in enumerate(sources)]
+        result = simulator.run(kernel, arguments, lnc=lnc)
+        for rank in range(ranks):
+            expected = np.full(24, -1, np.float32)
+            for sender in range(ranks):
+                count = sender + rank + 1
+                chunk = sources[sender][2 * rank : 2 * rank + count]
+                expected[8 * sender : 8 * sender + count] = chunk
+            np.testing.assert_array_equal(result.outputs[rank][0], expected)
+            if known:
+                self.assertEqual(result.mutated[rank], {})
+            else:
+                counts = result.mutated[rank]["table"][2]
+                np.testing.assert_array_equal(counts, np.arange(ranks) + rank + 1)
+
+    def test_receivers_may_choose_the_places(self):
+        sources = _ranks(2, (8,))
+
+        def kernel(x, table):
+            out = nl.full((1, 8), 0, x.dtype, buffer=nl.shared_hbm)
+            nccl.all_to_all_v([x], [out], _group(range(2)), table, has_rdispls=True)
+            return out
+
+        arguments = []
+        for rank, x in enumerate(sources):
+            table = _table(rank, 2, rows=4)
+            table[3] = [4, 0]
+            arguments.append({"x": x, "table": table})
+        result = simulator.run(kernel, arguments)
+        expected = np.concatenate([sources[1][2:5], [0], sources[0][2:4], [0, 0]])
+        np.testing.assert_array_equal(result.outputs[1][0], expected)
+
+    def test_all_gather_v(self):
+        sources = _ranks(4, (16,))
+
+        def kernel(x, table):
+            out = nl.full((1, 32), 0, x.dtype, buffer=nl.shared_hbm, name="out")
+            nisa.core_barrier(out, (0, 1))
+            nccl.all_gather_v([x], [out], _group(range(4)), table)
+            return out
+
+        arguments = []
+        for rank, x in enumerate(sources):
+            table = np.zeros((3, 4), np.uint32)
+            table[:2, 0] = rank + 1, 3
+            arguments.append({"x": x, "table": table})
+        result = simulator.run(kernel, arguments, lnc=2)
+        for rank in range(4):
+            got = result.outputs[rank][0].reshape(4, 8)
+            for sender in range(4):
+                chunk = sources[sender][3 : 3 + sender + 1]
+                np.testing.assert_array_equal(got[sender, : sender + 1], chunk)
+                self.assertFalse(got[sender, sender + 1 :].any())
+
+    def test_a_chunk_that_does_not_fit(self):
+        def kernel(x, table):
+            out = nl.full((1, 2), 0, x.dtype, buffer=nl.shared_hbm)
+            nccl.all_to_all_v([x], [out], _group(range(2)), table)
+
+        arguments = [{"x": np.ones(8, np.float32), "table": _table(r, 2)} for r in range(2)]
+        with self.assertRaisesRegex(
+            simulator.PeerMismatchError, "rank 1 sends elements 0..2 .* to 1..3 of the 2 of rank 0"
+        ):
+            simulator.run(kernel, arguments)
+
+    @parameterized.named_parameters(
+        ("lnc", {"lnc": 1}, "needs LNC 2"),
+        ("ranks", {"lnc": 2}, r"exactly 4 ranks, got \[0, 1\]"),
+    )
+    def test_limit_of_all_gather_v(self, options, message):
+        def kernel(x, table):
+            nccl.all_gather_v([x], [x], _group(range(2)), table)
+
+        arguments = [{"x": np.ones(8, np.float32), "table": _table(r, 2)} for r in range(2)]
+        with self.assertRaisesRegex(simulator.NkiValidationError, message):
+            simulator.run(kernel, arguments, **options)
+
+    def test_limit_of_the_table(self):
+        def kernel(x, table):
+            nccl.all_to_all_v([x], [x], _group(range(2)), table)
+
+        arguments = [{"x": np.ones(8, np.float32), "table": _table(r, 3)} for r in range(2)]
+        with self.assertRaisesRegex(
+            simulator.NkiValidationError, r"metadata_tensor must have shape \(3, 2\)"
+        ):
+            simulator.run(kernel, arguments)
