@@ -1,0 +1,209 @@
+"""What instructions cost on Trainium2 and Trainium3, as far as AWS's documentation tells.
+
+Every figure carries its source, and `Figure.assumed` marks the few that no document gives. Cycles
+are estimates for well-pipelined code; they are the documentation's own, not measurements of ours.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+ISA = "NKI API reference of Neuron SDK 2.26.1, nki.isa, estimated instruction cost"
+ARCH_V2 = "Trainium/Inferentia2 architecture guide for NKI"
+ARCH_V3 = "Trainium2 architecture guide for NKI"
+ARCH_V4 = "Trainium3 architecture guide for NKI"
+BANDWIDTH = "NKI guideline to avoid under-utilizing DMA bandwidth"
+DMA = "NKI DMA overview"
+DGE = "NKI descriptor generation engine guide"
+PERFORMANCE = "NKI performance guide"
+HARDWARE = "Neuron hardware overview, Trainium2 and Trainium3"
+THROTTLE = "Neuron Explorer summary viewer, understanding throttling"
+COLLECTIVES = "Neuron intra-node collectives guide"
+
+
+class Figure(float):
+    """A number, its unit, and where it comes from.
+
+    Attributes:
+      unit: such as "GHz", "cycles", "ns", "bytes/ns" or "".
+      source: the document, and what in it.
+      assumed: no document gives the number; `source` says what it rests on.
+    """
+
+    unit: str
+    source: str
+    assumed: bool
+
+    def __new__(cls, value: float, unit: str, source: str, assumed: bool = False) -> Figure:
+        """A figure of that value."""
+        figure = super().__new__(cls, value)
+        figure.unit = unit
+        figure.source = source
+        figure.assumed = assumed
+        return figure
+
+
+@dataclasses.dataclass(frozen=True)
+class Costs:
+    """The cost constants of one target. Clocks are cycles per ns, times ns, per physical core.
+
+    Attributes:
+      target: "trn2" or "trn3".
+      tensor_clock, vector_clock, scalar_clock, gpsimd_clock, sync_clock: engine frequencies.
+      minimum_interval: least cycles between instructions of the Vector or Scalar Engine.
+      gpsimd_start: start-up cycles of a GpSimd instruction.
+      overhead: cycles until a result can be used by the next instruction, and cycles added to an
+        instruction with few elements per partition.
+      overhead_elements: an instruction with fewer elements per partition than this is small.
+      activation_table: time to load the table of another activation function.
+      semaphore: time to signal another engine.
+      tensor_throttled_rate: share of the Tensor Engine's rate while it is throttled.
+      tensor_ramp: time over which the throttle is decided.
+      float32_passes: how much slower the Tensor Engine is for float32.
+      dma_engines: DMA engines of a core.
+      dma_bandwidth: of one DMA engine.
+      partitions_per_dma_engine: SBUF partitions that one DMA engine serves.
+      dma_packet: least time of a DMA engine for one partition's row.
+      dma_run_bytes: a contiguous run of fewer bytes costs as much as this many.
+      dma_start: from the semaphore that allows a DMA to its first byte.
+      dma_queues: queues of a DMA engine; a transfer takes the same queue on all engines, and
+        transfers of one queue run in order.
+      dge_interval, dge_queues: time of one hardware descriptor generation, and generators.
+      software_descriptor: time on the GpSimd Engine to generate descriptors of one DMA.
+      dma_transpose_hbm, dma_transpose_sbuf, dma_compute: share of DMA bandwidth reached.
+      hbm_bandwidth: a core's share of the chip's.
+      all_reduce_latency: of any collective, apart from the transfer.
+      collective_bandwidth: a core's share of the links between chips.
+      barrier: of two cores of a logical core that wait for each other.
+    """
+
+    target: str
+    tensor_clock: float
+    vector_clock: float
+    scalar_clock: float
+    gpsimd_clock: float
+    sync_clock: float
+    minimum_interval: float
+    gpsimd_start: float
+    overhead: float
+    overhead_elements: float
+    activation_table: float
+    semaphore: float
+    tensor_throttled_rate: float
+    tensor_ramp: float
+    float32_passes: float
+    dma_engines: float
+    dma_bandwidth: float
+    partitions_per_dma_engine: float
+    dma_packet: float
+    dma_run_bytes: float
+    dma_start: float
+    dma_queues: float
+    dge_interval: float
+    dge_queues: float
+    software_descriptor: float
+    dma_transpose_hbm: float
+    dma_transpose_sbuf: float
+    dma_compute: float
+    hbm_bandwidth: float
+    all_reduce_latency: float
+    collective_bandwidth: float
+    barrier: float
+
+    def clock(self, engine: str) -> float:
+        """Cycles per ns of "tensor", "vector", "scalar", "gpsimd" or "sync".
+
+        Raises:
+          ValueError: there is no such engine.
+        """
+        if engine not in _ENGINES:
+            raise ValueError(f"engine {engine!r} is unknown; expected one of {list(_ENGINES)}")
+        return getattr(self, f"{engine}_clock")
+
+
+_ENGINES = ("tensor", "vector", "scalar", "gpsimd", "sync")
+
+TRN2 = Costs(
+    target="trn2",
+    tensor_clock=Figure(2.4, "GHz", f"{ARCH_V3}, compute engine specifications"),
+    vector_clock=Figure(0.96, "GHz", f"{ARCH_V3}, compute engine specifications"),
+    scalar_clock=Figure(1.2, "GHz", f"{ARCH_V3}, compute engine specifications"),
+    gpsimd_clock=Figure(1.2, "GHz", f"{ARCH_V3}, compute engine specifications"),
+    sync_clock=Figure(1.2, "GHz", "that of the Scalar Engine", assumed=True),
+    minimum_interval=Figure(64, "cycles", f"{ISA}: MIN_II"),
+    gpsimd_start=Figure(150, "cycles", f"{ISA}: GPSIMD_START"),
+    overhead=Figure(100, "cycles", f"{ARCH_V2}, Vector Engine cost model: static overhead"),
+    overhead_elements=Figure(
+        64,
+        "elements",
+        f"{ARCH_V2}, Vector Engine cost model: N << 128, taken as below 64",
+        assumed=True,
+    ),
+    activation_table=Figure(1300, "ns", f"{DMA}, read off the profile of example 2"),
+    semaphore=Figure(
+        50, "ns", f"{ARCH_V2}, tensor access overhead of 60 cycles of about 1.2 GHz", assumed=True
+    ),
+    tensor_throttled_rate=Figure(0.5, "", f"{THROTTLE}: roughly 50% at first"),
+    tensor_ramp=Figure(3000, "ns", f"{THROTTLE}: about 3 microseconds"),
+    float32_passes=Figure(4, "", f"{ISA}: nc_matmul of float32"),
+    dma_engines=Figure(16, "", f"{BANDWIDTH}, table"),
+    dma_bandwidth=Figure(23, "bytes/ns", f"{BANDWIDTH}, table"),
+    partitions_per_dma_engine=Figure(8, "", f"{DMA}, performance considerations"),
+    dma_packet=Figure(
+        107.5,
+        "ns",
+        f"{DMA}, read off the figure of throughput by bytes per partition: a transfer of 128 "
+        "partitions takes at least 0.86 us, which is 8 rows on each engine",
+    ),
+    dma_run_bytes=Figure(64, "bytes", "no document gives the cost of short runs", assumed=True),
+    dma_start=Figure(1300, "ns", f"{BANDWIDTH}: semaphore to start, across engines"),
+    dma_queues=Figure(16, "", f"{DMA}: queues 0 to 15 of a DMA engine"),
+    dge_interval=Figure(600, "ns", f"{DGE}, performance implications"),
+    dge_queues=Figure(2, "", f"{ARCH_V3}, descriptor generation engine: two instances"),
+    software_descriptor=Figure(
+        500, "ns", f"{DGE} says only that it uses GpSimd cycles", assumed=True
+    ),
+    dma_transpose_hbm=Figure(0.9, "", f"{ARCH_V3}, DMA transpose from HBM"),
+    dma_transpose_sbuf=Figure(0.5, "", f"{ARCH_V3}, DMA transpose from SBUF"),
+    dma_compute=Figure(0.5, "", f"{ARCH_V4}, SBUF read-add-write: before NeuronCore-v4"),
+    hbm_bandwidth=Figure(362.5, "bytes/ns", f"{HARDWARE}: 2.9 TB/s over 8 cores"),
+    all_reduce_latency=Figure(
+        10_000, "ns", f"{COLLECTIVES}: 1 to 10 us, 1-2 us a hop; to be swept", assumed=True
+    ),
+    collective_bandwidth=Figure(160, "bytes/ns", f"{HARDWARE}: 1.28 TB/s over 8 cores"),
+    barrier=Figure(1000, "ns", "no document gives it", assumed=True),
+)
+
+TRN3 = dataclasses.replace(
+    TRN2,
+    target="trn3",
+    tensor_clock=Figure(2.4, "GHz", f"{ARCH_V4}, compute engine specifications"),
+    vector_clock=Figure(1.2, "GHz", f"{ARCH_V4}, compute engine specifications"),
+    scalar_clock=Figure(1.2, "GHz", f"{ARCH_V4}, compute engine specifications"),
+    gpsimd_clock=Figure(1.2, "GHz", f"{ARCH_V4}, compute engine specifications"),
+    dma_bandwidth=Figure(33, "bytes/ns", f"{BANDWIDTH}, table"),
+    dma_packet=Figure(
+        74.9,
+        "ns",
+        "that of Trainium2, shortened as the bandwidth of an engine is raised",
+        assumed=True,
+    ),
+    hbm_bandwidth=Figure(
+        587.5, "bytes/ns", f"{ARCH_V4}: 4.7 TB/s over 8 cores (the hardware overview has 4.9)"
+    ),
+    collective_bandwidth=Figure(320, "bytes/ns", f"{HARDWARE}: 2.56 TB/s over 8 cores"),
+)
+
+TARGETS = {"trn2": TRN2, "trn3": TRN3}
+
+
+def figures(costs: Costs) -> Iterator[tuple[str, float, str, str]]:
+    """Rows of a table: name, value, unit, source. A number set by the caller says so."""
+    for field in dataclasses.fields(costs):
+        value = getattr(costs, field.name)
+        if isinstance(value, Figure):
+            source = f"assumed: {value.source}" if value.assumed else value.source
+            yield field.name, float(value), value.unit, source
+        elif isinstance(value, int | float):
+            yield field.name, float(value), "", "set by the caller"
