@@ -1,7 +1,10 @@
 """Eight CPU devices for the tests under shard_map, set before JAX starts; the NKI simulator."""
 
+from collections.abc import Iterator
+
 import hypothesis
 import jax
+import pytest
 
 from jax_tkg import simulator
 
@@ -18,3 +21,10 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _forget_compiled_programs() -> Iterator[None]:
+    """Hundreds of compiled programs per module would fill the memory of a small machine."""
+    yield
+    jax.clear_caches()
