@@ -8,13 +8,12 @@ attention then reads the updated cache without the replaced slots, plus the disp
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jax_tkg.bits import Bits
+from jax_tkg.bits import Bits, as_bits
 
 
 @jax.tree_util.register_dataclass
@@ -89,40 +88,105 @@ def update_caches(
     Returns:
       The updated caches, every other bit as it was, and the displaced columns.
     """
-    K_cache, displaced_key = _exchange_either(K_cache, layer, slots, key, 4)
-    V_cache, displaced_value = _exchange_either(V_cache, layer, slots, value, 3)
-    return CacheUpdate(K_cache, V_cache, displaced_key, displaced_value)
+    (K, V), (old_key, old_value) = _exchange(
+        (_stored(K_cache), _stored(V_cache)),
+        layer,
+        slots,
+        (_stored_like(K_cache, key), _stored_like(V_cache, value)),
+    )
+    if isinstance(K_cache, Bits):
+        K, old_key = Bits(K, K_cache.dtype), Bits(old_key, K_cache.dtype).values()
+    if isinstance(V_cache, Bits):
+        V, old_value = Bits(V, V_cache.dtype), Bits(old_value, V_cache.dtype).values()
+    return CacheUpdate(K, V, old_key, old_value)
 
 
-def _exchange_either(
-    cache: jax.Array | Bits, layer: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int
-) -> tuple[jax.Array | Bits, jax.Array]:
-    if not isinstance(cache, Bits):
-        return _exchange(cache, layer, slots, new, slot_axis)
-    bits, displaced = _exchange_bits(cache.bits, layer, slots, _bits(new), slot_axis)
-    return Bits(bits, cache.dtype), _values(displaced, cache.dtype)
+def _stored(array: jax.Array | Bits) -> jax.Array:
+    return array.bits if isinstance(array, Bits) else array
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(4,))
-def _exchange(
-    cache: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int
-) -> tuple[jax.Array, jax.Array]:
-    """The cache with `new` [B, S, k, d] written, and the columns it replaced."""
-    bits, displaced = _exchange_bits(_bits(cache), layer, slots, _bits(new), slot_axis)
-    return _values(bits, cache.dtype), _values(displaced, cache.dtype)
+def _stored_like(cache: jax.Array | Bits, columns: jax.Array) -> jax.Array:
+    return _stored(as_bits(columns)) if isinstance(cache, Bits) else columns
+
+
+Pair = tuple[Any, Any]
+"""Something of the keys and the same of the values."""
+
+_SLOT_AXES = (4, 3)
+"""The axis of the slots in K_cache and in V_cache."""
+
+
+@jax.custom_jvp
+def _exchange(caches: Pair, layer: jax.Array, slots: jax.Array, new: Pair) -> tuple[Pair, Pair]:
+    """The caches with `new` (each [B, S, k, d]) written, and the columns it replaced.
+
+    In place, on numbers of any dtype that XLA moves without converting them. Two loops, the second
+    of which writes what the first has read or what is new. Only so does XLA see that the old
+    columns are read before the caches change: a read that can be fused into a later use makes it
+    copy them. A loop of one turn would be unrolled and lose that, so a single column is read and
+    written twice.
+    """
+    batch, tokens, k, d = new[0].shape
+    turns = max(batch * tokens, 2)
+    shapes = ((1, 1, k, d, 1), (1, 1, k, 1, d))
+
+    def column(index: jax.Array) -> tuple[jax.Array, jax.Array]:
+        index = jnp.minimum(index, batch * tokens - 1)
+        return index // tokens, index % tokens
+
+    def place(index: jax.Array, slot_axis: int) -> tuple[jax.Array, ...]:
+        sequence, token = column(index)
+        at = [layer, sequence, 0, 0, 0]
+        at[slot_axis] = slots[sequence, token]
+        return _indices(*at)
+
+    def read(index: jax.Array, displaced: Pair) -> Pair:
+        at = _indices(*column(index), 0, 0)
+        K, V = (
+            jax.lax.dynamic_update_slice(
+                columns,
+                jax.lax.dynamic_slice(cache, place(index, axis), shape).reshape(1, 1, k, d),
+                at,
+            )
+            for columns, cache, shape, axis in zip(
+                displaced, caches, shapes, _SLOT_AXES, strict=True
+            )
+        )
+        return K, V
+
+    displaced = jax.lax.fori_loop(0, turns, read, new)
+    choices = [jnp.concatenate(columns, axis=1) for columns in zip(new, displaced, strict=True)]
+    source = _sources(slots, caches[0].shape[_SLOT_AXES[0]])
+
+    def write(index: jax.Array, updated: Pair) -> Pair:
+        sequence, token = column(index)
+        at = _indices(sequence, source[sequence, token], 0, 0)
+        K, V = (
+            jax.lax.dynamic_update_slice(
+                cache,
+                jax.lax.dynamic_slice(columns, at, (1, 1, k, d)).reshape(shape),
+                place(index, axis),
+            )
+            for cache, columns, shape, axis in zip(
+                updated, choices, shapes, _SLOT_AXES, strict=True
+            )
+        )
+        return K, V
+
+    return jax.lax.fori_loop(0, turns, write, caches), displaced
 
 
 @_exchange.defjvp
-def _exchange_tangents(
-    slot_axis: int, primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[Any, Any]:
+def _exchange_tangents(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     """Tangents move as the values do; bits have none."""
-    cache, layer, slots, new = primals
-    cache_tangent, _, _, new_tangent = tangents
-    return (
-        _exchange(cache, layer, slots, new, slot_axis),
-        _exchange_linear(cache_tangent, layer, slots, new_tangent, slot_axis),
-    )
+    _, layer, slots, _ = primals
+    cache_tangents, _, _, new_tangents = tangents
+    moved = [
+        _exchange_linear(cache, layer, slots, new, axis)
+        for cache, new, axis in zip(cache_tangents, new_tangents, _SLOT_AXES, strict=True)
+    ]
+    updated, displaced = zip(*moved, strict=True)
+    return _exchange(*primals), (updated, displaced)
 
 
 def _exchange_linear(
@@ -140,47 +204,6 @@ def _exchange_linear(
     )
     columns = jnp.where(writes.any(axis=1)[:, :, None, None], written, columns)
     return cache.at[layer].set(jnp.moveaxis(columns, 1, slot_axis - 1)), displaced
-
-
-def _exchange_bits(
-    cache: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int
-) -> tuple[jax.Array, jax.Array]:
-    """The exchange itself, in place, on numbers of any dtype.
-
-    Two loops, the second of which writes what the first has read or what is new. Only so does XLA
-    see that the old columns are read before the cache changes: a read that can be fused into a
-    later use makes it copy the cache. A loop of one turn would be unrolled and lose that, so a
-    single column is read and written twice.
-    """
-    batch, tokens, k, d = new.shape
-    turns = max(batch * tokens, 2)
-    column_shape = (1, 1, k, d, 1) if slot_axis == 4 else (1, 1, k, 1, d)
-
-    def column(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return index // tokens % batch, index % tokens
-
-    def place(index: jax.Array) -> tuple[jax.Array, ...]:
-        sequence, token = column(index)
-        at = [layer, sequence, 0, 0, 0]
-        at[slot_axis] = slots[sequence, token]
-        return _indices(*at)
-
-    def read(index: jax.Array, displaced: jax.Array) -> jax.Array:
-        old = jax.lax.dynamic_slice(cache, place(index), column_shape)
-        at = _indices(*column(index), 0, 0)
-        return jax.lax.dynamic_update_slice(displaced, old.reshape(1, 1, k, d), at)
-
-    displaced = jax.lax.fori_loop(0, turns, read, new)
-    columns = jnp.concatenate([new, displaced], axis=1)
-    source = _sources(slots, cache.shape[slot_axis])
-
-    def write(index: jax.Array, updated: jax.Array) -> jax.Array:
-        sequence, token = column(index)
-        at = _indices(sequence, source[sequence, token], 0, 0)
-        written = jax.lax.dynamic_slice(columns, at, (1, 1, k, d))
-        return jax.lax.dynamic_update_slice(updated, written.reshape(column_shape), place(index))
-
-    return jax.lax.fori_loop(0, turns, write, cache), displaced
 
 
 def _indices(*starts: Any) -> tuple[jax.Array, ...]:
@@ -203,14 +226,3 @@ def _sources(slots: jax.Array, capacity: int) -> jax.Array:
     latest = jax.lax.cummax(wrote_last_slot, axis=1)
     kept = jnp.where(latest >= 0, latest, tokens + token)
     return jnp.where(slots < capacity, token, kept)
-
-
-def _bits(values: jax.Array) -> jax.Array:
-    """16-bit floats as integers: XLA:CPU would carry them through a loop as copies in f32."""
-    if values.dtype.itemsize == 2:
-        return jax.lax.bitcast_convert_type(values, jnp.uint16)
-    return values
-
-
-def _values(bits: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    return jax.lax.bitcast_convert_type(bits, dtype) if bits.dtype != dtype else bits

@@ -77,7 +77,7 @@ def choose(weight: StoredWeight, rows: int, platform: str | None) -> Form:
       rows: rows of activations, B*S.
       platform: "cpu" where it is only lowered for that; anything else leaves the product to XLA.
     """
-    if platform != "cpu" or not _can_be_sliced(weight):
+    if platform != "cpu" or not (weight.is_bits or moves_freely(weight.dtype)):
         return Form.WHOLE
     inner, columns = weight.shape
     if rows <= _MOST_SUMMED_ROWS[weight.dtype.itemsize] and inner % TERMS == 0:
@@ -85,11 +85,16 @@ def choose(weight: StoredWeight, rows: int, platform: str | None) -> Form:
     return Form.BLOCKS if block_rows(inner, columns) * columns >= SUMMED_ELEMENTS else Form.WHOLE
 
 
-def _can_be_sliced(weight: StoredWeight) -> bool:
-    """Whether XLA:CPU takes a block of a weight without converting all of it."""
-    if weight.is_bits or weight.dtype == jnp.float32:
-        return True
-    return weight.dtype == jnp.bfloat16 and jax.__version_info__ >= (0, 12)
+def moves_freely(dtype: jax.typing.DTypeLike) -> bool:
+    """Whether XLA:CPU slices and updates arrays of a dtype without converting all of them.
+
+    It does for f32 and f16; for bfloat16 since JAX 0.12 (not in 0.10; those between were not
+    tried); for float8 it converts to f16 first.
+    """
+    kind = jnp.dtype(dtype)
+    if kind == jnp.bfloat16:
+        return jax.__version_info__ >= (0, 12)
+    return kind.itemsize > 1
 
 
 def group_rows(inner: int, columns: int) -> int:
@@ -105,8 +110,13 @@ def group_rows(inner: int, columns: int) -> int:
 
 
 def block_rows(inner: int, columns: int) -> int:
-    """Rows of one block of `Form.BLOCKS`: the largest divisor of n within `BLOCK_ELEMENTS`."""
-    return max(size for size in _divisors(inner) if size * columns <= BLOCK_ELEMENTS or size == 1)
+    """Rows of one block of `Form.BLOCKS`: the largest divisor of n within `BLOCK_ELEMENTS`.
+
+    There are two blocks at least: outside of a loop XLA decodes the weights of all layers before
+    it begins with the first.
+    """
+    small = (size for size in _divisors(inner)[:-1] if size * columns <= BLOCK_ELEMENTS)
+    return max(small, default=1)
 
 
 def _divisors(number: int) -> list[int]:

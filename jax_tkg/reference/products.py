@@ -81,8 +81,6 @@ def _in_blocks(rows: jax.Array, weight: StoredWeight) -> jax.Array:
         mine = jax.lax.dynamic_slice_in_dim(scaled, block * size, size, axis=1)
         return total + dot(mine, weight.rows_in(dtype, block * size, size))
 
-    if size == inner:
-        return dot(scaled, weight.rows_in(dtype, 0, size))
     total = _zeros((rows.shape[0], columns), rows, weight)
     return jax.lax.fori_loop(0, inner // size, add, total)
 

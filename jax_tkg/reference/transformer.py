@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jax_tkg.arguments import PER_LAYER, Dimensions, Operands, Parameters, is_stacked
 from jax_tkg.bits import Bits
-from jax_tkg.reference import cache_update
+from jax_tkg.reference import cache_update, prepare
 from jax_tkg.reference.all_reduce import all_reduce
 from jax_tkg.reference.attention import AttentionMasks, attention, attention_masks
 from jax_tkg.reference.linear import linear
@@ -74,6 +74,20 @@ def transformer(
     Returns:
       Hidden states [B, S, H] in X's dtype, and the updated caches in the form they came in.
     """
+    if platform != "cpu":
+        return _transformer(operands, parameters, platform)
+    prepared = prepare.for_cpu(operands)
+    hidden, K_caches, V_caches = _transformer(prepared, parameters, platform)
+    return (
+        hidden,
+        prepare.as_given(K_caches, operands.K_caches),
+        prepare.as_given(V_caches, operands.V_caches),
+    )
+
+
+def _transformer(
+    operands: Operands, parameters: Parameters, platform: str | None
+) -> tuple[jax.Array, Caches, Caches]:
     dimensions = Dimensions.of(operands)
     slots = None
     if operands.position_ids is not None:

@@ -1,0 +1,57 @@
+"""Operands in the form in which XLA:CPU moves them without converting them.
+
+What `jax_tkg.bits` recommends to do once at load time is done here in every call where the caller
+has not, and where leaving it out would cost more: a copy of the array then, but never one of the
+up-cast array.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from jax_tkg.arguments import FLOAT8_DTYPES, PER_LAYER_CACHES, Operands, is_stacked
+from jax_tkg.bits import MATRICES, Bits, as_bits
+from jax_tkg.reference.formulation import moves_freely
+
+
+def for_cpu(operands: Operands) -> Operands:
+    """Operands with `Bits` in place of the arrays that XLA:CPU would convert to move them.
+
+    Those are caches, layer-stacked weights and float8 weights. Lists of bfloat16 weights are left
+    alone: a copy of each costs more than multiplying it as it is.
+    """
+    caches = {name: _converted(getattr(operands, name)) for name in PER_LAYER_CACHES}
+    weights = {name: _converted_weights(getattr(operands, name)) for name in MATRICES}
+    return dataclasses.replace(operands, **caches, **weights)
+
+
+def as_given(caches: Any, given: Any) -> Any:
+    """Updated caches as arrays where they were given as arrays."""
+
+    def restore(cache: Any, before: Any) -> Any:
+        was_bits = isinstance(before, Bits)
+        return cache.values() if isinstance(cache, Bits) and not was_bits else cache
+
+    if is_stacked(given):
+        return restore(caches, given)
+    return tuple(restore(cache, before) for cache, before in zip(caches, given, strict=True))
+
+
+def _converted_weights(field: Any) -> Any:
+    if is_stacked(field):
+        return _converted(field)
+    return tuple(
+        _converted(weight) if weight.dtype in FLOAT8_DTYPES else weight for weight in field
+    )
+
+
+def _converted(field: Any) -> Any:
+    """An array or a tuple of arrays, as bits where they do not move freely."""
+
+    def convert(array: jax.Array | Bits) -> jax.Array | Bits:
+        return array if moves_freely(array.dtype) else as_bits(array)
+
+    return tuple(map(convert, field)) if isinstance(field, tuple) else convert(field)
