@@ -68,7 +68,7 @@ class Costs:
       dma_run_bytes: a contiguous run of fewer bytes costs as much as this many.
       dma_start: from the semaphore that allows a DMA to its first byte.
       dma_queues: queues of a DMA engine; a transfer takes the same queue on all engines, and
-        transfers of one queue run in order.
+        transfers of one queue run in order, so that one that waits for data blocks its queue.
       dge_interval, dge_queues: time of one hardware descriptor generation, and generators.
       software_descriptor: time on the GpSimd Engine to generate descriptors of one DMA.
       dma_transpose_hbm, dma_transpose_sbuf, dma_compute: share of DMA bandwidth reached.

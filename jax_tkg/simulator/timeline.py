@@ -1,8 +1,8 @@
 """When each instruction of a recorded run would execute: a model, not a measurement.
 
 The compute engines run their instructions in program order. A DMA instruction takes one of the
-core's queues in program order, waits there for the data it depends on, and then keeps the DMA
-engines of its partitions busy, first come, first served. Nothing starts before its data
+core's queues in program order and blocks it until its data dependencies are met; then it keeps the
+DMA engines of its partitions busy, first come, first served. Nothing starts before its data
 dependencies are met. Costs are those of `costs`.
 
 What is not modelled: contention of collectives with other DMA traffic, bank conflicts, the
@@ -32,6 +32,11 @@ from jax_tkg.simulator.record import Instruction, Record
 TENSOR_RATES = ("half", "ramp", "full")
 _ENGINES = ("tensor", "vector", "scalar", "gpsimd", "sync")
 
+# What can happen to an event.
+_LEAVES_QUEUE = "leaves its queue"
+_REACHES_ENGINES = "reaches the DMA engines"
+_ENDS = "ends"
+
 
 @dataclasses.dataclass(slots=True)
 class Event:
@@ -45,8 +50,8 @@ class Event:
       start, end: in ns. A DMA starts when its first DMA engine does.
       waited_for: number of the event that it could not start before, or None.
       why: "data" (reads what that wrote), "reuse" (overwrites what that read), "overwrite",
-        "explicit", "engine" (the engine was busy), "queue" (all DMA queues were taken), "dma
-        engine" (the DMA engines were busy), "descriptor", or "start".
+        "explicit", "engine" (the engine was busy), "queue" (an earlier DMA blocked the last queue
+        until that event), "dma engine" (the DMA engines were busy), "descriptor", or "start".
       engines: of a DMA, (DMA engine, start, end) of each that it used.
     """
 
@@ -212,8 +217,8 @@ class _Scheduler:
         self.nodes: list[_Node] = []
         self.cores: list[_CoreState] = []
         self._meetings: list[list[_Node]] = []
-        # (time, order of pushing, node, whether it ended; else a DMA reaches its engines)
-        self._heap: list[tuple[float, int, _Node, bool]] = []
+        # (time, order of pushing, node, what happens)
+        self._heap: list[tuple[float, int, _Node, str]] = []
         self._pushed = 0
 
     # Building the graph
@@ -284,19 +289,21 @@ class _Scheduler:
             for engine in self.cores[core].waiting:
                 self._advance(core, engine)
         while self._heap:
-            time, _, node, ended = heapq.heappop(self._heap)
-            if ended:
+            time, _, node, phase = heapq.heappop(self._heap)
+            if phase == _ENDS:
                 self._finish(node, time)
-            else:
+            elif phase == _REACHES_ENGINES:
                 self._occupy_dma(node, time)
+            else:
+                self._leave_queue(node, time)
         for state in self.cores:
             # Program order is one valid order, so that nothing can be left waiting.
             assert not state.dma_waiting
             assert not any(state.waiting.values())
 
-    def _push(self, time: float, node: _Node, ended: bool) -> None:
+    def _push(self, time: float, node: _Node, phase: str) -> None:
         self._pushed += 1
-        heapq.heappush(self._heap, (time, self._pushed, node, ended))
+        heapq.heappush(self._heap, (time, self._pushed, node, phase))
 
     def _finish(self, node: _Node, time: float) -> None:
         touched: set[str] = set()
@@ -310,9 +317,6 @@ class _Scheduler:
                     touched.add(follower.event.resource)
         for resource in touched:
             self._advance(node.core, resource)
-        if node.event.resource == "dma":
-            self.cores[node.core].queues += 1
-            self._fill_queues(node.core, time, node.event.number)
 
     def _lag(self, producer: _Node, consumer: _Node, why: str) -> float:
         """From a producer's end until its consumer may start."""
@@ -358,7 +362,7 @@ class _Scheduler:
         state.free[event.resource] = (event.end, event.number)
         if event.resource == "tensor":
             state.tensor_history.append((event.start, event.end))
-        self._push(event.end, node, True)
+        self._push(event.end, node, _ENDS)
 
     def _duration(self, node: _Node) -> float:
         costs, event = self.costs, node.event
@@ -428,7 +432,13 @@ class _Scheduler:
             for each in together:
                 each.wait(late.ready, late.cause, late.why)
         for each in together:
-            self._push(each.ready + self.costs.dma_start, each, False)
+            self._push(each.ready, each, _LEAVES_QUEUE)
+
+    def _leave_queue(self, node: _Node, time: float) -> None:
+        """A DMA has all that it waited for: its queue can take the next."""
+        self._push(time + self.costs.dma_start, node, _REACHES_ENGINES)
+        self.cores[node.core].queues += 1
+        self._fill_queues(node.core, time, node.cause)
 
     def _occupy_dma(self, node: _Node, time: float) -> None:
         """A DMA reaches its engines: each serves it after what came before."""
@@ -452,7 +462,7 @@ class _Scheduler:
                 else:
                     event.waited_for, event.why = node.cause, node.why
         event.start = min(event.start, event.end)
-        self._push(event.end, node, True)
+        self._push(event.end, node, _ENDS)
 
 
 def _resource(instruction: Instruction) -> str:

@@ -237,9 +237,36 @@ class DmaTest(parameterized.TestCase):
             access("dst", "hbm", 7, (128, 480), core=None),
         )
         stream.load(4, 64)
-        _, store, load = schedule(record(stream), costs).events
-        self.assertAlmostEqual(load.start, store.end + DMA_START)
-        self.assertEqual((load.why, load.waited_for), ("queue", 1))
+        copy, store, load = schedule(record(stream), costs).events
+        leaves = copy.end + VECTOR
+        self.assertAlmostEqual(store.start, leaves + DMA_START)
+        # 64 bytes a row reach the engines together with the store, after it.
+        self.assertAlmostEqual(load.start, store.end)
+        self.assertAlmostEqual(load.end, store.end + 8 * PACKET)
+        plenty = schedule(record(stream)).events[2]
+        self.assertAlmostEqual(plenty.end, DMA_START + 8 * PACKET)
+
+    def test_waiting_for_a_queue(self):
+        costs = dataclasses.replace(TRN2, dma_queues=1)
+        stream = Stream()
+        stream.vector(2, 3)
+        stream.add(
+            "dma",
+            "dma_copy",
+            access("src", "sbuf", 2, (8, 480)),
+            access("dst", "hbm", 7, (8, 480), core=None),
+        )
+        shape = (8, 64)
+        stream.add(
+            "dma",
+            "dma_copy",
+            access("src", "hbm", 1, shape, dtype="uint8", core=None, write=False),
+            access("dst", "sbuf", 4, shape, dtype="uint8", partition=64),
+        )
+        copy, store, load = schedule(record(stream), costs).events
+        self.assertAlmostEqual(load.start, copy.end + VECTOR + DMA_START)
+        self.assertAlmostEqual(load.start, store.start)
+        self.assertEqual((load.why, load.waited_for), ("queue", copy.number))
 
     def test_hardware_descriptors(self):
         """Two generators, 600 ns each: the third transfer starts 600 ns late."""
