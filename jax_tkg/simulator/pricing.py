@@ -32,13 +32,12 @@ def engine_time(costs: Costs, instruction: Instruction) -> float:
 
 
 def _operand(access: Access) -> Operand:
-    partitions = access.partitions if access.space != "hbm" else 1
-    inner = [(n, s) for n, s in zip(access.shape, access.strides, strict=True) if n > 1]
-    contiguous = not inner or inner[-1][1] == access.itemsize
-    if access.space != "hbm" and len(inner) == 1 and access.shape[0] > 1:
-        contiguous = True
-    size = math.prod(access.shape[1:] if access.space != "hbm" else access.shape)
-    return Operand(access.dtype, access.space, partitions, size, contiguous)
+    on_chip = access.space != "hbm"
+    dims = list(zip(access.shape, access.strides, strict=True))[1 if on_chip else 0 :]
+    strides = [stride for size, stride in dims if size > 1]
+    contiguous = not strides or strides[-1] == access.itemsize
+    elements = math.prod(size for size, _ in dims)
+    return Operand(access.dtype, access.space, access.partitions, elements, contiguous)
 
 
 def moved(instruction: Instruction) -> tuple[list[Access], list[Access]]:
