@@ -1,7 +1,7 @@
 """Finds what NKI's compiler rejects in the source of a kernel, and in all that the kernel calls.
 
 The simulator runs kernels as Python, so it would run anything; the compiler evaluates a subset.
-Only what AWS's documentation says is reported; `RULES` names the document of each rule.
+Only what AWS's documentation says is reported; `language_rules` names the document of each rule.
 
     python -m jax_tkg.simulator.check_language package.module:kernel
 """
@@ -19,112 +19,7 @@ import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-RELEASE_0_3 = "NKI release notes, 0.3.0, breaking changes"
-RELEASE_0_4 = "NKI release notes, 0.4.0, deprecated and removed APIs"
-RELEASE_0_6 = "NKI release notes, 0.6.0, deprecated and removed APIs"
-KNOWN_ISSUES = "NKI release notes, 0.4.0, known issues"
-GUIDE_VALUES = "NKI language guide, NKI values"
-GUIDE_CONTROL = "NKI language guide, control flow"
-GUIDE_CLASSES = "NKI language guide, class support"
-GUIDE_CACHING = "NKI language guide, kernel caching"
-MIGRATION_LOOPS = "NKI migration guide, rules for migrated loops"
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """Something that the compiler rejects.
-
-    Attributes:
-      name: short and unique.
-      summary: what is rejected.
-      remedy: what to write.
-      source: the document that says so.
-    """
-
-    name: str
-    summary: str
-    remedy: str
-    source: str
-
-
-RULES = {
-    rule.name: rule
-    for rule in (
-        Rule("identity", "`is` and `is not`", "compare with == or !=", RELEASE_0_3),
-        Rule("keyword-only", "keyword-only parameters", "drop the `*`", RELEASE_0_3),
-        Rule("list-argument", "a list as a kernel's argument", "pass a tuple", RELEASE_0_3),
-        Rule("raw-enum", "a number in place of an enum member", "name the member", RELEASE_0_3),
-        Rule("string-buffer", "a string as buffer", "use nl.sbuf and so on", RELEASE_0_3),
-        Rule("hbm-output", "nl.hbm as the buffer of a tensor", "use nl.shared_hbm", RELEASE_0_3),
-        Rule(
-            "removed-parameter",
-            "a parameter that instructions no longer have",
-            "see the release notes for its successor",
-            RELEASE_0_3,
-        ),
-        Rule(
-            "affine-select-offset",
-            "affine_select with more than three positional arguments",
-            "give `offset` and what follows it by name",
-            RELEASE_0_3,
-        ),
-        Rule(
-            "removed-function",
-            "tensor_copy_dynamic_src and tensor_copy_dynamic_dst",
-            "use tensor_copy on .ap(scalar_offset=...)",
-            RELEASE_0_4,
-        ),
-        Rule("old-namespace", "the namespace neuronxcc.nki", "import nki", RELEASE_0_4),
-        Rule(
-            "no-such-instruction",
-            "nl.divide, nl.fmod and nl.mod, which hardware does not have",
-            "multiply by nl.reciprocal",
-            KNOWN_ISSUES,
-        ),
-        Rule("scalar-power", "nl.power with a number", "use two tiles", KNOWN_ISSUES),
-        Rule(
-            "plain-matmul", "nl.matmul without transpose_x", "pass transpose_x=True", KNOWN_ISSUES
-        ),
-        Rule(
-            "dynamic-range",
-            "nl.dynamic_range, which is deprecated",
-            "use nl.fori_loop",
-            RELEASE_0_6,
-        ),
-        Rule("loop-result", "a value returned by a fori_loop body", "return none", MIGRATION_LOOPS),
-        Rule("loop-step", "a fori_loop step below one", "count up", MIGRATION_LOOPS),
-        Rule(
-            "base-class",
-            "a class that does not derive from NKIObject alone, nor is an enumeration",
-            "derive it from nki.language.NKIObject",
-            GUIDE_CLASSES,
-        ),
-        Rule("dictionary-key", "a dictionary key that is no string", "use strings", GUIDE_VALUES),
-        Rule(
-            "value", "sets, bytes and complex numbers", "use lists, tuples, numbers", GUIDE_VALUES
-        ),
-        Rule(
-            "statement",
-            "try, with (but for nl.no_reorder), raise, del, match, yield, await, async",
-            "use if, for and while on compile-time values, and assert",
-            GUIDE_CONTROL,
-        ),
-        Rule(
-            "outer-state",
-            "global and nonlocal: a kernel is a function of its arguments alone",
-            "pass the value as an argument",
-            GUIDE_CACHING,
-        ),
-    )
-}
-
-NOT_CHECKED = (
-    "whether a condition, bound or index is a compile-time value",
-    "lambda, comprehensions, conditional expressions and star-arguments: no document says whether "
-    "they are evaluated",
-    "the lifetime of tensors that a loop body declares",
-)
-"""What the documents leave open, or what cannot be seen in source."""
+from jax_tkg.simulator.language_rules import RULES, Rule
 
 _ENUM_PARAMETERS = {
     "engine",
@@ -142,6 +37,8 @@ _REMOVED_PARAMETERS = {
     "collective_permute_implicit_current_processing_rank_id": {"num_channels"},
     "jit": {"platform_target", "mode"},
 }
+_MODULES = {"language": "nl", "isa": "nisa", "collectives": "ncc"}
+_DEVICE_LOOPS = {"dynamic_range", "fori_loop", "while_loop"}
 _REMOVED_FUNCTIONS = {"tensor_copy_dynamic_src", "tensor_copy_dynamic_dst"}
 _STATEMENTS = {
     "Try": "try",
@@ -177,7 +74,7 @@ class Finding:
     def __str__(self) -> str:
         return (
             f"{self.file}:{self.line}: {self.rule.name}: {self.found}: {self.rule.remedy} "
-            f"({self.rule.source})"
+            f"({'implied by ' if self.rule.implied else ''}{self.rule.source})"
         )
 
 
@@ -270,12 +167,7 @@ def _reached(source: _Source) -> Iterator[Any]:
 
 def _is_nki(value: Any) -> bool:
     module = value.__module__ or ""
-    root = module.split(".")[0]
-    return (
-        root in ("nki", "neuronxcc")
-        or module.startswith("jax_tkg.simulator")
-        or root in sys.stdlib_module_names
-    )
+    return _is_nki_module(module) or module.split(".")[0] in sys.stdlib_module_names
 
 
 def _value(node: ast.AST, scope: dict[str, Any]) -> Any:
@@ -355,6 +247,12 @@ def _check_with(node: ast.With, source: _Source) -> Iterator[tuple[str, str]]:
     for item in node.items:
         if not ast.unparse(item.context_expr).split("(")[0].endswith("no_reorder"):
             yield "statement", f"`with {ast.unparse(item.context_expr)}`"
+            continue
+        for inner in ast.walk(node):
+            if isinstance(inner, ast.Call):
+                called = ast.unparse(inner.func)
+                if called.split(".")[-1] in _DEVICE_LOOPS:
+                    yield "loop-in-no-reorder", f"`{called}`"
 
 
 def _check_outer(node: ast.Global | ast.Nonlocal, source: _Source) -> Iterator[tuple[str, str]]:
@@ -384,10 +282,21 @@ def _check_import(node: ast.Import | ast.ImportFrom, source: _Source) -> Iterato
 
 
 def _check_call(node: ast.Call, source: _Source) -> Iterator[tuple[str, str]]:
-    called = ast.unparse(node.func)
+    called = _nki_name(node.func, source)
     name = called.split(".")[-1]
+    is_nki = called.split(".")[0] in _MODULES.values()
+    keywords = {keyword.arg for keyword in node.keywords}
+    if is_nki and "mask" in keywords:
+        yield "mask-parameter", f"`mask` of {called}"
+    if called == "nisa.nc_matmul" and "is_moving_zero" in keywords:
+        yield "renamed-parameter", "`is_moving_zero` of nc_matmul"
+    if called == "nl.arange":
+        yield "index-grid", f"`{ast.unparse(node)}`"
+    seeds = [*node.args, *(k.value for k in node.keywords if k.arg == "seed")]
+    if called == "nl.random_seed" and any(_is_number(seed, source) for seed in seeds):
+        yield "scalar-seed", f"`{ast.unparse(node)}`"
     for keyword in node.keywords:
-        yield from _check_keyword(name, keyword)
+        yield from _check_keyword(name, keyword, source)
     if name == "affine_select" and len(node.args) > 3:
         yield "affine-select-offset", f"{len(node.args)} positional arguments"
     if called in ("nl.divide", "nl.fmod", "nl.mod"):
@@ -403,11 +312,10 @@ def _check_call(node: ast.Call, source: _Source) -> Iterator[tuple[str, str]]:
         yield from _check_loop(node, source)
 
 
-def _check_keyword(name: str, keyword: ast.keyword) -> Iterator[tuple[str, str]]:
+def _check_keyword(name: str, keyword: ast.keyword, source: _Source) -> Iterator[tuple[str, str]]:
     value = keyword.value
     shown = f"`{keyword.arg}={ast.unparse(value)}` of {name}"
-    number = isinstance(value, ast.Constant) and isinstance(value.value, int)
-    if keyword.arg in _ENUM_PARAMETERS and number and name != "jit":
+    if keyword.arg in _ENUM_PARAMETERS and _is_number(value, source) and name != "jit":
         yield "raw-enum", shown
     if keyword.arg == "buffer" and isinstance(value, ast.Constant) and isinstance(value.value, str):
         yield "string-buffer", shown
@@ -415,6 +323,27 @@ def _check_keyword(name: str, keyword: ast.keyword) -> Iterator[tuple[str, str]]
         yield "hbm-output", shown
     if keyword.arg in _REMOVED_PARAMETERS.get(name, set()):
         yield "removed-parameter", shown
+
+
+def _is_number(node: ast.AST, source: _Source) -> bool:
+    """Whether it is a number, written out or by the name of a constant of the module."""
+    value = node.value if isinstance(node, ast.Constant) else _value(node, source.scope)
+    return isinstance(value, int | float) and not isinstance(value, enum.Enum | bool)
+
+
+def _nki_name(node: ast.expr, source: _Source) -> str:
+    """The called name, with the usual abbreviation of its NKI module: "nl.add", "nisa.iota"."""
+    if isinstance(node, ast.Attribute):
+        holder = _value(node.value, source.scope)
+        if isinstance(holder, types.ModuleType) and _is_nki_module(holder.__name__):
+            short = _MODULES.get(holder.__name__.split(".")[-1])
+            if short is not None:
+                return f"{short}.{node.attr}"
+    return ast.unparse(node)
+
+
+def _is_nki_module(name: str) -> bool:
+    return name.split(".")[0] in ("nki", "neuronxcc") or name.startswith("jax_tkg.simulator")
 
 
 def _check_loop(node: ast.Call, source: _Source) -> Iterator[tuple[str, str]]:

@@ -19,7 +19,7 @@ import nki.language as nl
 from absl.testing import absltest, parameterized
 from nki.language import NKIObject
 
-from jax_tkg.simulator import check_language as checker
+from jax_tkg.simulator import language_rules
 from jax_tkg.simulator.check_language import check_language
 
 PREAMBLE = """
@@ -71,6 +71,43 @@ CASES: dict[str, tuple[str, int, str]] = {
         "def kernel(x, y):\n    nisa.tensor_copy(dst=x, src=y, engine=5)\n",
         2,
         "def kernel(x, y):\n    nisa.tensor_copy(dst=x, src=y, engine=nisa.engine.vector)\n",
+    ),
+    "raw-enum_by_name": (
+        "NONE = 3\n\ndef kernel(x, y):\n    nisa.dma_copy(dst=x, src=y, dge_mode=NONE)\n",
+        4,
+        "MODE = nisa.dge_mode.none\n\n"
+        "def kernel(x, y):\n    nisa.dma_copy(dst=x, src=y, dge_mode=MODE)\n",
+    ),
+    "scalar-seed": (
+        "def kernel(x):\n    nl.random_seed(42)\n",
+        2,
+        "def kernel(x):\n    nl.random_seed(nl.full((1, 1), 42, dtype=nl.int32))\n",
+    ),
+    "loop-in-no-reorder": (
+        "def kernel(n, body):\n    with nl.no_reorder():\n        nl.fori_loop(0, n, body)\n",
+        2,
+        "def kernel(n):\n    with nl.no_reorder():\n"
+        "        for i in nl.affine_range(4):\n            pass\n",
+    ),
+    "renamed-parameter": (
+        "def kernel(x, y):\n    nisa.nc_matmul(x, y, y, is_moving_zero=True)\n",
+        2,
+        "def kernel(x, y):\n    nisa.nc_matmul(x, y, y, is_moving_onezero=True)\n",
+    ),
+    "mask-parameter": (
+        "def kernel(x, m):\n    nisa.memset(x, 0, mask=m)\n",
+        2,
+        "def helper(x, mask):\n    return x\n\ndef kernel(x, m):\n    helper(x, mask=m)\n",
+    ),
+    "index-grid": (
+        "def kernel(x):\n    return x[nl.arange(4)]\n",
+        2,
+        "def kernel(x):\n    return x[0:4]\n",
+    ),
+    "no-such-instruction_by_another_name": (
+        "import nki.language as language\n\ndef kernel(x):\n    return language.fmod(x, x)\n",
+        4,
+        "import nki.language as language\n\ndef kernel(x):\n    return language.add(x, x)\n",
     ),
     "string-buffer": (
         "def kernel(x):\n    t = nl.ndarray((1, 1), dtype=nl.float32, buffer='sbuf')\n",
@@ -208,7 +245,7 @@ class RulesTest(parameterized.TestCase):
 
     @parameterized.named_parameters((name, name, *case) for name, case in CASES.items())
     def test_rule(self, name: str, broken: str, line: int, kept: str) -> None:
-        rule = checker.RULES[name.split("_")[0]]
+        rule = language_rules.RULES[name.split("_")[0]]
         (finding,) = check_language(self._load(broken).kernel)
         self.assertEqual(finding.rule, rule)
         self.assertEqual(finding.line, line + PREAMBLE.count("\n"))
@@ -218,10 +255,22 @@ class RulesTest(parameterized.TestCase):
         self.assertEqual(check_language(self._load(kept).kernel), [])
 
     def test_every_rule_has_a_case(self) -> None:
-        self.assertEqual({name.split("_")[0] for name in CASES}, set(checker.RULES))
+        self.assertEqual({name.split("_")[0] for name in CASES}, set(language_rules.RULES))
+
+    def test_table(self) -> None:
+        table = language_rules.rules_table()
+        for rule in language_rules.RULES.values():
+            self.assertIn(f"| {rule.name} | {rule.summary} |", table)
+            self.assertIn(rule.source, table)
+        for what in language_rules.NOT_CHECKED:
+            self.assertIn(f"- {what}", table)
+
+    def test_what_documents_only_imply_is_marked(self) -> None:
+        (finding,) = check_language(self._load("def kernel(x):\n    raise x\n").kernel)
+        self.assertIn("(implied by NKI language guide", str(finding))
 
     def test_every_rule_names_its_document(self) -> None:
-        for rule in checker.RULES.values():
+        for rule in language_rules.RULES.values():
             self.assertRegex(rule.source, "^NKI (release notes|language guide|migration guide), .+")
 
 
