@@ -89,6 +89,15 @@ class TransferTest(parameterized.TestCase):
         sources, destinations = pricing.moved(found)
         self.assertEqual([a.nbytes for a in (*sources, *destinations)], [65536, 65536])
 
+    def test_every_source_of_a_sum_is_moved(self):
+        def body(x, y):
+            dst = nl.ndarray((16, 64), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.dma_compute(dst, [x, y], nl.add)
+
+        data = np.ones((16, 64), np.float32)
+        _, (_, transfer) = self._transfer(body, data, data)
+        self.assertEqual((transfer.row_bytes, transfer.rows_by_engine), (512, (8, 8)))
+
     def test_within_hbm(self):
         stream = Stream()
         shape = (600,)
