@@ -42,8 +42,8 @@ MAX_HEAD_SIZE = 128
 PARTITIONS = 128
 """Partitions of on-chip memory: H and I are tiled by it."""
 
-IMPLEMENTATIONS = ("auto", "reference", "nki", "simulate")
-"""Values of `implementation` that this version knows."""
+IMPLEMENTATIONS = ("auto", "reference", "nki", "simulate", "nkilib")
+"""Values of `implementation`."""
 
 
 @jax.tree_util.register_dataclass

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from jax_tkg.arguments import Dimensions, Operands, Parameters
+from jax_tkg.arguments import Operands, Parameters
 from jax_tkg.implementation import Choice, choose
 from jax_tkg.transformer_tkg import call_with_signature
 
@@ -30,7 +30,7 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Choice:
 
     def run(operands: Operands, parameters: Parameters) -> tuple[Any, Any, Any]:
         platforms = (platform or jax.default_backend(),)
-        chosen.append(choose(parameters, Dimensions.of(operands), platforms))
+        chosen.append(choose(operands, parameters, platforms))
         return operands.X, operands.K_caches, operands.V_caches
 
     call_with_signature(run, *args, **kwargs)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from jax_tkg.arguments import Dimensions, Parameters
+from jax_tkg.arguments import Dimensions, Operands, Parameters
 from jax_tkg.kernel_limits import check_kernel_limits
 from jax_tkg.launches import logical_cores
 from jax_tkg.neuron import is_dry_run
+from jax_tkg.nkilib import find_module
+from jax_tkg.nkilib_limits import check_nkilib_limits
 from jax_tkg.simulator.install import real_nki_present
 
 
@@ -17,7 +19,7 @@ class Choice:
     """What a call lowers to.
 
     Attributes:
-      implementation: "reference", "nki" or "simulate".
+      implementation: "reference", "nki", "simulate" or "nkilib".
       reason: why, in one sentence.
     """
 
@@ -25,42 +27,65 @@ class Choice:
     reason: str
 
 
-def choose(parameters: Parameters, dimensions: Dimensions, platforms: Sequence[str]) -> Choice:
+def choose(operands: Operands, parameters: Parameters, platforms: Sequence[str]) -> Choice:
     """Decides what a call lowers to.
 
     Args:
-      parameters: the call's static parameters.
-      dimensions: its sizes.
+      operands: the call's arrays, or their abstract values.
+      parameters: its static parameters.
       platforms: what is lowered for, such as ("cpu",) or ("neuron",).
 
     Raises:
       ValueError: the implementation asked for cannot run: on these platforms, or at these sizes.
     """
     asked = parameters.implementation
+    dimensions = Dimensions.of(operands)
     cores = logical_cores(parameters)
+    if asked == "auto":
+        return _choose_automatically(parameters, dimensions, cores, platforms)
+    choice = Choice(asked, f"implementation='{asked}' was asked for")
     if asked == "reference":
-        return Choice("reference", "implementation='reference' was asked for")
-    if asked == "simulate":
-        if tuple(platforms) != ("cpu",):
+        return choice
+    _check_platforms(asked, tuple(platforms))
+    if asked == "nkilib":
+        if not is_dry_run():
+            find_module()
+        check_nkilib_limits(operands, parameters, dimensions, cores)
+        return choice
+    if asked == "nki" and not _has_nki():
+        raise ValueError(
+            "implementation: expected an installed nki package for 'nki' (it comes from AWS's own "
+            "package repository), got none"
+        )
+    check_kernel_limits(dimensions, parameters.num_layers, cores)
+    return choice
+
+
+_PLATFORMS = {
+    "nki": ("neuron", "the Neuron kernel"),
+    "simulate": ("cpu", "a host callback"),
+}
+
+
+def _check_platforms(asked: str, platforms: tuple[str, ...]) -> None:
+    if asked == "nkilib":
+        if platforms not in (("neuron",), ("cpu",)):
             raise ValueError(
-                "implementation: expected 'simulate' on platform cpu only (it is a host "
-                f"callback), got platforms {tuple(platforms)}"
+                "implementation: expected 'nkilib' on platform neuron, or on cpu alone (in the "
+                f"simulator), got platforms {platforms}"
             )
-        check_kernel_limits(dimensions, parameters.num_layers, cores)
-        return Choice("simulate", "implementation='simulate' was asked for")
-    if asked == "nki":
-        if tuple(platforms) != ("neuron",):
-            raise ValueError(
-                f"implementation: expected 'nki' on platform neuron only, got platforms "
-                f"{tuple(platforms)}"
-            )
-        if not _has_nki():
-            raise ValueError(
-                "implementation: expected an installed nki package for 'nki' (it comes from AWS's "
-                "own package repository), got none"
-            )
-        check_kernel_limits(dimensions, parameters.num_layers, cores)
-        return Choice("nki", "implementation='nki' was asked for")
+        return
+    platform, what = _PLATFORMS[asked]
+    if platforms != (platform,):
+        raise ValueError(
+            f"implementation: expected '{asked}' on platform {platform} only (it is {what}), got "
+            f"platforms {platforms}"
+        )
+
+
+def _choose_automatically(
+    parameters: Parameters, dimensions: Dimensions, cores: int, platforms: Sequence[str]
+) -> Choice:
     if tuple(platforms) != ("neuron",):
         return Choice("reference", f"platforms {tuple(platforms)} have no kernel")
     if not _has_nki():

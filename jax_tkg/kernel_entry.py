@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax_tkg.arguments import PER_LAYER, PER_LAYER_CACHES, is_stacked
-from jax_tkg.launches import FLAT_ORDER, Launch
+from jax_tkg.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 
 ENTRY_NAME = "transformer_tkg_entry"
 
@@ -21,10 +21,12 @@ DIRECTORY_VARIABLE = "JAX_TKG_KERNELS"
 """Environment variable that names the folder of generated entries."""
 
 
-def flatten(tensors: dict[str, Any]) -> tuple[list[str], list[Any]]:
+def flatten(
+    tensors: dict[str, Any], kernel: KernelInterface = MEGAKERNEL
+) -> tuple[list[str], list[Any]]:
     """Names and values of the entry's parameters, in order; what is None has none."""
     names, values = [], []
-    for name in FLAT_ORDER:
+    for name in kernel.tensors:
         value = tensors[name]
         if isinstance(value, tuple):
             for index, entry in enumerate(value):
@@ -37,27 +39,37 @@ def flatten(tensors: dict[str, Any]) -> tuple[list[str], list[Any]]:
     return names, values
 
 
-def entry_source(tensors: dict[str, Any], launch: Launch) -> str:
-    """Source of the entry: it hands its parameters to the kernel, and returns what that returns.
+def entry_source(
+    tensors: dict[str, Any], launch: Launch, kernel: KernelInterface = MEGAKERNEL
+) -> str:
+    """Source of the entry: it hands its parameters to the kernel, and returns hidden and caches.
 
     Args:
       tensors: the kernel's tensors by name; per-layer ones tuples or stacked.
       launch: static arguments, written into the source.
+      kernel: which kernel.
     """
-    names, _ = flatten(tensors)
+    names, _ = flatten(tensors, kernel)
     parameters = "".join(f"    {name},\n" for name in names)
     given = "".join(
-        f"        {name}={_expression(name, tensors[name], launch)},\n" for name in FLAT_ORDER
+        f"        {name}={_expression(name, tensors[name], launch)},\n" for name in kernel.tensors
     )
-    options = launch.arguments().items()
+    options = kernel.static_arguments(launch).items()
     static = "".join(f"        {name}={value!r},\n" for name, value in options)
+    call = f"transformer_tkg(\n{given}{static}    )\n"
     return (
         '"""One launch of transformer_tkg, with a parameter per tensor; generated."""\n\n'
         "import nki\n\n"
-        "from jax_tkg.kernels.transformer import transformer_tkg\n\n\n"
+        f"from {kernel.module()} import transformer_tkg\n\n\n"
         f"@nki.jit\ndef {ENTRY_NAME}(\n{parameters}):\n"
-        f"    return transformer_tkg(\n{given}{static}    )\n"
+        + (f"    return {call}" if kernel.returns_caches else _returning_caches(call, names))
     )
+
+
+def _returning_caches(call: str, names: Sequence[str]) -> str:
+    """Statements that return the caches too, which makes them results that alias parameters."""
+    caches = ["hidden", *(name for name in names if name.startswith(PER_LAYER_CACHES))]
+    return f"    hidden = {call}    return {_tuple(caches)}\n"
 
 
 def _expression(name: str, value: Any, launch: Launch) -> str:

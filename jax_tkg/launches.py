@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable
 from typing import Any
@@ -10,54 +9,13 @@ from typing import Any
 import jax
 
 from jax_tkg.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parameters, is_stacked
-from jax_tkg.kernel_operands import kernel_operands
+from jax_tkg.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 
 DEFAULT_CORES = 2
 """Physical cores per logical core on Trainium2, where nothing says otherwise."""
 
-FLAT_ORDER = (
-    "X",
-    *(name for name in PER_LAYER if name not in PER_LAYER_CACHES and "scales" not in name),
-    *PER_LAYER_CACHES,
-    "RoPE_cos",
-    "RoPE_sin",
-    "prior_bias",
-    "active_bias",
-    "slots",
-    *(name for name in PER_LAYER if "scales" in name),
-)
-"""The kernel's tensors in the order of its parameters."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Launch:
-    """The kernel's static arguments; hashable.
-
-    Attributes:
-      eps: RMSNorm epsilon.
-      replica_groups: groups of ranks, or None for no all-reduce.
-      sbuf_residual_and_cc: all-reduce from SBUF to SBUF.
-      clamp_bound: bound of the inputs of float8 products.
-      first_layer: where it begins in layer-stacked tensors; 0 with a tensor per layer.
-      num_layers: how many layers it runs.
-      stacked_caches: whether the caches have a layer axis.
-    """
-
-    eps: float
-    replica_groups: tuple[tuple[int, ...], ...] | None
-    sbuf_residual_and_cc: bool
-    clamp_bound: float
-    first_layer: int
-    num_layers: int
-    stacked_caches: bool
-
-    def arguments(self) -> dict[str, Any]:
-        """By the names of the kernel's parameters."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-
-
 RunLaunch = Callable[[dict[str, Any], Launch], tuple[jax.Array, Any, Any]]
-"""Runs the kernel on its tensors by name; gives hidden states, key caches and value caches."""
+"""Runs a kernel on its tensors by name; gives hidden states, key caches and value caches."""
 
 
 def logical_cores(parameters: Parameters) -> int:
@@ -68,10 +26,13 @@ def logical_cores(parameters: Parameters) -> int:
 
 
 def run_launches(
-    operands: Operands, parameters: Parameters, run: RunLaunch
+    operands: Operands,
+    parameters: Parameters,
+    run: RunLaunch,
+    kernel: KernelInterface = MEGAKERNEL,
 ) -> tuple[jax.Array, Any, Any]:
-    """Runs all layers by `run`; arguments and results are those of `reference.transformer`."""
-    tensors = kernel_operands(operands)
+    """Runs all layers by `run`; operands and results are those of `reference.transformer`."""
+    tensors = kernel.operands(operands)
     total = parameters.num_layers
     step = parameters.layers_per_launch or total
     groups = parameters.replica_groups

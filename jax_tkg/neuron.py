@@ -13,7 +13,8 @@ import jax
 
 from jax_tkg import kernel_entry
 from jax_tkg.arguments import Operands, Parameters
-from jax_tkg.launches import Launch, logical_cores, run_launches
+from jax_tkg.kernel_interface import MEGAKERNEL, KernelInterface, Launch
+from jax_tkg.launches import logical_cores, run_launches
 from jax_tkg.simulator.install import real_nki_present
 
 CUSTOM_CALL = "AwsNeuronCustomNativeKernel"
@@ -65,43 +66,46 @@ def lower_for_neuron(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
         return jitted.trace(*args, **kwargs).lower(lowering_platforms=("neuron",))
 
 
-def neuron_transformer(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, Any]:
-    """The forward pass by the Neuron kernel: what `reference.transformer` gives."""
+def neuron_transformer(
+    operands: Operands, parameters: Parameters, kernel: KernelInterface = MEGAKERNEL
+) -> tuple[jax.Array, Any, Any]:
+    """The forward pass by a Neuron kernel: what `reference.transformer` gives."""
     cores = logical_cores(parameters)
 
     def run(tensors: dict[str, Any], launch: Launch) -> tuple[jax.Array, Any, Any]:
-        source = kernel_entry.entry_source(tensors, launch)
+        names, values = kernel_entry.flatten(tensors, kernel)
         if real_nki_present():
-            results = _call_kernel(source, tensors, launch, cores)
+            source = kernel_entry.entry_source(tensors, launch, kernel)
+            results = _call_kernel(source, values, launch, cores)
         else:
-            results = _describe_call(tensors, launch, cores)
+            results = _describe_call(names, values, launch, cores)
         hidden, *caches = results
         half = len(caches) // 2
         if launch.stacked_caches:
             return hidden, caches[0], caches[1]
         return hidden, tuple(caches[:half]), tuple(caches[half:])
 
-    return run_launches(operands, parameters, run)
+    return run_launches(operands, parameters, run, kernel)
 
 
 def _call_kernel(
-    source: str, tensors: dict[str, Any], launch: Launch, cores: int
+    source: str, values: list[Any], launch: Launch, cores: int
 ) -> tuple[jax.Array, ...]:
     """Through the installed nki's own entry for JAX arrays."""
     # Moved out of `experimental` by no release yet that is supported here.
     from jax.experimental.xla_metadata import set_xla_metadata
 
     entry = kernel_entry.load_entry(source)
-    _, values = kernel_entry.flatten(tensors)
     if launch.replica_groups is None:
         return entry[cores](*values)
     with set_xla_metadata(has_collectives="1"):
         return entry[cores](*values)
 
 
-def _describe_call(tensors: dict[str, Any], launch: Launch, cores: int) -> tuple[jax.Array, ...]:
+def _describe_call(
+    names: list[str], values: list[Any], launch: Launch, cores: int
+) -> tuple[jax.Array, ...]:
     """The same custom call, with a config that names no compiled kernel."""
-    names, values = kernel_entry.flatten(tensors)
     caches = [name for name in names if name.startswith(("K_caches", "V_caches"))]
     results = ["X", *caches]
     types = [

@@ -20,13 +20,14 @@ from jax.interpreters import ad, batching, mlir
 from jax_tkg.arguments import (
     PER_LAYER_SCALES,
     PER_LAYER_WEIGHTS,
-    Dimensions,
     Operands,
     Parameters,
 )
 from jax_tkg.bits import Bits, as_bits, without_bits
 from jax_tkg.implementation import choose
+from jax_tkg.kernel_interface import MEGAKERNEL, KernelInterface
 from jax_tkg.neuron import neuron_transformer
+from jax_tkg.nkilib import NKILIB
 from jax_tkg.reference.transformer import transformer
 from jax_tkg.simulate import simulated_transformer
 
@@ -82,16 +83,14 @@ def _abstract_evaluate(*avals: Any, structure: Any, parameters: Parameters) -> l
     return list(jax.jit(call).trace(*avals).jaxpr.out_avals)
 
 
-def _simulated(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
-    """The simulated kernel on the primitive's operands, with the primitive's results."""
-    operands = jax.tree.unflatten(structure, leaves)
-    return _without_bits(simulated_transformer, operands, parameters)
+def _kernel(run: Any, kernel: KernelInterface) -> Any:
+    """A kernel, run by `run`, on the primitive's operands with the primitive's results."""
 
+    def call(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
+        operands = jax.tree.unflatten(structure, leaves)
+        return _without_bits(functools.partial(run, kernel=kernel), operands, parameters)
 
-def _on_neuron(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
-    """The Neuron kernel on the primitive's operands, with the primitive's results."""
-    operands = jax.tree.unflatten(structure, leaves)
-    return _without_bits(neuron_transformer, operands, parameters)
+    return call
 
 
 def _without_bits(run: Any, operands: Operands, parameters: Parameters) -> list[jax.Array]:
@@ -115,14 +114,17 @@ def _lower(ctx: Any, *values: Any, structure: Any, parameters: Parameters) -> An
     A rule of its own for "neuron" could be registered only once a plugin has made it known.
     """
     platforms = tuple(ctx.platforms or ctx.module_context.platforms)
-    dimensions = Dimensions.of(jax.tree.unflatten(structure, ctx.avals_in))
-    choice = choose(parameters, dimensions, platforms)
+    choice = choose(jax.tree.unflatten(structure, ctx.avals_in), parameters, platforms)
     # Where one lowering serves several platforms, no formulation is the best for all.
     platform = platforms[0] if len(platforms) == 1 else None
     reference = functools.partial(_reference, platform=platform)
-    run: Any = {"reference": reference, "nki": _on_neuron, "simulate": _simulated}[
-        choice.implementation
-    ]
+    on_neuron = platforms == ("neuron",)
+    run: Any = {
+        "reference": reference,
+        "nki": _kernel(neuron_transformer, MEGAKERNEL),
+        "simulate": _kernel(simulated_transformer, MEGAKERNEL),
+        "nkilib": _kernel(neuron_transformer if on_neuron else simulated_transformer, NKILIB),
+    }[choice.implementation]
     rule = mlir.lower_fun(run, multiple_results=True)
     return rule(ctx, *values, structure=structure, parameters=parameters)
 

@@ -1,4 +1,4 @@
-"""Running the megakernel in the NKI simulator from inside a jitted program on a CPU.
+"""Running a megakernel in the NKI simulator from inside a jitted program on a CPU.
 
 A host callback stands in the place of the kernel. Under `shard_map` every device makes its own
 callback; those of one replica group meet here, and the last to come runs the simulator for all of
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import os
 import threading
 from collections.abc import Hashable
@@ -19,23 +20,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.arguments import Operands, Parameters
-from jax_tkg.launches import Launch, layer_tuples, logical_cores, run_launches
+from jax_tkg.kernel_interface import MEGAKERNEL, KernelInterface, Launch
+from jax_tkg.launches import layer_tuples, logical_cores, run_launches
 from jax_tkg.replica_groups import current_mesh, is_bound
 
 PATIENCE_SECONDS = 600.0
 """How long a rank waits for another to reach the same call."""
 
 
-def simulated_transformer(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, Any]:
-    """The forward pass by the simulated kernel: what `reference.transformer` gives."""
-    return run_launches(operands, parameters, functools.partial(_simulated, parameters=parameters))
+def simulated_transformer(
+    operands: Operands, parameters: Parameters, kernel: KernelInterface = MEGAKERNEL
+) -> tuple[jax.Array, Any, Any]:
+    """The forward pass by a simulated kernel: what `reference.transformer` gives."""
+    run = functools.partial(_simulated, parameters=parameters, kernel=kernel)
+    return run_launches(operands, parameters, run, kernel)
 
 
 def _simulated(
-    tensors: dict[str, Any], launch: Launch, parameters: Parameters
+    tensors: dict[str, Any], launch: Launch, parameters: Parameters, kernel: KernelInterface
 ) -> tuple[jax.Array, Any, Any]:
     leaves, structure = jax.tree.flatten(tensors)
-    call = _Call(structure, launch, logical_cores(parameters))
+    call = _Call(structure, launch, logical_cores(parameters), kernel)
     like = (tensors["X"], tensors["K_caches"], tensors["V_caches"])
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
     # One result: JAX 0.7 gives a callback with several a wrong sharding inside a shard_map.
@@ -99,6 +104,7 @@ class _Call:
     structure: Any
     launch: Launch
     cores: int
+    kernel: KernelInterface
 
     def run(self, rank: Any, *leaves: Any) -> np.ndarray:
         """The host's side: waits for the replica group, and returns this rank's results packed."""
@@ -117,11 +123,13 @@ class _Call:
 
         ranks = len(arguments)
         # The ranks of the group are all the ranks that the simulator runs.
-        static = dataclasses.replace(
-            self.launch, replica_groups=(tuple(range(ranks)),) if ranks > 1 else None
-        ).arguments()
+        static = self.kernel.static_arguments(
+            dataclasses.replace(
+                self.launch, replica_groups=(tuple(range(ranks)),) if ranks > 1 else None
+            )
+        )
         result = simulator.run(
-            _kernel(),
+            _load(self.kernel),
             [{**layer_tuples(given, self.launch), **static} for given in arguments],
             lnc=self.cores,
             options=simulator.Options(record=False),
@@ -136,16 +144,23 @@ class _Call:
         return hidden, tuple(caches[:half]), tuple(caches[half:])
 
 
-def _kernel() -> Any:
-    """The kernel, written against the simulator's `nki`."""
+def _load(kernel: KernelInterface) -> Any:
+    """The kernel, written against the simulator's `nki`; it returns the caches too."""
     from jax_tkg import simulator
 
     if not simulator.install():
         raise RuntimeError(
-            "implementation='simulate': expected no installed nki package, whose own kernels "
+            "simulated transformer_tkg: expected no installed nki package, whose own kernels "
             "cannot run in the simulator, got one; use implementation='nki'"
         )
-    from jax_tkg.kernels.transformer import transformer_tkg
+    run = importlib.import_module(kernel.module()).transformer_tkg
+    return run if kernel.returns_caches else _returning_caches(run)
+
+
+def _returning_caches(run: Any) -> Any:
+    def transformer_tkg(K_caches: Any, V_caches: Any, **arguments: Any) -> Any:
+        hidden = run(K_caches=K_caches, V_caches=V_caches, **arguments)
+        return (hidden, *K_caches, *V_caches)
 
     return transformer_tkg
 

@@ -109,7 +109,9 @@ def transformer_tkg(
       lnc: physical cores per logical Neuron core, 1 or 2; None: the platform's setting.
       implementation: "auto" chooses by the platform being lowered for (`jax_tkg.explain` says
         what and why); "reference" is plain jax.numpy everywhere; "nki" is the Neuron kernel;
-        "simulate" is the Neuron kernel in the NKI simulator, on a CPU.
+        "simulate" is the Neuron kernel in the NKI simulator, on a CPU; "nkilib" is AWS's published
+        kernel where its limits fit, on Neuron or in the simulator (`jax_tkg.nkilib` says where it
+        is looked for).
       layers_per_launch: most layers that one launch of the Neuron kernel runs; None: all. Very
         large kernels compile slowly.
 
