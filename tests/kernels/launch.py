@@ -66,7 +66,8 @@ def run(
         given,
         lnc=cores,
         target=target_of(shape),
-        options=simulator.Options(record=record),
+        # Program order of an engine's queue alone does not make a kernel safe on two cores.
+        options=simulator.Options(record=record, ordering="dependencies"),
     )
     outputs = []
     for hidden, *caches in result.outputs:

@@ -7,23 +7,16 @@ race, everything fits on chip.
 from __future__ import annotations
 
 import dataclasses
-import zlib
-from typing import Any
 
-import hypothesis
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
-from hypothesis import strategies as st
 
 import jax_tkg
 from jax_tkg import kernel_operands
 from jax_tkg.kernels import softmax
-from tests import cases, test_transformer_tkg
+from tests import cases
 from tests.kernels import launch
-
-HEADS = ((1, 1), (8, 1), (4, 2), (9, 3), (32, 8))
-DRAWS = {"float32": 12, "bfloat16": 4, "float16": 2}
 
 
 class FixedTest(parameterized.TestCase):
@@ -119,29 +112,6 @@ class RealSizeTest(absltest.TestCase):
             wide = np.asarray(other, np.float32)
             error = np.abs(np.asarray(one, np.float32) - wide).max()
             self.assertLess(error, 0.025 * np.abs(wide).max())
-
-
-@pytest.mark.slow
-class DrawnTest(parameterized.TestCase):
-    @parameterized.named_parameters(
-        (f"{dtype}_q{q}_k{k}", q, k, dtype) for dtype in DRAWS for q, k in HEADS
-    )
-    def test_drawn(self, q: int, k: int, dtype: str) -> None:
-        @hypothesis.seed(zlib.crc32(f"kernel {dtype} {q} {k}".encode()))
-        @hypothesis.settings(max_examples=DRAWS[dtype])
-        @hypothesis.given(data=st.data())
-        def run(data: st.DataObject) -> None:
-            shape = data.draw(test_transformer_tkg.shapes(q, k, dtype))
-            stackable = len(set(shape.quantized)) <= 1
-            how: dict[str, Any] = {
-                "ranks": data.draw(st.sampled_from((1, 1, 2))),
-                "cores": data.draw(st.sampled_from((1, 2))),
-                "on_chip": data.draw(st.booleans()),
-                "stacked": stackable and data.draw(st.booleans()),
-            }
-            launch.check(shape, seed=data.draw(st.integers(0, 1 << 30)), **how)
-
-        run()
 
 
 if __name__ == "__main__":

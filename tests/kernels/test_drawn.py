@@ -1,0 +1,160 @@
+"""The megakernel in the simulator against the float64 oracle, over drawn sizes and forms."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import hypothesis
+import pytest
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from tests import cases, test_transformer_tkg
+from tests.kernels import launch
+
+HEADS = ((1, 1), (8, 1), (4, 2), (9, 3), (32, 8))
+SMALL_DRAWS = {"float32": 8, "bfloat16": 3, "float16": 2}
+WIDE_DRAWS = {"float32": 6, "bfloat16": 3}
+
+WIDE_PRODUCTS = 1 << 23
+"""Most H * I * L * ranks of a wide case: what keeps it to a few seconds."""
+
+WIDE_SCORES = 1 << 19
+"""Most B * S * q * S_ctx * L * ranks of a wide case; the oracle takes each score in turn."""
+
+
+@st.composite
+def ways(draw: st.DrawFn, shape: cases.Shape, most_ranks: int) -> dict[str, Any]:
+    """How a case is launched."""
+    stackable = len(set(shape.quantized)) <= 1
+    return {
+        "ranks": draw(st.sampled_from([ranks for ranks in (1, 2, 4) if ranks <= most_ranks])),
+        "cores": draw(st.sampled_from((1, 2))),
+        "on_chip": draw(st.booleans()),
+        "stacked": stackable and draw(st.booleans()),
+    }
+
+
+@st.composite
+def wide_cases(
+    draw: st.DrawFn, q: int, k: int, dtype: str
+) -> tuple[cases.Shape, dict[str, Any], int]:
+    """H 256..2048, I 256..4096, S_ctx 128..2304, four layers and four ranks at most."""
+    H = 128 * draw(st.integers(2, 16))
+    most = max(2, min(32, WIDE_PRODUCTS // 2 // H // 128))
+    I = 128 * draw(st.integers(2, most))  # noqa: E741
+    copies = max(1, min(8, WIDE_PRODUCTS // (H * I)))
+    L = draw(st.integers(1, min(4, copies)))
+    most_ranks = max(1, copies // L)
+    S_ctx = draw(st.one_of(st.integers(128, 2304), st.sampled_from((128, 1024, 2048, 2304))))
+    queries = max(1, WIDE_SCORES // (q * S_ctx * L * min(4, most_ranks)))
+    S = draw(st.integers(1, min(8, queries)))
+    shape = cases.Shape(
+        B=draw(st.integers(1, max(1, min(8, queries // S)))),
+        S=S,
+        q=q,
+        k=k,
+        d=draw(st.sampled_from((64, 128))),
+        H=H,
+        I=I,
+        L=L,
+        S_ctx=S_ctx,
+        S_max=S_ctx + draw(st.integers(0, 200)),
+        dtype=dtype,
+        unified=draw(st.booleans()),
+        positions=draw(st.sampled_from(("first", "each", "first", "each", "none"))),
+        quantized=draw(test_transformer_tkg.quantizations(L)),
+        clamp_bound=draw(st.sampled_from((0.0, 0.5))),
+        scale_rows=draw(st.sampled_from((1, 128))),
+    )
+    return shape, draw(ways(shape, most_ranks)), draw(st.integers(0, 1 << 30))
+
+
+@pytest.mark.slow
+class DrawnTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        (f"{dtype}_q{q}_k{k}", q, k, dtype) for dtype in SMALL_DRAWS for q, k in HEADS
+    )
+    def test_small(self, q: int, k: int, dtype: str) -> None:
+        @hypothesis.seed(zlib.crc32(f"kernel {dtype} {q} {k}".encode()))
+        @hypothesis.settings(max_examples=SMALL_DRAWS[dtype])
+        @hypothesis.given(data=st.data())
+        def run(data: st.DataObject) -> None:
+            shape = data.draw(test_transformer_tkg.shapes(q, k, dtype))
+            how = data.draw(ways(shape, 4))
+            launch.check(shape, seed=data.draw(st.integers(0, 1 << 30)), **how)
+
+        run()
+
+    @parameterized.named_parameters(
+        (f"{dtype}_q{q}_k{k}", q, k, dtype) for dtype in WIDE_DRAWS for q, k in HEADS
+    )
+    def test_wide(self, q: int, k: int, dtype: str) -> None:
+        @hypothesis.seed(zlib.crc32(f"wide kernel {dtype} {q} {k}".encode()))
+        @hypothesis.settings(max_examples=WIDE_DRAWS[dtype])
+        @hypothesis.given(data=st.data())
+        def run(data: st.DataObject) -> None:
+            shape, how, seed = data.draw(wide_cases(q, k, dtype))
+            launch.check(shape, seed=seed, **how)
+
+        run()
+
+
+FORMS = (
+    {},
+    {"unified": True, "positions": "each"},
+    {"positions": "none", "quantized": "float8_e4m3", "clamp_bound": 0.5},
+    {"unified": True, "quantized": "float8_e5m2", "scale_rows": 1},
+)
+
+
+@pytest.mark.slow
+class GridTest(parameterized.TestCase):
+    """The corners: every head count in every form, on cores, ranks and both residual paths."""
+
+    @parameterized.product(heads=HEADS, form=(0, 1, 2, 3), dtype=("float32", "bfloat16"))
+    def test_corner(self, heads: tuple[int, int], form: int, dtype: str) -> None:
+        q, k = heads
+        number = HEADS.index(heads) + form
+        options: dict[str, Any] = dict(FORMS[form])
+        kind = options.pop("quantized", None)
+        L = (1, 2, 4)[number % 3]
+        # The middle layers are quantised, or the only one.
+        quantized = tuple(
+            (kind,) * 3 if L == 1 or layer in (1, 2) else (None,) * 3 for layer in range(L)
+        )
+        shape = cases.Shape(
+            B=(1, 3, 8)[number % 3] if q < 32 else 1,
+            S=(1, 8, 2)[form % 3],
+            q=q,
+            k=k,
+            d=(64, 128)[number % 2],
+            H=(256, 640)[form % 2],
+            I=(384, 256)[number % 2],
+            L=L,
+            S_ctx=(128, 200, 257)[number % 3],
+            S_max=300,
+            dtype=dtype,
+            quantized=quantized if kind else (),
+            **options,
+        )
+        for cores, ranks, on_chip in ((1, 1, True), (2, 2, False), (2, 4, True)):
+            launch.check(shape, cores=cores, ranks=ranks, on_chip=on_chip, seed=number)
+
+    @parameterized.named_parameters(
+        ("hidden", {"H": 2048, "I": 256}),
+        ("intermediate", {"H": 256, "I": 4096}),
+        ("both", {"H": 2048, "I": 4096, "L": 1}),
+        ("tokens", {"B": 8, "S": 8, "H": 512, "L": 1}),
+        ("context", {"S_ctx": 2304, "S_max": 2304, "L": 1}),
+    )
+    def test_largest(self, sizes: dict[str, int]) -> None:
+        shape = cases.Shape(**{"B": 2, "S": 1, "q": 4, "k": 2, **sizes})
+        for cores in (1, 2):
+            for on_chip in (False, True):
+                launch.check(shape, cores=cores, on_chip=on_chip)
+
+
+if __name__ == "__main__":
+    absltest.main()
