@@ -132,8 +132,37 @@ class Timeline:
         return path[::-1]
 
 
+Dependencies = list[list[dict[int, str]]]
+"""Per core and instruction of a rank, the earlier instructions that it waits for, and why."""
+
+
+def memory_dependencies(record: Record, rank: int = 0) -> Dependencies:
+    """What a rank's instructions wait for; the same under all costs, so found once for many.
+
+    Raises:
+      ValueError: the rank has no record.
+    """
+    found = []
+    for stream in _streams(record, rank):
+        memory = hazards.Hazards(stream)
+        found.append([memory.add(i, _queue(i)) for i in stream])
+    return found
+
+
+def _streams(record: Record, rank: int) -> list[list[Instruction]]:
+    streams = [record.streams.get((rank, core)) for core in range(record.lnc)]
+    if any(stream is None for stream in streams):
+        raise ValueError(f"rank={rank}: the record has ranks 0..{record.ranks - 1}")
+    return [stream or [] for stream in streams]
+
+
 def schedule(
-    record: Record, costs: Costs | None = None, rank: int = 0, tensor_rate: str = "half"
+    record: Record,
+    costs: Costs | None = None,
+    rank: int = 0,
+    tensor_rate: str = "half",
+    group_size: int | None = None,
+    dependencies: Dependencies | None = None,
 ) -> Timeline:
     """Models when the instructions of one rank execute.
 
@@ -143,6 +172,9 @@ def schedule(
       rank: whose instructions.
       tensor_rate: "half": the Tensor Engine is always throttled; "ramp": it is until it was busy
         for half of the last `tensor_ramp`; "full": never, the optimistic case.
+      group_size: how many ranks take part in a collective, where another number was recorded
+        (one rank of a group behaves as all do); 1 makes collectives free.
+      dependencies: the record's `memory_dependencies`, where they are at hand.
 
     Raises:
       ValueError: the target has no costs, the rank no record, `tensor_rate` is unknown, or the
@@ -154,12 +186,12 @@ def schedule(
         costs = TARGETS.get(record.target)
         if costs is None:
             raise ValueError(f"no costs are known for {record.target!r}, only for {[*TARGETS]}")
-    streams = [record.streams.get((rank, core)) for core in range(record.lnc)]
-    if any(stream is None for stream in streams):
-        raise ValueError(f"rank={rank}: the record has ranks 0..{record.ranks - 1}")
-    scheduler = _Scheduler(costs, tensor_rate)
+    streams = _streams(record, rank)
+    if dependencies is None:
+        dependencies = memory_dependencies(record, rank)
+    scheduler = _Scheduler(costs, tensor_rate, group_size)
     for core, stream in enumerate(streams):
-        scheduler.add_core(core, stream or [])
+        scheduler.add_core(core, stream, dependencies[core])
     scheduler.pair_meetings()
     scheduler.run()
     return Timeline(costs, tensor_rate, record.lnc, [node.event for node in scheduler.nodes])
@@ -211,9 +243,10 @@ class _CoreState:
 
 
 class _Scheduler:
-    def __init__(self, costs: Costs, tensor_rate: str):
+    def __init__(self, costs: Costs, tensor_rate: str, group_size: int | None):
         self.costs = costs
         self.tensor_rate = tensor_rate
+        self.group_size = group_size
         self.nodes: list[_Node] = []
         self.cores: list[_CoreState] = []
         self._meetings: list[list[_Node]] = []
@@ -223,7 +256,9 @@ class _Scheduler:
 
     # Building the graph
 
-    def add_core(self, core: int, stream: list[Instruction]) -> None:
+    def add_core(
+        self, core: int, stream: list[Instruction], dependencies: list[dict[int, str]]
+    ) -> None:
         """Adds a core's instructions and their dependencies."""
         costs = self.costs
         resources = (*_ENGINES, "collective")
@@ -236,12 +271,10 @@ class _Scheduler:
             generators=[0.0] * int(costs.dge_queues),
         )
         self.cores.append(state)
-        found = hazards.Hazards(stream)
         by_index: dict[int, _Node] = {}
         meetings = []
-        for instruction in stream:
+        for instruction, waits in zip(stream, dependencies, strict=True):
             resource = _resource(instruction)
-            in_order = resource if resource != "collective" else "dma"
             node = first = self._new_node(core, instruction, resource)
             if resource == "dma" and software_descriptors(instruction):
                 first = self._new_node(core, instruction, "gpsimd")
@@ -251,7 +284,7 @@ class _Scheduler:
                 state.dma_waiting.append(node)
             else:
                 state.waiting[resource].append(node)
-            for index, kind in found.add(instruction, in_order).items():
+            for index, kind in waits.items():
                 self._follow(first, by_index[index], kind)
             by_index[instruction.index] = node
             if "meeting" in instruction.attributes:
@@ -369,9 +402,8 @@ class _Scheduler:
         instruction = event.instruction
         if event.resource == "collective":
             nbytes = instruction.attributes.get("bytes", 0)
-            return collective_time(
-                costs, instruction.opcode, nbytes, len(instruction.attributes["ranks"])
-            )
+            ranks = self.group_size or len(instruction.attributes["ranks"])
+            return collective_time(costs, instruction.opcode, nbytes, ranks)
         if instruction.engine == "dma":
             return float(costs.software_descriptor)
         if instruction.opcode == "core_barrier":
@@ -469,3 +501,9 @@ def _resource(instruction: Instruction) -> str:
     if is_collective(instruction):
         return "collective"
     return instruction.engine
+
+
+def _queue(instruction: Instruction) -> str:
+    """The queue that a consumer of memory has in common with its other users."""
+    resource = _resource(instruction)
+    return "dma" if resource == "collective" else resource

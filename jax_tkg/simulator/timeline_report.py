@@ -45,11 +45,12 @@ class Share:
     count: int
     time: float
 
+    def described(self) -> str:
+        """The statement, and why it waited."""
+        return f"{self.opcode} on {self.resource}, {_WORDS[self.why]}: {self.where}"
+
     def __str__(self) -> str:
-        return (
-            f"{self.time / 1e3:9.2f} us  {self.count:5d} x {self.opcode} on {self.resource}, "
-            f"{_WORDS[self.why]}: {self.where}"
-        )
+        return f"{self.time / 1e3:9.2f} us  {self.count:5d} x {self.described()}"
 
 
 def critical_shares(timeline: Timeline) -> list[Share]:

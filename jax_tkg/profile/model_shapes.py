@@ -1,0 +1,125 @@
+"""Models by name, and what one rank of a tensor-parallel group holds of them."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jax_tkg.arguments import FLOAT8_DTYPES, PARTITIONS
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a whole model, apart from embedding and head.
+
+    Attributes:
+      layers: transformer layers.
+      hidden: H.
+      intermediate: I of all ranks together.
+      query_heads, kv_heads: of all ranks together.
+      head_size: d.
+    """
+
+    layers: int
+    hidden: int
+    intermediate: int
+    query_heads: int
+    kv_heads: int
+    head_size: int
+
+
+MODELS = {
+    "llama3_70b": ModelShape(80, 8192, 28672, 64, 8, 128),
+    "llama3_8b": ModelShape(32, 4096, 14336, 32, 8, 128),
+    "llama3_2_1b": ModelShape(16, 2048, 8192, 32, 8, 64),
+}
+"""From the models' published configurations."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """What is profiled: one rank's sizes, in the letters of `jax_tkg.arguments`, and the machine.
+
+    Attributes:
+      B, S, H, I, d, q, k: sizes per rank.
+      S_ctx: attended slots, those of the new tokens included; also the caches' capacity.
+      dtype: compute dtype.
+      quantized_mlp: float8 dtype of the MLP weights, or None.
+      tensor_parallel: ranks that sum their results.
+      lnc: physical cores per logical core.
+      target: "trn2" or "trn3".
+      residual_on_chip: all-reduce from SBUF to SBUF; else through HBM.
+    """
+
+    B: int
+    S: int
+    H: int
+    I: int  # noqa: E741 - the field's letter for the MLP intermediate size
+    d: int
+    q: int
+    k: int
+    S_ctx: int
+    dtype: str = "bfloat16"
+    quantized_mlp: str | None = None
+    tensor_parallel: int = 1
+    lnc: int = 2
+    target: str = "trn2"
+    residual_on_chip: bool = False
+
+    def __post_init__(self) -> None:
+        """Checks the options that are names."""
+        known = [str(dtype) for dtype in FLOAT8_DTYPES]
+        if self.quantized_mlp is not None and self.quantized_mlp not in known:
+            raise ValueError(f"quantized_mlp={self.quantized_mlp!r}: expected one of {known}")
+
+    def weight_bytes(self) -> int:
+        """Bytes of one layer's weights, gains and scales on one rank, each counted once."""
+        item = itemsize(self.dtype)
+        attention = self.H * (self.q + 2 * self.k) * self.d + self.q * self.d * self.H
+        mlp = 3 * self.H * self.I
+        if self.quantized_mlp is None:
+            return item * (attention + mlp + 2 * self.H)
+        scales = 4 * (2 * self.I + self.H)
+        return item * (attention + 2 * self.H) + mlp * itemsize(self.quantized_mlp) + scales
+
+    def cache_bytes(self) -> int:
+        """Bytes of one layer's caches that its new tokens attend on one rank, each counted once."""
+        return 2 * self.B * self.k * self.d * (self.S_ctx - self.S) * itemsize(self.dtype)
+
+
+def itemsize(dtype: str) -> int:
+    """Bytes of a number of a dtype that NumPy or ml_dtypes names."""
+    import ml_dtypes
+
+    return np.dtype(getattr(ml_dtypes, dtype, dtype)).itemsize
+
+
+def rank_sizes(model: ModelShape, tensor_parallel: int) -> dict[str, int]:
+    """H, I, d, q and k of one rank.
+
+    Where there are more ranks than KV heads, several ranks hold the same KV head. I is rounded up
+    to whole tiles of 128.
+
+    Raises:
+      ValueError: heads do not divide among the ranks.
+    """
+    if tensor_parallel < 1 or model.query_heads % tensor_parallel:
+        raise ValueError(
+            f"tensor_parallel={tensor_parallel}: expected a divisor of the model's "
+            f"{model.query_heads} query heads"
+        )
+    kv_heads, left = divmod(model.kv_heads, tensor_parallel)
+    if left and tensor_parallel % model.kv_heads:
+        raise ValueError(
+            f"tensor_parallel={tensor_parallel}: expected a divisor or a multiple of the model's "
+            f"{model.kv_heads} KV heads"
+        )
+    share = -(-model.intermediate // tensor_parallel)
+    return {
+        "H": model.hidden,
+        "I": -(-share // PARTITIONS) * PARTITIONS,
+        "d": model.head_size,
+        "q": model.query_heads // tensor_parallel,
+        "k": max(1, kv_heads),
+    }

@@ -1,0 +1,124 @@
+"""Recording the instructions of a kernel's launch on one rank, in the simulator."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import os
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from jax_tkg import simulator
+from jax_tkg.arguments import Dimensions, Operands, Parameters
+from jax_tkg.kernel_interface import MEGAKERNEL, KernelInterface, Launch
+from jax_tkg.kernel_limits import check_kernel_limits
+from jax_tkg.launches import layer_tuples
+from jax_tkg.nkilib import NKILIB
+from jax_tkg.nkilib_limits import check_nkilib_limits
+from jax_tkg.profile.model_shapes import Case
+from jax_tkg.simulator.record import Record
+
+KERNELS = {"ours": MEGAKERNEL, "nkilib": NKILIB}
+"""Ours, and AWS's published one from the checkout that NKILIB names."""
+
+
+def record(case: Case, layers: int, kernel: str = "ours") -> Record:
+    """The instructions of a launch of `layers` equal layers.
+
+    All weights and caches are zero, for the instructions do not depend on them. One rank runs; its
+    all-reduces have a group of that rank alone, which `schedule(group_size=...)` makes larger.
+
+    Args:
+      case: the sizes.
+      layers: of the launch.
+      kernel: one of `KERNELS`.
+
+    Raises:
+      ValueError: the kernel cannot run the case, or there is no checkout of AWS's.
+    """
+    interface = KERNELS[kernel]
+    operands = _operands(case, layers)
+    _check(operands, case, layers, kernel)
+    launch = Launch(
+        eps=1e-6,
+        replica_groups=((0,),) if case.tensor_parallel > 1 else None,
+        sbuf_residual_and_cc=case.residual_on_chip and kernel == "ours",
+        clamp_bound=0.0,
+        first_layer=0,
+        num_layers=layers,
+        stacked_caches=False,
+    )
+    tensors = layer_tuples(interface.operands(operands), launch)
+    arguments = {name: tensors[name] for name in interface.tensors}
+    options = simulator.Options(uninitialized="ignore", races="ignore")
+    os.environ.setdefault("NKILIB_LOG_LEVEL", "ERROR")
+    # AWS's kernel prints statistics of its memory.
+    with contextlib.redirect_stdout(io.StringIO()):
+        result = simulator.run(
+            _load(interface),
+            [{**arguments, **interface.static_arguments(launch)}],
+            lnc=case.lnc,
+            target=case.target,
+            options=options,
+        )
+    return result.record
+
+
+def _load(interface: KernelInterface) -> object:
+    if not simulator.install():
+        raise ValueError("profile: expected no installed nki package, whose kernels cannot be run")
+    return importlib.import_module(interface.module()).transformer_tkg
+
+
+def _check(operands: Operands, case: Case, layers: int, kernel: str) -> None:
+    shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
+    dimensions = Dimensions.of(shapes)
+    if kernel == "ours":
+        check_kernel_limits(dimensions, layers, case.lnc)
+        return
+    # Its residual always goes through HBM.
+    parameters = Parameters(layers)
+    check_nkilib_limits(shapes, parameters, dimensions, case.lnc)
+
+
+def _operands(case: Case, layers: int) -> Operands:
+    """Zeros that all layers share, as NumPy arrays: the system gives no memory to what is zero."""
+    c = case
+    compute = _dtype(c.dtype)
+    mlp = compute if c.quantized_mlp is None else _dtype(c.quantized_mlp)
+
+    def each(*shape: int, dtype: np.dtype = compute) -> tuple[np.ndarray, ...]:
+        return (np.zeros(shape, dtype),) * layers
+
+    def scales(columns: int) -> tuple[np.ndarray, ...] | None:
+        if c.quantized_mlp is None:
+            return None
+        return (np.ones((128, columns), np.float32),) * layers
+
+    return Operands(
+        X=np.zeros((c.B, c.S, c.H), compute),
+        W_qkvs=each(c.H, (c.q + 2 * c.k) * c.d),
+        W_outs=each(c.q * c.d, c.H),
+        W_gates=each(c.H, c.I, dtype=mlp),
+        W_ups=each(c.H, c.I, dtype=mlp),
+        W_downs=each(c.I, c.H, dtype=mlp),
+        W_gamma_qkvs=each(1, c.H),
+        W_gamma_mlps=each(1, c.H),
+        K_caches=each(c.B, c.k, c.d, c.S_ctx),
+        V_caches=each(c.B, c.k, c.S_ctx, c.d),
+        RoPE_cos=np.ones((c.d // 2, c.B, c.S), compute),
+        RoPE_sin=np.zeros((c.d // 2, c.B, c.S), compute),
+        mask_cache=np.ones((c.S_ctx, c.B, c.q, c.S), np.bool_),
+        mask_active=None,
+        position_ids=np.full((c.B, 1), c.S_ctx - c.S, np.int32),
+        W_gate_scales=scales(c.I),
+        W_up_scales=scales(c.I),
+        W_down_scales=scales(c.H),
+    )
+
+
+def _dtype(name: str) -> np.dtype:
+    return np.dtype(getattr(ml_dtypes, name, name))

@@ -1,0 +1,78 @@
+"""A layer's modelled figures in words."""
+
+from __future__ import annotations
+
+import pathlib
+
+from jax_tkg.profile.layer import LayerFigures, bound, required_bytes
+from jax_tkg.profile.model_shapes import Case
+from jax_tkg.simulator.high_water import high_water
+from jax_tkg.simulator.timeline import Timeline
+
+RATES = {"half": "throttled to half rate", "ramp": "ramping up under load", "full": "at full rate"}
+
+
+def describe(case: Case, figures: LayerFigures, name: str, model_layers: int) -> str:
+    """Latency, traffic, busy time, memory and the critical path; every section says "modelled".
+
+    Args:
+      case: the sizes.
+      figures: of the case with collectives.
+      name: of the kernel.
+      model_layers: layers of the model, for the latency of a token.
+    """
+    costs = figures.timeline.costs
+    least = bound(case, costs)
+    total = sum(figures.hbm_bytes.values())
+    token = figures.start_up + model_layers * figures.latency
+    peak = costs.hbm_bandwidth * case.lnc
+    lines = [
+        f"{name}, modelled: {costs.target}, {case.lnc} physical cores, Tensor Engine "
+        f"{RATES[figures.timeline.tensor_rate]}"
+        + (
+            f", all-reduce over {case.tensor_parallel} ranks with a latency of "
+            f"{costs.all_reduce_latency / 1e3:g} us"
+            if case.tensor_parallel > 1
+            else ""
+        ),
+        f"  modelled latency of a layer      {figures.latency / 1e3:10.2f} us, "
+        f"{figures.latency / least:.2f} times the HBM bound of {least / 1e3:.2f} us",
+        f"  modelled latency of a token      {token / 1e3:10.2f} us: {model_layers} layers, and "
+        f"{figures.start_up / 1e3:.2f} us for a launch's start and end",
+        f"  modelled HBM bandwidth           {total / figures.latency:10.0f} GB/s of {peak:.0f}",
+        f"  modelled HBM traffic of a layer  {total:10d} bytes, "
+        f"{total / required_bytes(case) - 1:+.2%} over each weight and attended cache byte once",
+    ]
+    lines += [f"    {kind:12} {count:14d} bytes" for kind, count in figures.hbm_bytes.items()]
+    lines.append("  modelled busy time of a layer (first core; DMA: mean of its engines)")
+    lines += [
+        f"    {engine:12} {time / 1e3:10.2f} us  {time / figures.latency:4.0%}"
+        for engine, time in figures.busy.items()
+    ]
+    lines.append(f"  modelled most on-chip memory in use: {_marks(figures.timeline)}")
+    lines.append("  modelled critical path of a layer, by statement")
+    lines += _critical(figures)
+    return "\n".join(lines)
+
+
+def _marks(timeline: Timeline) -> str:
+    found = {e.instruction.index: e.instruction for e in timeline.events if not e.instruction.core}
+    stream = [found[index] for index in sorted(found)]
+    return ", ".join(
+        f"{space.upper()} {high_water(stream, space).partition_bytes} bytes per partition"
+        for space in ("sbuf", "psum")
+    )
+
+
+def _critical(figures: LayerFigures, statements: int = 15) -> list[str]:
+    shown = figures.critical[:statements]
+    rest = figures.latency - sum(time for _, time in shown)
+    lines = [f"    {time / 1e3:10.2f} us  {shorten(words)}" for words, time in shown]
+    return [*lines, f"    {rest / 1e3:10.2f} us  all others"]
+
+
+def shorten(words: str) -> str:
+    """Words that end in a file and line, with only the file's name and its folder's."""
+    text, _, place = words.rpartition(" ")
+    path, _, line = place.rpartition(":")
+    return f"{text} {'/'.join(pathlib.PurePath(path).parts[-2:])}:{line}".strip()

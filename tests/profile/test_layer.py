@@ -1,0 +1,88 @@
+"""A layer's figures against what is known of small shapes without running them."""
+
+import dataclasses
+
+from absl.testing import absltest, parameterized
+
+from jax_tkg.profile import report
+from jax_tkg.profile.layer import layer_figures, record_launches, required_bytes
+from jax_tkg.profile.model_shapes import Case
+from jax_tkg.simulator.costs import TRN2
+
+SMALL = Case(B=2, S=2, H=512, I=256, d=64, q=4, k=2, S_ctx=258, tensor_parallel=4)
+
+
+class LayerFiguresTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.launches = record_launches(SMALL)
+        cls.figures = layer_figures(cls.launches)
+
+    def test_latency_and_start_add_up(self):
+        longer = self.figures.timeline.latency
+        self.assertAlmostEqual(longer, self.figures.start_up + 2 * self.figures.latency)
+
+    def test_critical_path_adds_up_to_the_latency(self):
+        total = sum(time for _, time in self.figures.critical)
+        self.assertAlmostEqual(total, self.figures.latency, places=3)
+
+    def test_every_weight_is_read_once(self):
+        """But for the two norms' gains, which each of the two cores reads."""
+        gains = 2 * 2 * SMALL.H
+        self.assertEqual(self.figures.hbm_bytes["weights"], SMALL.weight_bytes() + gains)
+
+    def test_cache_is_read_once_and_new_tokens_are_written(self):
+        written = 2 * SMALL.B * SMALL.S * SMALL.k * SMALL.d * 2
+        self.assertEqual(self.figures.hbm_bytes["cache"], SMALL.cache_bytes() + written)
+
+    def test_all_reduces_are_counted_apart(self):
+        """Two of them, each of H * T float32 numbers of which a rank sends 3/4 twice."""
+        without = layer_figures(self.launches, collectives=False)
+        self.assertEqual(without.busy["collective"], 0)
+        transfer = 2 * 0.75 * 4 * SMALL.H * SMALL.B * SMALL.S / TRN2.collective_bandwidth
+        self.assertAlmostEqual(
+            self.figures.busy["collective"], 2 * (TRN2.all_reduce_latency + transfer), places=3
+        )
+        self.assertLess(without.latency, self.figures.latency)
+
+    @parameterized.parameters(5, 25)
+    def test_all_reduce_latency_is_swept(self, microseconds):
+        costs = dataclasses.replace(TRN2, all_reduce_latency=1e3 * microseconds)
+        moved = layer_figures(self.launches, costs).latency - self.figures.latency
+        # Nothing in so small a layer hides an all-reduce.
+        self.assertAlmostEqual(moved / 2e3, microseconds - 10, delta=1)
+
+    def test_deeper_launches_have_the_same_layer(self):
+        deeper = layer_figures(record_launches(SMALL, layers=3))
+        self.assertAlmostEqual(deeper.latency / self.figures.latency, 1, delta=0.05)
+
+    def test_report_says_modelled(self):
+        text = report.describe(SMALL, self.figures, "kernel", 7)
+        for part in (
+            "modelled latency of a layer",
+            f"{self.figures.latency / 1e3:.2f} us",
+            f"{(self.figures.start_up + 7 * self.figures.latency) / 1e3:.2f} us: 7 layers",
+            f"{SMALL.weight_bytes() + 2 * 2 * SMALL.H} bytes",
+            "kernels/linear.py:",
+        ):
+            self.assertIn(part, text)
+        for line in text.splitlines():
+            if not line.startswith("    "):
+                self.assertIn("modelled", line)
+
+    def test_one_layer_is_too_few(self):
+        with self.assertRaisesRegex(ValueError, "layers=1: expected 2 or more"):
+            record_launches(SMALL, layers=1)
+
+    def test_kernel_limits_hold(self):
+        with self.assertRaisesRegex(ValueError, "at most 128 tokens"):
+            record_launches(dataclasses.replace(SMALL, B=65))
+
+    def test_required_bytes(self):
+        total = sum(self.figures.hbm_bytes.values())
+        self.assertGreater(total, required_bytes(SMALL))
+
+
+if __name__ == "__main__":
+    absltest.main()

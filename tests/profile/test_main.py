@@ -1,0 +1,52 @@
+"""The command, as a user runs it."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from absl.testing import absltest
+
+SMALL = "--dims=4,256,256,4,2,64"
+AWS_FITS = ("--dims=4,512,256,4,1,64", "--tensor_parallel=1", "--context=256")
+
+
+def _run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-m", "jax_tkg.profile", *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", **environment},
+    )
+
+
+class CommandTest(absltest.TestCase):
+    def test_profile_and_trace(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "trace.json"
+            done = _run(SMALL, "--tensor_parallel=2", "--context=130", f"--trace={path}")
+            self.assertEqual(done.returncode, 0, done.stderr)
+            names = {row["name"] for row in json.loads(path.read_text())["traceEvents"]}
+        self.assertIn("modelled latency of a token", done.stdout)
+        self.assertIn("all-reduce over 2 ranks with a latency of 10 us", done.stdout)
+        self.assertLessEqual({"dma_copy", "nc_matmul", "all_reduce"}, names)
+
+    def test_one_clear_line(self):
+        for flags, words in (
+            (("--dims=1,2",), "--dims: expected 6 numbers, got 2"),
+            (("--tensor_parallel=7",), "tensor_parallel=7: expected a divisor"),
+            (("--batch=200", "--tensor_parallel=1", SMALL), "expected at most 128 tokens"),
+            (("--compare=nkilib", *AWS_FITS), "expected NKILIB to name a checkout"),
+        ):
+            with self.subTest(words):
+                done = _run(*flags, NKILIB="/nowhere")
+                self.assertEqual(done.returncode, 1)
+                self.assertIn(words, done.stderr)
+                self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+
+
+if __name__ == "__main__":
+    absltest.main()
