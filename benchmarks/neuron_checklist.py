@@ -74,6 +74,14 @@ def _arguments(seed: int, heads: int = q, kv_heads: int = k) -> dict[str, Any]:
     }
 
 
+def _stacked(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The same with a layer axis in place of lists."""
+    return {
+        name: jnp.stack(value) if isinstance(value, list | tuple) else value
+        for name, value in arguments.items()
+    }
+
+
 def _call(implementation: str, **options: Any) -> Callable[..., Any]:
     return functools.partial(
         jax_tkg.transformer_tkg, num_layers=L, implementation=implementation, **options
@@ -114,6 +122,13 @@ def one_call(implementation: str, **options: Any) -> str:
     """`nki.jit` accepts the tracers of a lowering rule, and one call agrees with the reference."""
     arguments = _arguments(0)
     got = jax.jit(_call(implementation, **options))(**arguments)
+    return _compare(got, _reference(arguments))
+
+
+def layer_loop(implementation: str) -> str:
+    """Stacked weights: the layers loop on the device (`nl.fori_loop`), with dynamic DMA offsets."""
+    arguments = _stacked(_arguments(6))
+    got = jax.jit(_call(implementation))(**arguments)
     return _compare(got, _reference(arguments))
 
 
@@ -186,15 +201,17 @@ def twice_in_a_program(implementation: str) -> str:
     return _compare(got, want)
 
 
-def _parallel(implementation: str, on_chip: bool) -> str:
+def _parallel(implementation: str, on_chip: bool, stacked: bool = False) -> str:
     devices = jax.devices()
     _expect(len(devices) >= 4, f"expected 4 devices, got {len(devices)}: skip this step")
     mesh = jax.sharding.Mesh(np.asarray(devices[:4]).reshape(2, 2), ("dp", "tp"))
-    specs = sharding.partition_specs("tp", "dp")
+    specs = sharding.partition_specs("tp", "dp", stacked=stacked)
     whole = _arguments(5)
     K_caches, V_caches = caches.allocate_caches(L, B, k, d, S_MAX, jnp.bfloat16)
     whole["K_caches"], whole["V_caches"] = K_caches, V_caches
     whole["mask_cache"] = jnp.zeros_like(whole["mask_cache"])
+    if stacked:
+        whole = _stacked(whole)
 
     def run(implementation: str, mesh: Any, whole: Any) -> Any:
         step = jax.shard_map(
@@ -225,10 +242,16 @@ def groups_on_chip(implementation: str) -> str:
     return _parallel(implementation, on_chip=True)
 
 
+def groups_in_a_layer_loop(implementation: str) -> str:
+    """All-reduces inside the loop over layers: NKI's documentation is silent about that."""
+    return _parallel(implementation, on_chip=False, stacked=True)
+
+
 STEPS: tuple[tuple[Callable[[str], str], str], ...] = (
     (installed, "install AWS's packages as BUILD.md says, and start again"),
     (one_call, "run it with implementation='reference'; report the compiler's message"),
     (layers_per_launch, "if one_call passed, compare the two programs' custom calls"),
+    (layer_loop, "pass lists of arrays, or layers_per_launch=1; report the compiler's message"),
     (one_core, "only where NEURON_LOGICAL_NC_CONFIG is 1"),
     (skipped_sequence, "never pass the marker; write to a spare slot and report"),
     (donation, "expect a copy of the caches in every step until this is understood"),
@@ -236,6 +259,7 @@ STEPS: tuple[tuple[Callable[[str], str], str], ...] = (
     (twice_in_a_program, "put each call into a program of its own"),
     (groups_through_hbm, "print jax_tkg.dry_run's replica groups beside those of lax.psum"),
     (groups_on_chip, "use sbuf_residual_and_cc=False, or lnc=1"),
+    (groups_in_a_layer_loop, "under tensor parallelism pass lists, or layers_per_launch=1"),
 )
 """Each step and what to do where it fails."""
 

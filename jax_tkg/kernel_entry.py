@@ -80,7 +80,8 @@ def _expression(name: str, value: Any, launch: Launch) -> str:
             "None" if entry is None else f"{name}_{index}" for index, entry in enumerate(value)
         ]
         return _tuple(entries)
-    if name in PER_LAYER and name not in PER_LAYER_CACHES and is_stacked(value):
+    in_tuples = name in PER_LAYER and name not in PER_LAYER_CACHES and not launch.looped
+    if in_tuples and is_stacked(value):
         layers = range(launch.first_layer, launch.first_layer + launch.num_layers)
         return _tuple([f"{name}[{index}]" for index in layers])
     return name

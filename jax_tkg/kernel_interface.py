@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jax_tkg.arguments import PER_LAYER, PER_LAYER_CACHES, Operands
-from jax_tkg.kernel_operands import kernel_operands
+from jax_tkg.kernel_operands import kernel_operands, layers_loop
 
 WEIGHTS = tuple(
     name for name in PER_LAYER if name not in PER_LAYER_CACHES and not name.endswith("_scales")
@@ -27,6 +27,7 @@ class Launch:
       first_layer: where it begins in layer-stacked tensors; 0 with a tensor per layer.
       num_layers: how many layers it runs.
       stacked_caches: whether the caches have a layer axis.
+      looped: whether all per-layer tensors have one, and the layers loop on the device.
     """
 
     eps: float
@@ -36,6 +37,7 @@ class Launch:
     first_layer: int
     num_layers: int
     stacked_caches: bool
+    looped: bool = False
 
     def arguments(self) -> dict[str, Any]:
         """By the names of our kernel's parameters."""
@@ -48,14 +50,17 @@ class KernelInterface:
 
     Attributes:
       tensors: names of its tensor parameters, in order.
-      operands: makes those tensors, by name, of the primitive's operands.
+      operands: makes those tensors, by name, of the primitive's operands, for layers that loop on
+        the device or not.
+      loops: whether the layers of these operands can loop.
       static_arguments: its other arguments, by name.
       returns_caches: whether it returns the caches after the hidden states, or only writes them.
       module: gives the name of the module that it can be imported from.
     """
 
     tensors: tuple[str, ...]
-    operands: Callable[[Operands], dict[str, Any]]
+    operands: Callable[[Operands, bool], dict[str, Any]]
+    loops: Callable[[Operands], bool]
     static_arguments: Callable[[Launch], dict[str, Any]]
     returns_caches: bool
     module: Callable[[], str]
@@ -74,6 +79,7 @@ MEGAKERNEL = KernelInterface(
         *SCALES,
     ),
     operands=kernel_operands,
+    loops=layers_loop,
     static_arguments=Launch.arguments,
     returns_caches=True,
     module=lambda: "jax_tkg.kernels.transformer",

@@ -5,12 +5,13 @@ This runs in the traced program, before the kernel, on arrays that are small bes
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jax_tkg.arguments import Dimensions, Operands
+from jax_tkg.arguments import PER_LAYER, Dimensions, Operands, is_stacked
 from jax_tkg.reference.cache_update import write_slots
 
 MASKED = -(2.0**100)
@@ -18,6 +19,9 @@ MASKED = -(2.0**100)
 
 SKIPPED = 2**32 - 1
 """Slot of a token that is not written: past the end of every cache."""
+
+LARGEST_PLACE = 2**31 - 1
+"""Largest offset that a register of the machine holds, signed."""
 
 
 def prior_bias(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
@@ -47,6 +51,18 @@ def _bias(attended: jax.Array) -> jax.Array:
     return jnp.where(attended, 0.0, MASKED).astype(jnp.bfloat16)
 
 
+def layers_loop(operands: Operands) -> bool:
+    """Whether the kernel's layers can loop on the device: every per-layer operand is stacked.
+
+    Also, a number in the key caches of all layers must have a signed 32-bit place: a view in the
+    kernel has one dynamic offset, which then finds both the layer and the slot.
+    """
+    given = [getattr(operands, name) for name in PER_LAYER]
+    if not all(value is None or is_stacked(value) for value in given):
+        return False
+    return math.prod(operands.K_caches.shape) <= LARGEST_PLACE
+
+
 def scatter_slots(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
     """[1, B * S] uint32: the slot each token is written to, or `SKIPPED`; None for no update.
 
@@ -63,17 +79,39 @@ def scatter_slots(operands: Operands, dimensions: Dimensions) -> jax.Array | Non
     return jnp.where(written, slots.astype(jnp.uint32), jnp.uint32(SKIPPED)).reshape(1, -1)
 
 
-def kernel_operands(operands: Operands) -> dict[str, Any]:
-    """The kernel's tensors by its parameters' names; per-layer ones as `Operands` holds them."""
+def places_of_layers(slots: jax.Array, dimensions: Dimensions) -> jax.Array:
+    """[L, 2 * B * S] uint32: what `slots` [1, B * S] mean in the caches of all layers at once.
+
+    First, for each token, the place of its first number in the keys [L, B, k, d, S_max], then that
+    of its first row in the values [L, B, k, S_max, d] as rows of d.
+    """
+    D = dimensions
+    sequences = jnp.arange(D.L * D.B, dtype=jnp.uint32).reshape(D.L, D.B).repeat(D.S, axis=1)
+    starts = jnp.concatenate([sequences * (D.k * D.d * D.S_max), sequences * (D.k * D.S_max)], 1)
+    both = jnp.concatenate([slots, slots], 1)
+    skipped = jnp.uint32(SKIPPED)
+    return jnp.where(both == skipped, skipped, starts + both)
+
+
+def kernel_operands(operands: Operands, looped: bool = False) -> dict[str, Any]:
+    """The kernel's tensors by its parameters' names; per-layer ones as `Operands` holds them.
+
+    Args:
+      operands: of the primitive.
+      looped: whether the layers loop on the device, which `layers_loop` allows.
+    """
     dimensions = Dimensions.of(operands)
     given = {
         name: getattr(operands, name)
         for name in operands.__dataclass_fields__
         if name not in ("mask_cache", "mask_active", "position_ids")
     }
+    slots = scatter_slots(operands, dimensions)
+    if slots is not None and looped:
+        slots = places_of_layers(slots, dimensions)
     return {
         **given,
         "prior_bias": prior_bias(operands, dimensions),
         "active_bias": active_bias(operands, dimensions),
-        "slots": scatter_slots(operands, dimensions),
+        "slots": slots,
     }

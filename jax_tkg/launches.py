@@ -32,9 +32,10 @@ def run_launches(
     kernel: KernelInterface = MEGAKERNEL,
 ) -> tuple[jax.Array, Any, Any]:
     """Runs all layers by `run`; operands and results are those of `reference.transformer`."""
-    tensors = kernel.operands(operands)
     total = parameters.num_layers
     step = parameters.layers_per_launch or total
+    looped = step > 1 and kernel.loops(operands)
+    tensors = kernel.operands(operands, looped)
     groups = parameters.replica_groups
     if groups is not None and len(groups[0]) == 1:
         groups = None
@@ -55,6 +56,7 @@ def run_launches(
             first_layer=first,
             num_layers=count,
             stacked_caches=stacked,
+            looped=looped,
         )
         hidden, K_updated, V_updated = run(given, launch)
         K_caches = K_updated if stacked else (*K_caches, *K_updated)
@@ -63,7 +65,12 @@ def run_launches(
 
 
 def layer_tuples(tensors: dict[str, Any], launch: Launch) -> dict[str, Any]:
-    """The tensors as the kernel takes them: weights and scales of the launch's layers in tuples."""
+    """The tensors as the kernel takes them: weights and scales of the launch's layers in tuples.
+
+    Where the layers loop on the device, the kernel takes whole tensors.
+    """
+    if launch.looped:
+        return tensors
     layers = range(launch.first_layer, launch.first_layer + launch.num_layers)
     return {
         name: tuple(value[index] for index in layers)

@@ -49,8 +49,9 @@ def find_module() -> str:
     return f"nkilib_src.nkilib.{_MODULE}"
 
 
-def _operands(operands: Operands) -> dict[str, Any]:
+def _operands(operands: Operands, looped: bool = False) -> dict[str, Any]:
     """AWS's tensors: 0/1 masks, unsigned positions, and scales with a row per partition."""
+    del looped  # It takes a tensor per layer.
     positions = operands.position_ids
     given = {name: getattr(operands, name) for name in NKILIB.tensors}
     return {
@@ -92,6 +93,7 @@ NKILIB = KernelInterface(
         *SCALES,
     ),
     operands=_operands,
+    loops=lambda _: False,
     static_arguments=_static_arguments,
     returns_caches=False,
     module=find_module,

@@ -29,7 +29,7 @@ class NeuronChecklistTest(absltest.TestCase):
     def test_steps_in_the_simulator(self) -> None:
         done = self._run("--implementation=simulate")
         self.assertEqual(done.returncode, 0, done.stdout)
-        self.assertIn("10 of 10 steps passed", done.stdout)
+        self.assertIn("12 of 12 steps passed", done.stdout)
 
 
 if __name__ == "__main__":

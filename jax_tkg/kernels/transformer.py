@@ -8,7 +8,7 @@ from nki.language import NKIObject
 
 from .all_reduce import add_reduced
 from .attention import attention
-from .cache_update import update_caches, value_rows
+from .cache_update import LayerCaches, update_caches, value_rows
 from .constants import Constants
 from .exchange import exchange_tiles
 from .layout import load_tokens, store_tokens
@@ -48,17 +48,26 @@ class Caches(NKIObject):
         self.V_caches = V_caches
         self.stacked = stacked
 
-    def number(self, index, first_layer):
-        """Which entry or slice of the caches is that of layer `index` of this launch."""
+    def layer(self, index, first_layer):
+        """Those of layer `index` of this launch."""
         if self.stacked:
-            return first_layer + index
-        return index
+            number = first_layer + index
+            return LayerCaches(
+                self.K_caches[number], self.V_caches[number], self.K_caches, self.V_caches, number
+            )
+        K_cache = self.K_caches[index]
+        V_cache = self.V_caches[index]
+        return LayerCaches(K_cache, V_cache, K_cache, V_cache, 0)
 
-    def tensors(self, layer):
-        """The tensors that hold the caches of a layer."""
-        if self.stacked:
-            return (self.K_caches, self.V_caches)
-        return (self.K_caches[layer], self.V_caches[layer])
+    def layer_of_loop(self, number):
+        """Those of the layer whose number a register holds."""
+        return LayerCaches(
+            self.K_caches.select(0, number),
+            self.V_caches.select(0, number),
+            self.K_caches,
+            self.V_caches,
+            None,
+        )
 
     def results(self):
         """The tensors to return, keys before values."""
@@ -73,14 +82,29 @@ class Caches(NKIObject):
 class Shared(NKIObject):
     """What every layer reads: on chip, but for prior_bias."""
 
-    def __init__(self, cosine, sine, prior_bias, active_bias, slots, constants, ring):
+    def __init__(self, cosine, sine, prior_bias, active_bias, constants, ring):
         self.cosine = cosine
         self.sine = sine
         self.prior_bias = prior_bias
         self.active_bias = active_bias
-        self.slots = slots
         self.constants = constants
         self.ring = ring
+
+
+class LayerRange(NKIObject):
+    """The layers of a launch: `count`, which begin at `first` in tensors with a layer axis."""
+
+    def __init__(self, first, count):
+        self.first = first
+        self.count = count
+
+
+class Reduction(NKIObject):
+    """How partial results of the ranks are summed: over `group`, from SBUF to SBUF or in HBM."""
+
+    def __init__(self, group, on_chip):
+        self.group = group
+        self.on_chip = on_chip
 
 
 @nki.jit
@@ -110,11 +134,14 @@ def transformer_tkg(
     first_layer,
     num_layers,
     stacked_caches,
+    looped,
 ):
     """All layers.
 
     A per-layer argument is a tuple of tensors; the caches may be one tensor with a leading layer
-    axis, because what is updated and returned is a whole tensor.
+    axis, because what is updated and returned is a whole tensor. Where `looped`, every per-layer
+    argument is one tensor with a layer axis, and the layers are a loop on the device, whose
+    instructions do not grow with depth.
 
     Args:
       X: [B, S, H].
@@ -132,7 +159,9 @@ def transformer_tkg(
       prior_bias: [S_prior, B * q * S] bfloat16, 0 where a query attends a cache slot, else
         `softmax.MASKED`; None where no slot is attended.
       active_bias: [T, B * q * S] bfloat16, likewise for the new keys of all sequences.
-      slots: [1, T] uint32, where each token is written, or 2**32 - 1; None for no update.
+      slots: [1, T] uint32, where each token is written, or 2**32 - 1; None for no update. Where
+        `looped` [L, 2 T]: of each layer where a token's key and then where its value is written,
+        as the place of its first number in all keys, and of its first row in all values.
       W_gate_scales: per layer [1 or 128, I] f32 or None; None for none at all.
       W_up_scales: likewise.
       W_down_scales: likewise, [1 or 128, H].
@@ -143,6 +172,7 @@ def transformer_tkg(
       first_layer: the first layer to run, in caches with a layer axis; tuples begin with it.
       num_layers: how many layers to run.
       stacked_caches: whether the caches have a layer axis.
+      looped: whether all per-layer arguments have one, and the layers loop on the device.
 
     Returns:
       Hidden states [B, S, H], then the key caches, then the value caches.
@@ -152,31 +182,16 @@ def transformer_tkg(
     group = None
     if replica_groups != None:
         group = ReplicaGroup(replica_groups)
-    shared = _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, slots, sizes)
+    shared = _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, sizes)
     x = load_tokens(X, sizes)
-    for index in range(num_layers):
-        layer = LayerOperands(
-            W_qkvs[index],
-            W_outs[index],
-            W_gates[index],
-            W_ups[index],
-            W_downs[index],
-            W_gamma_qkvs[index],
-            W_gamma_mlps[index],
-        )
-        layer.W_gate_scale = _entry(W_gate_scales, index)
-        layer.W_up_scale = _entry(W_up_scales, index)
-        layer.W_down_scale = _entry(W_down_scales, index)
-        x = _layer(
-            x,
-            caches.number(index, first_layer),
-            layer,
-            caches,
-            shared,
-            group,
-            sbuf_residual_and_cc,
-            sizes,
-        )
+    weights = (W_qkvs, W_outs, W_gates, W_ups, W_downs, W_gamma_qkvs, W_gamma_mlps)
+    scales = (W_gate_scales, W_up_scales, W_down_scales)
+    reduction = Reduction(group, sbuf_residual_and_cc)
+    layers = LayerRange(first_layer, num_layers)
+    if looped:
+        x = _looped_layers(x, weights, scales, slots, caches, layers, shared, reduction, sizes)
+    else:
+        x = _unrolled_layers(x, weights, scales, slots, caches, layers, shared, reduction, sizes)
     hidden = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
     store_tokens(hidden, x, sizes)
     results = [hidden]
@@ -197,56 +212,129 @@ def _sizes(X, W_gates, K_cache, prior_bias, active_bias, eps, clamp_bound):
     return Sizes(B, S, H, I, d, q, k, S_prior, S_max, X.dtype, eps, clamp_bound)
 
 
+def _unrolled_layers(x, weights, scales, slots, caches, layers, shared, reduction, sizes):
+    """The residual stream after the layers, each with instructions of its own."""
+    on_chip = _load_slots(slots, 0)
+    for index in range(layers.count):
+        own = caches.layer(index, layers.first)
+        own.slots = on_chip
+        layer = _layer_of_tuples(weights, scales, index)
+        x = _layer(x, layer, own, shared, reduction, sizes)
+    return x
+
+
+def _looped_layers(x, weights, scales, slots, caches, layers, shared, reduction, sizes):
+    """The same by one copy of a layer's instructions, which the device repeats."""
+
+    def body(number):
+        # Every iteration executes the same instructions, so it takes the same buffers.
+        shared.ring.following = 0
+        own = caches.layer_of_loop(number)
+        own.slots = _load_slots(slots, number)
+        layer = _layer_of_loop(weights, scales, number)
+        nisa.tensor_copy(dst=x, src=_layer(x, layer, own, shared, reduction, sizes))
+
+    nl.fori_loop(layers.first, layers.first + layers.count, body)
+    return x
+
+
+def _layer_of_tuples(weights, scales, index):
+    W_qkvs, W_outs, W_gates, W_ups, W_downs, W_gamma_qkvs, W_gamma_mlps = weights
+    W_gate_scales, W_up_scales, W_down_scales = scales
+    layer = LayerOperands(
+        W_qkvs[index],
+        W_outs[index],
+        W_gates[index],
+        W_ups[index],
+        W_downs[index],
+        W_gamma_qkvs[index],
+        W_gamma_mlps[index],
+    )
+    layer.W_gate_scale = _entry(W_gate_scales, index)
+    layer.W_up_scale = _entry(W_up_scales, index)
+    layer.W_down_scale = _entry(W_down_scales, index)
+    return layer
+
+
 def _entry(scales, index):
     if scales == None:
         return None
     return scales[index]
 
 
-def _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, slots, sizes):
+def _layer_of_loop(weights, scales, number):
+    """The layer whose number a register holds, of tensors with a layer axis."""
+    W_qkvs, W_outs, W_gates, W_ups, W_downs, W_gamma_qkvs, W_gamma_mlps = weights
+    W_gate_scales, W_up_scales, W_down_scales = scales
+    layer = LayerOperands(
+        W_qkvs.select(0, number),
+        W_outs.select(0, number),
+        W_gates.select(0, number),
+        W_ups.select(0, number),
+        W_downs.select(0, number),
+        W_gamma_qkvs.select(0, number),
+        W_gamma_mlps.select(0, number),
+    )
+    layer.W_gate_scale = _selected(W_gate_scales, number)
+    layer.W_up_scale = _selected(W_up_scales, number)
+    layer.W_down_scale = _selected(W_down_scales, number)
+    return layer
+
+
+def _selected(scales, number):
+    if scales == None:
+        return None
+    return scales.select(0, number)
+
+
+def _load_slots(slots, row):
+    """Row `row`, an integer or a register, of the table of slots, on chip."""
+    if slots == None:
+        return None
+    on_chip = nl.ndarray((1, slots.shape[1]), dtype=nl.uint32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=on_chip, src=slots.select(0, row).expand_dim(0))
+    return on_chip
+
+
+def _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, sizes):
     bias = nl.ndarray(active_bias.shape, dtype=active_bias.dtype, buffer=nl.sbuf)
     nisa.dma_copy(dst=bias, src=active_bias)
-    on_chip = None
-    if slots != None:
-        on_chip = nl.ndarray((1, sizes.T), dtype=nl.uint32, buffer=nl.sbuf)
-        nisa.dma_copy(dst=on_chip, src=slots)
     return Shared(
         load_tables(RoPE_cos, sizes),
         load_tables(RoPE_sin, sizes),
         prior_bias,
         bias,
-        on_chip,
         Constants(sizes.d, sizes.dtype),
         WeightRing(RING_SLOTS, RING_SLOT_BYTES),
     )
 
 
-def _layer(x, index, layer, caches, shared, group, on_chip, sizes):
+def _layer(x, layer, caches, shared, reduction, sizes):
     """One layer of the residual stream x [128, H / 128, T]."""
-    K_caches, V_caches = caches.tensors(index)
     normed = rms_norm(x, layer.W_gamma_qkv, shared.constants, sizes)
     heads = _heads(normed, layer, shared, sizes)
     values = value_rows(heads, sizes)
     attended = attention(
         heads,
         values,
-        caches.K_caches[index],
-        caches.V_caches[index],
+        caches.K_cache,
+        caches.V_cache,
         shared.prior_bias,
         shared.active_bias,
         shared.ring,
         shared.constants,
         sizes,
     )
-    if shared.slots != None:
-        update_caches(K_caches, V_caches, index, caches.stacked, heads, values, shared.slots, sizes)
+    if caches.slots != None:
+        update_caches(caches, heads, values, sizes)
     share = Share(sizes.hidden_chunks(), sizes.cores, sizes.core)
     partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     first = share.first * PARTITIONS
     linear(partial, attended, layer.W_out, first, PARTITIONS, shared.ring, sizes)
-    x = add_reduced(x, partial, group, on_chip, sizes)
+    x = add_reduced(x, partial, reduction.group, reduction.on_chip, sizes)
     normed = rms_norm(x, layer.W_gamma_mlp, shared.constants, sizes)
-    return add_reduced(x, mlp(normed, layer, shared.ring, sizes), group, on_chip, sizes)
+    partial = mlp(normed, layer, shared.ring, sizes)
+    return add_reduced(x, partial, reduction.group, reduction.on_chip, sizes)
 
 
 def _heads(normed, layer, shared, sizes):

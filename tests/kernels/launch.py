@@ -57,9 +57,9 @@ def run(
             cases.stack(arguments) if stacked else arguments, **cases.options(shape)
         )
         launch = launches.Launch(
-            parameters.eps, groups, on_chip, parameters.clamp_bound, 0, shape.L, stacked
+            parameters.eps, groups, on_chip, parameters.clamp_bound, 0, shape.L, stacked, stacked
         )
-        tensors = jax.tree.map(np.asarray, kernel_operands(operands))
+        tensors = jax.tree.map(np.asarray, kernel_operands(operands, stacked))
         given.append({**launches.layer_tuples(tensors, launch), **launch.arguments()})
     result = simulator.run(
         kernel,

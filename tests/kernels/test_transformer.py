@@ -7,6 +7,8 @@ race, everything fits on chip.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -14,7 +16,8 @@ from absl.testing import absltest, parameterized
 
 import jax_tkg
 from jax_tkg import kernel_operands
-from jax_tkg.kernels import softmax
+from jax_tkg.kernels import softmax, transformer
+from jax_tkg.simulator.addressing import VirtualRegister
 from tests import cases
 from tests.kernels import launch
 
@@ -33,9 +36,17 @@ class FixedTest(parameterized.TestCase):
         shape = cases.Shape(q=2, k=1, H=384, I=128, L=2)
         launch.check(shape, ranks=ranks, cores=cores, on_chip=on_chip)
 
-    @parameterized.product(ranks=(1, 2), cores=(1, 2))
-    def test_stacked(self, ranks: int, cores: int) -> None:
-        launch.check(cases.Shape(L=3), ranks=ranks, cores=cores, stacked=True)
+    @parameterized.product(ranks=(1, 2), cores=(1, 2), on_chip=(False, True))
+    def test_stacked(self, ranks: int, cores: int, on_chip: bool) -> None:
+        shape = cases.Shape(L=3)
+        launch.check(shape, ranks=ranks, cores=cores, stacked=True, on_chip=on_chip)
+
+    @parameterized.parameters(*cases.SHAPES)
+    def test_loop_of_named_shape(self, name: str) -> None:
+        shape = cases.SHAPES[name]
+        if len(set(shape.quantized)) > 1:
+            shape = dataclasses.replace(shape, quantized=shape.quantized[:1] * shape.L)
+        launch.check(shape, cores=2, stacked=True)
 
     @parameterized.product(
         S_ctx=(128, 129, 255, 256, 300, 512), cores=(1, 2), unified=(True, False)
@@ -86,6 +97,43 @@ class FixedTest(parameterized.TestCase):
             shape = dataclasses.replace(cases.SHAPES["one_head"], L=layers)
             counts.append(len(launch.check(shape, record=True).record))
         self.assertEqual(counts[2] - counts[1], counts[1] - counts[0])
+
+    def test_instructions_of_a_loop_do_not_grow_with_depth(self) -> None:
+        """With stacked tensors the device repeats one copy of a layer."""
+        bodies: list[int] = []
+
+        def once(lower: Any, upper: Any, body: Any) -> None:
+            bodies.append(upper - lower)
+            body(VirtualRegister(lower))
+
+        counts = []
+        for layers in (2, 5):
+            shape = cases.Shape(L=layers)
+            (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
+            with mock.patch.object(transformer.nl, "fori_loop", once):
+                _, result = launch.run(shape, row, stacked=True, record=True)
+            counts.append(len(result.record))
+        self.assertEqual(bodies, [2, 5])
+        self.assertEqual(counts[0], counts[1])
+
+    def test_loop_executes_the_same_for_every_layer(self) -> None:
+        counts = []
+        for layers in (1, 2, 3):
+            result = launch.check(cases.Shape(L=layers), stacked=True, record=True)
+            counts.append(len(result.record))
+        self.assertEqual(counts[2] - counts[1], counts[1] - counts[0])
+
+    def test_stacked_caches_of_too_many_numbers_are_not_looped(self) -> None:
+        """The place of a number in all keys must fit in a register."""
+        shape = cases.Shape(L=3)
+        (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
+        operands, _ = launch.canonical(cases.stack(row[0]), **cases.options(shape))
+        size = operands.K_caches.size
+        self.assertTrue(kernel_operands.layers_loop(operands))
+        with mock.patch.object(kernel_operands, "LARGEST_PLACE", size - 1):
+            self.assertFalse(kernel_operands.layers_loop(operands))
+        with mock.patch.object(kernel_operands, "LARGEST_PLACE", size):
+            self.assertTrue(kernel_operands.layers_loop(operands))
 
     def test_one_number_masks(self) -> None:
         self.assertEqual(kernel_operands.MASKED, softmax.MASKED)
