@@ -39,6 +39,7 @@ class LayerFigures:
       start_up: what a launch takes beside its layers.
       hbm_bytes: by kind, read and written by all cores of the rank.
       busy: busy time by engine, of core 0; "dma" is the average of the DMA engines.
+      instructions: of core 0.
       critical: (words, time) of the critical path by statement, longest first; sums to `latency`.
       timeline: of the longer launch.
       layers: of the longer launch.
@@ -48,6 +49,7 @@ class LayerFigures:
     start_up: float
     hbm_bytes: dict[str, int]
     busy: dict[str, float]
+    instructions: int
     critical: list[tuple[str, float]]
     timeline: Timeline
     layers: int
@@ -98,10 +100,15 @@ def layer_figures(
         start_up=longer.latency - launches.layers * latency,
         hbm_bytes={kind: _bytes(longer, kind) - _bytes(shorter, kind) for kind in KINDS},
         busy={name: time - shorter.busy()[name] for name, time in longer.busy().items()},
+        instructions=_instructions(longer) - _instructions(shorter),
         critical=_difference(_critical(longer), _critical(shorter)),
         timeline=longer,
         layers=launches.layers,
     )
+
+
+def _instructions(timeline: Timeline) -> int:
+    return len({e.instruction.index for e in timeline.events if e.instruction.core == 0})
 
 
 def _bytes(timeline: Timeline, kind: str) -> int:

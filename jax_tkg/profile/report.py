@@ -44,6 +44,7 @@ def describe(case: Case, figures: LayerFigures, name: str, model_layers: int) ->
         f"{total / required_bytes(case) - 1:+.2%} over each weight and attended cache byte once",
     ]
     lines += [f"    {kind:12} {count:14d} bytes" for kind, count in figures.hbm_bytes.items()]
+    lines.append(f"  instructions of a modelled layer {figures.instructions:10d} on the first core")
     lines.append("  modelled busy time of a layer (first core; DMA: mean of its engines)")
     lines += [
         f"    {engine:12} {time / 1e3:10.2f} us  {time / figures.latency:4.0%}"

@@ -56,6 +56,9 @@ class LayerFiguresTest(parameterized.TestCase):
     def test_deeper_launches_have_the_same_layer(self):
         deeper = layer_figures(record_launches(SMALL, layers=3))
         self.assertAlmostEqual(deeper.latency / self.figures.latency, 1, delta=0.05)
+        self.assertEqual(deeper.instructions, self.figures.instructions)
+        of_first_core = [entry for entry in deeper.timeline.events if entry.instruction.core == 0]
+        self.assertLess(deeper.instructions, len({e.instruction.index for e in of_first_core}) / 2)
 
     def test_report_says_modelled(self):
         text = report.describe(SMALL, self.figures, "kernel", 7)
