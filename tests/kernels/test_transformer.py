@@ -140,15 +140,20 @@ class FixedTest(parameterized.TestCase):
 
 
 @pytest.mark.slow
-class RealSizeTest(absltest.TestCase):
-    def test_layer_of_llama_3_70b(self) -> None:
-        """One of eight ranks of a layer, against the reference: the oracle's loops would take long.
+class RealSizeTest(parameterized.TestCase):
+    """One layer of real models, against the reference: the oracle's loops would take long.
 
-        The reference is compared with the oracle elsewhere.
-        """
-        shape = cases.Shape(
-            B=4, S=1, q=8, k=1, d=128, H=8192, I=3584, L=1, S_ctx=1024, S_max=1024, dtype="bfloat16"
-        )
+    The reference is compared with the oracle elsewhere.
+    """
+
+    @parameterized.named_parameters(
+        ("llama_3_70b", {"B": 4, "q": 8, "H": 8192, "I": 3584, "S_ctx": 1024}),
+        ("llama_3_70b_long", {"B": 1, "q": 8, "H": 8192, "I": 3584, "S_ctx": 36864}),
+        ("llama_3_8b_one_rank", {"B": 2, "q": 32, "k": 8, "H": 4096, "I": 14336, "S_ctx": 1024}),
+    )
+    def test_layer(self, sizes: dict[str, int]) -> None:
+        sizes = {"S": 1, "k": 1, "d": 128, "L": 1, "S_max": sizes["S_ctx"], **sizes}
+        shape = cases.Shape(**sizes, dtype="bfloat16")
         (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
         want = jax_tkg.transformer_tkg(**row[0], **cases.options(shape))
         (got,), _ = launch.run(shape, row, cores=2)
