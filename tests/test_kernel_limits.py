@@ -34,9 +34,14 @@ def _dimensions(shape: cases.Shape) -> Dimensions:
 
 
 class SbufTest(parameterized.TestCase):
-    @parameterized.product(name=tuple(SHAPES), cores=(1, 2))
-    def test_estimate_covers_what_the_simulator_counts(self, name: str, cores: int) -> None:
+    @parameterized.product(name=tuple(SHAPES), cores=(1, 2), stacked=(False, True))
+    def test_estimate_covers_what_the_simulator_counts(
+        self, name: str, cores: int, stacked: bool
+    ) -> None:
         shape = SHAPES[name]
+        if stacked:
+            # In the loop of two layers over stacked tensors the first's result stays.
+            shape = dataclasses.replace(shape, L=2, quantized=shape.quantized[:1] * 2)
         peaks: list[int] = []
 
         def measure(machine: Any) -> None:
@@ -44,7 +49,7 @@ class SbufTest(parameterized.TestCase):
 
         (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
         with mock.patch("jax_tkg.simulator.launch.capacity.check", measure):
-            launch.run(shape, row, cores=cores)
+            launch.run(shape, row, cores=cores, stacked=stacked)
         self.assertLen(peaks, cores)
         estimate = sum(kernel_limits.sbuf_bytes(_dimensions(shape), cores).values())
         self.assertLessEqual(max(peaks), estimate)
