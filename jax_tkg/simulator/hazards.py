@@ -28,6 +28,9 @@ EXPLICIT = "explicit"
 # Strongest first: what is reported where two instructions depend in several ways.
 _STRENGTH = {READ_AFTER_WRITE: 0, WRITE_AFTER_WRITE: 1, WRITE_AFTER_READ: 2, EXPLICIT: 3}
 
+UNORDERED = "dma"
+"""A queue whose instructions do not run in order."""
+
 _ON_CHIP_BUCKET = 1024
 _HBM_BUCKETS = 128
 
@@ -150,7 +153,7 @@ class _Memory:
             bucket = self._buckets.setdefault(number, _Bucket())
             if not is_write:
                 # An engine runs in order, so that its last read stands for those before it.
-                bucket.reads[(region, index if queue == "dma" else queue)] = index
+                bucket.reads[(region, index if queue == UNORDERED else queue)] = index
                 continue
             low, high = number * self._width, (number + 1) * self._width
             bucket.writes = [u for u in bucket.writes if not region.covers(u[0], low, high)]
@@ -194,7 +197,7 @@ class Hazards:
 
         Args:
           instruction: the next one in program order.
-          queue: the engine, whose instructions run in order, or "dma", whose do not.
+          queue: the engine, whose instructions run in order, or `UNORDERED`.
 
         Returns:
           The kind of dependency by `Instruction.index`.
