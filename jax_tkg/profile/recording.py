@@ -51,7 +51,7 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
         num_layers=layers,
         stacked_caches=False,
     )
-    tensors = layer_tuples(interface.operands(operands), launch)
+    tensors = layer_tuples(interface.operands(operands, launch.looped), launch)
     arguments = {name: tensors[name] for name in interface.tensors}
     options = simulator.Options(uninitialized="ignore", races="ignore")
     os.environ.setdefault("NKILIB_LOG_LEVEL", "ERROR")
