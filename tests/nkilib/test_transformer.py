@@ -1,10 +1,13 @@
 """AWS's transformer_tkg megakernel on the simulator."""
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from absl.testing import parameterized
 
 from jax_tkg import simulator
+from jax_tkg.simulator.isa import matmul
 from tests.nkilib import cases, library
 
 library.require()
@@ -40,6 +43,20 @@ class TransformerTest(parameterized.TestCase):
         found = cases.arguments(size, library.DTYPES["bfloat16"], quantised=(1, 2))
         result = _run(found, size, lnc)
         library.assert_agrees(result.outputs[0], cases.golden(found, 4), "bfloat16")
+
+    @parameterized.parameters(1, 2)
+    def test_quantised_middle_layers_in_float32(self, lnc):
+        """The machine multiplies float32 with nothing else; without that rule they agree closely.
+
+        This is what tells a wrong scale or slice from rounding.
+        """
+        size = cases.Size(L=4)
+        found = cases.arguments(size, library.DTYPES["float32"], quantised=(1, 2))
+        with self.assertRaisesRegex(simulator.NkiValidationError, "nc_matmul.*float32"):
+            _run(found, size, lnc)
+        with mock.patch.object(matmul, "_WIDE", ()):
+            result = _run(found, size, lnc)
+        library.assert_agrees(result.outputs[0], cases.golden(found, 4), "float32")
 
     @parameterized.product(lnc=[1, 2], dtype=list(library.DTYPES))
     def test_equal_ranks_agree(self, lnc, dtype):
