@@ -1,0 +1,272 @@
+"""Modelled speed of the Neuron kernels on Trainium2: bound, ours, AWS's, over a grid of sizes.
+
+    NKILIB=path python -m benchmarks.trainium_model --markdown table.md [--quick] [--cells 70b.tp8]
+
+Nothing here was measured on a device: `jax_tkg.simulator.timeline` schedules what the simulator
+recorded. The Llama-3-70B cells are those of AWS's own test of `transformer_tkg`: tensor-parallel
+degree 8, 16 and 32, global batches of 8 to 128 over 64 / tp data-parallel groups, contexts of 1024,
+10240 and 36864. Cells that a kernel cannot run say why. Without a checkout of
+aws-neuron/nki-library (branch 2.29_release) in NKILIB, AWS's columns are empty.
+
+"Compute" counts collectives as free; the columns after it add all-reduces of 5, 10 and 25 us.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import os
+import pathlib
+import time
+from collections.abc import Iterator
+
+from absl import app, flags, logging
+
+from jax_tkg.profile.layer import bound, layer_figures, record_launches, required_bytes
+from jax_tkg.profile.model_shapes import MODELS, Case, rank_sizes
+from jax_tkg.simulator.costs import TARGETS
+
+_MARKDOWN = flags.DEFINE_string("markdown", None, "Write the table to this file.")
+_RESULTS = flags.DEFINE_string(
+    "results", None, "JSON file of finished cells: read first, and written after each cell."
+)
+_CELLS = flags.DEFINE_string("cells", "", "Only cells whose name contains this.")
+_QUICK = flags.DEFINE_bool("quick", False, "Only bfloat16 at the shortest context, S_tkg 1.")
+_RATE = flags.DEFINE_enum(
+    "tensor_rate", "half", ["half", "ramp", "full"], "How the Tensor Engine's throttle is modelled."
+)
+
+ALL_REDUCE_US = (5, 10, 25)
+CONTEXTS = (1024, 10240, 36864)
+TENSOR_PARALLEL = (8, 16, 32)
+GLOBAL_BATCHES = (8, 16, 32, 64, 128)
+RANKS_OF_ALL_GROUPS = 64
+LEFT_OUT = {(16, 32, 1024), (32, 32, 1024), (32, 64, 1024)}
+"""(tp, batch, context) that AWS's test leaves out."""
+
+GOAL_BOUND, GOAL_WORST, GOAL_AWS, GOAL_TRAFFIC = 1.25, 1.6, 0.8, 0.02
+
+
+@dataclasses.dataclass(frozen=True)
+class Modelled:
+    """One kernel on one cell; times in us, for one layer.
+
+    Attributes:
+      compute: latency with free collectives.
+      reduced: latency by the all-reduce's latency in us.
+      traffic: HBM bytes beyond those required, as a share of them.
+    """
+
+    compute: float
+    reduced: dict[str, float]
+    traffic: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One cell; `ours` and `aws` are the kernels' figures, or why there are none."""
+
+    name: str
+    bound: float
+    ours: Modelled | str
+    aws: Modelled | str
+    seconds: float
+
+
+def cells() -> Iterator[tuple[str, Case]]:
+    """Names and sizes of all cells."""
+    for mlp, S in itertools.product((None, "float8_e4m3"), (1, 4)):
+        for tp, batch, context in itertools.product(TENSOR_PARALLEL, GLOBAL_BATCHES, CONTEXTS):
+            B = batch // (RANKS_OF_ALL_GROUPS // tp)
+            if (tp, B, context) not in LEFT_OUT:
+                yield _cell("llama3_70b", tp, B, S, context, mlp)
+        for tp, B, context in itertools.product((1, 4), (1, 4, 16), CONTEXTS[:2]):
+            yield _cell("llama3_8b", tp, B, S, context, mlp)
+
+
+def _cell(model: str, tp: int, B: int, S: int, context: int, mlp: str | None) -> tuple[str, Case]:
+    sizes = rank_sizes(MODELS[model], tp)
+    case = Case(
+        B=B,
+        S=S,
+        S_ctx=context,
+        quantized_mlp=mlp,
+        tensor_parallel=tp,
+        residual_on_chip=True,
+        **sizes,
+    )
+    kind = "fp8" if mlp else "bf16"
+    return f"{model.removeprefix('llama3_')}.tp{tp}.B{B}.S{S}.ctx{context}.{kind}", case
+
+
+def _chosen() -> list[tuple[str, Case]]:
+    found = [(name, case) for name, case in cells() if _CELLS.value in name]
+    if _QUICK.value:
+        short = [
+            (name, case)
+            for name, case in found
+            if case.S == 1 and case.S_ctx == CONTEXTS[0] and case.quantized_mlp is None
+        ]
+        return short
+    return found
+
+
+def _model(case: Case, kernel: str) -> Modelled | str:
+    try:
+        launches = record_launches(case, kernel)
+    except ValueError as error:
+        return str(error)
+    costs = TARGETS[case.target]
+    compute = layer_figures(launches, costs, _RATE.value, collectives=False)
+    reduced = {}
+    for latency in ALL_REDUCE_US if case.tensor_parallel > 1 else ():
+        swept = dataclasses.replace(costs, all_reduce_latency=1e3 * latency)
+        reduced[str(latency)] = layer_figures(launches, swept, _RATE.value).latency / 1e3
+    traffic = sum(compute.hbm_bytes.values()) / required_bytes(case) - 1
+    return Modelled(compute.latency / 1e3, reduced, traffic)
+
+
+def _row(name: str, case: Case) -> Row:
+    start = time.perf_counter()
+    ours = _model(case, "ours")
+    aws = _model(case, "nkilib") if os.environ.get("NKILIB") else "NKILIB is not set"
+    return Row(name, bound(case) / 1e3, ours, aws, time.perf_counter() - start)
+
+
+def _read(path: pathlib.Path) -> dict[str, Row]:
+    if not path.exists():
+        return {}
+
+    def figures(given: object) -> Modelled | str:
+        return Modelled(**given) if isinstance(given, dict) else str(given)
+
+    rows = json.loads(path.read_text())
+    return {
+        row["name"]: Row(**{**row, "ours": figures(row["ours"]), "aws": figures(row["aws"])})
+        for row in rows
+    }
+
+
+_COLUMNS = (
+    "cell",
+    "bound us",
+    "ours us",
+    "/ bound",
+    "extra traffic",
+    "AWS us",
+    "/ bound",
+    "ours / AWS",
+    *(f"ours, AR {latency} us" for latency in ALL_REDUCE_US),
+    *(f"AWS, AR {latency} us" for latency in ALL_REDUCE_US),
+)
+
+
+def _columns(row: Row) -> list[str]:
+    def of(figures: Modelled | str) -> list[str]:
+        if isinstance(figures, str):
+            return ["-", "-"]
+        return [f"{figures.compute:.1f}", f"{figures.compute / row.bound:.2f}"]
+
+    def swept(figures: Modelled | str) -> list[str]:
+        reduced = {} if isinstance(figures, str) else figures.reduced
+        return [f"{reduced[str(n)]:.1f}" if str(n) in reduced else "-" for n in ALL_REDUCE_US]
+
+    both = isinstance(row.ours, Modelled) and isinstance(row.aws, Modelled)
+    ratio = f"{row.ours.compute / row.aws.compute:.2f}" if both else "-"  # type: ignore[union-attr]
+    traffic = f"{row.ours.traffic:.2%}" if isinstance(row.ours, Modelled) else "-"
+    return [
+        row.name,
+        f"{row.bound:.1f}",
+        *of(row.ours),
+        traffic,
+        *of(row.aws),
+        ratio,
+        *swept(row.ours),
+        *swept(row.aws),
+    ]
+
+
+def _geometric_mean(values: list[float]) -> float:
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def goals(rows: list[Row]) -> list[str]:
+    """Each goal with the figure and whether it is met."""
+    ours = {row.name: row.ours for row in rows if isinstance(row.ours, Modelled)}
+    if not ours:
+        return ["no cell could be modelled"]
+    by_name = {row.name: row for row in rows}
+    ratios = {name: figures.compute / by_name[name].bound for name, figures in ours.items()}
+    worst = max(ratios, key=ratios.__getitem__)
+    most = max(ours, key=lambda name: ours[name].traffic)
+    mean = _geometric_mean(list(ratios.values()))
+    lines = [
+        _goal("ours over the HBM bound, geometric mean", mean, GOAL_BOUND),
+        _goal(f"ours over the HBM bound, worst cell ({worst})", ratios[worst], GOAL_WORST),
+        _goal(f"extra HBM traffic, most ({most})", ours[most].traffic, GOAL_TRAFFIC),
+    ]
+    against = {
+        name: figures.compute / by_name[name].aws.compute  # type: ignore[union-attr]
+        for name, figures in ours.items()
+        if isinstance(by_name[name].aws, Modelled)
+    }
+    if against:
+        lines.append(
+            _goal(
+                f"ours over AWS's, geometric mean of {len(against)} cells",
+                _geometric_mean(list(against.values())),
+                GOAL_AWS,
+            )
+        )
+    return lines
+
+
+def _goal(what: str, value: float, most: float) -> str:
+    return f"modelled {what}: {value:.3f}; goal {most:g}: {'met' if value <= most else 'NOT met'}"
+
+
+def markdown(rows: list[Row]) -> str:
+    """The table, the goals, and why some cells have no figures."""
+    lines = [
+        f"Modelled, not measured: one layer on trn2, two physical cores, Tensor Engine "
+        f"{_RATE.value}; ours with the residual on chip. AR: with all-reduces of that latency.",
+        "",
+        "| " + " | ".join(_COLUMNS) + " |",
+        "|" + "---|" * len(_COLUMNS),
+        *("| " + " | ".join(_columns(row)) + " |" for row in rows),
+        "",
+        *(f"- {line}" for line in goals(rows)),
+    ]
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for who, figures in (("ours", row.ours), ("AWS's", row.aws)):
+            if isinstance(figures, str):
+                reasons.setdefault(f"{who}: {figures}", []).append(row.name)
+    lines += [f"- {reason} ({', '.join(names)})" for reason, names in reasons.items()]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Models the chosen cells, prints a line for each, and the goals."""
+    del arguments
+    logging.set_verbosity(logging.WARNING)
+    results = pathlib.Path(_RESULTS.value) if _RESULTS.value else None
+    done = _read(results) if results else {}
+    rows = []
+    for name, case in _chosen():
+        row = done.get(name) or _row(name, case)
+        done[name] = row
+        rows.append(row)
+        print("  ".join(text.rjust(9) for text in _columns(row)), flush=True)
+        if results:
+            results.write_text(json.dumps([dataclasses.asdict(r) for r in done.values()], indent=1))
+        if _MARKDOWN.value:
+            pathlib.Path(_MARKDOWN.value).write_text(markdown(rows))
+    print("\n".join(goals(rows)))
+    return 0
+
+
+if __name__ == "__main__":
+    app.run(main)
