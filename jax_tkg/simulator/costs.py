@@ -18,6 +18,7 @@ DMA = "NKI DMA overview"
 DGE = "NKI descriptor generation engine guide"
 PERFORMANCE = "NKI performance guide"
 HARDWARE = "Neuron hardware overview, Trainium2 and Trainium3"
+HARDWARE_V1 = "Neuron hardware overview, Trainium1"
 THROTTLE = "Neuron Explorer summary viewer, understanding throttling"
 COLLECTIVES = "Neuron intra-node collectives guide"
 
@@ -194,6 +195,24 @@ TRN3 = dataclasses.replace(
     ),
     collective_bandwidth=Figure(320, "bytes/ns", f"{HARDWARE}: 2.56 TB/s over 8 cores"),
 )
+
+TRN1 = dataclasses.replace(
+    TRN2,
+    target="trn1",
+    tensor_clock=Figure(2.8, "GHz", f"{ARCH_V2}, compute engine specifications"),
+    vector_clock=Figure(1.12, "GHz", f"{ARCH_V2}, compute engine specifications"),
+    scalar_clock=Figure(1.4, "GHz", f"{ARCH_V2}, compute engine specifications"),
+    gpsimd_clock=Figure(1.4, "GHz", f"{ARCH_V2}, compute engine specifications"),
+    dma_bandwidth=Figure(17, "bytes/ns", f"{BANDWIDTH}, table"),
+    dma_packet=Figure(
+        145.4,
+        "ns",
+        "that of Trainium2, lengthened as the bandwidth of an engine is lower",
+        assumed=True,
+    ),
+    hbm_bandwidth=Figure(410, "bytes/ns", f"{HARDWARE_V1}: 820 GB/s over 2 cores"),
+)
+"""One core of Trainium1, for kernels whose latency is published; not its collectives."""
 
 TARGETS = {"trn2": TRN2, "trn3": TRN3}
 
