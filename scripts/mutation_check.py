@@ -201,9 +201,9 @@ MUTATIONS = (
     ),
     Mutation(
         "readers hold no writer back",
-        "dependencies.py",
-        "                if is_write:\n                    producers",
-        "                if False:\n                    producers",
+        "hazards.py",
+        "            if is_write:\n                for (other, _), index",
+        "            if False:\n                for (other, _), index",
         "test_races.py",
     ),
     Mutation(

@@ -49,8 +49,26 @@ def _members(groups: Any) -> set[frozenset[int]]:
     return {frozenset(group) for group in groups}
 
 
+def _of_mesh(text: str) -> list[list[int]] | None:
+    """Groups out of HLO in the form mesh['tp'=2,'dp'=2] {'tp'}, of newer XLA; else None."""
+    match = re.search(r"all-reduce\(.*replica_groups=mesh\[(.*?)\] \{(.*?)\}", text)
+    if match is None:
+        return None
+    sizes = dict(re.findall(r"'(\w+)'=(\d+)", match[1]))
+    reduced = re.findall(r"'(\w+)'", match[2])
+    names = [name for name in sizes if name not in reduced] + reduced
+    ranks = np.arange(np.prod([int(size) for size in sizes.values()]))
+    by_axis = ranks.reshape([int(size) for size in sizes.values()])
+    ordered = by_axis.transpose([list(sizes).index(name) for name in names])
+    return ordered.reshape(-1, int(np.prod([int(sizes[name]) for name in reduced]))).tolist()
+
+
 def _listed(text: str) -> Iterator[list[int]]:
-    """Groups out of HLO: {{0,1},{2,3}} or the iota form [2,2]<=[2,2]T(1,0)."""
+    """Groups out of HLO: {{0,1},{2,3}}, the iota form [2,2]<=[2,2]T(1,0), or those of a mesh."""
+    of_mesh = _of_mesh(text)
+    if of_mesh is not None:
+        yield from of_mesh
+        return
     match = re.search(
         r"all-reduce\(.*replica_groups=(\{\{.*?\}\}|\[\S+?(?:T\([\d,]+\))?(?=[,\s]))", text
     )
