@@ -38,10 +38,9 @@ class SbufTest(parameterized.TestCase):
     def test_estimate_covers_what_the_simulator_counts(
         self, name: str, cores: int, stacked: bool
     ) -> None:
-        shape = SHAPES[name]
-        if stacked:
-            # In the loop of two layers over stacked tensors the first's result stays.
-            shape = dataclasses.replace(shape, L=2, quantized=shape.quantized[:1] * 2)
+        # Two layers take every buffer of the ring again, so that all are in use at one time; and in
+        # the loop over stacked tensors the first's result stays.
+        shape = dataclasses.replace(SHAPES[name], L=2, quantized=SHAPES[name].quantized[:1] * 2)
         peaks: list[int] = []
 
         def measure(machine: Any) -> None:

@@ -9,8 +9,10 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .exchange import swap
+from .linear import bytes_of
 from .sizes import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
 from .softmax import (
+    MASKED,
     SoftmaxState,
     column_peaks,
     column_sums,
@@ -24,27 +26,45 @@ MAX_BLOCK_CHUNKS = 16
 """Chunks of 128 slots attended at once: 2048 slots, 4 KiB of bf16 per partition and DMA."""
 
 
-class Block(NKIObject):
+class Segment(NKIObject):
     """Cache slots start .. start + rows * chunks; row p of chunk c is slot start + p * chunks + c.
 
-    So each partition reads `chunks` consecutive rows of V, in one piece.
+    So each partition reads `chunks` consecutive rows of V, in one piece. Its first chunk is the
+    block's chunk `first_chunk`.
     """
 
-    def __init__(self, start, rows, chunks):
+    def __init__(self, start, rows, chunks, first_chunk):
         self.start = start
         self.rows = rows
         self.chunks = chunks
+        self.first_chunk = first_chunk
+        self.slots = rows * chunks
+
+
+class Block(NKIObject):
+    """Slots attended at once: `chunks` chunks of `rows` slots, of which the last may have fewer."""
+
+    def __init__(self, segments):
+        last = segments[len(segments) - 1]
+        self.segments = segments
+        self.rows = segments[0].rows
+        self.chunks = last.first_chunk + last.chunks
 
 
 def context_blocks(first, last, chunks):
     """The blocks of at most 128 x `chunks` slots that cover the slots first .. last."""
     blocks = []
-    while last - first >= PARTITIONS:
-        size = min(chunks, (last - first) // PARTITIONS)
-        blocks.append(Block(first, PARTITIONS, size))
-        first += size * PARTITIONS
-    if last > first:
-        blocks.append(Block(first, last - first, 1))
+    while last > first:
+        whole = min(chunks, (last - first) // PARTITIONS)
+        segments = []
+        if whole > 0:
+            segments.append(Segment(first, PARTITIONS, whole, 0))
+            first += whole * PARTITIONS
+        rest = last - first
+        if whole < chunks and rest > 0:
+            segments.append(Segment(first, rest, 1, whole))
+            first = last
+        blocks.append(Block(segments))
     return blocks
 
 
@@ -122,16 +142,17 @@ class Group(NKIObject):
         self.first = first
         self.count = count
         self.width = sizes.q * sizes.S
+        # Columns of a sequence and KV head.
+        self.per_pair = self.width // sizes.k
         self.columns = count * self.width
         self.first_column = first * self.width
         self.per_bank = PSUM_BANK // self.columns
         self.chunks = min(MAX_BLOCK_CHUNKS, self.per_bank * PSUM_GROUP_BANKS)
 
-    def place(self, chunk, sequence, kv_head, sizes):
-        """(bank, first, last) of the scores of one sequence and KV head in the PSUM tile."""
-        per_head = self.width // sizes.k
-        first = (chunk % self.per_bank) * self.columns + sequence * self.width + kv_head * per_head
-        return (chunk // self.per_bank, first, first + per_head)
+    def place(self, chunk, pair):
+        """(bank, first column) in the PSUM tile of the scores of a sequence and KV head."""
+        first = (chunk % self.per_bank) * self.columns + pair * self.per_pair
+        return (chunk // self.per_bank, first)
 
 
 def _queries(heads, group, sequence, kv_head, sizes):
@@ -187,61 +208,133 @@ def _attend_block(
     weights = exponentials(scores, peaks, scale, sizes.dtype)
     sums = column_sums(weights, constants)
     weighted = nl.ndarray((sizes.d, group.columns), dtype=nl.float32, buffer=nl.psum)
-    per_head = group.width // sizes.k
-    for sequence in range(group.count):
-        for kv_head in range(sizes.k):
-            rows = ring.take(sizes.dtype)[0 : block.rows, 0 : block.chunks * sizes.d]
-            rows = rows.reshape_dim(1, (block.chunks, sizes.d))
-            source = V_cache[group.first + sequence, kv_head]
-            source = source[block.start : block.start + block.rows * block.chunks, :]
-            nisa.dma_copy(dst=rows, src=source.reshape((block.rows, block.chunks, sizes.d)))
-            first = sequence * group.width + kv_head * per_head
-            for chunk in range(block.chunks):
-                nisa.nc_matmul(
-                    dst=weighted[:, first : first + per_head],
-                    stationary=rows[:, chunk, :],
-                    moving=weights[:, chunk, first : first + per_head],
-                    accumulate=chunk > 0,
-                )
+    for pairs in _pairs_at_once(block, group, ring, sizes):
+        loaded = []
+        for segment in block.segments:
+            loaded.append(_load_values(V_cache, segment, pairs, group, ring, sizes))
+        for pair in range(pairs.first, pairs.first + pairs.count):
+            first = pair * group.per_pair
+            for index in range(len(loaded)):
+                segment = block.segments[index]
+                values = loaded[index]
+                for chunk in range(segment.chunks):
+                    place = segment.first_chunk + chunk
+                    nisa.nc_matmul(
+                        dst=weighted[:, first : first + group.per_pair],
+                        stationary=values[:, pair - pairs.first, chunk, :],
+                        moving=weights[0 : segment.rows, place, first : first + group.per_pair],
+                        accumulate=place > 0,
+                    )
     merge(state, peaks, sums, weighted, scale)
+
+
+class Pairs(NKIObject):
+    """Pairs (sequence, KV head) first .. first + count of a group, whose caches load at once."""
+
+    def __init__(self, first, count):
+        self.first = first
+        self.count = count
+
+
+def _pairs_at_once(block, group, ring, sizes):
+    """All pairs of a group, as many at a time as a buffer holds the keys or the values of."""
+    slots = 0
+    values = 0
+    for segment in block.segments:
+        slots = max(slots, segment.slots)
+        values = max(values, segment.chunks * sizes.d)
+    item = bytes_of(sizes.dtype)
+    at_once = max(1, ring.slot_bytes // (item * max(slots, values)))
+    total = group.count * sizes.k
+    found = []
+    first = 0
+    while first < total:
+        found.append(Pairs(first, min(at_once, total - first)))
+        first += at_once
+    return found
+
+
+def _caches_of(cache, pairs, group, sizes):
+    """[count, ...]: the pairs' caches out of [B, k, ...], each pair's after the other's."""
+    by_pair = cache.reshape((sizes.B * sizes.k, cache.shape[2], cache.shape[3]))
+    first = group.first * sizes.k + pairs.first
+    return by_pair[first : first + pairs.count]
+
+
+def _load_keys(K_cache, segment, pairs, group, ring, sizes):
+    """[d, count, slots]: the keys of a segment's slots."""
+    columns = pairs.count * segment.slots
+    keys = ring.take(sizes.dtype)[0 : sizes.d, 0:columns]
+    keys = keys.reshape_dim(1, (pairs.count, segment.slots))
+    source = _caches_of(K_cache, pairs, group, sizes)
+    source = source[:, :, segment.start : segment.start + segment.slots]
+    nisa.dma_copy(dst=keys, src=source.permute((1, 0, 2)))
+    return keys
+
+
+def _load_values(V_cache, segment, pairs, group, ring, sizes):
+    """[rows, count, chunks, d]: the values of a segment's slots."""
+    width = segment.chunks * sizes.d
+    values = ring.take(sizes.dtype)[0 : segment.rows, 0 : pairs.count * width]
+    values = values.reshape_dim(1, (pairs.count, width))
+    source = _caches_of(V_cache, pairs, group, sizes)
+    source = source[:, segment.start : segment.start + segment.slots, :]
+    source = source.reshape_dim(1, (segment.rows, segment.chunks))
+    source = source.permute((1, 0, 2, 3))
+    nisa.dma_copy(dst=values.reshape_dim(2, (segment.chunks, sizes.d)), src=source)
+    return values.reshape_dim(2, (segment.chunks, sizes.d))
 
 
 def _scores(block, heads, K_cache, prior_bias, group, ring, sizes):
     """Masked scores of a block, [rows, chunks, columns] f32."""
-    chunks = block.chunks
-    banks = ceiling_divide(chunks, group.per_bank)
+    banks = ceiling_divide(block.chunks, group.per_bank)
     product = nl.ndarray((block.rows, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-    for sequence in range(group.count):
-        for kv_head in range(sizes.k):
-            slots = block.rows * chunks
-            keys = ring.take(sizes.dtype)[0 : sizes.d, 0:slots]
-            source = K_cache[group.first + sequence, kv_head]
-            nisa.dma_copy(dst=keys, src=source[:, block.start : block.start + slots])
-            by_chunk = keys.reshape_dim(1, (block.rows, chunks))
-            for chunk in range(chunks):
-                bank, first, last = group.place(chunk, sequence, kv_head, sizes)
-                nisa.nc_matmul(
-                    dst=product[:, bank, first:last],
-                    stationary=by_chunk[:, :, chunk],
-                    moving=_queries(heads, group, sequence, kv_head, sizes),
-                    accumulate=False,
-                )
-    bias = nl.ndarray((block.rows, chunks, group.columns), dtype=prior_bias.dtype, buffer=nl.sbuf)
-    rows = prior_bias[block.start : block.start + block.rows * chunks, :]
+    for pairs in _pairs_at_once(block, group, ring, sizes):
+        for segment in block.segments:
+            keys = _load_keys(K_cache, segment, pairs, group, ring, sizes)
+            for pair in range(pairs.first, pairs.first + pairs.count):
+                by_chunk = keys[:, pair - pairs.first, :]
+                by_chunk = by_chunk.reshape_dim(1, (segment.rows, segment.chunks))
+                queries = _queries(heads, group, pair // sizes.k, pair % sizes.k, sizes)
+                for chunk in range(segment.chunks):
+                    bank, first = group.place(segment.first_chunk + chunk, pair)
+                    nisa.nc_matmul(
+                        dst=product[0 : segment.rows, bank, first : first + group.per_pair],
+                        stationary=by_chunk[:, :, chunk],
+                        moving=queries,
+                        accumulate=False,
+                    )
+    shape = (block.rows, block.chunks, group.columns)
+    scores = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    for segment in block.segments:
+        if segment.rows < block.rows:
+            nisa.memset(dst=scores[:, segment.first_chunk, :], value=MASKED)
+        _add_bias(scores, product, segment, prior_bias, group)
+    return scores
+
+
+def _add_bias(scores, product, segment, prior_bias, group):
+    """Writes a segment's scores: its products in PSUM, and what masks them."""
+    shape = (segment.rows, segment.chunks, group.columns)
+    bias = nl.ndarray(shape, dtype=prior_bias.dtype, buffer=nl.sbuf)
+    rows = prior_bias[segment.start : segment.start + segment.slots, :]
     rows = rows[:, group.first_column : group.first_column + group.columns]
-    nisa.dma_copy(dst=bias, src=rows.reshape_dim(0, (block.rows, chunks)))
-    scores = nl.ndarray((block.rows, chunks, group.columns), dtype=nl.float32, buffer=nl.sbuf)
-    for bank in range(banks):
-        first = bank * group.per_bank
-        size = min(group.per_bank, chunks - first)
-        part = product[:, bank, 0 : size * group.columns]
+    nisa.dma_copy(dst=bias, src=rows.reshape_dim(0, (segment.rows, segment.chunks)))
+    done = 0
+    while done < segment.chunks:
+        # As many chunks as lie in one bank.
+        first = segment.first_chunk + done
+        place = first % group.per_bank
+        count = min(group.per_bank - place, segment.chunks - done)
+        part = product[0 : segment.rows, first // group.per_bank, :]
+        part = part[:, place * group.columns : (place + count) * group.columns]
         nisa.tensor_tensor(
-            dst=scores[:, first : first + size, :],
-            data1=part.reshape_dim(1, (size, group.columns)),
-            data2=bias[:, first : first + size, :],
+            dst=scores[0 : segment.rows, first : first + count, :],
+            data1=part.reshape_dim(1, (count, group.columns)),
+            data2=bias[:, done : done + count, :],
             op=nl.add,
         )
-    return scores
+        done += count
 
 
 def _merge_cores(state, scale, group, sizes):

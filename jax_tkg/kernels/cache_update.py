@@ -45,8 +45,8 @@ class LayerCaches(NKIObject):
 def update_caches(caches, heads, values, sizes):
     """Writes each new token of a layer at its slot; a slot past the cache's end is skipped.
 
-    With two cores the first writes the keys and the second the values, after both have attended:
-    each waits here for the other, which may still be reading.
+    With two cores each writes the keys of every other token and the values of the rest, after both
+    have attended: each waits here for the other, which may still be reading.
 
     Args:
       caches: the layer's.
@@ -58,13 +58,13 @@ def update_caches(caches, heads, values, sizes):
         nisa.core_barrier(data=caches.K_whole, cores=(0, 1))
         nisa.core_barrier(data=caches.V_whole, cores=(0, 1))
     for token in range(sizes.T):
-        if sizes.core == 0:
+        if sizes.core == token % sizes.cores:
             nisa.dma_copy(
                 dst=_keys_of(caches, token, sizes),
                 src=heads[:, sizes.q : sizes.q + sizes.k, token : token + 1],
                 oob_mode=nisa.oob_mode.skip,
             )
-        if sizes.core == sizes.cores - 1:
+        if sizes.core == (token + 1) % sizes.cores:
             nisa.dma_copy(
                 dst=_values_of(caches, token, sizes),
                 src=values[token : token + 1, :, :],

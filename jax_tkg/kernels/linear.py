@@ -10,7 +10,7 @@ import nki.language as nl
 from .sizes import PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
 
 
-def linear(dst, x, weight, first_column, width, ring, sizes, scale=None):
+def linear(dst, x, weight, first_column, width, ring, sizes, scale=None, normed=None):
     """dst = (x^T @ weight[:, columns])^T, accumulated in f32.
 
     Args:
@@ -22,6 +22,7 @@ def linear(dst, x, weight, first_column, width, ring, sizes, scale=None):
       ring: buffers for the weight.
       sizes: the launch's sizes.
       scale: [width, tiles] f32, factor of each output column, or None.
+      normed: the `Normed` that x is the tile of: its tokens' factors are applied; or None.
     """
     tiles = dst.shape[1]
     per_bank = PSUM_BANK // sizes.T
@@ -33,22 +34,39 @@ def linear(dst, x, weight, first_column, width, ring, sizes, scale=None):
         banks = ceiling_divide(count, per_bank)
         product = nl.ndarray((width, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
         _accumulate(product, x, weight, first_column + done * width, width, count, ring, sizes)
+        factor = None
+        if normed != None:
+            factor = normed.token_factor(sizes)
         for bank in range(banks):
             first = bank * per_bank
             size = min(per_bank, count - first)
             summed = product[:, bank, 0 : size * sizes.T].reshape_dim(1, (size, sizes.T))
-            target = dst[:, done + first : done + first + size, :]
-            if scale == None:
-                nisa.tensor_copy(dst=target, src=summed)
-            else:
+            columns = None
+            if scale != None:
                 columns = scale[:, done + first : done + first + size]
-                nisa.tensor_tensor(
-                    dst=target,
-                    data1=summed,
-                    data2=columns.expand_dim(2).broadcast(2, sizes.T),
-                    op=nl.multiply,
-                )
+            _store(dst[:, done + first : done + first + size, :], summed, columns, factor)
         done += count
+
+
+def _store(dst, summed, scale, factor):
+    """dst [width, n, T] = summed * scale [width, n] * factor [128, T]; either may be None."""
+    width = dst.shape[0]
+    tiles = dst.shape[1]
+    T = dst.shape[2]
+    if factor != None:
+        by_token = factor[0:width, :].expand_dim(1).broadcast(1, tiles)
+    if scale != None:
+        by_column = scale.expand_dim(2).broadcast(2, T)
+    if scale == None and factor == None:
+        nisa.tensor_copy(dst=dst, src=summed)
+    elif scale == None:
+        nisa.tensor_tensor(dst=dst, data1=summed, data2=by_token, op=nl.multiply)
+    elif factor == None:
+        nisa.tensor_tensor(dst=dst, data1=summed, data2=by_column, op=nl.multiply)
+    else:
+        scaled = nl.ndarray((width, tiles, T), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(dst=scaled, data1=summed, data2=by_column, op=nl.multiply)
+        nisa.tensor_tensor(dst=dst, data1=scaled, data2=by_token, op=nl.multiply)
 
 
 def _accumulate(product, x, weight, first_column, width, count, ring, sizes):

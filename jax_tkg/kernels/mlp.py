@@ -9,11 +9,11 @@ from .linear import linear
 from .sizes import PARTITIONS, Share
 
 
-def mlp(x, layer, ring, sizes):
+def mlp(normed, layer, ring, sizes):
     """This core's columns of silu(x @ W_gate) * (x @ W_up) @ W_down, before the all-reduce.
 
     Args:
-      x: [128, H / 128, T] in the compute dtype.
+      normed: the `Normed` input.
       layer: whose W_gate, W_up, W_down and scales are used.
       ring: buffers for the weights.
       sizes: the launch's sizes.
@@ -22,8 +22,8 @@ def mlp(x, layer, ring, sizes):
       [128, tiles, T] f32: the tiles of H that `Share` gives this core.
     """
     share = Share(sizes.mlp_chunks(), sizes.cores, sizes.core)
-    gate = _projection(x, layer.W_gate, layer.W_gate_scale, share, ring, sizes)
-    up = _projection(x, layer.W_up, layer.W_up_scale, share, ring, sizes)
+    gate = _projection(normed.tile, layer.W_gate, layer.W_gate_scale, share, ring, sizes, normed)
+    up = _projection(normed.tile, layer.W_up, layer.W_up_scale, share, ring, sizes, normed)
     nisa.activation(dst=gate, op=nl.silu, data=gate)
     hidden = nl.ndarray((PARTITIONS, share.total, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
     mine = hidden[:, share.first : share.first + share.count, :]
@@ -33,14 +33,18 @@ def mlp(x, layer, ring, sizes):
     return _projection(hidden, layer.W_down, layer.W_down_scale, down, ring, sizes)
 
 
-def _projection(x, weight, scale, share, ring, sizes):
-    """[128, share.count, T] f32: this core's tiles of columns of x @ weight, dequantised."""
+def _projection(x, weight, scale, share, ring, sizes, normed=None):
+    """[128, share.count, T] f32: this core's tiles of columns of x @ weight, dequantised.
+
+    `normed` is what x is the tile of, or None.
+    """
     columns = None
     if scale != None:
         columns = load_columns(scale, share.first, share.count)
         x = _clamped(x, sizes)
     product = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-    linear(product, x, weight, share.first * PARTITIONS, PARTITIONS, ring, sizes, columns)
+    first = share.first * PARTITIONS
+    linear(product, x, weight, first, PARTITIONS, ring, sizes, columns, normed)
     return product
 
 

@@ -2,13 +2,42 @@
 
 import nki.isa as nisa
 import nki.language as nl
+from nki.language import NKIObject
 
 from .layout import load_columns
 from .sizes import PARTITIONS
 
 
+class Normed(NKIObject):
+    """x / sqrt(mean(x^2) + eps) * gamma, where the root may be left to who multiplies by it.
+
+    A product with a weight is linear, so that a token's factor 1 / sqrt(...) may be applied to the
+    product as well: the product need not wait for it. Both ways the input of the product is rounded
+    once to the compute dtype.
+
+    Attributes:
+      tile: [128, H / 128, T] in the compute dtype: x * gamma, or all of it.
+      squares: [128, T] f32, the sum of x^2 over chunks; None where the tile is all of it.
+    """
+
+    def __init__(self, tile, squares, constants):
+        self.tile = tile
+        self.squares = squares
+        self.constants = constants
+        self.factor = None
+
+    def token_factor(self, sizes):
+        """[128, T] f32, by which products of the tile are multiplied; None for not at all.
+
+        It is computed when it is first asked for, after the products in the order of the program.
+        """
+        if self.factor == None and self.squares != None:
+            self.factor = _inverse_root(self.squares, self.constants, sizes)
+        return self.factor
+
+
 def rms_norm(x, gamma, constants, sizes):
-    """x / sqrt(mean(x^2) + eps) * gamma, in f32, rounded once to the compute dtype.
+    """The normalised x, rounded once to the compute dtype.
 
     Args:
       x: [128, H / 128, T].
@@ -17,37 +46,49 @@ def rms_norm(x, gamma, constants, sizes):
       sizes: the launch's sizes.
 
     Returns:
-      A tile like x.
+      `Normed`.
     """
     chunks = sizes.hidden_chunks()
     T = sizes.T
-    gain = load_columns(gamma, 0, chunks)
-    squares = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
+    gain = load_columns(gamma, 0, chunks).expand_dim(2).broadcast(2, T)
+    normed = nl.ndarray((PARTITIONS, chunks, T), dtype=sizes.dtype, buffer=nl.sbuf)
+    # Where inputs are clamped they must be complete, and x * gamma may exceed what float16 holds.
+    complete = sizes.clamp_bound > 0.0 or sizes.dtype == nl.float16
+    if not complete:
+        nisa.tensor_tensor(dst=normed, data1=x, data2=gain, op=nl.multiply)
+    squares = _squares(x, sizes)
+    if not complete:
+        return Normed(normed, squares, constants)
+    scaled = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
+    inverse = _inverse_root(squares, constants, sizes).expand_dim(1).broadcast(1, chunks)
+    nisa.tensor_tensor(dst=scaled, data1=x, data2=inverse, op=nl.multiply)
+    nisa.tensor_tensor(dst=normed, data1=scaled, data2=gain, op=nl.multiply)
+    return Normed(normed, None, constants)
+
+
+def _squares(x, sizes):
+    """[128, T] f32: the sum of x^2 over chunks."""
+    shape = (PARTITIONS, sizes.hidden_chunks(), sizes.T)
+    squares = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.activation(dst=squares, op=nl.square, data=x)
-    per_partition = nl.ndarray((PARTITIONS, T), dtype=nl.float32, buffer=nl.sbuf)
+    per_partition = nl.ndarray((PARTITIONS, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_reduce(dst=per_partition, op=nl.add, data=squares.permute((0, 2, 1)), axis=(2,))
+    return per_partition
+
+
+def _inverse_root(squares, constants, sizes):
+    """[128, T] f32 on all partitions: 1 / sqrt(mean + eps) of sums [128, T] per partition."""
     # A product with ones sums over the partitions and gives every partition the sum.
-    total = nl.ndarray((PARTITIONS, T), dtype=nl.float32, buffer=nl.psum)
+    total = nl.ndarray((PARTITIONS, sizes.T), dtype=nl.float32, buffer=nl.psum)
     nisa.nc_matmul(
         dst=total,
         stationary=constants.ones,
-        moving=per_partition,
+        moving=squares,
         is_stationary_onezero=True,
         accumulate=False,
     )
     epsilon = nl.ndarray((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
     nisa.memset(dst=epsilon, value=sizes.eps)
-    inverse = nl.ndarray((PARTITIONS, T), dtype=nl.float32, buffer=nl.sbuf)
+    inverse = nl.ndarray((PARTITIONS, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     nisa.activation(dst=inverse, op=nl.rsqrt, data=total, scale=1.0 / sizes.H, bias=epsilon)
-    scaled = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_tensor(
-        dst=scaled,
-        data1=x,
-        data2=inverse.expand_dim(1).broadcast(1, chunks),
-        op=nl.multiply,
-    )
-    normed = nl.ndarray((PARTITIONS, chunks, T), dtype=sizes.dtype, buffer=nl.sbuf)
-    nisa.tensor_tensor(
-        dst=normed, data1=scaled, data2=gain.expand_dim(2).broadcast(2, T), op=nl.multiply
-    )
-    return normed
+    return inverse

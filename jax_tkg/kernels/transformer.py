@@ -325,8 +325,6 @@ def _layer(x, layer, caches, shared, reduction, sizes):
         shared.constants,
         sizes,
     )
-    if caches.slots != None:
-        update_caches(caches, heads, values, sizes)
     share = Share(sizes.hidden_chunks(), sizes.cores, sizes.core)
     partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     first = share.first * PARTITIONS
@@ -334,6 +332,9 @@ def _layer(x, layer, caches, shared, reduction, sizes):
     x = add_reduced(x, partial, reduction.group, reduction.on_chip, sizes)
     normed = rms_norm(x, layer.W_gamma_mlp, shared.constants, sizes)
     partial = mlp(normed, layer, shared.ring, sizes)
+    if caches.slots != None:
+        # Only here, so that no transfer of weights queues behind those that wait for attention.
+        update_caches(caches, heads, values, sizes)
     return add_reduced(x, partial, reduction.group, reduction.on_chip, sizes)
 
 
@@ -343,7 +344,8 @@ def _heads(normed, layer, shared, sizes):
     heads = nl.ndarray((sizes.d, share.total, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
     last = share.first + share.count
     mine = heads[:, share.first : last, :]
-    linear(mine, normed, layer.W_qkv, share.first * sizes.d, sizes.d, shared.ring, sizes)
+    first = share.first * sizes.d
+    linear(mine, normed.tile, layer.W_qkv, first, sizes.d, shared.ring, sizes, None, normed)
     # A head that both cores compute is rotated by both.
     rotated = min(last, sizes.q + sizes.k)
     if rotated > share.first:

@@ -10,6 +10,7 @@ checked by `capacity`.
 
 import enum
 import math
+import threading
 import weakref
 from typing import Any
 
@@ -35,6 +36,8 @@ PSUM_MIN_ALIGN = 4
 SBUF_MIN_ALIGN = 1
 
 WRITTEN = 0xFF
+
+_copying = threading.Lock()
 
 
 class Lifetime:
@@ -196,8 +199,11 @@ class Storage:
     def prepare_write(self) -> None:
         """Copies the caller's array before the first write, so that the caller's stays as it is."""
         if self.is_input and not self.copied:
-            self.bytes = self.bytes.copy()
-            self.copied = True
+            # Both cores of a rank may be the first.
+            with _copying:
+                if not self.copied:
+                    self.bytes = self.bytes.copy()
+                    self.copied = True
         self.written = True
 
     def live_overlaps(self) -> list["Storage"]:

@@ -404,6 +404,9 @@ class _Scheduler:
             nbytes = instruction.attributes.get("bytes", 0)
             ranks = self.group_size or len(instruction.attributes["ranks"])
             return collective_time(costs, instruction.opcode, nbytes, ranks)
+        if _on_gpsimd_dma(instruction):
+            _, transfer = transfer_of(costs, instruction)
+            return costs.dma_start + max(dma_engine_times(costs, transfer))
         if instruction.engine == "dma":
             return float(costs.software_descriptor)
         if instruction.opcode == "core_barrier":
@@ -500,7 +503,17 @@ class _Scheduler:
 def _resource(instruction: Instruction) -> str:
     if is_collective(instruction):
         return "collective"
+    if _on_gpsimd_dma(instruction):
+        return "gpsimd"
     return instruction.engine
+
+
+def _on_gpsimd_dma(instruction: Instruction) -> bool:
+    """Whether the GpSimd Engine's own DMA swaps tiles: it waits for no other transfer.
+
+    Its speed is not documented; it is taken to be that of the DMA engines.
+    """
+    return instruction.attributes.get("dma_engine") == "gpsimd_dma"
 
 
 def _queue(instruction: Instruction) -> str:
