@@ -2,37 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 
 from jax_tkg.bits import Bits
 from jax_tkg.reference import cache_update
+from jax_tkg.reference.cache_update import WritePlan
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class AttentionMasks:
-    """Which keys each query attends, in the layout of the scores.
-
-    Attributes:
-      prior: [B, k, g, S, T] bool over the first T cache slots; g = q // k.
-      active: [B, k, g, S(query), S(key)] bool over the new keys.
-    """
-
-    prior: jax.Array
-    active: jax.Array
-
-
-def attention_masks(mask_cache: jax.Array, mask_active: jax.Array | None, k: int) -> AttentionMasks:
-    """Masks in the layout of the scores.
+def attention_mask(
+    mask_cache: jax.Array,
+    mask_active: jax.Array | None,
+    k: int,
+    slots: jax.Array | None,
+    capacity: int,
+) -> jax.Array:
+    """Which keys each query attends, in the layout of the scores; the same for every layer.
 
     Args:
       mask_cache: [S_ctx, B, q, S]; non-zero means attend. Where `mask_active` is None its last S
         rows are the active mask, and the cache slots with those numbers are not attended.
       mask_active: [S(key), B, q, S(query)], or None.
       k: KV heads.
+      slots: [B, S] int32 slots about to be written (see `cache_update.write_slots`), or None.
+      capacity: S_max.
+
+    Returns:
+      [B, k, g, S, T + C] bool, g = q // k: over the first T slots of the updated cache, the S new
+      keys, and, where `slots` is given, the S keys that were displaced.
     """
     context, batch, q, tokens = mask_cache.shape
     if mask_active is None:
@@ -42,7 +39,11 @@ def attention_masks(mask_cache: jax.Array, mask_active: jax.Array | None, k: int
         grouped = (mask != 0).reshape(mask.shape[0], batch, k, q // k, tokens)
         return grouped.transpose(1, 2, 3, 4, 0)
 
-    return AttentionMasks(prior=by_head(mask_cache), active=by_head(mask_active))
+    prior, active = by_head(mask_cache), by_head(mask_active)
+    if slots is None:
+        return jnp.concatenate([prior, active], axis=-1)
+    prior, displaced = _split_mask(prior, slots, capacity)
+    return jnp.concatenate([prior, active, displaced], axis=-1)
 
 
 def attention(
@@ -52,8 +53,8 @@ def attention(
     K_cache: jax.Array | Bits,
     V_cache: jax.Array | Bits,
     layer: jax.Array,
-    slots: jax.Array | None,
-    masks: AttentionMasks,
+    writes: WritePlan | None,
+    mask: jax.Array,
 ) -> tuple[jax.Array, jax.Array | Bits, jax.Array | Bits]:
     """Softmax attention taken jointly over the cache as passed in and the new keys.
 
@@ -63,10 +64,9 @@ def attention(
       value: [B, S, k, d].
       K_cache: [L, B, k, d, S_max].
       V_cache: [L, B, k, S_max, d].
-      layer: int32 scalar, which layer of the caches.
-      slots: [B, S] int32 slots to write the new keys and values to (see
-        `cache_update.write_slots`), or None to leave the caches alone.
-      masks: which keys each query attends.
+      layer: uint32 scalar, which layer of the caches.
+      writes: where the new keys and values are written, or None to leave the caches alone.
+      mask: from `attention_mask`.
 
     Returns:
       The attention output [B, S, q, d] in the compute dtype (zeros for a query with nothing to
@@ -75,23 +75,17 @@ def attention(
     batch, tokens, q, d = query.shape
     k = key.shape[2]
     grouped = query.reshape(batch, tokens, k, q // k, d).transpose(0, 2, 3, 1, 4)
-    keys, values, attended = [key], [value], [masks.active]
-    prior = masks.prior
-    if slots is not None:
-        update = cache_update.update_caches(K_cache, V_cache, layer, slots, key, value)
+    if writes is not None:
+        update = cache_update.update_caches(K_cache, V_cache, layer, writes, key, value)
         K_cache, V_cache = update.K_cache, update.V_cache
-        prior, displaced = _split_mask(prior, slots, K_cache.shape[-1])
-        keys.append(update.displaced_key)
-        values.append(update.displaced_value)
-        attended.append(displaced)
-    context = prior.shape[-1]
-    K_prior = _of_layer(K_cache, layer, 4, context)
-    V_prior = _of_layer(V_cache, layer, 3, context)
+        key = jnp.concatenate([key, update.displaced_key], axis=1)
+        value = jnp.concatenate([value, update.displaced_value], axis=1)
+    context = mask.shape[-1] - key.shape[1]
     output = _joint_softmax(
         grouped,
-        [K_prior, jnp.concatenate(keys, axis=1).transpose(0, 2, 3, 1)],
-        [V_prior, jnp.concatenate(values, axis=1).transpose(0, 2, 1, 3)],
-        [prior, jnp.concatenate(attended, axis=-1)],
+        [_of_layer(K_cache, layer, 4, context), key.transpose(0, 2, 3, 1)],
+        [_of_layer(V_cache, layer, 3, context), value.transpose(0, 2, 1, 3)],
+        mask,
     )
     output = output.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, q, d)
     return output.astype(query.dtype), K_cache, V_cache
@@ -127,10 +121,7 @@ def _split_mask(prior: jax.Array, slots: jax.Array, capacity: int) -> tuple[jax.
 
 
 def _joint_softmax(
-    query: jax.Array,
-    keys: list[jax.Array],
-    values: list[jax.Array],
-    masks: list[jax.Array],
+    query: jax.Array, keys: list[jax.Array], values: list[jax.Array], mask: jax.Array
 ) -> jax.Array:
     """Softmax over several sets of keys at once, in f32.
 
@@ -138,24 +129,20 @@ def _joint_softmax(
       query: [B, k, g, S, d].
       keys: each [B, k, d, T].
       values: each [B, k, T, d].
-      masks: each [B, k, g, S, T] bool.
+      mask: [B, k, g, S, sum of T] bool.
 
     Returns:
       [B, k, g, S, d] f32; zeros where no key is attended.
     """
-    scale = query.shape[-1] ** -0.5
-    scores = [_batched_product(query, key) * scale for key in keys]
-    scores = [jnp.where(mask, score, -jnp.inf) for score, mask in zip(scores, masks, strict=True)]
-    largest = jnp.concatenate(
-        [score.max(axis=-1, keepdims=True, initial=-jnp.inf) for score in scores], axis=-1
-    ).max(axis=-1, keepdims=True)
+    scores = jnp.concatenate([_batched_product(query, key) for key in keys], axis=-1)
+    scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, -jnp.inf)
+    largest = scores.max(axis=-1, keepdims=True)
     # -inf minus -inf is NaN: a query without keys subtracts nothing instead.
     largest = jax.lax.stop_gradient(jnp.where(jnp.isneginf(largest), 0.0, largest))
-    weights = [jnp.exp(score - largest) for score in scores]
-    total = sum(weight.sum(axis=-1, keepdims=True) for weight in weights)
-    summed = sum(
-        _batched_product(weight, value) for weight, value in zip(weights, values, strict=True)
-    )
+    weights = jnp.exp(scores - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    parts = jnp.split(weights, [keys[0].shape[-1]], axis=-1)
+    summed = sum(map(_batched_product, parts, values))
     return jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)
 
 

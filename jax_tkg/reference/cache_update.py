@@ -14,6 +14,24 @@ import jax
 import jax.numpy as jnp
 
 from jax_tkg.bits import Bits, as_bits
+from jax_tkg.reference.loops import repeat
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class WritePlan:
+    """Where the columns of new tokens go: the same for every layer, so made once.
+
+    Attributes:
+      slots: [B, S] int32, from `write_slots`.
+      starts: [B*S] uint32, the slots token by token.
+      sources: [B*S] uint32, what is written there: 0..B*S-1 is a new column, B*S and more a
+        displaced one.
+    """
+
+    slots: jax.Array
+    starts: jax.Array
+    sources: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -66,22 +84,37 @@ def first_writers(slots: jax.Array, capacity: int) -> jax.Array:
     return (slots < capacity) & ~jnp.any(same & earlier, axis=-1)
 
 
+def plan_writes(slots: jax.Array, capacity: int) -> WritePlan:
+    """What every layer's update has in common.
+
+    Args:
+      slots: [B, S] int32, from `write_slots`.
+      capacity: S_max.
+    """
+    batch, tokens = slots.shape
+    first = jnp.arange(batch, dtype=jnp.int32)[:, None] * tokens
+    source = _sources(slots, capacity)
+    source = first + jnp.where(source < tokens, source, source + (batch - 1) * tokens)
+    return WritePlan(
+        slots, slots.reshape(-1).astype(jnp.uint32), source.reshape(-1).astype(jnp.uint32)
+    )
+
+
 def update_caches(
     K_cache: jax.Array | Bits,
     V_cache: jax.Array | Bits,
     layer: jax.Array,
-    slots: jax.Array,
+    plan: WritePlan,
     key: jax.Array,
     value: jax.Array,
 ) -> CacheUpdate:
-    """Writes one layer's new keys and values at `slots`.
+    """Writes one layer's new keys and values.
 
     Args:
       K_cache: [L, B, k, d, S_max].
       V_cache: [L, B, k, S_max, d].
-      layer: int32 scalar, which layer of the caches.
-      slots: [B, S] int32 from `write_slots`; where two tokens of a sequence share a slot, the
-        later one stays.
+      layer: uint32 scalar, which layer of the caches.
+      plan: from `plan_writes`; where two tokens of a sequence share a slot, the later one stays.
       key: [B, S, k, d].
       value: [B, S, k, d].
 
@@ -91,7 +124,7 @@ def update_caches(
     (K, V), (old_key, old_value) = _exchange(
         (_stored(K_cache), _stored(V_cache)),
         layer,
-        slots,
+        plan,
         (_stored_like(K_cache, key), _stored_like(V_cache, value)),
     )
     if isinstance(K_cache, Bits):
@@ -117,7 +150,7 @@ _SLOT_AXES = (4, 3)
 
 
 @jax.custom_jvp
-def _exchange(caches: Pair, layer: jax.Array, slots: jax.Array, new: Pair) -> tuple[Pair, Pair]:
+def _exchange(caches: Pair, layer: jax.Array, plan: WritePlan, new: Pair) -> tuple[Pair, Pair]:
     """The caches with `new` (each [B, S, k, d]) written, and the columns it replaced.
 
     In place, on numbers of any dtype that XLA moves without converting them. Two loops, the second
@@ -127,62 +160,63 @@ def _exchange(caches: Pair, layer: jax.Array, slots: jax.Array, new: Pair) -> tu
     written twice.
     """
     batch, tokens, k, d = new[0].shape
-    turns = max(batch * tokens, 2)
+    count = batch * tokens
     shapes = ((1, 1, k, d, 1), (1, 1, k, 1, d))
+    columns = tuple(one.reshape(count, k, d) for one in new)
 
-    def column(index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        index = jnp.minimum(index, batch * tokens - 1)
-        return index // tokens, index % tokens
+    def column(turn: jax.Array) -> jax.Array:
+        return turn if count > 1 else jnp.uint32(0)
+
+    def entry(numbers: jax.Array, index: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_index_in_dim(numbers, index, keepdims=False)
 
     def place(index: jax.Array, slot_axis: int) -> tuple[jax.Array, ...]:
-        sequence, token = column(index)
-        at = [layer, sequence, 0, 0, 0]
-        at[slot_axis] = slots[sequence, token]
-        return _indices(*at)
+        zero = jnp.uint32(0)
+        at = [layer, jax.lax.div(index, jnp.uint32(tokens)), zero, zero, zero]
+        at[slot_axis] = entry(plan.starts, index)
+        return tuple(at)
 
-    def read(index: jax.Array, displaced: Pair) -> Pair:
-        at = _indices(*column(index), 0, 0)
+    def read(turn: jax.Array, displaced: Pair) -> Pair:
+        index = column(turn)
         K, V = (
-            jax.lax.dynamic_update_slice(
-                columns,
-                jax.lax.dynamic_slice(cache, place(index, axis), shape).reshape(1, 1, k, d),
-                at,
+            jax.lax.dynamic_update_index_in_dim(
+                old,
+                jax.lax.dynamic_slice(cache, place(index, axis), shape).reshape(k, d),
+                index,
+                0,
             )
-            for columns, cache, shape, axis in zip(
-                displaced, caches, shapes, _SLOT_AXES, strict=True
-            )
+            for old, cache, shape, axis in zip(displaced, caches, shapes, _SLOT_AXES, strict=True)
         )
         return K, V
 
-    displaced = jax.lax.fori_loop(0, turns, read, new)
-    choices = [jnp.concatenate(columns, axis=1) for columns in zip(new, displaced, strict=True)]
-    source = _sources(slots, caches[0].shape[_SLOT_AXES[0]])
+    displaced = repeat(max(count, 2), read, columns)
+    choices = [jnp.concatenate(pair) for pair in zip(columns, displaced, strict=True)]
 
-    def write(index: jax.Array, updated: Pair) -> Pair:
-        sequence, token = column(index)
-        at = _indices(sequence, source[sequence, token], 0, 0)
+    def write(turn: jax.Array, updated: Pair) -> Pair:
+        index = column(turn)
+        source = entry(plan.sources, index)
         K, V = (
             jax.lax.dynamic_update_slice(
-                cache,
-                jax.lax.dynamic_slice(columns, at, (1, 1, k, d)).reshape(shape),
-                place(index, axis),
+                cache, entry(choice, source).reshape(shape), place(index, axis)
             )
-            for cache, columns, shape, axis in zip(
-                updated, choices, shapes, _SLOT_AXES, strict=True
-            )
+            for cache, choice, shape, axis in zip(updated, choices, shapes, _SLOT_AXES, strict=True)
         )
         return K, V
 
-    return jax.lax.fori_loop(0, turns, write, caches), displaced
+    K_old, V_old = displaced
+    return repeat(max(count, 2), write, caches), (
+        K_old.reshape(new[0].shape),
+        V_old.reshape(new[1].shape),
+    )
 
 
 @_exchange.defjvp
 def _exchange_tangents(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
     """Tangents move as the values do; bits have none."""
-    _, layer, slots, _ = primals
+    _, layer, plan, _ = primals
     cache_tangents, _, _, new_tangents = tangents
     moved = [
-        _exchange_linear(cache, layer, slots, new, axis)
+        _exchange_linear(cache, layer, plan.slots, new, axis)
         for cache, new, axis in zip(cache_tangents, new_tangents, _SLOT_AXES, strict=True)
     ]
     updated, displaced = zip(*moved, strict=True)
@@ -204,11 +238,6 @@ def _exchange_linear(
     )
     columns = jnp.where(writes.any(axis=1)[:, :, None, None], written, columns)
     return cache.at[layer].set(jnp.moveaxis(columns, 1, slot_axis - 1)), displaced
-
-
-def _indices(*starts: Any) -> tuple[jax.Array, ...]:
-    """Start indices of one dtype, whether or not JAX counts in 64 bits."""
-    return tuple(jnp.int32(start) for start in starts)
 
 
 def _sources(slots: jax.Array, capacity: int) -> jax.Array:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jax_tkg.reference import formulation
 from jax_tkg.reference.formulation import Form
+from jax_tkg.reference.loops import repeat
 from jax_tkg.reference.stored_weight import StoredWeight
 
 
@@ -54,20 +55,25 @@ def _summed(rows: jax.Array, weight: StoredWeight) -> jax.Array:
     terms = formulation.TERMS
     group = formulation.group_rows(inner, columns)
     steps = inner // (terms * group)
-    wide = rows.astype(jnp.float32) * weight.factor
-    factors = wide.T.reshape(steps, terms, group, rows.shape[0])
+    factors = (rows.astype(jnp.float32) * weight.factor).T
+    shape = (group, rows.shape[0], columns)
 
     def add(step: jax.Array, partial: jax.Array) -> jax.Array:
-        mine = jax.lax.dynamic_index_in_dim(factors, step, keepdims=False)
+        # Where one step takes the whole weight, XLA fares better with starts that it knows.
+        first = 0 if steps == 1 else step * jnp.uint32(terms * group)
         for term in range(terms):
-            values = weight.rows((step * terms + term) * group, group)
-            partial = partial + mine[term][:, :, None] * values[:, None, :]
+            start = first + term * group if steps == 1 else first + jnp.uint32(term * group)
+            mine = jax.lax.dynamic_slice_in_dim(factors, start, group)
+            product = jax.lax.broadcast_in_dim(mine, shape, (0, 1)) * jax.lax.broadcast_in_dim(
+                weight.rows(start, group), shape, (0, 2)
+            )
+            partial = partial + product
         return partial
 
-    partial = _zeros((group, rows.shape[0], columns), rows, weight)
-    partial = jax.lax.fori_loop(0, steps, add, partial) if steps > 1 else add(jnp.int32(0), partial)
-    ones = jnp.ones((1, group), jnp.float32)
-    return dot(ones, partial.reshape(group, -1)).reshape(rows.shape[0], columns)
+    partial = repeat(steps, add, _zeros(shape, rows, weight))
+    # Two rows of ones, because a product of two goes to a library, of one is compiled anew.
+    ones = jnp.ones((2, group), jnp.float32)
+    return dot(ones, partial.reshape(group, -1))[0].reshape(rows.shape[0], columns)
 
 
 def _in_blocks(rows: jax.Array, weight: StoredWeight) -> jax.Array:
@@ -78,11 +84,12 @@ def _in_blocks(rows: jax.Array, weight: StoredWeight) -> jax.Array:
     scaled = (rows.astype(jnp.float32) * weight.factor).astype(dtype)
 
     def add(block: jax.Array, total: jax.Array) -> jax.Array:
-        mine = jax.lax.dynamic_slice_in_dim(scaled, block * size, size, axis=1)
-        return total + dot(mine, weight.rows_in(dtype, block * size, size))
+        start = block * jnp.uint32(size)
+        mine = jax.lax.dynamic_slice_in_dim(scaled, start, size, axis=1)
+        return total + dot(mine, weight.rows_in(dtype, start, size))
 
     total = _zeros((rows.shape[0], columns), rows, weight)
-    return jax.lax.fori_loop(0, inner // size, add, total)
+    return repeat(inner // size, add, total)
 
 
 def _zeros(shape: tuple[int, ...], rows: jax.Array, weight: StoredWeight) -> jax.Array:

@@ -21,7 +21,7 @@ class StoredWeight:
 
     Attributes:
       values: an array or `Bits`, [n, m], or [L, n, m] where `layer` is given.
-      layer: int32 scalar, or None.
+      layer: uint32 scalar, or None.
     """
 
     values: Any
@@ -89,6 +89,8 @@ class StoredWeight:
         if self.layer is None:
             if count == stored.shape[0]:
                 return stored
+            if isinstance(start, int):
+                return jax.lax.slice_in_dim(stored, start, start + count)
             return jax.lax.dynamic_slice_in_dim(stored, start, count)
-        at = (jnp.int32(self.layer), jnp.int32(start), jnp.int32(0))
+        at = (self.layer, jnp.uint32(start), jnp.uint32(0))
         return jax.lax.dynamic_slice(stored, at, (1, count, stored.shape[2]))[0]

@@ -13,11 +13,11 @@ from jax_tkg.arguments import PER_LAYER, Dimensions, Operands, Parameters, is_st
 from jax_tkg.bits import Bits
 from jax_tkg.reference import cache_update, prepare
 from jax_tkg.reference.all_reduce import all_reduce
-from jax_tkg.reference.attention import AttentionMasks, attention, attention_masks
+from jax_tkg.reference.attention import attention, attention_mask
 from jax_tkg.reference.linear import linear
 from jax_tkg.reference.mlp import MlpWeights, mlp
 from jax_tkg.reference.rms_norm import rms_norm
-from jax_tkg.reference.rope import apply_rope
+from jax_tkg.reference.rope import Rotation, apply_rope, rotation
 from jax_tkg.reference.stored_weight import StoredWeight
 
 Caches = tuple[jax.Array | Bits, ...] | jax.Array | Bits
@@ -51,10 +51,9 @@ class _State:
 class _Shared:
     """What every layer reads."""
 
-    RoPE_cos: jax.Array
-    RoPE_sin: jax.Array
-    masks: AttentionMasks
-    slots: jax.Array | None
+    rotation: Rotation
+    mask: jax.Array
+    writes: cache_update.WritePlan | None
 
 
 def transformer(
@@ -89,14 +88,16 @@ def _transformer(
     operands: Operands, parameters: Parameters, platform: str | None
 ) -> tuple[jax.Array, Caches, Caches]:
     dimensions = Dimensions.of(operands)
-    slots = None
+    slots, writes = None, None
     if operands.position_ids is not None:
         slots = cache_update.write_slots(operands.position_ids, dimensions.S, dimensions.S_max)
+        writes = cache_update.plan_writes(slots, dimensions.S_max)
     shared = _Shared(
-        RoPE_cos=operands.RoPE_cos,
-        RoPE_sin=operands.RoPE_sin,
-        masks=attention_masks(operands.mask_cache, operands.mask_active, dimensions.k),
-        slots=slots,
+        rotation=rotation(operands.RoPE_cos, operands.RoPE_sin),
+        mask=attention_mask(
+            operands.mask_cache, operands.mask_active, dimensions.k, slots, dimensions.S_max
+        ),
+        writes=writes,
     )
     fields = [getattr(operands, name) for name in PER_LAYER]
     if all(is_stacked(field) for field in fields if field is not None):
@@ -126,7 +127,7 @@ def _layer_weights(operands: Operands, index: Any) -> _LayerWeights:
 def _stored(operands: Operands, name: str, index: Any) -> StoredWeight:
     field = getattr(operands, name)
     if is_stacked(field):
-        return StoredWeight(field, jnp.int32(index))
+        return StoredWeight(field, jnp.uint32(index))
     return StoredWeight(field[index])
 
 
@@ -149,7 +150,7 @@ def _layer(
     normed = rms_norm(hidden, weights.W_gamma_qkv, parameters.eps)
     projected = linear(normed, weights.W_qkv, platform=platform)
     projected = projected.astype(hidden.dtype).reshape(B, S, q + 2 * k, d)
-    rotated = apply_rope(projected[:, :, : q + k], shared.RoPE_cos, shared.RoPE_sin)
+    rotated = apply_rope(projected[:, :, : q + k], shared.rotation)
     attended, K_caches, V_caches = attention(
         query=rotated[:, :, :q],
         key=rotated[:, :, q:],
@@ -157,8 +158,8 @@ def _layer(
         K_cache=state.K_caches,
         V_cache=state.V_caches,
         layer=layer,
-        slots=shared.slots,
-        masks=shared.masks,
+        writes=shared.writes,
+        mask=shared.mask,
     )
     attention_part = linear(attended.reshape(B, S, q * d), weights.W_out, platform=platform)
     hidden = _add(hidden, all_reduce(attention_part, parameters))
@@ -184,7 +185,8 @@ def _looped(
     That is so inside a shard_map whose weights vary over an axis that is not reduced over.
     """
 
-    def body(layer: jax.Array, state: _State) -> _State:
+    def body(index: jax.Array, state: _State) -> _State:
+        layer = index.astype(jnp.uint32)
         weights = _layer_weights(operands, layer)
         return _layer(state, layer, weights, shared, dimensions, parameters, platform)
 
@@ -209,7 +211,7 @@ def _unrolled(
         for index in range(parameters.num_layers):
             weights = _layer_weights(operands, index)
             state = _layer(
-                state, jnp.int32(index), weights, shared, dimensions, parameters, platform
+                state, jnp.uint32(index), weights, shared, dimensions, parameters, platform
             )
         return state.hidden, state.K_caches, state.V_caches
     K_caches, V_caches = [], []
@@ -218,7 +220,7 @@ def _unrolled(
             hidden, operands.K_caches[index][jnp.newaxis], operands.V_caches[index][jnp.newaxis]
         )
         weights = _layer_weights(operands, index)
-        state = _layer(state, jnp.int32(0), weights, shared, dimensions, parameters, platform)
+        state = _layer(state, jnp.uint32(0), weights, shared, dimensions, parameters, platform)
         hidden = state.hidden
         K_caches.append(state.K_caches[0])
         V_caches.append(state.V_caches[0])
