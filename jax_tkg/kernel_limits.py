@@ -72,19 +72,20 @@ def sbuf_bytes(dimensions: Dimensions, cores: int) -> dict[str, int]:
     D = dimensions
     item = jnp.dtype(D.dtype).itemsize
     tokens = D.B * D.S
-    hidden = D.H // PARTITIONS * tokens
+    # What one core holds of the residual stream, and all of the MLP's product.
+    hidden = -(-(D.H // PARTITIONS) // cores) * tokens
     mlp = D.I // PARTITIONS * tokens
-    own_hidden = -(-(D.H // PARTITIONS) // cores) * tokens
-    own_mlp = -(-(D.I // PARTITIONS) // cores) * tokens
     residual = item * hidden
     # squares, scaled and the normalised activation, with its gain.
     norm = (4 + 4 + item) * hidden + 2 * item * (D.H // PARTITIONS)
-    # The normalised input, gate and up in f32, the product, and what the down projection gives.
-    feed_forward = item * hidden + 8 * own_mlp + item * 2 * mlp + 4 * own_hidden
+    # Gate, up, this core's part of one of them and the same scaled, in f32.
+    part = 4 * min(mlp, 4 * PSUM_BANK)
+    # The normalised input (also clamped), these, their product, and what the down projection gives.
+    feed_forward = 2 * item * hidden + 4 * part + 2 * item * mlp + 4 * hidden
     # The rows that tokens come and go in.
-    rows = item * D.H + item * hidden
+    rows = item * PARTITIONS * -(-(D.H // PARTITIONS) // cores) + item * hidden
     # What an all-reduce gives, and the residual stream after it.
-    reduced = 8 * own_hidden + item * hidden
+    reduced = 8 * hidden + item * hidden
     stages = {
         "normalisation": norm,
         "MLP": feed_forward,

@@ -4,39 +4,31 @@ import nki.collectives as nccl
 import nki.isa as nisa
 import nki.language as nl
 
-from .exchange import exchange_tiles
-from .sizes import PARTITIONS, Share
+from .sizes import PARTITIONS
 
 
 def add_reduced(x, partial, replica_group, on_chip, sizes):
     """x + the sum of `partial` over the ranks, rounded once to the compute dtype.
 
     Args:
-      x: [128, H / 128, T], the residual stream; complete on every core.
-      partial: [128, tiles, T] f32, this rank's part: the tiles of H that `Share` gives this core.
+      x: [128, n, T], the chunks of the residual stream that this core holds.
+      partial: [128, n, T] f32, this rank's part of them.
       replica_group: whose ranks sum, or None where there is one.
       on_chip: reduce from SBUF to SBUF, else through HBM.
       sizes: the launch's sizes.
 
     Returns:
-      A tile like x, complete on every core.
+      A tile like x.
     """
-    share = Share(sizes.hidden_chunks(), sizes.cores, sizes.core)
+    share = sizes.hidden_share()
     reduced = partial
     if replica_group != None:
         if on_chip:
             reduced = _reduce_on_chip(partial, replica_group, share, sizes)
         else:
             reduced = _reduce_in_hbm(partial, replica_group, share, sizes)
-    after = nl.ndarray((PARTITIONS, share.total, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-    last = share.first + share.count
-    nisa.tensor_tensor(
-        dst=after[:, share.first : last, :],
-        data1=x[:, share.first : last, :],
-        data2=reduced,
-        op=nl.add,
-    )
-    exchange_tiles(after, share, sizes)
+    after = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=after, data1=x, data2=reduced, op=nl.add)
     return after
 
 
@@ -59,9 +51,7 @@ def _reduce_in_hbm(partial, replica_group, share, sizes):
     whole = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
     summed = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
     # The first core writes a tile that both have computed.
-    skipped = 0
-    if sizes.core == 1:
-        skipped = share.count - share.sent
+    skipped = share.skipped
     if share.count > skipped:
         nisa.dma_copy(
             dst=whole[:, share.first + skipped : share.first + share.count, :],

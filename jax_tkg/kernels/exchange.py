@@ -1,47 +1,64 @@
-"""Swapping halves between the two physical cores of a logical core."""
+"""What the two physical cores of a logical core tell each other."""
 
 import nki.isa as nisa
+import nki.language as nl
 
-MAX_SWAPS = 16
-"""Pieces that a swap is cut into at most, to fit the DMA of the GpSimd Engine."""
+GPSIMD_ELEMENTS = 256
+"""Most numbers per partition that the GpSimd Engine's own DMA swaps at once, of any dtype; from the
+documentation of nki.isa.sendrecv."""
 
-SWAP_ELEMENTS = 256
-"""Most numbers per partition that this DMA moves at once, of any dtype; from the documentation of
-nki.isa.sendrecv."""
+GPSIMD_SWAPS = 16
+"""Larger tiles, which would take more such swaps than this, go by the DMA engines."""
 
-
-def exchange_tiles(tile, share, sizes):
-    """Completes `tile` [P, total, T], of which this core has computed its share of the tiles."""
-    if sizes.cores > 1 and share.sent > 0:
-        _swap(
-            tile[:, share.send_first : share.send_first + share.sent, :],
-            tile[:, share.receive_first : share.receive_first + share.sent, :],
-            sizes,
-        )
+DMA_ELEMENTS = 4096
+"""Numbers per partition that the DMA engines swap at once."""
 
 
 def swap(mine, theirs, sizes):
     """Receives the other core's `mine` [P, n, T] into `theirs`, of the same shape and dtype."""
-    _swap(mine, theirs, sizes)
-
-
-def _swap(mine, theirs, sizes):
-    """Small tiles go by the GpSimd Engine's own DMA, which does not queue behind the weights."""
-    other = 1 - sizes.core
     count = mine.shape[1]
-    at_once = SWAP_ELEMENTS // mine.shape[2]
-    if at_once * MAX_SWAPS < count:
-        nisa.sendrecv(src=mine, dst=theirs, send_to_rank=other, recv_from_rank=other, pipe_id=0)
-    else:
-        first = 0
-        while first < count:
-            last = min(first + at_once, count)
-            nisa.sendrecv(
-                src=mine[:, first:last, :],
-                dst=theirs[:, first:last, :],
-                send_to_rank=other,
-                recv_from_rank=other,
-                pipe_id=0,
-                dma_engine=nisa.dma_engine.gpsimd_dma,
-            )
-            first = last
+    at_once = _tiles_at_once(count, mine.shape[2])
+    first = 0
+    while first < count:
+        last = min(first + at_once, count)
+        _send(mine[:, first:last, :], theirs[:, first:last, :], sizes)
+        first = last
+
+
+def add_other_core(dst, mine, sizes):
+    """dst [P, n, T] = `mine` of this core + `mine` of the other, in f32; both may be one tile."""
+    partitions = mine.shape[0]
+    count = mine.shape[1]
+    T = mine.shape[2]
+    at_once = _tiles_at_once(count, T)
+    first = 0
+    while first < count:
+        last = min(first + at_once, count)
+        part = mine[:, first:last, :]
+        theirs = nl.ndarray((partitions, last - first, T), dtype=mine.dtype, buffer=nl.sbuf)
+        _send(part, theirs, sizes)
+        nisa.tensor_tensor(dst=dst[:, first:last, :], data1=part, data2=theirs, op=nl.add)
+        first = last
+
+
+def _tiles_at_once(count, T):
+    """Small tiles go by the GpSimd Engine's DMA, where no weights are queued before them."""
+    small = GPSIMD_ELEMENTS // T
+    if count <= small * GPSIMD_SWAPS:
+        return small
+    return max(1, DMA_ELEMENTS // T)
+
+
+def _send(mine, theirs, sizes):
+    other = 1 - sizes.core
+    engine = nisa.dma_engine.dma
+    if mine.shape[1] * mine.shape[2] <= GPSIMD_ELEMENTS:
+        engine = nisa.dma_engine.gpsimd_dma
+    nisa.sendrecv(
+        src=mine,
+        dst=theirs,
+        send_to_rank=other,
+        recv_from_rank=other,
+        pipe_id=0,
+        dma_engine=engine,
+    )

@@ -3,17 +3,19 @@
 import nki.isa as nisa
 import nki.language as nl
 
-from .sizes import PARTITIONS, Share
+from .sizes import PARTITIONS
 
 
 def load_tokens(X, sizes):
-    """X [B, S, H] in HBM as a tile [128, H / 128, T]."""
+    """X [B, S, H] in HBM as a tile [128, n, T]: the chunks of H that this core holds."""
     T = sizes.T
-    chunks = sizes.hidden_chunks()
-    rows = nl.ndarray((T, sizes.H), dtype=sizes.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=rows, src=X.reshape((T, sizes.H)))
-    tile = nl.ndarray((PARTITIONS, chunks, T), dtype=sizes.dtype, buffer=nl.sbuf)
-    for chunk in range(chunks):
+    share = sizes.hidden_share()
+    first = share.first * PARTITIONS
+    rows = nl.ndarray((T, share.count * PARTITIONS), dtype=sizes.dtype, buffer=nl.sbuf)
+    columns = X.reshape((T, sizes.H))
+    nisa.dma_copy(dst=rows, src=columns[:, first : first + share.count * PARTITIONS])
+    tile = nl.ndarray((PARTITIONS, share.count, T), dtype=sizes.dtype, buffer=nl.sbuf)
+    for chunk in range(share.count):
         turned = nl.ndarray((PARTITIONS, T), dtype=sizes.dtype, buffer=nl.psum)
         nisa.nc_transpose(
             dst=turned,
@@ -25,19 +27,19 @@ def load_tokens(X, sizes):
 
 
 def store_tokens(out, tile, sizes):
-    """A tile [128, H / 128, T] as `out` [B, S, H] in HBM; each core stores half of the columns."""
+    """A tile [128, n, T] as its columns of `out` [B, S, H] in HBM."""
     T = sizes.T
-    share = Share(sizes.hidden_chunks(), sizes.cores, sizes.core)
+    share = sizes.hidden_share()
     # Where both cores hold the middle chunk, the first stores it.
-    first = share.first
-    if sizes.core == 1:
-        first = share.total - share.sent
-    count = share.first + share.count - first
+    count = share.count - share.skipped
+    first = share.first + share.skipped
     if count > 0:
         rows = nl.ndarray((T, count * PARTITIONS), dtype=sizes.dtype, buffer=nl.sbuf)
         for index in range(count):
             turned = nl.ndarray((T, PARTITIONS), dtype=sizes.dtype, buffer=nl.psum)
-            nisa.nc_transpose(dst=turned, data=tile[:, first + index, :], engine=nisa.engine.tensor)
+            nisa.nc_transpose(
+                dst=turned, data=tile[:, share.skipped + index, :], engine=nisa.engine.tensor
+            )
             nisa.tensor_copy(dst=rows[:, index * PARTITIONS : (index + 1) * PARTITIONS], src=turned)
         columns = out.reshape((T, sizes.H))
         nisa.dma_copy(dst=columns[:, first * PARTITIONS : (first + count) * PARTITIONS], src=rows)

@@ -7,22 +7,26 @@ moving operand, and the product comes out with its features on the partitions.
 import nki.isa as nisa
 import nki.language as nl
 
+from .exchange import add_other_core
 from .sizes import PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
 
 
-def linear(dst, x, weight, first_column, width, ring, sizes, scale=None, normed=None):
+def linear(
+    dst, x, weight, first_column, width, ring, sizes, scale=None, normed=None, first_chunk=0
+):
     """dst = (x^T @ weight[:, columns])^T, accumulated in f32.
 
     Args:
       dst: [width, tiles, T], the product's columns first_column + tile * width + partition.
-      x: [rows, chunks, T]: feature chunk * rows + partition of the contraction.
-      weight: [chunks * rows, columns] in HBM: x's dtype or float8.
+      x: [rows, chunks, T]: feature (first_chunk + chunk) * rows + partition of the contraction.
+      weight: [n * rows, columns] in HBM: x's dtype or float8.
       first_column: of the weight.
       width: columns per tile, at most 128.
       ring: buffers for the weight.
       sizes: the launch's sizes.
       scale: [width, tiles] f32, factor of each output column, or None.
       normed: the `Normed` that x is the tile of: its tokens' factors are applied; or None.
+      first_chunk: of the weight's rows.
     """
     tiles = dst.shape[1]
     per_bank = PSUM_BANK // sizes.T
@@ -33,7 +37,9 @@ def linear(dst, x, weight, first_column, width, ring, sizes, scale=None, normed=
         count = min(group, tiles - done)
         banks = ceiling_divide(count, per_bank)
         product = nl.ndarray((width, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-        _accumulate(product, x, weight, first_column + done * width, width, count, ring, sizes)
+        _accumulate(
+            product, x, weight, first_chunk, first_column + done * width, width, count, ring, sizes
+        )
         factor = None
         if normed != None:
             factor = normed.token_factor(sizes)
@@ -46,6 +52,35 @@ def linear(dst, x, weight, first_column, width, ring, sizes, scale=None, normed=
                 columns = scale[:, done + first : done + first + size]
             _store(dst[:, done + first : done + first + size, :], summed, columns, factor)
         done += count
+
+
+def linear_of_shares(dst, normed, weight, first_column, width, ring, sizes, scale=None):
+    """dst = (x^T @ weight[:, columns])^T of the whole residual stream x, complete on every core.
+
+    Each core multiplies the features that it holds, and adds what the other has.
+
+    Args:
+      dst: [width, tiles, T], the product's columns first_column + tile * width + partition.
+      normed: the `Normed` x: this core's share of the features.
+      weight: [H, columns] in HBM: x's dtype or float8.
+      first_column: of the weight.
+      width: columns per tile, at most 128.
+      ring: buffers for the weight.
+      sizes: the launch's sizes.
+      scale: [width, tiles] f32, factor of each output column, or None.
+    """
+    if sizes.cores == 1:
+        linear(dst, normed.tile, weight, first_column, width, ring, sizes, scale, normed)
+    else:
+        share = sizes.hidden_share()
+        partial = nl.ndarray((width, dst.shape[1], sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+        if share.count > share.skipped:
+            x = normed.tile[:, share.skipped : share.count, :]
+            first_chunk = share.first + share.skipped
+            linear(partial, x, weight, first_column, width, ring, sizes, scale, normed, first_chunk)
+        else:
+            nisa.memset(dst=partial, value=0.0)
+        add_other_core(dst, partial, sizes)
 
 
 def _store(dst, summed, scale, factor):
@@ -69,15 +104,17 @@ def _store(dst, summed, scale, factor):
         nisa.tensor_tensor(dst=dst, data1=scaled, data2=by_token, op=nl.multiply)
 
 
-def _accumulate(product, x, weight, first_column, width, count, ring, sizes):
+def _accumulate(product, x, weight, first_chunk, first_column, width, count, ring, sizes):
     """Multiplies all rows of `count` tiles of columns, as many rows at a time as a buffer holds."""
     rows = x.shape[0]
     chunks = x.shape[1]
     per_bank = PSUM_BANK // sizes.T
     columns = count * width
-    by_chunk = weight.reshape((chunks, rows, weight.shape[1]))
+    by_chunk = weight.reshape((weight.shape[0] // rows, rows, weight.shape[1]))
     for start, size in row_blocks(weight.dtype, columns, chunks, ring):
-        loaded = load_rows(by_chunk, start, size, first_column, columns, x.dtype, ring)
+        loaded = load_rows(
+            by_chunk, first_chunk + start, size, first_column, columns, x.dtype, ring
+        )
         for chunk in range(size):
             for tile in range(count):
                 bank = tile // per_bank

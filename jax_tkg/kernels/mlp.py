@@ -3,10 +3,10 @@
 import nki.isa as nisa
 import nki.language as nl
 
-from .exchange import exchange_tiles
 from .layout import load_columns
-from .linear import linear
-from .sizes import PARTITIONS, Share
+from .linear import linear, linear_of_shares
+from .rms_norm import clamped
+from .sizes import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS
 
 
 def mlp(normed, layer, ring, sizes):
@@ -21,44 +21,57 @@ def mlp(normed, layer, ring, sizes):
     Returns:
       [128, tiles, T] f32: the tiles of H that `Share` gives this core.
     """
-    share = Share(sizes.mlp_chunks(), sizes.cores, sizes.core)
-    gate = _projection(normed.tile, layer.W_gate, layer.W_gate_scale, share, ring, sizes, normed)
-    up = _projection(normed.tile, layer.W_up, layer.W_up_scale, share, ring, sizes, normed)
-    nisa.activation(dst=gate, op=nl.silu, data=gate)
-    hidden = nl.ndarray((PARTITIONS, share.total, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-    mine = hidden[:, share.first : share.first + share.count, :]
-    nisa.tensor_tensor(dst=mine, data1=gate, data2=up, op=nl.multiply)
-    exchange_tiles(hidden, share, sizes)
-    down = Share(sizes.hidden_chunks(), sizes.cores, sizes.core)
-    return _projection(hidden, layer.W_down, layer.W_down_scale, down, ring, sizes)
+    chunks = sizes.mlp_chunks()
+    hidden = nl.ndarray((PARTITIONS, chunks, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    gate_scale = _all_columns(layer.W_gate_scale, chunks)
+    up_scale = _all_columns(layer.W_up_scale, chunks)
+    gate_input = _input(normed, gate_scale, sizes)
+    up_input = _input(normed, up_scale, sizes)
+    # As many chunks at a time as are summed in PSUM at once, so that SBUF use does not grow with I.
+    at_once = PSUM_GROUP_BANKS * (PSUM_BANK // sizes.T)
+    first = 0
+    while first < chunks:
+        last = min(first + at_once, chunks)
+        shape = (PARTITIONS, last - first, sizes.T)
+        gate = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+        _projection(gate, gate_input, layer.W_gate, gate_scale, first, ring, sizes)
+        nisa.activation(dst=gate, op=nl.silu, data=gate)
+        up = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+        _projection(up, up_input, layer.W_up, up_scale, first, ring, sizes)
+        nisa.tensor_tensor(dst=hidden[:, first:last, :], data1=gate, data2=up, op=nl.multiply)
+        first = last
+    return _down(hidden, layer, ring, sizes)
 
 
-def _projection(x, weight, scale, share, ring, sizes, normed=None):
-    """[128, share.count, T] f32: this core's tiles of columns of x @ weight, dequantised.
+def _all_columns(scale, chunks):
+    """A scale [rows, chunks * 128] on chip as [128, chunks]; None for none."""
+    if scale == None:
+        return None
+    return load_columns(scale, 0, chunks)
 
-    `normed` is what x is the tile of, or None.
-    """
+
+def _input(normed, scale, sizes):
+    """The input of a product with a weight that has this scale: clamped if the weight is float8."""
+    if scale == None:
+        return normed
+    return normed.clamped(sizes)
+
+
+def _projection(dst, normed, weight, scale, first, ring, sizes):
+    """dst [128, n, T] f32 = chunks first .. first + n of x @ weight, dequantised; on every core."""
     columns = None
     if scale != None:
-        columns = load_columns(scale, share.first, share.count)
-        x = _clamped(x, sizes)
-    product = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+        columns = scale[:, first : first + dst.shape[1]]
+    linear_of_shares(dst, normed, weight, first * PARTITIONS, PARTITIONS, ring, sizes, columns)
+
+
+def _down(hidden, layer, ring, sizes):
+    share = sizes.hidden_share()
+    columns = None
+    if layer.W_down_scale != None:
+        columns = load_columns(layer.W_down_scale, share.first, share.count)
+        hidden = clamped(hidden, sizes)
+    out = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     first = share.first * PARTITIONS
-    linear(product, x, weight, first, PARTITIONS, ring, sizes, columns, normed)
-    return product
-
-
-def _clamped(x, sizes):
-    """x within +-clamp_bound, where that is positive."""
-    if sizes.clamp_bound <= 0.0:
-        return x
-    clipped = nl.ndarray((x.shape[0], x.shape[1], x.shape[2]), dtype=sizes.dtype, buffer=nl.sbuf)
-    nisa.tensor_scalar(
-        dst=clipped,
-        data=x,
-        op0=nl.minimum,
-        operand0=sizes.clamp_bound,
-        op1=nl.maximum,
-        operand1=-sizes.clamp_bound,
-    )
-    return clipped
+    linear(out, hidden, layer.W_down, first, PARTITIONS, ring, sizes, columns)
+    return out

@@ -4,6 +4,7 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
+from .exchange import add_other_core
 from .layout import load_columns
 from .sizes import PARTITIONS
 
@@ -16,8 +17,9 @@ class Normed(NKIObject):
     once to the compute dtype.
 
     Attributes:
-      tile: [128, H / 128, T] in the compute dtype: x * gamma, or all of it.
-      squares: [128, T] f32, the sum of x^2 over chunks; None where the tile is all of it.
+      tile: [128, n, T] in the compute dtype, the n chunks of H that this core holds: x * gamma, or
+        all of it.
+      squares: [128, T] f32, the sum of x^2 over all chunks; None where the tile is all of it.
     """
 
     def __init__(self, tile, squares, constants):
@@ -35,12 +37,34 @@ class Normed(NKIObject):
             self.factor = _inverse_root(self.squares, self.constants, sizes)
         return self.factor
 
+    def clamped(self, sizes):
+        """The same within +-clamp_bound, where that is positive."""
+        if sizes.clamp_bound <= 0.0:
+            return self
+        return Normed(clamped(self.tile, sizes), None, self.constants)
+
+
+def clamped(x, sizes):
+    """x [128, n, T] within +-clamp_bound, where that is positive."""
+    if sizes.clamp_bound <= 0.0:
+        return x
+    clipped = nl.ndarray((x.shape[0], x.shape[1], x.shape[2]), dtype=sizes.dtype, buffer=nl.sbuf)
+    nisa.tensor_scalar(
+        dst=clipped,
+        data=x,
+        op0=nl.minimum,
+        operand0=sizes.clamp_bound,
+        op1=nl.maximum,
+        operand1=-sizes.clamp_bound,
+    )
+    return clipped
+
 
 def rms_norm(x, gamma, constants, sizes):
     """The normalised x, rounded once to the compute dtype.
 
     Args:
-      x: [128, H / 128, T].
+      x: [128, n, T], the chunks of H that this core holds.
       gamma: [1, H] in HBM.
       constants: the launch's constant tiles.
       sizes: the launch's sizes.
@@ -48,9 +72,10 @@ def rms_norm(x, gamma, constants, sizes):
     Returns:
       `Normed`.
     """
-    chunks = sizes.hidden_chunks()
+    share = sizes.hidden_share()
+    chunks = share.count
     T = sizes.T
-    gain = load_columns(gamma, 0, chunks).expand_dim(2).broadcast(2, T)
+    gain = load_columns(gamma, share.first, chunks).expand_dim(2).broadcast(2, T)
     normed = nl.ndarray((PARTITIONS, chunks, T), dtype=sizes.dtype, buffer=nl.sbuf)
     # Where inputs are clamped they must be complete, and x * gamma may exceed what float16 holds.
     complete = sizes.clamp_bound > 0.0 or sizes.dtype == nl.float16
@@ -67,13 +92,22 @@ def rms_norm(x, gamma, constants, sizes):
 
 
 def _squares(x, sizes):
-    """[128, T] f32: the sum of x^2 over chunks."""
-    shape = (PARTITIONS, sizes.hidden_chunks(), sizes.T)
-    squares = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=squares, op=nl.square, data=x)
-    per_partition = nl.ndarray((PARTITIONS, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_reduce(dst=per_partition, op=nl.add, data=squares.permute((0, 2, 1)), axis=(2,))
-    return per_partition
+    """[128, T] f32: the sum of x^2 over the chunks of both cores."""
+    share = sizes.hidden_share()
+    summed = nl.ndarray((PARTITIONS, 1, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+    own = share.count - share.skipped
+    if own > 0:
+        squares = nl.ndarray((PARTITIONS, own, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=squares, op=nl.square, data=x[:, share.skipped : share.count, :])
+        by_token = squares.permute((0, 2, 1))
+        nisa.tensor_reduce(dst=summed[:, 0, :], op=nl.add, data=by_token, axis=(2,))
+    else:
+        nisa.memset(dst=summed, value=0.0)
+    if sizes.cores > 1:
+        total = nl.ndarray((PARTITIONS, 1, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+        add_other_core(total, summed, sizes)
+        return total[:, 0, :]
+    return summed[:, 0, :]
 
 
 def _inverse_root(squares, constants, sizes):

@@ -41,6 +41,10 @@ class Sizes(NKIObject):
         """Chunks of 128 hidden features."""
         return self.H // PARTITIONS
 
+    def hidden_share(self):
+        """The chunks of the residual stream that this core holds."""
+        return Share(self.hidden_chunks(), self.cores, self.core)
+
     def mlp_chunks(self):
         """Chunks of 128 MLP features."""
         return self.I // PARTITIONS
@@ -49,8 +53,8 @@ class Sizes(NKIObject):
 class Share(NKIObject):
     """Which of `total` tiles this core computes: `count` of them from `first`.
 
-    An odd number divides with one tile that both cores compute. Of its own tiles each core sends
-    `sent` from `send_first`, and receives as many at `receive_first`.
+    An odd number divides with one tile that both cores compute. In sums over the tiles of both the
+    second core therefore leaves its first `skipped` tiles out.
     """
 
     def __init__(self, total, cores, core):
@@ -58,15 +62,11 @@ class Share(NKIObject):
         if cores == 1:
             self.count = total
             self.first = 0
-            self.sent = 0
-            self.send_first = 0
-            self.receive_first = 0
+            self.skipped = 0
         else:
             self.count = (total + 1) // 2
             self.first = core * (total - self.count)
-            self.sent = total - self.count
-            self.send_first = core * self.count
-            self.receive_first = (1 - core) * self.count
+            self.skipped = core * (2 * self.count - total)
 
 
 def ceiling_divide(numerator, denominator):

@@ -10,13 +10,12 @@ from .all_reduce import add_reduced
 from .attention import attention
 from .cache_update import LayerCaches, update_caches, value_rows
 from .constants import Constants
-from .exchange import exchange_tiles
 from .layout import load_tokens, store_tokens
-from .linear import linear
+from .linear import linear, linear_of_shares
 from .mlp import mlp
 from .rms_norm import rms_norm
 from .rope import apply_rope, load_tables
-from .sizes import PARTITIONS, Share, Sizes
+from .sizes import PARTITIONS, Sizes
 from .weight_ring import WeightRing
 
 RING_SLOTS = 6
@@ -310,7 +309,7 @@ def _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, sizes):
 
 
 def _layer(x, layer, caches, shared, reduction, sizes):
-    """One layer of the residual stream x [128, H / 128, T]."""
+    """One layer of the residual stream x [128, n, T], of which this core holds n chunks of H."""
     normed = rms_norm(x, layer.W_gamma_qkv, shared.constants, sizes)
     heads = _heads(normed, layer, shared, sizes)
     values = value_rows(heads, sizes)
@@ -325,7 +324,7 @@ def _layer(x, layer, caches, shared, reduction, sizes):
         shared.constants,
         sizes,
     )
-    share = Share(sizes.hidden_chunks(), sizes.cores, sizes.core)
+    share = sizes.hidden_share()
     partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     first = share.first * PARTITIONS
     linear(partial, attended, layer.W_out, first, PARTITIONS, shared.ring, sizes)
@@ -340,16 +339,9 @@ def _layer(x, layer, caches, shared, reduction, sizes):
 
 def _heads(normed, layer, shared, sizes):
     """[d, q + 2k, T]: queries and keys rotated, then values, in the compute dtype."""
-    share = Share(sizes.q + 2 * sizes.k, sizes.cores, sizes.core)
-    heads = nl.ndarray((sizes.d, share.total, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-    last = share.first + share.count
-    mine = heads[:, share.first : last, :]
-    first = share.first * sizes.d
-    linear(mine, normed.tile, layer.W_qkv, first, sizes.d, shared.ring, sizes, None, normed)
-    # A head that both cores compute is rotated by both.
-    rotated = min(last, sizes.q + sizes.k)
-    if rotated > share.first:
-        part = heads[:, share.first : rotated, :]
-        apply_rope(part, shared.cosine, shared.sine, shared.constants, sizes)
-    exchange_tiles(heads, share, sizes)
+    rotated = sizes.q + sizes.k
+    heads = nl.ndarray((sizes.d, rotated + sizes.k, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    linear_of_shares(heads, normed, layer.W_qkv, 0, sizes.d, shared.ring, sizes)
+    part = heads[:, 0:rotated, :]
+    apply_rope(part, shared.cosine, shared.sine, shared.constants, sizes)
     return heads
