@@ -86,6 +86,8 @@ def main(_: Sequence[str]) -> None:
     table = [_row(cell, timings, rate, peers) for cell, timings in rows]
     print(f"\nmemory reads at {rate / 1e9:.1f} GB/s at best; milliseconds per step, medians\n")
     report.print_table(table)
+    heading = f"Milliseconds per decode step; memory reads {rate / 1e9:.1f} GB/s"
+    print(f"\n{report.write_markdown('decode_cpu', heading, table)}")
     path = report.write_json(
         "decode_cpu",
         {
@@ -104,7 +106,7 @@ def main(_: Sequence[str]) -> None:
             ],
         },
     )
-    print(f"\n{path}")
+    print(path)
 
 
 def _peers_at_hand() -> list[str]:

@@ -8,7 +8,9 @@ are lists of arrays ("lists") or arrays with a layer axis ("stacked").
 Calls are timed until they return, which is before the step has run: that is the time in which
 Python and JAX look at every argument and make every result. Beside it stands the same for jitted
 functions that do nothing: one that takes the same arguments, and one that also returns the caches,
-as a decode step has to.
+as a decode step has to. A step leaves nothing but its weights in the processor's caches, from which
+the next call suffers several times its time; so memory is read before each call, the peers' too
+("cold"). "Warm" is the same for layers so small that they stay in the caches.
 """
 
 from __future__ import annotations
@@ -20,10 +22,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import app, flags, logging
 
 from benchmarks import report, shapes, steps
-from benchmarks.measuring import Candidate, measure_in_turns
+from benchmarks.measuring import Candidate, Timing, measure_in_turns
 from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.masks import active_mask, cache_mask
 from jax_tkg.rope import rope_tables
@@ -58,53 +61,90 @@ def main(_: Sequence[str]) -> None:
     ]
     print("\nseconds to trace, lower and compile; milliseconds per call and per step, medians\n")
     report.print_table(rows)
+    print(f"\n{report.write_markdown('depth_cpu', 'Depth: seconds and milliseconds', rows)}")
     content = {"batch": _BATCH.value, "context": _CONTEXT.value, "rows": rows}
-    print(f"\n{report.write_json('depth_cpu', content)}")
+    print(report.write_json("depth_cpu", content))
 
 
 def _measure(shape: shapes.Shape, dtype: str, stacked: bool) -> dict[str, Any]:
     step = functools.partial(_step, shape=shape)
+    kind = steps.COMPUTE_DTYPES[dtype]
+    x, caches, weights, lengths = _arguments(shape, kind, stacked)
+    arguments = (x, caches(), weights, lengths)
     started = time.perf_counter()
-    traced = jax.jit(step, donate_argnums=1).trace(*_arguments(shape, dtype, stacked))
+    traced = jax.jit(step, donate_argnums=1).trace(*arguments)
     after_trace = time.perf_counter()
     lowered = traced.lower()
     after_lower = time.perf_counter()
     lowered.compile()
     after_compile = time.perf_counter()
-    candidates = [
-        _calls("call", jax.jit(step, donate_argnums=1), shape, dtype, stacked),
-        _calls("takes", jax.jit(_take), shape, dtype, stacked),
-        _calls("returns", jax.jit(_take_and_return, donate_argnums=1), shape, dtype, stacked),
-        _calls("step", jax.jit(step, donate_argnums=1), shape, dtype, stacked, wait=True),
-    ]
-    timings = measure_in_turns(candidates, _TURNS.value, _RUNS.value)
-    call = timings["call"]
+    timings = _call_timings(step, x, caches, weights, lengths, cold=True)
+    warm_timings = _warm_timings(shape.L, kind, stacked)
+    call, warm = timings["call"], warm_timings["call"]
     return {
         "dtype": dtype,
         "form": "stacked" if stacked else "lists",
         "layers": shape.L,
-        "arrays": len(jax.tree.leaves(_arguments(shape, dtype, stacked))),
+        "arrays": len(jax.tree.leaves(arguments)),
         "trace s": after_trace - started,
         "lower s": after_lower - after_trace,
         "compile s": after_compile - after_lower,
         "sum s": after_compile - started,
-        "call ms": call.median * 1e3,
+        "cold call ms": call.median * 1e3,
         "/ takes": call.ratio_to(timings["takes"]),
-        "/ takes and returns": call.ratio_to(timings["returns"]),
+        "/ returns": call.ratio_to(timings["returns"]),
+        "warm call ms": warm.median * 1e3,
+        "/ takes (warm)": warm.ratio_to(warm_timings["takes"]),
+        "/ returns (warm)": warm.ratio_to(warm_timings["returns"]),
         "step ms": timings["step"].median * 1e3,
     }
 
 
-def _arguments(shape: shapes.Shape, dtype: str, stacked: bool) -> tuple[Any, Any, Any, Any]:
-    """Tokens, caches, weights and lengths of a step."""
-    kind = steps.COMPUTE_DTYPES[dtype]
+def _warm_timings(layers: int, kind: str, stacked: bool) -> dict[str, Timing]:
+    shape = shapes.Shape(L=layers, H=128, I=128, q=1, k=1, d=16)
+    x, caches, weights, lengths = _arguments(shape, kind, stacked)
+    step = functools.partial(_step, shape=shape)
+    return _call_timings(step, x, caches, weights, lengths, cold=False)
+
+
+def _call_timings(
+    step: Callable[..., Any],
+    x: jax.Array,
+    caches: Callable[[], Any],
+    weights: Any,
+    lengths: jax.Array,
+    cold: bool,
+) -> dict[str, Timing]:
+    """Calls of the step and of its peers in turns; and whole steps, where `cold`."""
+    # Without `keep_unused` the empty functions would not be given the arrays at all.
+    returns = jax.jit(_take_and_return, donate_argnums=1, keep_unused=True)
+    functions = {
+        "call": jax.jit(step, donate_argnums=1),
+        "takes": jax.jit(_take, keep_unused=True),
+        "returns": returns,
+    }
+    candidates = [
+        _calls(name, function, x, caches(), weights, lengths, cold)
+        for name, function in functions.items()
+    ]
+    if cold:
+        candidates.append(_steps(functions["call"], x, caches(), weights, lengths))
+    return measure_in_turns(candidates, _TURNS.value, _RUNS.value)
+
+
+def _arguments(
+    shape: shapes.Shape, kind: str, stacked: bool
+) -> tuple[jax.Array, Callable[[], Any], Any, jax.Array]:
+    """The first token, what makes caches, weights and lengths of a step."""
     weights = shapes.random_weights(shape, kind)
-    if stacked:
-        weights = stack_layers(weights)
-    caches = shapes.random_caches(shape, _BATCH.value, _CONTEXT.value, kind, stacked)
+    weights = weights_as_bits(stack_layers(weights) if stacked else weights)
     x = jnp.ones((_BATCH.value, 1, shape.H), kind)
-    lengths = jnp.full((_BATCH.value,), _CONTEXT.value - 1)
-    return x, jax.tree.map(as_bits, caches), weights_as_bits(weights), lengths
+
+    def caches() -> Any:
+        made = shapes.random_caches(shape, _BATCH.value, _CONTEXT.value, kind, stacked)
+        return jax.tree.map(as_bits, made)
+
+    return x, caches, weights, jnp.full((_BATCH.value,), _CONTEXT.value - 1)
 
 
 def _step(
@@ -139,25 +179,44 @@ def _take_and_return(
 def _calls(
     name: str,
     function: Callable[..., Any],
-    shape: shapes.Shape,
-    dtype: str,
-    stacked: bool,
-    wait: bool = False,
+    x: jax.Array,
+    caches: Any,
+    weights: Any,
+    lengths: jax.Array,
+    cold: bool,
 ) -> Candidate:
-    """Calls the function on its own last caches; where `wait`, until its results are there."""
-    x, caches, weights, lengths = _arguments(shape, dtype, stacked)
+    """Calls the function on its own last results."""
     held = [x, caches]
 
     def run() -> None:
-        result, updated = function(x, held[1], weights, lengths)
+        result, updated = function(held[0], held[1], weights, lengths)
         held[:] = result, held[1] if updated is None else updated
-        if wait:
-            finish()
 
     def finish() -> None:
         jax.block_until_ready(held)
+        if cold:
+            np.bitwise_or.reduce(_evicting())
 
     return Candidate(name, run, finish)
+
+
+def _steps(
+    function: Callable[..., Any], x: jax.Array, caches: Any, weights: Any, lengths: jax.Array
+) -> Candidate:
+    """Calls the function on its own last caches until its results are there."""
+    held = [x, caches]
+
+    def run() -> None:
+        held[:] = function(x, held[1], weights, lengths)
+        jax.block_until_ready(held)
+
+    return Candidate("step", run)
+
+
+@functools.cache
+def _evicting() -> np.ndarray:
+    """256 MiB, more than the caches of a processor hold."""
+    return np.ones(1 << 25, np.int64)
 
 
 if __name__ == "__main__":

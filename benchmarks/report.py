@@ -14,7 +14,7 @@ import jax
 import jaxlib
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-"""Where the JSON goes; git ignores it."""
+"""Where JSON and Markdown go; git ignores the JSON."""
 
 _LOAD_BEFORE = os.getloadavg()[0]
 
@@ -63,10 +63,25 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def write_markdown(name: str, heading: str, rows: Sequence[dict[str, Any]]) -> pathlib.Path:
+    """Writes `results/<name>.md`: a table of rows that have the same keys; returns its path."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.md"
+    about = ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in machine().items())
+    lines = [f"# {heading}", "", f"{_now()}; {about}.", ""]
+    for cells in [list(rows[0]), ["--:"] * len(rows[0]), *(map(_cell, r.values()) for r in rows)]:
+        lines.append(f"| {' | '.join(cells)} |")
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
 def write_json(name: str, content: dict[str, Any]) -> pathlib.Path:
     """Writes `results/<name>.json` with the machine and the time; returns its path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    path.write_text(json.dumps({"time": now, "machine": machine(), **content}, indent=2) + "\n")
+    path.write_text(json.dumps({"time": _now(), "machine": machine(), **content}, indent=2) + "\n")
     return path
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
