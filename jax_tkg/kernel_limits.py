@@ -107,7 +107,7 @@ def sbuf_bytes(dimensions: Dimensions, cores: int) -> dict[str, int]:
 def _attention_bytes(D: Dimensions, item: int) -> int:
     sequences = max(1, min(D.B, PSUM_BANK // (D.q * D.S)))
     columns = sequences * D.q * D.S
-    chunks = min(MAX_BLOCK_CHUNKS, PSUM_BANK // columns * 4, max(1, -(-D.S_ctx // PARTITIONS)))
+    chunks = min(MAX_BLOCK_CHUNKS, PSUM_BANK // columns * 4, 1 + -(-D.S_ctx // PARTITIONS))
     heads = item * (D.q + 2 * D.k) * D.B * D.S + item * D.k * D.d + item * D.q * D.B * D.S
     # Bias, scores, scores less their peak, and their exponentials.
     scores = (2 + 4 + 4 + item) * chunks * columns

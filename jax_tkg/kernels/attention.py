@@ -42,19 +42,34 @@ class Segment(NKIObject):
 
 
 class Block(NKIObject):
-    """Slots attended at once: `chunks` chunks of `rows` slots, of which the last may have fewer."""
+    """Keys attended at once, in `chunks` chunks of at most `rows`.
 
-    def __init__(self, segments):
-        last = segments[len(segments) - 1]
+    Attributes:
+      segments: of cache slots; may be none.
+      active_rows: new keys, in the last chunk; 0 for none.
+      rows, chunks: of the block's scores.
+    """
+
+    def __init__(self, segments, active_rows):
         self.segments = segments
-        self.rows = segments[0].rows
-        self.chunks = last.first_chunk + last.chunks
+        self.active_rows = active_rows
+        self.rows = active_rows
+        self.chunks = 0
+        for segment in segments:
+            self.rows = max(self.rows, segment.rows)
+            self.chunks = segment.first_chunk + segment.chunks
+        self.active_chunk = self.chunks
+        if active_rows > 0:
+            self.chunks += 1
 
 
-def context_blocks(first, last, chunks):
-    """The blocks of at most 128 x `chunks` slots that cover the slots first .. last."""
+def context_blocks(first, last, chunks, active_rows):
+    """The blocks of at most 128 x `chunks` keys that cover the slots first .. last.
+
+    The new keys, `active_rows`, are in the last block; 0 for none.
+    """
     blocks = []
-    while last > first:
+    while last > first or active_rows > 0:
         whole = min(chunks, (last - first) // PARTITIONS)
         segments = []
         if whole > 0:
@@ -64,7 +79,13 @@ def context_blocks(first, last, chunks):
         if whole < chunks and rest > 0:
             segments.append(Segment(first, rest, 1, whole))
             first = last
-        blocks.append(Block(segments))
+            whole += 1
+        # In a full block there is no room for the new keys.
+        added = 0
+        if first == last and whole < chunks:
+            added = active_rows
+            active_rows = 0
+        blocks.append(Block(segments, added))
     return blocks
 
 
@@ -108,24 +129,14 @@ def attention(heads, values, K_cache, V_cache, prior_bias, active_bias, ring, co
         group = Group(first, min(at_once, sizes.B - first), sizes)
         state = SoftmaxState(sizes.d, group.columns)
         scale = 1.0 / sizes.d**0.5
-        # The first core attends the new keys; the second starts from nothing attended.
+        # The first core attends the new keys.
+        active_rows = 0
         if sizes.core == 0:
-            _attend_active(state, heads, values, active_bias, scale, group, constants, sizes)
+            active_rows = sizes.T
         start, last = context_share(sizes)
-        for block in context_blocks(start, last, group.chunks):
-            _attend_block(
-                state,
-                block,
-                heads,
-                K_cache,
-                V_cache,
-                prior_bias,
-                scale,
-                group,
-                ring,
-                constants,
-                sizes,
-            )
+        for block in context_blocks(start, last, group.chunks, active_rows):
+            scores = _scores(block, heads, K_cache, prior_bias, active_bias, group, ring, sizes)
+            _attend(state, block, scores, values, V_cache, scale, group, ring, constants, sizes)
         if state.empty:
             set_unattended(state)
         if sizes.cores > 1:
@@ -162,48 +173,8 @@ def _queries(heads, group, sequence, kv_head, sizes):
     return heads[:, kv_head * shared : (kv_head + 1) * shared, token : token + sizes.S]
 
 
-def _attend_active(state, heads, values, active_bias, scale, group, constants, sizes):
-    """The new keys of all sequences at once; the bias masks those of other sequences."""
-    T = sizes.T
-    shared = sizes.q // sizes.k
-    product = nl.ndarray((T, group.columns), dtype=nl.float32, buffer=nl.psum)
-    by_head = product.reshape_dim(1, (group.count, sizes.k, shared * sizes.S))
-    for kv_head in range(sizes.k):
-        for sequence in range(group.count):
-            nisa.nc_matmul(
-                dst=by_head[:, sequence, kv_head, :],
-                stationary=heads[:, sizes.q + kv_head, :],
-                moving=_queries(heads, group, sequence, kv_head, sizes),
-                accumulate=False,
-            )
-    scores = nl.ndarray((T, 1, group.columns), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_tensor(
-        dst=scores[:, 0, :],
-        data1=product,
-        data2=active_bias[:, group.first_column : group.first_column + group.columns],
-        op=nl.add,
-    )
-    peaks = column_peaks(scores, constants)
-    weights = exponentials(scores, peaks, scale, sizes.dtype)
-    sums = column_sums(weights, constants)
-    weighted = nl.ndarray((sizes.d, group.columns), dtype=nl.float32, buffer=nl.psum)
-    out = weighted.reshape_dim(1, (group.count, sizes.k, shared * sizes.S))
-    by_head = weights[:, 0, :].reshape_dim(1, (group.count, sizes.k, shared * sizes.S))
-    for kv_head in range(sizes.k):
-        nisa.nc_matmul(
-            dst=out[:, :, kv_head, :],
-            stationary=values[:, kv_head, :],
-            moving=by_head[:, :, kv_head, :],
-            accumulate=False,
-        )
-    merge(state, peaks, sums, weighted, scale)
-
-
-def _attend_block(
-    state, block, heads, K_cache, V_cache, prior_bias, scale, group, ring, constants, sizes
-):
-    """One block of cache slots, for all sequences of the group."""
-    scores = _scores(block, heads, K_cache, prior_bias, group, ring, sizes)
+def _attend(state, block, scores, values, V_cache, scale, group, ring, constants, sizes):
+    """Adds the values of a block, weighted by the softmax of its scores."""
     peaks = column_peaks(scores, constants)
     weights = exponentials(scores, peaks, scale, sizes.dtype)
     sums = column_sums(weights, constants)
@@ -214,17 +185,25 @@ def _attend_block(
             loaded.append(_load_values(V_cache, segment, pairs, group, ring, sizes))
         for pair in range(pairs.first, pairs.first + pairs.count):
             first = pair * group.per_pair
+            out = weighted[:, first : first + group.per_pair]
+            own = weights[:, :, first : first + group.per_pair]
             for index in range(len(loaded)):
                 segment = block.segments[index]
-                values = loaded[index]
                 for chunk in range(segment.chunks):
                     place = segment.first_chunk + chunk
                     nisa.nc_matmul(
-                        dst=weighted[:, first : first + group.per_pair],
-                        stationary=values[:, pair - pairs.first, chunk, :],
-                        moving=weights[0 : segment.rows, place, first : first + group.per_pair],
+                        dst=out,
+                        stationary=loaded[index][:, pair - pairs.first, chunk, :],
+                        moving=own[0 : segment.rows, place, :],
                         accumulate=place > 0,
                     )
+            if block.active_rows > 0:
+                nisa.nc_matmul(
+                    dst=out,
+                    stationary=values[:, pair % sizes.k, :],
+                    moving=own[0 : block.active_rows, block.active_chunk, :],
+                    accumulate=block.active_chunk > 0,
+                )
     merge(state, peaks, sums, weighted, scale)
 
 
@@ -244,8 +223,10 @@ def _pairs_at_once(block, group, ring, sizes):
         slots = max(slots, segment.slots)
         values = max(values, segment.chunks * sizes.d)
     item = bytes_of(sizes.dtype)
-    at_once = max(1, ring.slot_bytes // (item * max(slots, values)))
     total = group.count * sizes.k
+    at_once = total
+    if slots > 0:
+        at_once = max(1, ring.slot_bytes // (item * max(slots, values)))
     found = []
     first = 0
     while first < total:
@@ -285,7 +266,7 @@ def _load_values(V_cache, segment, pairs, group, ring, sizes):
     return values.reshape_dim(2, (segment.chunks, sizes.d))
 
 
-def _scores(block, heads, K_cache, prior_bias, group, ring, sizes):
+def _scores(block, heads, K_cache, prior_bias, active_bias, group, ring, sizes):
     """Masked scores of a block, [rows, chunks, columns] f32."""
     banks = ceiling_divide(block.chunks, group.per_bank)
     product = nl.ndarray((block.rows, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
@@ -295,41 +276,65 @@ def _scores(block, heads, K_cache, prior_bias, group, ring, sizes):
             for pair in range(pairs.first, pairs.first + pairs.count):
                 by_chunk = keys[:, pair - pairs.first, :]
                 by_chunk = by_chunk.reshape_dim(1, (segment.rows, segment.chunks))
-                queries = _queries(heads, group, pair // sizes.k, pair % sizes.k, sizes)
                 for chunk in range(segment.chunks):
-                    bank, first = group.place(segment.first_chunk + chunk, pair)
-                    nisa.nc_matmul(
-                        dst=product[0 : segment.rows, bank, first : first + group.per_pair],
-                        stationary=by_chunk[:, :, chunk],
-                        moving=queries,
-                        accumulate=False,
-                    )
+                    stationary = by_chunk[:, :, chunk]
+                    place = segment.first_chunk + chunk
+                    _multiply_keys(product, stationary, heads, place, pair, group, sizes)
+    if block.active_rows > 0:
+        for pair in range(group.count * sizes.k):
+            # The new keys of all sequences: the bias masks those of others.
+            stationary = heads[:, sizes.q + pair % sizes.k, :]
+            _multiply_keys(product, stationary, heads, block.active_chunk, pair, group, sizes)
     shape = (block.rows, block.chunks, group.columns)
     scores = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
     for segment in block.segments:
         if segment.rows < block.rows:
             nisa.memset(dst=scores[:, segment.first_chunk, :], value=MASKED)
-        _add_bias(scores, product, segment, prior_bias, group)
+        bias = _load_bias(prior_bias, segment, group)
+        _add_bias(scores, product, bias, segment.first_chunk, group)
+    if block.active_rows > 0:
+        if block.active_rows < block.rows:
+            nisa.memset(dst=scores[:, block.active_chunk, :], value=MASKED)
+        bias = active_bias[:, group.first_column : group.first_column + group.columns]
+        _add_bias(scores, product, bias.expand_dim(1), block.active_chunk, group)
     return scores
 
 
-def _add_bias(scores, product, segment, prior_bias, group):
-    """Writes a segment's scores: its products in PSUM, and what masks them."""
+def _multiply_keys(product, keys, heads, chunk, pair, group, sizes):
+    """The products of keys [d, rows] with the queries of a sequence and KV head, in PSUM."""
+    bank, first = group.place(chunk, pair)
+    nisa.nc_matmul(
+        dst=product[0 : keys.shape[1], bank, first : first + group.per_pair],
+        stationary=keys,
+        moving=_queries(heads, group, pair // sizes.k, pair % sizes.k, sizes),
+        accumulate=False,
+    )
+
+
+def _load_bias(prior_bias, segment, group):
+    """[rows, chunks, columns]: what masks the scores of a segment."""
     shape = (segment.rows, segment.chunks, group.columns)
     bias = nl.ndarray(shape, dtype=prior_bias.dtype, buffer=nl.sbuf)
     rows = prior_bias[segment.start : segment.start + segment.slots, :]
     rows = rows[:, group.first_column : group.first_column + group.columns]
     nisa.dma_copy(dst=bias, src=rows.reshape_dim(0, (segment.rows, segment.chunks)))
+    return bias
+
+
+def _add_bias(scores, product, bias, first_chunk, group):
+    """Writes the scores of chunks: their products in PSUM, and bias [rows, chunks, columns]."""
+    rows = bias.shape[0]
+    chunks = bias.shape[1]
     done = 0
-    while done < segment.chunks:
+    while done < chunks:
         # As many chunks as lie in one bank.
-        first = segment.first_chunk + done
+        first = first_chunk + done
         place = first % group.per_bank
-        count = min(group.per_bank - place, segment.chunks - done)
-        part = product[0 : segment.rows, first // group.per_bank, :]
+        count = min(group.per_bank - place, chunks - done)
+        part = product[0:rows, first // group.per_bank, :]
         part = part[:, place * group.columns : (place + count) * group.columns]
         nisa.tensor_tensor(
-            dst=scores[0 : segment.rows, first : first + count, :],
+            dst=scores[0:rows, first : first + count, :],
             data1=part.reshape_dim(1, (count, group.columns)),
             data2=bias[:, done : done + count, :],
             op=nl.add,
