@@ -24,6 +24,10 @@ RING_BYTES = 6 * 16384
 MAX_BLOCK_CHUNKS = 16
 """Chunks of 128 cache slots attended at once, as in `kernels.attention`."""
 
+RESIDENT_BIAS_BYTES = 40960
+RESIDENT_BIAS_TOKENS = 64
+"""Masks of cache slots stay on chip up to these sizes, as in `kernels.attention`."""
+
 CONSTANT_BYTES = 2 * PARTITIONS * 4 + 3 * PARTITIONS * 4
 """Constant tiles, while they are made."""
 
@@ -98,10 +102,17 @@ def sbuf_bytes(dimensions: Dimensions, cores: int) -> dict[str, int]:
     return {
         "weights on their way": RING_BYTES,
         "constants": CONSTANT_BYTES,
-        "tables and masks": tables,
+        "tables and masks": tables + _resident_bias_bytes(D, cores),
         "residual": residual,
         largest: stages[largest],
     }
+
+
+def _resident_bias_bytes(D: Dimensions, cores: int) -> int:
+    chunks = -(-D.S_ctx // (cores * PARTITIONS)) + 1
+    needed = 2 * chunks * D.B * D.q * D.S
+    resident = needed <= RESIDENT_BIAS_BYTES and D.B * D.S <= RESIDENT_BIAS_TOKENS
+    return needed if resident else 0
 
 
 def _attention_bytes(D: Dimensions, item: int) -> int:

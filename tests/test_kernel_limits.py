@@ -59,6 +59,8 @@ class SbufTest(parameterized.TestCase):
         ring = transformer.RING_SLOTS * transformer.RING_SLOT_BYTES
         self.assertEqual(kernel_limits.RING_BYTES, ring)
         self.assertEqual(kernel_limits.MAX_BLOCK_CHUNKS, attention.MAX_BLOCK_CHUNKS)
+        self.assertEqual(kernel_limits.RESIDENT_BIAS_BYTES, attention.RESIDENT_BIAS_BYTES)
+        self.assertEqual(kernel_limits.RESIDENT_BIAS_TOKENS, attention.RESIDENT_BIAS_TOKENS)
 
 
 LLAMA_70B = cases.Shape(B=1, S=1, q=8, k=1, d=128, H=8192, I=3584, L=1, dtype="bfloat16")

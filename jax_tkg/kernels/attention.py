@@ -18,6 +18,7 @@ from .softmax import (
     column_sums,
     exponentials,
     merge,
+    merge_packed,
     normalise,
     set_unattended,
 )
@@ -100,6 +101,70 @@ def context_share(sizes):
     return (half, sizes.S_prior)
 
 
+def key_blocks(group, sizes):
+    """The blocks of keys that this core attends for a group."""
+    # The first core attends the new keys.
+    active_rows = 0
+    if sizes.core == 0:
+        active_rows = sizes.T
+    first, last = context_share(sizes)
+    return context_blocks(first, last, group.chunks, active_rows)
+
+
+def sequence_groups(sizes):
+    """The groups of sequences that are attended together."""
+    at_once = sequences_at_once(sizes)
+    groups = []
+    first = 0
+    while first < sizes.B:
+        groups.append(Group(first, min(at_once, sizes.B - first), sizes))
+        first += at_once
+    return groups
+
+
+RESIDENT_BIAS_BYTES = 40960
+"""Masks of all blocks stay on chip over all layers up to this many bytes of a partition."""
+
+RESIDENT_BIAS_TOKENS = 64
+"""Not with more tokens, which need the room."""
+
+
+class PriorBias(NKIObject):
+    """What masks the cache slots: in HBM, and on chip where it is small enough to stay there.
+
+    Attributes:
+      source: [S_prior, B * q * S] in HBM, 0 where attended, else `MASKED`; None without slots.
+      tiles: per group, block and segment [rows, chunks, columns], or None.
+    """
+
+    def __init__(self, source, sizes):
+        self.source = source
+        self.tiles = None
+        first, last = context_share(sizes)
+        width = 2 * sizes.B * sizes.q * sizes.S
+        needed = (ceiling_divide(last - first, PARTITIONS) + 1) * width
+        if needed <= RESIDENT_BIAS_BYTES and sizes.T <= RESIDENT_BIAS_TOKENS:
+            tiles = []
+            for group in sequence_groups(sizes):
+                tiles.append(self._of_group(group, sizes))
+            self.tiles = tiles
+
+    def _of_group(self, group, sizes):
+        tiles = []
+        for block in key_blocks(group, sizes):
+            of_block = []
+            for segment in block.segments:
+                of_block.append(_load_bias(self.source, segment, group))
+            tiles.append(of_block)
+        return tiles
+
+    def get(self, group_number, block_number, segment_number, segment, group):
+        """The bias of a segment, on chip."""
+        if self.tiles == None:
+            return _load_bias(self.source, segment, group)
+        return self.tiles[group_number][block_number][segment_number]
+
+
 def sequences_at_once(sizes):
     """How many sequences share the columns of one set of scores: at most a PSUM bank."""
     return max(1, min(sizes.B, PSUM_BANK // (sizes.q * sizes.S)))
@@ -113,8 +178,8 @@ def attention(heads, values, K_cache, V_cache, prior_bias, active_bias, ring, co
       values: [T, k, d], the new values as rows.
       K_cache: [B, k, d, S_max] in HBM.
       V_cache: [B, k, S_max, d] in HBM.
-      prior_bias: [S_prior, B * q * S] in HBM, 0 where attended, else `MASKED`; None without slots.
-      active_bias: [T, B * q * S] on chip, likewise for the new keys.
+      prior_bias: the launch's `PriorBias`.
+      active_bias: [T, B * q * S] on chip, 0 where a new key is attended, else `MASKED`.
       ring: buffers for keys and values.
       constants: the launch's constant tiles.
       sizes: the launch's sizes.
@@ -123,26 +188,24 @@ def attention(heads, values, K_cache, V_cache, prior_bias, active_bias, ring, co
       [d, q, T] in the compute dtype.
     """
     attended = nl.ndarray((sizes.d, sizes.q, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-    at_once = sequences_at_once(sizes)
-    first = 0
-    while first < sizes.B:
-        group = Group(first, min(at_once, sizes.B - first), sizes)
+    groups = sequence_groups(sizes)
+    scale = 1.0 / sizes.d**0.5
+    for number in range(len(groups)):
+        group = groups[number]
         state = SoftmaxState(sizes.d, group.columns)
-        scale = 1.0 / sizes.d**0.5
-        # The first core attends the new keys.
-        active_rows = 0
-        if sizes.core == 0:
-            active_rows = sizes.T
-        start, last = context_share(sizes)
-        for block in context_blocks(start, last, group.chunks, active_rows):
-            scores = _scores(block, heads, K_cache, prior_bias, active_bias, group, ring, sizes)
+        blocks = key_blocks(group, sizes)
+        for index in range(len(blocks)):
+            block = blocks[index]
+            bias = []
+            for part in range(len(block.segments)):
+                bias.append(prior_bias.get(number, index, part, block.segments[part], group))
+            scores = _scores(block, heads, K_cache, bias, active_bias, group, ring, sizes)
             _attend(state, block, scores, values, V_cache, scale, group, ring, constants, sizes)
         if state.empty:
             set_unattended(state)
         if sizes.cores > 1:
             _merge_cores(state, scale, group, sizes)
         _store(attended, state, group, sizes)
-        first += at_once
     return attended
 
 
@@ -266,8 +329,8 @@ def _load_values(V_cache, segment, pairs, group, ring, sizes):
     return values.reshape_dim(2, (segment.chunks, sizes.d))
 
 
-def _scores(block, heads, K_cache, prior_bias, active_bias, group, ring, sizes):
-    """Masked scores of a block, [rows, chunks, columns] f32."""
+def _scores(block, heads, K_cache, bias, active_bias, group, ring, sizes):
+    """Masked scores of a block, [rows, chunks, columns] f32; `bias` per segment."""
     banks = ceiling_divide(block.chunks, group.per_bank)
     product = nl.ndarray((block.rows, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
     for pairs in _pairs_at_once(block, group, ring, sizes):
@@ -287,16 +350,16 @@ def _scores(block, heads, K_cache, prior_bias, active_bias, group, ring, sizes):
             _multiply_keys(product, stationary, heads, block.active_chunk, pair, group, sizes)
     shape = (block.rows, block.chunks, group.columns)
     scores = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-    for segment in block.segments:
+    for index in range(len(bias)):
+        segment = block.segments[index]
         if segment.rows < block.rows:
             nisa.memset(dst=scores[:, segment.first_chunk, :], value=MASKED)
-        bias = _load_bias(prior_bias, segment, group)
-        _add_bias(scores, product, bias, segment.first_chunk, group)
+        _add_bias(scores, product, bias[index], segment.first_chunk, group)
     if block.active_rows > 0:
         if block.active_rows < block.rows:
             nisa.memset(dst=scores[:, block.active_chunk, :], value=MASKED)
-        bias = active_bias[:, group.first_column : group.first_column + group.columns]
-        _add_bias(scores, product, bias.expand_dim(1), block.active_chunk, group)
+        own = active_bias[:, group.first_column : group.first_column + group.columns]
+        _add_bias(scores, product, own.expand_dim(1), block.active_chunk, group)
     return scores
 
 
@@ -346,7 +409,7 @@ def _merge_cores(state, scale, group, sizes):
     """Adds what the other core attended."""
     received = nl.ndarray((PARTITIONS, 3, group.columns), dtype=nl.float32, buffer=nl.sbuf)
     swap(state.packed, received, sizes)
-    merge(state, received[:, 0, :], received[:, 1, :], received[0 : sizes.d, 2, :], scale)
+    merge_packed(state, received, scale)
 
 
 def _store(attended, state, group, sizes):

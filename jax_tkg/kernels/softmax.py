@@ -130,6 +130,31 @@ def merge(state, peaks, sums, weighted, scale):
         nisa.tensor_copy(dst=state.peak, src=higher)
 
 
+def merge_packed(state, other, scale):
+    """Adds to `state` what another state's `packed` tile holds."""
+    columns = state.columns
+    higher = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=higher, data1=state.peak, data2=other[:, 0, :], op=nl.maximum)
+    kept = _factor(state.peak, higher, scale)
+    added = _factor(other[:, 0, :], higher, scale)
+    # Totals and weighted values at once.
+    shape = (PARTITIONS, 2, columns)
+    mine = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    rest = state.packed[:, 1:3, :]
+    nisa.tensor_tensor(
+        dst=mine, data1=rest, data2=kept.expand_dim(1).broadcast(1, 2), op=nl.multiply
+    )
+    theirs = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(
+        dst=theirs,
+        data1=other[:, 1:3, :],
+        data2=added.expand_dim(1).broadcast(1, 2),
+        op=nl.multiply,
+    )
+    nisa.tensor_tensor(dst=rest, data1=mine, data2=theirs, op=nl.add)
+    nisa.tensor_copy(dst=state.peak, src=higher)
+
+
 def _factor(peak, higher, scale):
     """exp(scale * (peak - higher))."""
     shape = (PARTITIONS, higher.shape[1])

@@ -7,7 +7,7 @@ from nki.collectives import ReplicaGroup
 from nki.language import NKIObject
 
 from .all_reduce import add_reduced
-from .attention import attention
+from .attention import PriorBias, attention
 from .cache_update import LayerCaches, update_caches, value_rows
 from .constants import Constants
 from .layout import load_tokens, store_tokens
@@ -79,7 +79,7 @@ class Caches(NKIObject):
 
 
 class Shared(NKIObject):
-    """What every layer reads: on chip, but for prior_bias."""
+    """What every layer reads."""
 
     def __init__(self, cosine, sine, prior_bias, active_bias, constants, ring):
         self.cosine = cosine
@@ -301,7 +301,7 @@ def _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, sizes):
     return Shared(
         load_tables(RoPE_cos, sizes),
         load_tables(RoPE_sin, sizes),
-        prior_bias,
+        PriorBias(prior_bias, sizes),
         bias,
         Constants(sizes.d, sizes.dtype),
         WeightRing(RING_SLOTS, RING_SLOT_BYTES),
