@@ -8,6 +8,7 @@ dimension, so that each matrix product's result is the next one's moving operand
 transposed between stages. An activation of n features is a tile [128, n / 128, T], feature
 c * 128 + p in partition p of chunk c; heads are tiles [d, heads, T].
 
-On a logical core of two physical cores both run the same program: each computes half of the output
-features of a projection, or attends half of the context, and they swap halves (`exchange`).
+On a logical core of two physical cores both run the same program. Each holds half of the residual
+stream's features. A product of it is the sum of what both have (`linear_of_shares`); a product that
+makes it gives each core its half. Of the context each attends half, and they swap (`exchange`).
 """
