@@ -1,11 +1,16 @@
 """Memory faults: never-written bytes, overlapping allocations, addresses outside the memory."""
 
+import threading
+import time
+import types
+
 import numpy as np
-from absl.testing import parameterized
+from absl.testing import absltest, parameterized
 
 from jax_tkg import simulator
 from jax_tkg.simulator import isa as nisa
 from jax_tkg.simulator import language as nl
+from jax_tkg.simulator import memory
 from tests.simulator import harness
 from tests.simulator.harness import tile
 
@@ -244,3 +249,27 @@ class AllocationTest(parameterized.TestCase, harness.Rules):
     @parameterized.parameters(("trn1", 192), ("trn2", 224), ("trn3", 256))
     def test_the_whole_of_sbuf_can_be_used(self, target, kib):
         harness.run(lambda: tile(128, 2, kib * 128, address=(0, 0)) and None, target=target)
+
+
+class FirstWriteTest(absltest.TestCase):
+    def test_both_cores_first_write_copies_once(self):
+        """A second copy would lose what was written to the first."""
+        copies = []
+
+        class SlowBytes:
+            def copy(self):
+                copies.append(1)
+                time.sleep(0.02)
+                return self
+
+        storage = types.SimpleNamespace(is_input=True, copied=False, written=False)
+        storage.bytes = SlowBytes()
+        threads = [
+            threading.Thread(target=memory.Storage.prepare_write, args=(storage,)) for _ in range(2)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.assertLen(copies, 1)
+        self.assertTrue(storage.written)

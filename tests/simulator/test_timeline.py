@@ -15,7 +15,7 @@ from jax_tkg.simulator import language as nl
 from jax_tkg.simulator import timeline_report
 from jax_tkg.simulator.costs import TRN2, TRN3
 from jax_tkg.simulator.high_water import high_water
-from jax_tkg.simulator.timeline import schedule
+from jax_tkg.simulator.timeline import memory_dependencies, schedule
 from tests.simulator.streams import Stream, access, record
 
 # Easy numbers: a Vector or Scalar Engine copy of `streams` takes 500 ns, its result is seen after
@@ -336,6 +336,34 @@ class CollectivesTest(parameterized.TestCase):
         self.assertAlmostEqual(copy.start, end + SIGNAL)
         self.assertAlmostEqual(timeline.busy()["collective"], end - start)
 
+    def test_size_of_the_group_can_be_given(self):
+        """One rank of a group stands for all of them; a group of one has nothing to send."""
+        stream = Stream()
+        shape = (128, 480)
+        stream.add(
+            "dma",
+            "all_reduce",
+            access("srcs[0]", "sbuf", 1, shape, write=False),
+            access("dsts[0]", "sbuf", 3, shape, write=True),
+            ranks=(0,),
+            bytes=128 * 480 * 4,
+        )
+        self.assertEqual(schedule(record(stream)).latency, 0)
+        expected = 10_000 + 1.75 * 128 * 480 * 4 / 160
+        self.assertAlmostEqual(schedule(record(stream), group_size=8).latency, expected)
+
+    def test_dependencies_can_be_found_once(self):
+        stream = Stream()
+        stream.vector(1, 2)
+        stream.scalar(3, 1)
+        made = record(stream)
+        found = memory_dependencies(made)
+        self.assertEqual(found, [[{}, {0: "data"}]])
+        again = schedule(made, dependencies=found)
+        self.assertEqual(again.latency, schedule(made).latency)
+        with self.assertRaisesRegex(ValueError, "rank=1: the record has ranks 0..0"):
+            memory_dependencies(made, rank=1)
+
 
 class TwoCoresTest(parameterized.TestCase):
     def _barrier(self, stream: Stream):
@@ -374,6 +402,26 @@ class TwoCoresTest(parameterized.TestCase):
         for event in (one, two):
             self.assertAlmostEqual(event.start, start)
             self.assertAlmostEqual(event.end, start + 8 * PACKET)
+
+    def test_swap_by_gpsimd_does_not_queue_behind_transfers(self):
+        """Large loads fill the DMA engines; the GpSimd Engine's own DMA starts at once."""
+        streams = Stream(0), Stream(1)
+        for stream in streams:
+            stream.load(7, 65536)
+            shape = (128, 16)
+            stream.add(
+                "dma",
+                "sendrecv",
+                access("src", "sbuf", 1, shape, core=stream.core),
+                access("dst", "sbuf", 2, shape, core=stream.core),
+                meeting=(),
+                dma_engine="gpsimd_dma",
+            )
+        events = schedule(record(*streams)).events
+        swaps = [e for e in events if e.instruction.opcode == "sendrecv"]
+        for event in swaps:
+            self.assertEqual((event.resource, event.start), ("gpsimd", 0))
+            self.assertAlmostEqual(event.end, DMA_START + 8 * PACKET)
 
     def test_cores_that_do_not_meet_equally_often(self):
         first, second = Stream(0), Stream(1)
