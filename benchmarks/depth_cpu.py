@@ -53,12 +53,12 @@ def main(_: Sequence[str]) -> None:
     if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)
     report.print_load()
-    rows = [
-        _measure(scaled_llama_70b(layers), dtype, form == "stacked")
-        for dtype in dict.fromkeys(_DTYPES.value)
-        for form in dict.fromkeys(_FORMS.value)
-        for layers in dict.fromkeys(_LAYERS.value)
-    ]
+    rows = []
+    for dtype in dict.fromkeys(_DTYPES.value):
+        for form in dict.fromkeys(_FORMS.value):
+            for layers in dict.fromkeys(_LAYERS.value):
+                print(f"measuring {dtype} {form} {layers} layers ...", flush=True)
+                rows.append(_measure(scaled_llama_70b(layers), dtype, form == "stacked"))
     print("\nseconds to trace, lower and compile; milliseconds per call and per step, medians\n")
     report.print_table(rows)
     print(f"\n{report.write_markdown('depth_cpu', 'Depth: seconds and milliseconds', rows)}")

@@ -52,7 +52,7 @@ def attention(
     value: jax.Array,
     K_cache: jax.Array | Bits,
     V_cache: jax.Array | Bits,
-    layer: jax.Array,
+    layer: jax.Array | None,
     writes: WritePlan | None,
     mask: jax.Array,
 ) -> tuple[jax.Array, jax.Array | Bits, jax.Array | Bits]:
@@ -62,9 +62,9 @@ def attention(
       query: [B, S, q, d], rotated, in the compute dtype.
       key: [B, S, k, d], rotated.
       value: [B, S, k, d].
-      K_cache: [L, B, k, d, S_max].
-      V_cache: [L, B, k, S_max, d].
-      layer: uint32 scalar, which layer of the caches.
+      K_cache: [B, k, d, S_max], or [L, B, k, d, S_max] where `layer` is given.
+      V_cache: [B, k, S_max, d], likewise.
+      layer: uint32 scalar, which layer of the caches, or None.
       writes: where the new keys and values are written, or None to leave the caches alone.
       mask: from `attention_mask`.
 
@@ -83,22 +83,30 @@ def attention(
     context = mask.shape[-1] - key.shape[1]
     output = _joint_softmax(
         grouped,
-        [_of_layer(K_cache, layer, 4, context), key.transpose(0, 2, 3, 1)],
-        [_of_layer(V_cache, layer, 3, context), value.transpose(0, 2, 1, 3)],
+        [_of_layer(K_cache, layer, -1, context), _by_head(key.transpose(0, 2, 3, 1))],
+        [_of_layer(V_cache, layer, -2, context), _by_head(value.transpose(0, 2, 1, 3))],
         mask,
     )
     output = output.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, q, d)
     return output.astype(query.dtype), K_cache, V_cache
 
 
-def _of_layer(cache: jax.Array | Bits, layer: jax.Array, slot_axis: int, context: int) -> jax.Array:
-    """The first `context` slots of one layer, without the layer axis."""
-    stored = cache.bits if isinstance(cache, Bits) else cache
-    one = jax.lax.dynamic_index_in_dim(stored, layer, keepdims=False)
-    one = jax.lax.slice_in_dim(one, 0, context, axis=slot_axis - 1)
+def _of_layer(
+    cache: jax.Array | Bits, layer: jax.Array | None, slot_axis: int, context: int
+) -> jax.Array:
+    """The first `context` slots of one layer: [B*k, d, T] or [B*k, T, d], as `slot_axis` says."""
+    one = cache.bits if isinstance(cache, Bits) else cache
+    if layer is not None:
+        one = jax.lax.dynamic_index_in_dim(one, layer, keepdims=False)
+    one = jax.lax.slice_in_dim(one, 0, context, axis=slot_axis)
     if isinstance(cache, Bits):
-        return jax.lax.bitcast_convert_type(one, cache.dtype)
-    return one
+        one = jax.lax.bitcast_convert_type(one, cache.dtype)
+    return _by_head(one)
+
+
+def _by_head(columns: jax.Array) -> jax.Array:
+    """[B, k, ...] as [B*k, ...]."""
+    return columns.reshape(-1, *columns.shape[2:])
 
 
 def _split_mask(prior: jax.Array, slots: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:
@@ -127,8 +135,8 @@ def _joint_softmax(
 
     Args:
       query: [B, k, g, S, d].
-      keys: each [B, k, d, T].
-      values: each [B, k, T, d].
+      keys: each [B*k, d, T].
+      values: each [B*k, T, d].
       mask: [B, k, g, S, sum of T] bool.
 
     Returns:
@@ -147,11 +155,10 @@ def _joint_softmax(
 
 
 def _batched_product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
-    """[B, k, g, S, n] times [B, k, n, m] in f32: [B, k, g, S, m]."""
+    """[B, k, g, S, n] times [B*k, n, m] in f32: [B, k, g, S, m]."""
     batch, k, groups, tokens, inner = rows.shape
-    flat = rows.reshape(batch, k, groups * tokens, inner)
     product = jnp.matmul(
-        flat.astype(jnp.float32),
+        rows.reshape(batch * k, groups * tokens, inner).astype(jnp.float32),
         matrix.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )

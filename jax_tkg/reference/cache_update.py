@@ -40,8 +40,8 @@ class CacheUpdate:
     """Caches after an update, and what the update replaced.
 
     Attributes:
-      K_cache: [L, B, k, d, S_max].
-      V_cache: [L, B, k, S_max, d].
+      K_cache: as given.
+      V_cache: as given.
       displaced_key: [B, S, k, d], the keys that stood in the written slots. Meaningful where
         `first_writers` is True.
       displaced_value: [B, S, k, d].
@@ -103,7 +103,7 @@ def plan_writes(slots: jax.Array, capacity: int) -> WritePlan:
 def update_caches(
     K_cache: jax.Array | Bits,
     V_cache: jax.Array | Bits,
-    layer: jax.Array,
+    layer: jax.Array | None,
     plan: WritePlan,
     key: jax.Array,
     value: jax.Array,
@@ -111,9 +111,11 @@ def update_caches(
     """Writes one layer's new keys and values.
 
     Args:
-      K_cache: [L, B, k, d, S_max].
-      V_cache: [L, B, k, S_max, d].
-      layer: uint32 scalar, which layer of the caches.
+      K_cache: [B, k, d, S_max], or [L, B, k, d, S_max] where `layer` is given.
+      V_cache: [B, k, S_max, d], likewise.
+      layer: uint32 scalar, which layer of the caches, or None. (One layer's own cache is not
+        given an axis of size one: XLA may lay that out in another place among the axes, and
+        copies the cache to get there although nothing moves.)
       plan: from `plan_writes`; where two tokens of a sequence share a slot, the later one stays.
       key: [B, S, k, d].
       value: [B, S, k, d].
@@ -145,12 +147,14 @@ def _stored_like(cache: jax.Array | Bits, columns: jax.Array) -> jax.Array:
 Pair = tuple[Any, Any]
 """Something of the keys and the same of the values."""
 
-_SLOT_AXES = (4, 3)
+_SLOT_AXES = (-1, -2)
 """The axis of the slots in K_cache and in V_cache."""
 
 
 @jax.custom_jvp
-def _exchange(caches: Pair, layer: jax.Array, plan: WritePlan, new: Pair) -> tuple[Pair, Pair]:
+def _exchange(
+    caches: Pair, layer: jax.Array | None, plan: WritePlan, new: Pair
+) -> tuple[Pair, Pair]:
     """The caches with `new` (each [B, S, k, d]) written, and the columns it replaced.
 
     In place, on numbers of any dtype that XLA moves without converting them. Two loops, the second
@@ -161,7 +165,8 @@ def _exchange(caches: Pair, layer: jax.Array, plan: WritePlan, new: Pair) -> tup
     """
     batch, tokens, k, d = new[0].shape
     count = batch * tokens
-    shapes = ((1, 1, k, d, 1), (1, 1, k, 1, d))
+    ones = (1,) * (caches[0].ndim - 3)
+    shapes = ((*ones, k, d, 1), (*ones, k, 1, d))
     columns = tuple(one.reshape(count, k, d) for one in new)
 
     def column(turn: jax.Array) -> jax.Array:
@@ -172,9 +177,9 @@ def _exchange(caches: Pair, layer: jax.Array, plan: WritePlan, new: Pair) -> tup
 
     def place(index: jax.Array, slot_axis: int) -> tuple[jax.Array, ...]:
         zero = jnp.uint32(0)
-        at = [layer, jax.lax.div(index, jnp.uint32(tokens)), zero, zero, zero]
+        at = [jax.lax.div(index, jnp.uint32(tokens)), zero, zero, zero]
         at[slot_axis] = entry(plan.starts, index)
-        return tuple(at)
+        return tuple(at if layer is None else [layer, *at])
 
     def read(turn: jax.Array, displaced: Pair) -> Pair:
         index = column(turn)
@@ -224,11 +229,11 @@ def _exchange_tangents(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> t
 
 
 def _exchange_linear(
-    cache: jax.Array, layer: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int
+    cache: jax.Array, layer: jax.Array | None, slots: jax.Array, new: jax.Array, slot_axis: int
 ) -> tuple[jax.Array, jax.Array]:
     """The exchange as sums of products, which every JAX can transpose; not in place."""
     capacity = cache.shape[slot_axis]
-    columns = jnp.moveaxis(cache[layer], slot_axis - 1, 1)
+    columns = jnp.moveaxis(cache if layer is None else cache[layer], slot_axis, 1)
     clamped = jnp.minimum(slots, capacity - 1)
     displaced = jnp.take_along_axis(columns, clamped[:, :, None, None], axis=1)
     later_in_same_slot = jnp.triu(slots[:, :, None] == slots[:, None, :], 1).any(axis=-1)
@@ -237,7 +242,8 @@ def _exchange_linear(
         "bsp,bskd->bpkd", writes.astype(new.dtype), new, precision=jax.lax.Precision.HIGHEST
     )
     columns = jnp.where(writes.any(axis=1)[:, :, None, None], written, columns)
-    return cache.at[layer].set(jnp.moveaxis(columns, 1, slot_axis - 1)), displaced
+    updated = jnp.moveaxis(columns, 1, slot_axis)
+    return (updated if layer is None else cache.at[layer].set(updated)), displaced
 
 
 def _sources(slots: jax.Array, capacity: int) -> jax.Array:

@@ -39,7 +39,7 @@ class _LayerWeights:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _State:
-    """What one layer hands to the next; the caches are [L, B, k, ...]."""
+    """What one layer hands to the next; the caches are its own [B, k, ...] or [L, B, k, ...]."""
 
     hidden: jax.Array
     K_caches: jax.Array | Bits
@@ -134,14 +134,14 @@ def _stored(operands: Operands, name: str, index: Any) -> StoredWeight:
 @functools.partial(jax.jit, static_argnames=("dimensions", "parameters", "platform"))
 def _layer(
     state: _State,
-    layer: jax.Array,
+    layer: jax.Array | None,
     weights: _LayerWeights,
     shared: _Shared,
     dimensions: Dimensions,
     parameters: Parameters,
     platform: str | None,
 ) -> _State:
-    """One layer; `layer` says which entry of the state's caches is its own.
+    """One layer; `layer` says which entry of the state's caches is its own, if they have several.
 
     Jitted so that layers of equal shapes are traced and lowered once.
     """
@@ -216,12 +216,10 @@ def _unrolled(
         return state.hidden, state.K_caches, state.V_caches
     K_caches, V_caches = [], []
     for index in range(parameters.num_layers):
-        state = _State(
-            hidden, operands.K_caches[index][jnp.newaxis], operands.V_caches[index][jnp.newaxis]
-        )
+        state = _State(hidden, operands.K_caches[index], operands.V_caches[index])
         weights = _layer_weights(operands, index)
-        state = _layer(state, jnp.uint32(0), weights, shared, dimensions, parameters, platform)
+        state = _layer(state, None, weights, shared, dimensions, parameters, platform)
         hidden = state.hidden
-        K_caches.append(state.K_caches[0])
-        V_caches.append(state.V_caches[0])
+        K_caches.append(state.K_caches)
+        V_caches.append(state.V_caches)
     return hidden, tuple(K_caches), tuple(V_caches)

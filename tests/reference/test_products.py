@@ -1,0 +1,131 @@
+"""Products of activations and weights: every formulation against float64, and their choice."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jax_tkg.bits import as_bits
+from jax_tkg.reference import formulation
+from jax_tkg.reference.formulation import Form
+from jax_tkg.reference.linear import linear
+from jax_tkg.reference.products import multiply
+from jax_tkg.reference.stored_weight import StoredWeight
+
+# By the weight's dtype, that of the activations.
+DTYPES = {
+    "float32": "float32",
+    "float16": "float16",
+    "bfloat16": "bfloat16",
+    "float8_e4m3": "bfloat16",
+    "float8_e4m3fn": "float32",
+    "float8_e5m2": "float16",
+}
+# One step and several of SUMMED, two blocks and more, and neither a multiple of the other.
+SIZES = ((128, 256), (256, 8192), (384, 640))
+
+
+def _operands(n: int, m: int, rows: int, dtype: str) -> tuple[jax.Array, np.ndarray]:
+    rng = np.random.default_rng(n + m + rows)
+    weight = rng.standard_normal((n, m)).astype(np.float32).astype(dtype)
+    activations = rng.uniform(-1, 1, (rows, n)).astype(np.float32)
+    return jnp.asarray(activations, DTYPES[dtype]), weight
+
+
+def _exact(rows: Any, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The product in float64, and the sum of magnitudes that its rounding error is relative to."""
+    left, right = np.asarray(rows, np.float64), weight.astype(np.float64)
+    return left @ right, np.abs(left) @ np.abs(right)
+
+
+def _stored(weight: np.ndarray, bits: bool, stacked: bool) -> StoredWeight:
+    array = jnp.asarray(weight)
+    # What stands in the layers beside the one in the middle must not matter.
+    array = jnp.stack([jnp.zeros_like(array), array, jnp.ones_like(array)]) if stacked else array
+    held = as_bits(array) if bits else array
+    return StoredWeight(held, jnp.uint32(1) if stacked else None)
+
+
+class ProductsTest(parameterized.TestCase):
+    @parameterized.parameters(*itertools.product(DTYPES, Form, (1, 8), (False, True)))
+    def test_against_float64(self, dtype: str, form: Form, rows: int, stacked: bool) -> None:
+        for (n, m), bits in itertools.product(SIZES[:2] if stacked else SIZES, (False, True)):
+            activations, weight = _operands(n, m, rows, dtype)
+            stored = _stored(weight, bits, stacked)
+            got = jax.jit(multiply, static_argnums=2)(activations, stored, form)
+            self.assertEqual((got.shape, got.dtype), ((rows, m), jnp.float32))
+            exact, magnitude = _exact(activations, weight)
+            # Sums of n products in f32, in any order.
+            np.testing.assert_array_less(np.abs(got - exact), 1e-6 * magnitude)
+
+    @parameterized.parameters(1, 3)
+    def test_scale_and_clamp(self, rows: int) -> None:
+        activations, weight = _operands(128, 256, rows, "float8_e4m3")
+        x = activations[:, None, :] * 4
+        scale = np.linspace(0.5, 2, 256, dtype=np.float32)[None]
+        got = jax.jit(linear, static_argnums=(3, 4))(
+            x, _stored(weight, True, False), jnp.asarray(scale), 1.5, "cpu"
+        )
+        clipped = np.clip(np.asarray(x[:, 0], np.float64), -1.5, 1.5)
+        np.testing.assert_allclose(
+            got[:, 0], (clipped @ weight.astype(np.float64)) * scale, rtol=1e-5, atol=1e-3
+        )
+
+
+class StoredWeightTest(parameterized.TestCase):
+    @parameterized.parameters(*itertools.product(DTYPES, (False, True), (False, True)))
+    def test_rows(self, dtype: str, bits: bool, stacked: bool) -> None:
+        _, weight = _operands(128, 256, 1, dtype)
+        stored = _stored(weight, bits, stacked)
+        self.assertEqual((stored.shape, stored.dtype), ((128, 256), np.dtype(dtype)))
+        np.testing.assert_array_equal(stored.whole(), weight)
+        for start in (16, jnp.uint32(16)):
+            block = stored.rows(start, 8) * stored.factor
+            np.testing.assert_array_equal(block, weight[16:24].astype(np.float32))
+        if np.dtype(dtype).itemsize == 1 or dtype == "bfloat16":
+            block = stored.rows_in(jnp.bfloat16, 16, 8).astype(jnp.float32) * stored.factor
+            np.testing.assert_array_equal(block, weight[16:24].astype(np.float32))
+
+
+class ChoiceTest(parameterized.TestCase):
+    @parameterized.parameters(None, "neuron", "gpu")
+    def test_other_platforms_decide_themselves(self, platform: str | None) -> None:
+        stored = _stored(np.ones((512, 512), np.float32), False, False)
+        self.assertIs(formulation.choose(stored, 1, platform), Form.WHOLE)
+
+    def test_what_xla_would_convert_is_left_whole(self) -> None:
+        stored = _stored(np.ones((512, 512), jnp.float8_e4m3), False, False)
+        self.assertIs(formulation.choose(stored, 1, "cpu"), Form.WHOLE)
+
+    @parameterized.parameters(
+        ("float32", 4, 8), ("bfloat16", 2, 4), ("float8_e4m3", 1, 2), ("float8_e5m2", 1, 8)
+    )
+    def test_many_rows_decode_once(self, dtype: str, few: int, many: int) -> None:
+        stored = _stored(np.ones((512, 1024), dtype), True, False)
+        self.assertIs(formulation.choose(stored, few, "cpu"), Form.SUMMED)
+        self.assertIs(formulation.choose(stored, many, "cpu"), Form.BLOCKS)
+
+    def test_small_weights_are_one_product(self) -> None:
+        stored = _stored(np.ones((128, 64), np.float32), False, False)
+        self.assertIs(formulation.choose(stored, 8, "cpu"), Form.WHOLE)
+
+    @given(n=st.integers(1, 1024), m=st.integers(1, 1 << 15))
+    def test_blocks_cover_the_weight(self, n: int, m: int) -> None:
+        inner = n * formulation.TERMS
+        group = formulation.group_rows(inner, m)
+        self.assertEqual(inner % (formulation.TERMS * group), 0)
+        size = formulation.block_rows(inner, m)
+        self.assertEqual(inner % size, 0)
+        self.assertGreaterEqual(inner // size, 2)
+        self.assertLessEqual(size * m, max(formulation.BLOCK_ELEMENTS, m))
+
+
+if __name__ == "__main__":
+    absltest.main()

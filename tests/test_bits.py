@@ -1,0 +1,145 @@
+"""`Bits`: what is held, what comes back, and the operation on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import jax_tkg
+from jax_tkg import bits
+from jax_tkg.weights import TransformerWeights, stack_layers
+from tests import cases
+
+LOW_PRECISION = ("bfloat16", "float16", "float8_e4m3", "float8_e4m3fn", "float8_e5m2")
+UNTOUCHED = ("float32", "int8", "uint16")
+SHAPE = cases.Shape(
+    B=2, S=1, q=2, k=2, d=64, H=256, I=256, L=2, S_ctx=20, S_max=24, dtype="bfloat16"
+)
+FLOAT8 = (("float8_e4m3",) * 3, ("float8_e5m2", "float8_e4m3fn", None))
+
+
+def _patterns(dtype: str) -> np.ndarray:
+    """Every bit pattern of a dtype, as [2, n]."""
+    size = np.dtype(dtype).itemsize
+    patterns = np.arange(1 << (8 * size), dtype=np.uint32).astype(f"uint{8 * size}")
+    return patterns.reshape(2, -1)
+
+
+class BitsTest(parameterized.TestCase):
+    @parameterized.product(dtype=LOW_PRECISION, numpy=(False, True))
+    def test_every_pattern_comes_back(self, dtype: str, numpy: bool) -> None:
+        patterns = _patterns(dtype)
+        array: Any = patterns.view(dtype)
+        held = bits.as_bits(array if numpy else jnp.asarray(array))
+        self.assertIsInstance(held, bits.Bits)
+        np.testing.assert_array_equal(held.bits, patterns)
+        self.assertEqual((held.shape, held.ndim, held.dtype), (array.shape, 2, np.dtype(dtype)))
+        values = held.values()
+        self.assertEqual(values.dtype, np.dtype(dtype))
+        np.testing.assert_array_equal(np.asarray(values).view(patterns.dtype), patterns)
+
+    @parameterized.parameters(*UNTOUCHED)
+    def test_others_stay_as_they_are(self, dtype: str) -> None:
+        array = jnp.ones((2, 3), dtype)
+        self.assertIs(bits.as_bits(array), array)
+
+    def test_bits_stay_bits(self) -> None:
+        held = bits.as_bits(jnp.ones((2, 3), jnp.bfloat16))
+        self.assertIs(bits.as_bits(held), held)
+
+    def test_arrays_of_numpy_are_not_copied(self) -> None:
+        array = np.ones((2, 3), ml_dtypes.bfloat16)
+        self.assertTrue(np.shares_memory(bits.as_bits(array).bits, array))
+
+    def test_one_leaf_of_the_same_shape(self) -> None:
+        """So that jit, donation and device_put see one array, with the array's sharding."""
+        held = bits.as_bits(jnp.ones((2, 3), jnp.bfloat16))
+        leaf = jax.tree.leaves(held)
+        self.assertEqual([(one.shape, one.dtype) for one in leaf], [((2, 3), jnp.uint16)])
+        doubled = jax.jit(lambda given: bits.as_bits(given.values() * 2))(held)
+        np.testing.assert_array_equal(doubled.values(), 2)
+        self.assertEqual(doubled.dtype, jnp.bfloat16)
+
+    def test_indexing_takes_a_layer(self) -> None:
+        array = jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3)
+        np.testing.assert_array_equal(bits.as_bits(array)[1].values(), array[1])
+
+    def test_without_bits(self) -> None:
+        array = jnp.ones((2, 3), jnp.bfloat16)
+        tree = {"a": [bits.as_bits(array), None], "b": array}
+        plain = bits.without_bits(tree)
+        self.assertEqual(plain["a"][0].dtype, jnp.bfloat16)
+        self.assertIs(plain["b"], array)
+        self.assertIsNone(plain["a"][1])
+
+    @parameterized.parameters(False, True)
+    def test_weights(self, stacked: bool) -> None:
+        arrays = cases.random_weights(SHAPE, np.random.default_rng(0))
+        weights = TransformerWeights(**jax.tree.map(jnp.asarray, arrays))
+        weights = stack_layers(weights) if stacked else weights
+        held = bits.weights_as_bits(weights)
+        for name in bits.MATRICES:
+            fields = jax.tree.leaves(
+                getattr(held, name), is_leaf=lambda node: isinstance(node, bits.Bits)
+            )
+            self.assertLen(fields, 1 if stacked else SHAPE.L)
+            for field in fields:
+                self.assertIsInstance(field, bits.Bits)
+        self.assertIs(held.W_gamma_qkvs, weights.W_gamma_qkvs)
+
+
+class OperationTest(parameterized.TestCase):
+    """The operation takes bits in the place of arrays and gives caches in the form they came in."""
+
+    @parameterized.product(
+        jit=(False, True), stacked=(False, True), float8=(False, True), B=(1, 4, 8)
+    )
+    def test_against_oracle(self, jit: bool, stacked: bool, float8: bool, B: int) -> None:
+        kinds = FLOAT8 if float8 else ()
+        if stacked and float8:
+            kinds = (FLOAT8[0],) * SHAPE.L
+        shape = dataclasses.replace(SHAPE, B=B, quantized=kinds)
+        rng = np.random.default_rng(B)
+        weights, inputs = cases.random_weights(shape, rng), cases.random_inputs(shape, rng)
+        arguments = {**weights, **inputs}
+        if stacked:
+            arguments = cases.stack(arguments)
+        for name in (*bits.MATRICES, "K_caches", "V_caches"):
+            arguments[name] = jax.tree.map(bits.as_bits, arguments[name])
+
+        def call(given: dict[str, Any]) -> Any:
+            return jax_tkg.transformer_tkg(**given, **cases.options(shape))
+
+        got = (jax.jit(call) if jit else call)(arguments)
+        structure = jax.tree.structure((arguments["K_caches"], arguments["V_caches"]))
+        self.assertEqual(jax.tree.structure((got.K_caches, got.V_caches)), structure)
+        plain = got._replace(
+            K_caches=bits.without_bits(got.K_caches), V_caches=bits.without_bits(got.V_caches)
+        )
+        hidden, K, V, written = cases.expected(shape, [weights], [inputs])
+        cases.check(plain, shape, inputs, hidden, K[0], V[0], written)
+
+    def test_some_as_bits(self) -> None:
+        """Arrays of weights beside caches of bits, the other way round, and some of the weights."""
+        rng = np.random.default_rng(0)
+        weights, inputs = cases.random_weights(SHAPE, rng), cases.random_inputs(SHAPE, rng)
+        for names in (("K_caches", "V_caches"), bits.MATRICES, ("W_outs", "W_ups")):
+            arguments = {**weights, **inputs}
+            for name in names:
+                arguments[name] = [bits.as_bits(array) for array in arguments[name]]
+            got = jax_tkg.transformer_tkg(**arguments, **cases.options(SHAPE))
+            plain = got._replace(
+                K_caches=bits.without_bits(got.K_caches), V_caches=bits.without_bits(got.V_caches)
+            )
+            hidden, K, V, written = cases.expected(SHAPE, [weights], [inputs])
+            cases.check(plain, SHAPE, inputs, hidden, K[0], V[0], written)
+
+
+if __name__ == "__main__":
+    absltest.main()
