@@ -43,12 +43,14 @@ def bind(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, An
     """
     leaves, structure = jax.tree.flatten(operands)
     hidden, *caches = transformer_tkg_p.bind(*leaves, structure=structure, parameters=parameters)
-    K_structure = jax.tree.structure(operands.K_caches)
-    count = len(caches) // 2
+    K_structure, V_structure = (
+        jax.tree.structure(given) for given in (operands.K_caches, operands.V_caches)
+    )
+    count = K_structure.num_leaves
     return (
         hidden,
         jax.tree.unflatten(K_structure, caches[:count]),
-        jax.tree.unflatten(K_structure, caches[count:]),
+        jax.tree.unflatten(V_structure, caches[count:]),
     )
 
 

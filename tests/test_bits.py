@@ -126,14 +126,17 @@ class OperationTest(parameterized.TestCase):
         cases.check(plain, shape, inputs, hidden, K[0], V[0], written)
 
     def test_some_as_bits(self) -> None:
-        """Arrays of weights beside caches of bits, the other way round, and some of the weights."""
+        """Arrays of weights beside caches of bits, the other way round, and some of each."""
         rng = np.random.default_rng(0)
         weights, inputs = cases.random_weights(SHAPE, rng), cases.random_inputs(SHAPE, rng)
-        for names in (("K_caches", "V_caches"), bits.MATRICES, ("W_outs", "W_ups")):
+        some = (("W_outs", "W_ups"), ("K_caches",), ("V_caches",))
+        for names in (("K_caches", "V_caches"), bits.MATRICES, *some):
             arguments = {**weights, **inputs}
             for name in names:
                 arguments[name] = [bits.as_bits(array) for array in arguments[name]]
             got = jax_tkg.transformer_tkg(**arguments, **cases.options(SHAPE))
+            given = jax.tree.structure((arguments["K_caches"], arguments["V_caches"]))
+            self.assertEqual(jax.tree.structure((got.K_caches, got.V_caches)), given)
             plain = got._replace(
                 K_caches=bits.without_bits(got.K_caches), V_caches=bits.without_bits(got.V_caches)
             )
