@@ -46,7 +46,7 @@ def bind(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, An
     K_structure, V_structure = (
         jax.tree.structure(given) for given in (operands.K_caches, operands.V_caches)
     )
-    count = K_structure.num_leaves
+    count = len(jax.tree.leaves(operands.K_caches))
     return (
         hidden,
         jax.tree.unflatten(K_structure, caches[:count]),
