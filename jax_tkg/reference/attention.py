@@ -106,7 +106,8 @@ def _of_layer(
 
 def _by_head(columns: jax.Array) -> jax.Array:
     """[B, k, ...] as [B*k, ...]."""
-    return columns.reshape(-1, *columns.shape[2:])
+    # Not -1, which has no answer where the context has no slots before the new tokens.
+    return columns.reshape(columns.shape[0] * columns.shape[1], *columns.shape[2:])
 
 
 def _split_mask(prior: jax.Array, slots: jax.Array, capacity: int) -> tuple[jax.Array, jax.Array]:

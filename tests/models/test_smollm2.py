@@ -92,8 +92,12 @@ def _answer(index: int) -> list[int]:
 
 
 def _has_number_after_spaces(text: str) -> bool:
-    triples = zip(text, text[1:], text[2:], strict=False)
-    return any(a.isspace() and b.isspace() and c.isnumeric() for a, b, c in triples)
+    triples = zip("." + text, text, text[1:], strict=False)
+    # After one space only a digit of one byte is the same in either order: " " joins no "1", but
+    # it does join the first byte of "\u00bc".
+    return any(
+        b.isspace() and c.isnumeric() and (a.isspace() or not c.isascii()) for a, b, c in triples
+    )
 
 
 @pytest.mark.oracle
