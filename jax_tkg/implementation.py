@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from jax_tkg.arguments import Dimensions, Operands, Parameters
 from jax_tkg.kernel_limits import check_kernel_limits
-from jax_tkg.launches import logical_cores
 from jax_tkg.neuron import is_dry_run
+from jax_tkg.neuron_settings import check_target, logical_cores
 from jax_tkg.nkilib import find_module
 from jax_tkg.nkilib_limits import check_nkilib_limits
 from jax_tkg.simulator.install import real_nki_present
@@ -42,11 +42,12 @@ def choose(operands: Operands, parameters: Parameters, platforms: Sequence[str])
     dimensions = Dimensions.of(operands)
     cores = logical_cores(parameters)
     if asked == "auto":
-        return _choose_automatically(parameters, dimensions, cores, platforms)
+        return _choose_automatically(operands, parameters, dimensions, cores, platforms)
     choice = Choice(asked, f"implementation='{asked}' was asked for")
     if asked == "reference":
         return choice
     _check_platforms(asked, tuple(platforms))
+    check_target(operands)
     if asked == "nkilib":
         if not is_dry_run():
             find_module()
@@ -84,13 +85,18 @@ def _check_platforms(asked: str, platforms: tuple[str, ...]) -> None:
 
 
 def _choose_automatically(
-    parameters: Parameters, dimensions: Dimensions, cores: int, platforms: Sequence[str]
+    operands: Operands,
+    parameters: Parameters,
+    dimensions: Dimensions,
+    cores: int,
+    platforms: Sequence[str],
 ) -> Choice:
     if tuple(platforms) != ("neuron",):
         return Choice("reference", f"platforms {tuple(platforms)} have no kernel")
     if not _has_nki():
         return Choice("reference", "AWS's nki package is not installed")
     try:
+        check_target(operands)
         check_kernel_limits(dimensions, parameters.num_layers, cores)
     except ValueError as error:
         return Choice("reference", f"the kernel's limits are exceeded: {error}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -11,18 +10,8 @@ import jax
 from jax_tkg.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parameters, is_stacked
 from jax_tkg.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 
-DEFAULT_CORES = 2
-"""Physical cores per logical core on Trainium2, where nothing says otherwise."""
-
 RunLaunch = Callable[[dict[str, Any], Launch], tuple[jax.Array, Any, Any]]
 """Runs a kernel on its tensors by name; gives hidden states, key caches and value caches."""
-
-
-def logical_cores(parameters: Parameters) -> int:
-    """Physical cores per logical core: the argument, NEURON_LOGICAL_NC_CONFIG, or else 2."""
-    if parameters.lnc is not None:
-        return parameters.lnc
-    return int(os.environ.get("NEURON_LOGICAL_NC_CONFIG") or DEFAULT_CORES)
 
 
 def run_launches(

@@ -14,7 +14,8 @@ import jax
 from jax_tkg import kernel_entry
 from jax_tkg.arguments import Operands, Parameters
 from jax_tkg.kernel_interface import MEGAKERNEL, KernelInterface, Launch
-from jax_tkg.launches import logical_cores, run_launches
+from jax_tkg.launches import run_launches
+from jax_tkg.neuron_settings import logical_cores
 from jax_tkg.simulator.install import real_nki_present
 
 CUSTOM_CALL = "AwsNeuronCustomNativeKernel"

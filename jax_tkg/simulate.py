@@ -21,7 +21,8 @@ import numpy as np
 
 from jax_tkg.arguments import Operands, Parameters
 from jax_tkg.kernel_interface import MEGAKERNEL, KernelInterface, Launch
-from jax_tkg.launches import layer_tuples, logical_cores, run_launches
+from jax_tkg.launches import layer_tuples, run_launches
+from jax_tkg.neuron_settings import logical_cores, simulated_target
 from jax_tkg.replica_groups import current_mesh, is_bound
 
 PATIENCE_SECONDS = 600.0
@@ -40,7 +41,8 @@ def _simulated(
     tensors: dict[str, Any], launch: Launch, parameters: Parameters, kernel: KernelInterface
 ) -> tuple[jax.Array, Any, Any]:
     leaves, structure = jax.tree.flatten(tensors)
-    call = _Call(structure, launch, logical_cores(parameters), kernel)
+    cores, target = logical_cores(parameters), simulated_target(tensors)
+    call = _Call(structure, launch, cores, target, kernel)
     like = (tensors["X"], tensors["K_caches"], tensors["V_caches"])
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
     # One result: JAX 0.7 gives a callback with several a wrong sharding inside a shard_map.
@@ -104,6 +106,7 @@ class _Call:
     structure: Any
     launch: Launch
     cores: int
+    target: str
     kernel: KernelInterface
 
     def run(self, rank: Any, *leaves: Any) -> np.ndarray:
@@ -132,6 +135,7 @@ class _Call:
             _load(self.kernel),
             [{**layer_tuples(given, self.launch), **static} for given in arguments],
             lnc=self.cores,
+            target=self.target,
             options=simulator.Options(record=False),
         )
         return [self._results(output) for output in result.outputs]
