@@ -46,7 +46,7 @@ $(VENV)/.models: $(VENV)/.created pyproject.toml
 
 # PyTorch judges the model code; BUILD.md says how to get a build of it without CUDA.
 $(VENV)/.test: $(VENV)/.models
-	$(BIN)/python -m pip install --quiet --editable ".[models,test,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[models,profile,test,dev]"
 	$(BIN)/python -m pip install --quiet --editable ".[oracle]"
 	touch $@
 

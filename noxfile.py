@@ -40,7 +40,7 @@ def interpreters() -> dict[str, str]:
 
 
 def _suite(session: nox.Session, requirement: str) -> None:
-    session.install(requirement, "-e", ".[models,test]")
+    session.install(requirement, "-e", ".[models,profile,test]")
     session.run("python", "-c", "import jax; print('jax', jax.__version__)")
     session.run("python", "-m", "pytest", "-n", "2", *session.posargs)
 
