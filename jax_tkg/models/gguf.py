@@ -18,6 +18,19 @@ from jax_tkg.models.errors import ModelError, one_line
 
 _REQUIRED = object()
 
+_LAYER_TENSORS = {
+    "query": "attn_q",
+    "key": "attn_k",
+    "value": "attn_v",
+    "output": "attn_output",
+    "gate": "ffn_gate",
+    "up": "ffn_up",
+    "down": "ffn_down",
+    "attention_norm": "attn_norm",
+    "mlp_norm": "ffn_norm",
+}
+"""Names of one layer's tensors by the fields of `llama.LayerTensors`."""
+
 _OTHER_TENSORS = ("token_embd.weight", "output.weight", "output_norm.weight", "rope_freqs.weight")
 
 
@@ -237,27 +250,9 @@ def load(
         raise _with_path(file, error) from None
 
 
-def _layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """The tensors of one layer by their name in the file; query and key are for paired RoPE."""
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    query_rows = config.num_heads * config.head_size
-    kv_rows = config.num_kv_heads * config.head_size
-    return {
-        "attn_q": (query_rows, hidden),
-        "attn_k": (kv_rows, hidden),
-        "attn_v": (kv_rows, hidden),
-        "attn_output": (hidden, query_rows),
-        "ffn_gate": (intermediate, hidden),
-        "ffn_up": (intermediate, hidden),
-        "ffn_down": (hidden, intermediate),
-        "attn_norm": (hidden,),
-        "ffn_norm": (hidden,),
-    }
-
-
 def _check_names(file: GgufFile, config: LlamaConfig) -> None:
     """Refuses tensors that would be left out, such as biases: the model would be another one."""
-    known = _layer_shapes(config)
+    known = _LAYER_TENSORS.values()
     for name in file.tensor_names:
         layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
         expected = layer and layer[2] in known and int(layer[1]) < config.num_layers
@@ -269,22 +264,15 @@ def _check_names(file: GgufFile, config: LlamaConfig) -> None:
 
 
 def _read_layers(file: GgufFile, config: LlamaConfig) -> Iterator[llama.LayerTensors]:
+    heads = {"query": config.num_heads, "key": config.num_kv_heads}
     for index in range(config.num_layers):
         tensors = {
-            name: file.tensor(f"blk.{index}.{name}.weight", shape)
-            for name, shape in _layer_shapes(config).items()
+            field: file.tensor(f"blk.{index}.{_LAYER_TENSORS[field]}.weight", shape)
+            for field, shape in llama.layer_shapes(config).items()
         }
-        yield llama.LayerTensors(
-            query=_contiguous_halves(tensors["attn_q"], config.num_heads),
-            key=_contiguous_halves(tensors["attn_k"], config.num_kv_heads),
-            value=tensors["attn_v"],
-            output=tensors["attn_output"],
-            gate=tensors["ffn_gate"],
-            up=tensors["ffn_up"],
-            down=tensors["ffn_down"],
-            attention_norm=tensors["attn_norm"],
-            mlp_norm=tensors["ffn_norm"],
-        )
+        for field, count in heads.items():
+            tensors[field] = _contiguous_halves(tensors[field], count)
+        yield llama.LayerTensors(**tensors)
 
 
 def _contiguous_halves(rows: np.ndarray, heads: int) -> np.ndarray:

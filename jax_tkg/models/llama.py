@@ -42,6 +42,24 @@ class LayerTensors:
     mlp_norm: np.ndarray
 
 
+def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes in which checkpoints hold one layer, by the fields of `LayerTensors`."""
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    query_rows = config.num_heads * config.head_size
+    kv_rows = config.num_kv_heads * config.head_size
+    return {
+        "query": (query_rows, hidden),
+        "key": (kv_rows, hidden),
+        "value": (kv_rows, hidden),
+        "output": (hidden, query_rows),
+        "gate": (intermediate, hidden),
+        "up": (intermediate, hidden),
+        "down": (hidden, intermediate),
+        "attention_norm": (hidden,),
+        "mlp_norm": (hidden,),
+    }
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class LlamaParameters:

@@ -24,6 +24,18 @@ from jax_tkg.rope import Llama3Scaling
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING, _HEAD, _FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
+_LAYER_TENSORS = {
+    "query": "self_attn.q_proj",
+    "key": "self_attn.k_proj",
+    "value": "self_attn.v_proj",
+    "output": "self_attn.o_proj",
+    "gate": "mlp.gate_proj",
+    "up": "mlp.up_proj",
+    "down": "mlp.down_proj",
+    "attention_norm": "input_layernorm",
+    "mlp_norm": "post_attention_layernorm",
+}
+"""Names of one layer's tensors by the fields of `llama.LayerTensors`."""
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -186,27 +198,9 @@ def load(
         )
 
 
-def _layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of one layer's tensors by their name in the file."""
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    query_rows = config.num_heads * config.head_size
-    kv_rows = config.num_kv_heads * config.head_size
-    return {
-        "self_attn.q_proj": (query_rows, hidden),
-        "self_attn.k_proj": (kv_rows, hidden),
-        "self_attn.v_proj": (kv_rows, hidden),
-        "self_attn.o_proj": (hidden, query_rows),
-        "mlp.gate_proj": (intermediate, hidden),
-        "mlp.up_proj": (intermediate, hidden),
-        "mlp.down_proj": (hidden, intermediate),
-        "input_layernorm": (hidden,),
-        "post_attention_layernorm": (hidden,),
-    }
-
-
 def _check_names(folder: pathlib.Path, names: list[str], config: LlamaConfig) -> None:
     """Refuses tensors that would be left out, such as biases: the model would be another one."""
-    known = _layer_shapes(config)
+    known = _LAYER_TENSORS.values()
     for name in names:
         layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
         expected = layer and layer[2] in known and int(layer[1]) < config.num_layers
@@ -222,17 +216,7 @@ def _check_names(folder: pathlib.Path, names: list[str], config: LlamaConfig) ->
 def _read_layers(tensors: _Tensors, config: LlamaConfig) -> Iterator[llama.LayerTensors]:
     for index in range(config.num_layers):
         layer = {
-            name: tensors.read(f"model.layers.{index}.{name}.weight", *shape)
-            for name, shape in _layer_shapes(config).items()
+            field: tensors.read(f"model.layers.{index}.{_LAYER_TENSORS[field]}.weight", *shape)
+            for field, shape in llama.layer_shapes(config).items()
         }
-        yield llama.LayerTensors(
-            query=layer["self_attn.q_proj"],
-            key=layer["self_attn.k_proj"],
-            value=layer["self_attn.v_proj"],
-            output=layer["self_attn.o_proj"],
-            gate=layer["mlp.gate_proj"],
-            up=layer["mlp.up_proj"],
-            down=layer["mlp.down_proj"],
-            attention_norm=layer["input_layernorm"],
-            mlp_norm=layer["post_attention_layernorm"],
-        )
+        yield llama.LayerTensors(**layer)
