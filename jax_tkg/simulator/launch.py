@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.simulator import capacity, dtypes, errors, memory, races
+from jax_tkg.simulator.blas_threads import one_blas_thread
 from jax_tkg.simulator.machine import (
     Core,
     Finding,
@@ -133,7 +134,8 @@ def run(
             set_current_core(None)
             machine.board.leave(key, failure)
 
-    _run_threads(execute, list(machine.cores.values()))
+    with one_blas_thread():
+        _run_threads(execute, list(machine.cores.values()))
     _raise_first(failures)
     if chosen.races != "ignore" and cores > 1:
         races.check(machine)
