@@ -1,6 +1,7 @@
 """Modelled speed of the Neuron kernels on Trainium2: bound, ours, AWS's, over a grid of sizes.
 
     NKILIB=path python -m benchmarks.trainium_model --markdown table.md [--quick] [--cells 70b.tp8]
+    python -m benchmarks.trainium_model --results folder --kernels ours     # the other's are read
 
 Nothing here was measured on a device: `jax_tkg.simulator.timeline` schedules what the simulator
 recorded. The Llama-3-70B cells are those of AWS's own test of `transformer_tkg`: tensor-parallel
@@ -9,6 +10,7 @@ degree 8, 16 and 32, global batches of 8 to 128 over 64 / tp data-parallel group
 aws-neuron/nki-library (branch 2.29_release) in NKILIB, AWS's columns are empty.
 
 "Compute" counts collectives as free; the columns after it add all-reduces of 5, 10 and 25 us.
+Finished figures are kept in a file for each kernel, so that either can be modelled alone and again.
 """
 
 from __future__ import annotations
@@ -19,20 +21,29 @@ import json
 import math
 import os
 import pathlib
-import time
+import resource
 from collections.abc import Iterator
 
 from absl import app, flags, logging
 
 from jax_tkg.profile.layer import bound, layer_figures, record_launches, required_bytes
 from jax_tkg.profile.model_shapes import MODELS, Case, rank_sizes
+from jax_tkg.profile.recording import KERNELS
 from jax_tkg.simulator.costs import TARGETS
 
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Write the table to this file.")
 _RESULTS = flags.DEFINE_string(
-    "results", None, "JSON file of finished cells: read first, and written after each cell."
+    "results",
+    None,
+    "Folder of finished figures, a JSON file per kernel: read first, written after each cell.",
 )
-_CELLS = flags.DEFINE_string("cells", "", "Only cells whose name contains this.")
+_KERNELS = flags.DEFINE_list(
+    "kernels", ["ours", "nkilib"], "Which are modelled; of others only finished figures are shown."
+)
+_CELLS = flags.DEFINE_list("cells", [""], "Only cells whose name contains one of these.")
+_MEMORY = flags.DEFINE_float(
+    "memory_gib", 8.0, "A cell that needs more memory than this on the machine used is left out."
+)
 _QUICK = flags.DEFINE_bool("quick", False, "Only bfloat16 at the shortest context, S_tkg 1.")
 _RATE = flags.DEFINE_enum(
     "tensor_rate", "half", ["half", "ramp", "full"], "How the Tensor Engine's throttle is modelled."
@@ -64,15 +75,20 @@ class Modelled:
     traffic: float
 
 
+NOT_RUN = "not run"
+
+Figures = Modelled | str
+"""A kernel's figures on a cell, or why there are none."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One cell; `ours` and `aws` are the kernels' figures, or why there are none."""
+    """One cell: its HBM bound in us, and the figures of both kernels."""
 
     name: str
     bound: float
-    ours: Modelled | str
-    aws: Modelled | str
-    seconds: float
+    ours: Figures
+    aws: Figures
 
 
 def cells() -> Iterator[tuple[str, Case]]:
@@ -102,7 +118,7 @@ def _cell(model: str, tp: int, B: int, S: int, context: int, mlp: str | None) ->
 
 
 def _chosen() -> list[tuple[str, Case]]:
-    found = [(name, case) for name, case in cells() if _CELLS.value in name]
+    found = [(name, case) for name, case in cells() if any(part in name for part in _CELLS.value)]
     if _QUICK.value:
         short = [
             (name, case)
@@ -113,40 +129,68 @@ def _chosen() -> list[tuple[str, Case]]:
     return found
 
 
-def _model(case: Case, kernel: str) -> Modelled | str:
+def _model(case: Case, kernel: str) -> Figures:
+    if kernel == "nkilib" and not os.environ.get("NKILIB"):
+        return "NKILIB is not set"
     try:
         launches = record_launches(case, kernel)
+        costs = TARGETS[case.target]
+        compute = layer_figures(launches, costs, _RATE.value, collectives=False)
+        reduced = {}
+        for latency in ALL_REDUCE_US if case.tensor_parallel > 1 else ():
+            swept = dataclasses.replace(costs, all_reduce_latency=1e3 * latency)
+            reduced[str(latency)] = layer_figures(launches, swept, _RATE.value).latency / 1e3
     except ValueError as error:
         return str(error)
-    costs = TARGETS[case.target]
-    compute = layer_figures(launches, costs, _RATE.value, collectives=False)
-    reduced = {}
-    for latency in ALL_REDUCE_US if case.tensor_parallel > 1 else ():
-        swept = dataclasses.replace(costs, all_reduce_latency=1e3 * latency)
-        reduced[str(latency)] = layer_figures(launches, swept, _RATE.value).latency / 1e3
+    except MemoryError:
+        return f"the model of it needs more than {_MEMORY.value:g} GiB of memory"
     traffic = sum(compute.hbm_bytes.values()) / required_bytes(case) - 1
     return Modelled(compute.latency / 1e3, reduced, traffic)
 
 
-def _row(name: str, case: Case) -> Row:
-    start = time.perf_counter()
-    ours = _model(case, "ours")
-    aws = _model(case, "nkilib") if os.environ.get("NKILIB") else "NKILIB is not set"
-    return Row(name, bound(case) / 1e3, ours, aws, time.perf_counter() - start)
+class Finished:
+    """Figures by kernel and cell, kept in a folder: a file per kernel and throttle of the Tensor
+    Engine, so that processes for different kernels may run at once."""
+
+    def __init__(self, folder: str | None, rate: str):
+        self._folder = None if folder is None else pathlib.Path(folder)
+        self._rate = rate
+        self._figures = {kernel: self._read(kernel) for kernel in KERNELS}
+
+    def get(self, kernel: str, cell: str) -> Figures | None:
+        """None where there are none yet."""
+        return self._figures[kernel].get(cell)
+
+    def add(self, kernel: str, cell: str, figures: Figures) -> None:
+        """Adds them, to the file too."""
+        self._figures[kernel][cell] = figures
+        if self._folder is not None:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            kept = {
+                name: each if isinstance(each, str) else dataclasses.asdict(each)
+                for name, each in self._figures[kernel].items()
+            }
+            self._path(kernel).write_text(json.dumps(kept, indent=1))
+
+    def _path(self, kernel: str) -> pathlib.Path:
+        assert self._folder is not None
+        return self._folder / f"{kernel}.{self._rate}.json"
+
+    def _read(self, kernel: str) -> dict[str, Figures]:
+        if self._folder is None or not self._path(kernel).exists():
+            return {}
+        kept = json.loads(self._path(kernel).read_text())
+        return {
+            name: each if isinstance(each, str) else Modelled(**each) for name, each in kept.items()
+        }
 
 
-def _read(path: pathlib.Path) -> dict[str, Row]:
-    if not path.exists():
-        return {}
-
-    def figures(given: object) -> Modelled | str:
-        return Modelled(**given) if isinstance(given, dict) else str(given)
-
-    rows = json.loads(path.read_text())
-    return {
-        row["name"]: Row(**{**row, "ours": figures(row["ours"]), "aws": figures(row["aws"])})
-        for row in rows
-    }
+def _row(name: str, case: Case, finished: Finished) -> Row:
+    for kernel in _KERNELS.value:
+        if finished.get(kernel, name) is None:
+            finished.add(kernel, name, _model(case, kernel))
+    ours, aws = (finished.get(kernel, name) or NOT_RUN for kernel in ("ours", "nkilib"))
+    return Row(name, bound(case) / 1e3, ours, aws)
 
 
 _COLUMNS = (
@@ -164,12 +208,12 @@ _COLUMNS = (
 
 
 def _columns(row: Row) -> list[str]:
-    def of(figures: Modelled | str) -> list[str]:
+    def of(figures: Figures) -> list[str]:
         if isinstance(figures, str):
             return ["-", "-"]
         return [f"{figures.compute:.1f}", f"{figures.compute / row.bound:.2f}"]
 
-    def swept(figures: Modelled | str) -> list[str]:
+    def swept(figures: Figures) -> list[str]:
         reduced = {} if isinstance(figures, str) else figures.reduced
         return [f"{reduced[str(n)]:.1f}" if str(n) in reduced else "-" for n in ALL_REDUCE_US]
 
@@ -252,16 +296,17 @@ def main(arguments: list[str]) -> int:
     """Models the chosen cells, prints a line for each, and the goals."""
     del arguments
     logging.set_verbosity(logging.WARNING)
-    results = pathlib.Path(_RESULTS.value) if _RESULTS.value else None
-    done = _read(results) if results else {}
+    unknown = set(_KERNELS.value) - set(KERNELS)
+    if unknown:
+        raise app.UsageError(f"--kernels: expected some of {list(KERNELS)}, got {sorted(unknown)}")
+    most = int(_MEMORY.value * 2**30)
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    finished = Finished(_RESULTS.value, _RATE.value)
     rows = []
     for name, case in _chosen():
-        row = done.get(name) or _row(name, case)
-        done[name] = row
+        row = _row(name, case, finished)
         rows.append(row)
         print("  ".join(text.rjust(9) for text in _columns(row)), flush=True)
-        if results:
-            results.write_text(json.dumps([dataclasses.asdict(r) for r in done.values()], indent=1))
         if _MARKDOWN.value:
             pathlib.Path(_MARKDOWN.value).write_text(markdown(rows))
     print("\n".join(goals(rows)))
