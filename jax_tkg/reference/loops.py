@@ -16,12 +16,12 @@ def repeat(turns: int, body: Callable[[jax.Array, Any], Any], value: Any) -> Any
     `fori_loop` besides carries two counters and calls its body through a function.
 
     Args:
-      turns: how often; none for one turn: that is the body alone.
+      turns: how often; there is no loop for less than two.
       body: takes the number of the turn, uint32 from 0, and the value.
       value: what the body takes and returns.
     """
-    if turns == 1:
-        return body(jnp.uint32(0), value)
+    if turns < 2:
+        return body(jnp.uint32(0), value) if turns else value
 
     def step(carry: tuple[jax.Array, Any]) -> tuple[jax.Array, Any]:
         turn, value = carry

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -58,19 +62,21 @@ def _summed(rows: jax.Array, weight: StoredWeight) -> jax.Array:
     factors = (rows.astype(jnp.float32) * weight.factor).T
     shape = (group, rows.shape[0], columns)
 
-    def add(step: jax.Array, partial: jax.Array) -> jax.Array:
-        # Where one step takes the whole weight, XLA fares better with starts that it knows.
-        first = 0 if steps == 1 else step * jnp.uint32(terms * group)
+    def step(first: Any) -> Iterator[jax.Array]:
         for term in range(terms):
-            start = first + term * group if steps == 1 else first + jnp.uint32(term * group)
+            start = first + (term * group if isinstance(first, int) else jnp.uint32(term * group))
             mine = jax.lax.dynamic_slice_in_dim(factors, start, group)
-            product = jax.lax.broadcast_in_dim(mine, shape, (0, 1)) * jax.lax.broadcast_in_dim(
+            yield jax.lax.broadcast_in_dim(mine, shape, (0, 1)) * jax.lax.broadcast_in_dim(
                 weight.rows(start, group), shape, (0, 2)
             )
-            partial = partial + product
-        return partial
 
-    partial = repeat(steps, add, _zeros(shape, rows, weight))
+    def add(turn: jax.Array, partial: jax.Array) -> jax.Array:
+        first = (turn + jnp.uint32(1)) * jnp.uint32(terms * group)
+        return functools.reduce(jnp.add, step(first), partial)
+
+    # The first step stands before the loop. Zeros to add to would depend on nothing, so XLA would
+    # make those of all products of all layers before the first, and read them from memory later.
+    partial = repeat(steps - 1, add, functools.reduce(jnp.add, step(0)))
     # Two rows of ones, because a product of two goes to a library, of one is compiled anew.
     ones = jnp.ones((2, group), jnp.float32)
     return dot(ones, partial.reshape(group, -1))[0].reshape(rows.shape[0], columns)
@@ -93,8 +99,12 @@ def _in_blocks(rows: jax.Array, weight: StoredWeight) -> jax.Array:
 
 
 def _zeros(shape: tuple[int, ...], rows: jax.Array, weight: StoredWeight) -> jax.Array:
-    """f32 zeros that vary over the axes of `shard_map` that either factor varies over."""
+    """f32 zeros that vary over the axes of `shard_map` that either factor varies over.
+
+    They are made of `rows`, and XLA does not see that they are zeros: it would make those of all
+    products of all layers before the first, and read them from memory later.
+    """
     stored = jax.tree.leaves(weight.values)[0]
-    return jnp.zeros_like(rows, shape=shape, dtype=jnp.float32) + jnp.zeros_like(
-        stored, shape=shape, dtype=jnp.float32
-    )
+    first = jax.lax.bitcast_convert_type(rows[0, 0].astype(jnp.float32), jnp.uint32)
+    zero = jax.lax.bitcast_convert_type((first >> 31) >> 1, jnp.float32)
+    return jnp.broadcast_to(zero, shape) + jnp.zeros_like(stored, shape=shape, dtype=jnp.float32)
