@@ -24,9 +24,14 @@ RING_BYTES = 6 * 16384
 MAX_BLOCK_CHUNKS = 16
 """Chunks of 128 cache slots attended at once, as in `kernels.attention`."""
 
-RESIDENT_BIAS_BYTES = 40960
-RESIDENT_BIAS_TOKENS = 64
-"""Masks of cache slots stay on chip up to these sizes, as in `kernels.attention`."""
+GROUP_COLUMNS = 128
+"""Queries attended together, where those of one sequence are no more; as in `kernels.attention`."""
+
+MASK_ROOM_BYTES = 118000
+"""Of a partition, for masks and the activations beside them, as in `kernels.attention`."""
+
+LARGEST_CACHE = 2**31 - 1
+"""Numbers in a layer's cache: a place in it is a signed offset of 32 bits."""
 
 CONSTANT_BYTES = 2 * PARTITIONS * 4 + 3 * PARTITIONS * 4
 """Constant tiles, while they are made."""
@@ -55,6 +60,13 @@ def check_kernel_limits(dimensions: Dimensions, num_layers: int, cores: int) -> 
             f"mask_cache: expected q * S <= {PSUM_BANK} for the Neuron kernel (a PSUM bank of "
             f"scores), got {D.q} * {D.S} = {D.q * D.S}"
         )
+    numbers = D.B * D.k * D.d * D.S_max
+    if numbers > LARGEST_CACHE:
+        raise ValueError(
+            f"K_caches: expected at most {LARGEST_CACHE} numbers per layer for the Neuron kernel "
+            f"(offsets of 32 bits), got B * k * d * S_max = {D.B} * {D.k} * {D.d} * {D.S_max} = "
+            f"{numbers}"
+        )
     parts = sbuf_bytes(D, cores)
     needed = sum(parts.values())
     if needed > SBUF_BYTES:
@@ -82,10 +94,12 @@ def sbuf_bytes(dimensions: Dimensions, cores: int) -> dict[str, int]:
     residual = item * hidden
     # squares, scaled and the normalised activation, with its gain.
     norm = (4 + 4 + item) * hidden + 2 * item * (D.H // PARTITIONS)
-    # Gate, up, this core's part of one of them and the same scaled, in f32.
+    # Gate, and this core's part of it or of up, in f32.
     part = 4 * min(mlp, 4 * PSUM_BANK)
+    # Products on their way: scaled, the other core's, their sum.
+    swapped = 3 * 4 * PSUM_BANK
     # The normalised input (also clamped), these, their product, and what the down projection gives.
-    feed_forward = 2 * item * hidden + 4 * part + 2 * item * mlp + 4 * hidden
+    feed_forward = 2 * item * hidden + 2 * part + swapped + 2 * item * mlp + 4 * hidden
     # The rows that tokens come and go in.
     rows = item * PARTITIONS * -(-(D.H // PARTITIONS) // cores) + item * hidden
     # What an all-reduce gives, and the residual stream after it.
@@ -98,30 +112,36 @@ def sbuf_bytes(dimensions: Dimensions, cores: int) -> dict[str, int]:
         "all-reduce": reduced,
     }
     largest = max(stages, key=lambda name: stages[name])
-    tables = 2 * 4 * tokens + 2 * D.B * D.q * D.S + 4 * tokens
+    # Cosines and sines, the mask of new keys, and places in the caches.
+    tables = 2 * 4 * tokens + D.B * D.q * D.S + 4 * D.B + 8
     return {
         "weights on their way": RING_BYTES,
         "constants": CONSTANT_BYTES,
-        "tables and masks": tables + _resident_bias_bytes(D, cores),
+        "tables and masks": tables + _resident_mask_bytes(D, cores, item),
         "residual": residual,
         largest: stages[largest],
     }
 
 
-def _resident_bias_bytes(D: Dimensions, cores: int) -> int:
+def _resident_mask_bytes(D: Dimensions, cores: int, item: int) -> int:
+    """Masks that stay on chip: as many as there is room for beside the largest stages."""
     chunks = -(-D.S_ctx // (cores * PARTITIONS)) + 1
-    needed = 2 * chunks * D.B * D.q * D.S
-    resident = needed <= RESIDENT_BIAS_BYTES and D.B * D.S <= RESIDENT_BIAS_TOKENS
-    return needed if resident else 0
+    needed = chunks * D.B * D.q * D.S
+    tokens = D.B * D.S
+    hidden = -(-(D.H // PARTITIONS) // cores) * tokens
+    mlp = D.I // PARTITIONS * tokens
+    norm = (8 + 2 * item) * hidden + 2 * item * (D.H // PARTITIONS)
+    feed_forward = (3 * item + 4) * hidden + 8 * min(mlp, 4 * PSUM_BANK) + 2 * item * mlp
+    return max(0, min(needed, MASK_ROOM_BYTES - max(norm, feed_forward)))
 
 
 def _attention_bytes(D: Dimensions, item: int) -> int:
-    sequences = max(1, min(D.B, PSUM_BANK // (D.q * D.S)))
+    sequences = max(1, min(D.B, GROUP_COLUMNS // (D.q * D.S)))
     columns = sequences * D.q * D.S
     chunks = min(MAX_BLOCK_CHUNKS, PSUM_BANK // columns * 4, 1 + -(-D.S_ctx // PARTITIONS))
     heads = item * (D.q + 2 * D.k) * D.B * D.S + item * D.k * D.d + item * D.q * D.B * D.S
-    # Bias, scores, scores less their peak, and their exponentials.
-    scores = (2 + 4 + 4 + item) * chunks * columns
+    # Mask, scores and their exponentials.
+    scores = (1 + 4 + item) * chunks * columns
     # Peaks, sums and weighted values of the state, of a block, of the other core; and factors.
     state = 4 * columns * 20
     return heads + scores + state

@@ -14,18 +14,17 @@ import jax.numpy as jnp
 from jax_tkg.arguments import PER_LAYER, Dimensions, Operands, is_stacked
 from jax_tkg.reference.cache_update import write_slots
 
-MASKED = -(2.0**100)
-"""Added to scores that are not attended; the same number as in `jax_tkg.kernels.softmax`."""
-
 SKIPPED = 2**32 - 1
-"""Slot of a token that is not written: past the end of every cache."""
+"""Place of what is not written: past the end of every cache."""
 
 LARGEST_PLACE = 2**31 - 1
 """Largest offset that a register of the machine holds, signed."""
 
+Places = dict[str, jax.Array | None]
 
-def prior_bias(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
-    """[slots, B * q * S] bfloat16: 0 where a query attends a cache slot, else `MASKED`.
+
+def prior_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
+    """[slots, B * q * S] uint8: 1 where a query attends a cache slot.
 
     The slots are S_ctx, or where the mask is unified the first S_ctx - S. None without slots.
     """
@@ -33,22 +32,22 @@ def prior_bias(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
     slots = D.S_ctx - (D.S if operands.mask_active is None else 0)
     if slots == 0:
         return None
-    return _bias(operands.mask_cache[:slots] != 0).reshape(slots, D.B * D.q * D.S)
+    return _ones(operands.mask_cache[:slots] != 0).reshape(slots, D.B * D.q * D.S)
 
 
-def active_bias(operands: Operands, dimensions: Dimensions) -> jax.Array:
-    """[B * S (key), B * q * S] bfloat16: likewise for the new keys of all sequences."""
+def active_mask(operands: Operands, dimensions: Dimensions) -> jax.Array:
+    """[B * S (key), B * q * S] uint8: likewise for the new keys of all sequences."""
     D = dimensions
     mask = operands.mask_active
     if mask is None:
         mask = operands.mask_cache[D.S_ctx - D.S :]
     own = jnp.eye(D.B, dtype=jnp.bool_)[:, None, :, None, None]
     attended = own & (mask != 0)[None]
-    return _bias(attended).reshape(D.B * D.S, D.B * D.q * D.S)
+    return _ones(attended).reshape(D.B * D.S, D.B * D.q * D.S)
 
 
-def _bias(attended: jax.Array) -> jax.Array:
-    return jnp.where(attended, 0.0, MASKED).astype(jnp.bfloat16)
+def _ones(attended: jax.Array) -> jax.Array:
+    return attended.astype(jnp.uint8)
 
 
 def layers_loop(operands: Operands) -> bool:
@@ -63,34 +62,57 @@ def layers_loop(operands: Operands) -> bool:
     return math.prod(operands.K_caches.shape) <= LARGEST_PLACE
 
 
-def scatter_slots(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
-    """[1, B * S] uint32: the slot each token is written to, or `SKIPPED`; None for no update.
+def cache_places(operands: Operands, dimensions: Dimensions, looped: bool) -> Places:
+    """Where new keys and values are written: of one layer, or in a loop of each.
 
-    Of tokens of a sequence that share a slot all but the last are skipped, because the kernel's
-    writes have no order.
+    Numbers count from the start of the layer's cache, or where `looped` of the first layer's; what
+    is not written has the place `SKIPPED`.
+
+    Returns:
+      window_places: [1 or L, B] uint32: where position_ids gives the first slot of each sequence,
+        the first number in K_caches of its S new keys, which lie in a row; skipped if some of
+        them are past the end. Else None.
+      key_places: [1 or L, B * S] uint32: the first number of each key that no window writes. None
+        where windows write all.
+      value_places: [1 or L, B * S] uint32: each value's first row in V_caches, as rows of d.
+      All None where there is no update.
     """
+    names = ("window_places", "key_places", "value_places")
     if operands.position_ids is None:
-        return None
+        return dict.fromkeys(names)
     D = dimensions
     slots = write_slots(operands.position_ids, D.S, D.S_max)
+    written = (slots < D.S_max) & ~_replaced(slots)
+    # One dimension for the layers, and as many as the cache has for the sequences.
+    heads = jnp.arange((D.L if looped else 1) * D.B, dtype=jnp.uint32) * D.k
+    heads = heads.reshape(-1, D.B, 1)
+    keys = heads * (D.d * D.S_max) + slots.astype(jnp.uint32)
+    values = heads * D.S_max + slots.astype(jnp.uint32)
+    in_windows = jnp.zeros((D.B, 1), jnp.bool_)
+    windows = None
+    if operands.position_ids.shape[1] == 1:
+        in_windows = slots[:, -1:] < D.S_max
+        windows = _places(keys[:, :, :1], in_windows)
+    only_windows = windows is not None and D.S == 1
+    found = (
+        windows,
+        None if only_windows else _places(keys, written & ~in_windows),
+        _places(values, written),
+    )
+    return dict(zip(names, found, strict=True))
+
+
+def _replaced(slots: jax.Array) -> jax.Array:
+    """[B, S]: a later token of the sequence has the same slot. The kernel's writes have no order,
+    so of these only the last is written."""
     shared = slots[:, :, None] == slots[:, None, :]
-    replaced = jnp.triu(shared, 1).any(axis=-1)
-    written = (slots < D.S_max) & ~replaced
-    return jnp.where(written, slots.astype(jnp.uint32), jnp.uint32(SKIPPED)).reshape(1, -1)
+    return jnp.triu(shared, 1).any(axis=-1)
 
 
-def places_of_layers(slots: jax.Array, dimensions: Dimensions) -> jax.Array:
-    """[L, 2 * B * S] uint32: what `slots` [1, B * S] mean in the caches of all layers at once.
-
-    First, for each token, the place of its first number in the keys [L, B, k, d, S_max], then that
-    of its first row in the values [L, B, k, S_max, d] as rows of d.
-    """
-    D = dimensions
-    sequences = jnp.arange(D.L * D.B, dtype=jnp.uint32).reshape(D.L, D.B).repeat(D.S, axis=1)
-    starts = jnp.concatenate([sequences * (D.k * D.d * D.S_max), sequences * (D.k * D.S_max)], 1)
-    both = jnp.concatenate([slots, slots], 1)
-    skipped = jnp.uint32(SKIPPED)
-    return jnp.where(both == skipped, skipped, starts + both)
+def _places(places: jax.Array, written: jax.Array) -> jax.Array:
+    """[layers, B * n] of places [layers, B, n]; `SKIPPED` where not `written` [B, n]."""
+    kept = jnp.where(written, places, jnp.uint32(SKIPPED))
+    return kept.reshape(places.shape[0], -1)
 
 
 def kernel_operands(operands: Operands, looped: bool = False) -> dict[str, Any]:
@@ -106,12 +128,9 @@ def kernel_operands(operands: Operands, looped: bool = False) -> dict[str, Any]:
         for name in operands.__dataclass_fields__
         if name not in ("mask_cache", "mask_active", "position_ids")
     }
-    slots = scatter_slots(operands, dimensions)
-    if slots is not None and looped:
-        slots = places_of_layers(slots, dimensions)
     return {
         **given,
-        "prior_bias": prior_bias(operands, dimensions),
-        "active_bias": active_bias(operands, dimensions),
-        "slots": slots,
+        "prior_mask": prior_mask(operands, dimensions),
+        "active_mask": active_mask(operands, dimensions),
+        **cache_places(operands, dimensions, looped),
     }

@@ -59,8 +59,8 @@ class SbufTest(parameterized.TestCase):
         ring = transformer.RING_SLOTS * transformer.RING_SLOT_BYTES
         self.assertEqual(kernel_limits.RING_BYTES, ring)
         self.assertEqual(kernel_limits.MAX_BLOCK_CHUNKS, attention.MAX_BLOCK_CHUNKS)
-        self.assertEqual(kernel_limits.RESIDENT_BIAS_BYTES, attention.RESIDENT_BIAS_BYTES)
-        self.assertEqual(kernel_limits.RESIDENT_BIAS_TOKENS, attention.RESIDENT_BIAS_TOKENS)
+        self.assertEqual(kernel_limits.GROUP_COLUMNS, attention.GROUP_COLUMNS)
+        self.assertEqual(kernel_limits.MASK_ROOM_BYTES, attention.MASK_ROOM_BYTES)
 
 
 LLAMA_70B = cases.Shape(B=1, S=1, q=8, k=1, d=128, H=8192, I=3584, L=1, dtype="bfloat16")
@@ -81,6 +81,11 @@ class LimitsTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("tokens", {"B": 17, "S": 8}, ["X:", "at most 128 tokens", "17 * 8 = 136"]),
         ("scores", {"q": 96, "S": 8}, ["mask_cache:", "q * S <= 512", "96 * 8 = 768"]),
+        (
+            "cache",
+            {"B": 16, "k": 8, "q": 8, "S_max": 131072},
+            ["K_caches:", "16 * 8 * 128 * 131072 = 2147483648"],
+        ),
         ("memory", {"B": 16, "S": 8, "H": 16384}, ["X:", "H = 16384", "bytes", " + "]),
     )
     def test_refused(self, changes: dict[str, int], parts: list[str]) -> None:

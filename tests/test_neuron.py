@@ -158,13 +158,14 @@ class CallTest(parameterized.TestCase):
         self.assertLen(counts, -(-SHAPE.L // size))
         self.assertLessEqual(max(counts), size)
 
-    def test_no_update_has_no_slots(self) -> None:
+    def test_no_update_has_no_places(self) -> None:
         shape = dataclasses.replace(SHAPE, positions="none")
         lowered = neuron.lower_for_neuron(
             lambda a: jax_tkg.transformer_tkg(**a, **cases.options(shape)), _arguments(shape)
         )
         (only,) = _calls(lowered)
-        self.assertNotIn("slots", _config(only)["klir_binary"]["input_names"])
+        names = _config(only)["klir_binary"]["input_names"]
+        self.assertEmpty([name for name in names if name.endswith("places")])
 
     def test_text(self) -> None:
         text = jax_tkg.dry_run(

@@ -4,7 +4,7 @@ import nki.collectives as nccl
 import nki.isa as nisa
 import nki.language as nl
 
-from .sizes import PARTITIONS
+from .sizes import PARTITIONS, pieces
 
 
 def add_reduced(x, partial, replica_group, on_chip, sizes):
@@ -28,7 +28,14 @@ def add_reduced(x, partial, replica_group, on_chip, sizes):
         else:
             reduced = _reduce_in_hbm(partial, replica_group, share, sizes)
     after = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-    nisa.tensor_tensor(dst=after, data1=x, data2=reduced, op=nl.add)
+    # Piece by piece, so that the next stage can begin with the first.
+    for first, last in pieces(share.count, sizes.T):
+        nisa.tensor_tensor(
+            dst=after[:, first:last, :],
+            data1=x[:, first:last, :],
+            data2=reduced[:, first:last, :],
+            op=nl.add,
+        )
     return after
 
 

@@ -8,6 +8,7 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
+from .cache_update import token_rows
 from .exchange import swap
 from .linear import bytes_of
 from .sizes import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
@@ -25,6 +26,14 @@ from .softmax import (
 
 MAX_BLOCK_CHUNKS = 16
 """Chunks of 128 slots attended at once: 2048 slots, 4 KiB of bf16 per partition and DMA."""
+
+GROUP_COLUMNS = 128
+"""Queries attended together, so that the scores of that many chunks fit in PSUM: what blocks add to
+each other is work per column and block."""
+
+MASK_ROOM_BYTES = 118000
+"""Of a partition, for masks and the activations beside them: what constants, buffers of weights and
+tables leave."""
 
 
 class Segment(NKIObject):
@@ -113,7 +122,7 @@ def key_blocks(group, sizes):
 
 def sequence_groups(sizes):
     """The groups of sequences that are attended together."""
-    at_once = sequences_at_once(sizes)
+    at_once = max(1, min(sizes.B, GROUP_COLUMNS // (sizes.q * sizes.S)))
     groups = []
     first = 0
     while first < sizes.B:
@@ -122,91 +131,171 @@ def sequence_groups(sizes):
     return groups
 
 
-RESIDENT_BIAS_BYTES = 40960
-"""Masks of all blocks stay on chip over all layers up to this many bytes of a partition."""
-
-RESIDENT_BIAS_TOKENS = 64
-"""Not with more tokens, which need the room."""
-
-
-class PriorBias(NKIObject):
-    """What masks the cache slots: in HBM, and on chip where it is small enough to stay there.
+class Masks(NKIObject):
+    """Which queries attend which keys: 1 where they do, of a byte each.
 
     Attributes:
-      source: [S_prior, B * q * S] in HBM, 0 where attended, else `MASKED`; None without slots.
-      tiles: per group, block and segment [rows, chunks, columns], or None.
+      prior: [S_prior, B * q * S] in HBM, of the cache slots; None without slots.
+      active: [T, B * q * S] on chip, of the new keys.
+      tiles: of the cache slots, per group and block: a tile [rows, chunks, columns] per segment,
+        which stays on chip over all layers, or None where there is no room: loaded for each layer.
     """
 
-    def __init__(self, source, sizes):
-        self.source = source
-        self.tiles = None
-        first, last = context_share(sizes)
-        width = 2 * sizes.B * sizes.q * sizes.S
-        needed = (ceiling_divide(last - first, PARTITIONS) + 1) * width
-        if needed <= RESIDENT_BIAS_BYTES and sizes.T <= RESIDENT_BIAS_TOKENS:
-            tiles = []
-            for group in sequence_groups(sizes):
-                tiles.append(self._of_group(group, sizes))
-            self.tiles = tiles
+    def __init__(self, prior, active, sizes):
+        self.prior = prior
+        self.active = nl.ndarray(active.shape, dtype=active.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(dst=self.active, src=active)
+        room = _mask_room(sizes)
+        self.tiles = []
+        for group in sequence_groups(sizes):
+            of_group = []
+            for block in key_blocks(group, sizes):
+                needed = 0
+                for segment in block.segments:
+                    needed += segment.chunks * group.columns
+                tiles = None
+                if needed <= room:
+                    tiles = self._of_block(block, group)
+                    room -= needed
+                of_group.append(tiles)
+            self.tiles.append(of_group)
 
-    def _of_group(self, group, sizes):
+    def _of_block(self, block, group):
         tiles = []
-        for block in key_blocks(group, sizes):
-            of_block = []
-            for segment in block.segments:
-                of_block.append(_load_bias(self.source, segment, group))
-            tiles.append(of_block)
+        for segment in block.segments:
+            tiles.append(_load_mask(self.prior, segment, group))
         return tiles
 
-    def get(self, group_number, block_number, segment_number, segment, group):
-        """The bias of a segment, on chip."""
-        if self.tiles == None:
-            return _load_bias(self.source, segment, group)
-        return self.tiles[group_number][block_number][segment_number]
+    def get(self, task):
+        """Per segment of a task's block, on chip."""
+        tiles = self.tiles[task.group_number][task.block_number]
+        if tiles == None:
+            return self._of_block(task.block, task.group)
+        return tiles
 
 
-def sequences_at_once(sizes):
-    """How many sequences share the columns of one set of scores: at most a PSUM bank."""
-    return max(1, min(sizes.B, PSUM_BANK // (sizes.q * sizes.S)))
+def _mask_room(sizes):
+    """Bytes of a partition for masks that stay on chip, beside what normalisation and MLP need."""
+    item = bytes_of(sizes.dtype)
+    hidden = sizes.hidden_share().count * sizes.T
+    mlp = sizes.mlp_chunks() * sizes.T
+    norm = (8 + 2 * item) * hidden + 2 * item * sizes.hidden_chunks()
+    part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
+    feed_forward = (3 * item + 4) * hidden + 8 * part + 2 * item * mlp
+    return MASK_ROOM_BYTES - max(norm, feed_forward)
 
 
-def attention(heads, values, K_cache, V_cache, prior_bias, active_bias, ring, constants, sizes):
+class Task(NKIObject):
+    """A block of keys to attend for a group of sequences; `ends` the group's blocks."""
+
+    def __init__(self, group, block, group_number, block_number, ends):
+        self.group = group
+        self.block = block
+        self.group_number = group_number
+        self.block_number = block_number
+        self.ends = ends
+
+
+def _tasks(sizes):
+    tasks = []
+    groups = sequence_groups(sizes)
+    for number in range(len(groups)):
+        blocks = key_blocks(groups[number], sizes)
+        for index in range(len(blocks)):
+            ends = index + 1 == len(blocks)
+            tasks.append(Task(groups[number], blocks[index], number, index, ends))
+    return tasks
+
+
+class Sums(NKIObject):
+    """What a block of keys gives: peaks [128, n], sums [128, n] and weighted values [d, n] f32."""
+
+    def __init__(self, peaks, total, weighted):
+        self.peaks = peaks
+        self.total = total
+        self.weighted = weighted
+
+
+def attention(heads, K_cache, V_cache, masks, ring, constants, sizes):
     """Attends all sequences.
+
+    While the Vector Engine works on a block's softmax, the Tensor Engine already makes the next
+    one's scores; and a block's sums are added when the next one's scores are there.
 
     Args:
       heads: [d, q + 2k, T]: queries and keys rotated, then values.
-      values: [T, k, d], the new values as rows.
       K_cache: [B, k, d, S_max] in HBM.
       V_cache: [B, k, S_max, d] in HBM.
-      prior_bias: the launch's `PriorBias`.
-      active_bias: [T, B * q * S] on chip, 0 where a new key is attended, else `MASKED`.
+      masks: the launch's `Masks`.
       ring: buffers for keys and values.
       constants: the launch's constant tiles.
       sizes: the launch's sizes.
 
     Returns:
-      [d, q, T] in the compute dtype.
+      [d, q, T] in the compute dtype, and the new values as rows [T, k, d].
     """
     attended = nl.ndarray((sizes.d, sizes.q, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-    groups = sequence_groups(sizes)
     scale = 1.0 / sizes.d**0.5
-    for number in range(len(groups)):
-        group = groups[number]
-        state = SoftmaxState(sizes.d, group.columns)
-        blocks = key_blocks(group, sizes)
-        for index in range(len(blocks)):
-            block = blocks[index]
-            bias = []
-            for part in range(len(block.segments)):
-                bias.append(prior_bias.get(number, index, part, block.segments[part], group))
-            scores = _scores(block, heads, K_cache, bias, active_bias, group, ring, sizes)
-            _attend(state, block, scores, values, V_cache, scale, group, ring, constants, sizes)
-        if state.empty:
+    tasks = _tasks(sizes)
+    if len(tasks) == 0:
+        # Without cache slots the second core has nothing to attend.
+        for group in sequence_groups(sizes):
+            state = SoftmaxState(sizes.d, group.columns)
             set_unattended(state)
+            Ended(state, group, sizes).store(attended, scale, sizes)
+        return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
+    product = _products(tasks[0], heads, K_cache, ring, sizes)
+    values = token_rows(heads, sizes.q + sizes.k, sizes)
+    state = None
+    sums = None
+    for index in range(len(tasks)):
+        task = tasks[index]
+        scores = _masked(task, product, masks)
+        peaks = column_peaks(scores, constants)
+        ended = None
+        if index > 0:
+            before = tasks[index - 1]
+            state = _add(state, sums, before, scale, sizes)
+            if before.ends:
+                ended = Ended(state, before.group, sizes)
+                state = None
+        if index + 1 < len(tasks):
+            product = _products(tasks[index + 1], heads, K_cache, ring, sizes)
+        sums = _attend(task, scores, peaks, values, V_cache, scale, ring, constants, sizes)
+        if ended != None:
+            # Only here, for by now the other core's part has come.
+            ended.store(attended, scale, sizes)
+    last = tasks[len(tasks) - 1]
+    state = _add(state, sums, last, scale, sizes)
+    Ended(state, last.group, sizes).store(attended, scale, sizes)
+    return (attended, values)
+
+
+def _add(state, sums, task, scale, sizes):
+    """The state of a task's group, or a new one where None, with the task's sums added."""
+    if state == None:
+        state = SoftmaxState(sizes.d, task.group.columns)
+    merge(state, sums.peaks, sums.total, sums.weighted, scale)
+    return state
+
+
+class Ended(NKIObject):
+    """A group of which this core has attended its keys, on its way to the other core."""
+
+    def __init__(self, state, group, sizes):
+        self.state = state
+        self.group = group
+        self.received = None
         if sizes.cores > 1:
-            _merge_cores(state, scale, group, sizes)
-        _store(attended, state, group, sizes)
-    return attended
+            shape = (PARTITIONS, 3, group.columns)
+            self.received = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+            swap(state.packed, self.received, sizes)
+
+    def store(self, attended, scale, sizes):
+        """Adds what the other core attended, normalises, and puts it into attended [d, q, T]."""
+        if self.received != None:
+            merge_packed(self.state, self.received, scale)
+        _store(attended, self.state, self.group, sizes)
 
 
 class Group(NKIObject):
@@ -223,25 +312,41 @@ class Group(NKIObject):
         self.per_bank = PSUM_BANK // self.columns
         self.chunks = min(MAX_BLOCK_CHUNKS, self.per_bank * PSUM_GROUP_BANKS)
 
-    def place(self, chunk, pair):
-        """(bank, first column) in the PSUM tile of the scores of a sequence and KV head."""
-        first = (chunk % self.per_bank) * self.columns + pair * self.per_pair
-        return (chunk // self.per_bank, first)
+    def place(self, chunk):
+        """(bank, first column) of a chunk in the PSUM tile of the scores."""
+        return (chunk // self.per_bank, (chunk % self.per_bank) * self.columns)
 
 
-def _queries(heads, group, sequence, kv_head, sizes):
-    """[d, q / k, S]: the queries of one sequence that share a KV head."""
+def _of_kv_head(columns, kv_head, group, sizes):
+    """[P, count, q / k * S] of [P, columns]: the columns of a KV head, of all sequences."""
+    by_pair = columns.reshape_dim(1, (group.count, sizes.k, group.per_pair))
+    return by_pair[:, :, kv_head, :]
+
+
+def _queries(heads, group, first, count, kv_head, sizes):
+    """[d, count, q / k, S]: the queries of some sequences that share a KV head."""
     shared = sizes.q // sizes.k
-    token = (group.first + sequence) * sizes.S
-    return heads[:, kv_head * shared : (kv_head + 1) * shared, token : token + sizes.S]
+    token = (group.first + first) * sizes.S
+    queries = heads[:, kv_head * shared : (kv_head + 1) * shared, token : token + count * sizes.S]
+    return queries.reshape_dim(2, (count, sizes.S)).permute((0, 2, 1, 3))
 
 
-def _attend(state, block, scores, values, V_cache, scale, group, ring, constants, sizes):
-    """Adds the values of a block, weighted by the softmax of its scores."""
-    peaks = column_peaks(scores, constants)
+def _attend(task, scores, peaks, values, V_cache, scale, ring, constants, sizes):
+    """The `Sums` of a block: its values weighted by the softmax of its scores."""
+    block = task.block
+    group = task.group
     weights = exponentials(scores, peaks, scale, sizes.dtype)
-    sums = column_sums(weights, constants)
     weighted = nl.ndarray((sizes.d, group.columns), dtype=nl.float32, buffer=nl.psum)
+    if block.active_rows > 0:
+        # All sequences at once: the weights of others' new keys are zero.
+        own = weights[0 : block.active_rows, block.active_chunk, :]
+        for kv_head in range(sizes.k):
+            nisa.nc_matmul(
+                dst=_of_kv_head(weighted, kv_head, group, sizes),
+                stationary=values[:, kv_head, :],
+                moving=_of_kv_head(own, kv_head, group, sizes),
+                accumulate=False,
+            )
     for pairs in _pairs_at_once(block, group, ring, sizes):
         loaded = []
         for segment in block.segments:
@@ -258,16 +363,9 @@ def _attend(state, block, scores, values, V_cache, scale, group, ring, constants
                         dst=out,
                         stationary=loaded[index][:, pair - pairs.first, chunk, :],
                         moving=own[0 : segment.rows, place, :],
-                        accumulate=place > 0,
+                        accumulate=place > 0 or block.active_rows > 0,
                     )
-            if block.active_rows > 0:
-                nisa.nc_matmul(
-                    dst=out,
-                    stationary=values[:, pair % sizes.k, :],
-                    moving=own[0 : block.active_rows, block.active_chunk, :],
-                    accumulate=block.active_chunk > 0,
-                )
-    merge(state, peaks, sums, weighted, scale)
+    return Sums(peaks, column_sums(weights, constants), weighted)
 
 
 class Pairs(NKIObject):
@@ -329,8 +427,10 @@ def _load_values(V_cache, segment, pairs, group, ring, sizes):
     return values.reshape_dim(2, (segment.chunks, sizes.d))
 
 
-def _scores(block, heads, K_cache, bias, active_bias, group, ring, sizes):
-    """Masked scores of a block, [rows, chunks, columns] f32; `bias` per segment."""
+def _products(task, heads, K_cache, ring, sizes):
+    """Scores of a block before masks, [rows, banks, 512] in PSUM."""
+    block = task.block
+    group = task.group
     banks = ceiling_divide(block.chunks, group.per_bank)
     product = nl.ndarray((block.rows, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
     for pairs in _pairs_at_once(block, group, ring, sizes):
@@ -339,77 +439,74 @@ def _scores(block, heads, K_cache, bias, active_bias, group, ring, sizes):
             for pair in range(pairs.first, pairs.first + pairs.count):
                 by_chunk = keys[:, pair - pairs.first, :]
                 by_chunk = by_chunk.reshape_dim(1, (segment.rows, segment.chunks))
+                queries = _queries(heads, group, pair // sizes.k, 1, pair % sizes.k, sizes)
                 for chunk in range(segment.chunks):
-                    stationary = by_chunk[:, :, chunk]
-                    place = segment.first_chunk + chunk
-                    _multiply_keys(product, stationary, heads, place, pair, group, sizes)
+                    bank, first = group.place(segment.first_chunk + chunk)
+                    first += pair * group.per_pair
+                    nisa.nc_matmul(
+                        dst=product[0 : segment.rows, bank, first : first + group.per_pair],
+                        stationary=by_chunk[:, :, chunk],
+                        moving=queries,
+                        accumulate=False,
+                    )
     if block.active_rows > 0:
-        for pair in range(group.count * sizes.k):
-            # The new keys of all sequences: the bias masks those of others.
-            stationary = heads[:, sizes.q + pair % sizes.k, :]
-            _multiply_keys(product, stationary, heads, block.active_chunk, pair, group, sizes)
+        # The new keys of all sequences at once: those of others are masked.
+        bank, first = group.place(block.active_chunk)
+        columns = product[0 : block.active_rows, bank, first : first + group.columns]
+        for kv_head in range(sizes.k):
+            nisa.nc_matmul(
+                dst=_of_kv_head(columns, kv_head, group, sizes),
+                stationary=heads[:, sizes.q + kv_head, :],
+                moving=_queries(heads, group, 0, group.count, kv_head, sizes),
+                accumulate=False,
+            )
+    return product
+
+
+def _masked(task, product, masks):
+    """The scores of a block, [rows, chunks, columns] f32: `MASKED` where they are not attended."""
+    block = task.block
+    group = task.group
     shape = (block.rows, block.chunks, group.columns)
     scores = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-    for index in range(len(bias)):
-        segment = block.segments[index]
-        if segment.rows < block.rows:
-            nisa.memset(dst=scores[:, segment.first_chunk, :], value=MASKED)
-        _add_bias(scores, product, bias[index], segment.first_chunk, group)
+    # The Vector Engine has the most to do here.
+    nisa.memset(dst=scores, value=MASKED, engine=nisa.engine.gpsimd)
+    tiles = masks.get(task)
+    for index in range(len(tiles)):
+        _copy_attended(scores, product, tiles[index], block.segments[index].first_chunk, group)
     if block.active_rows > 0:
-        if block.active_rows < block.rows:
-            nisa.memset(dst=scores[:, block.active_chunk, :], value=MASKED)
-        own = active_bias[:, group.first_column : group.first_column + group.columns]
-        _add_bias(scores, product, own.expand_dim(1), block.active_chunk, group)
+        own = masks.active[:, group.first_column : group.first_column + group.columns]
+        _copy_attended(scores, product, own.expand_dim(1), block.active_chunk, group)
     return scores
 
 
-def _multiply_keys(product, keys, heads, chunk, pair, group, sizes):
-    """The products of keys [d, rows] with the queries of a sequence and KV head, in PSUM."""
-    bank, first = group.place(chunk, pair)
-    nisa.nc_matmul(
-        dst=product[0 : keys.shape[1], bank, first : first + group.per_pair],
-        stationary=keys,
-        moving=_queries(heads, group, pair // sizes.k, pair % sizes.k, sizes),
-        accumulate=False,
-    )
-
-
-def _load_bias(prior_bias, segment, group):
-    """[rows, chunks, columns]: what masks the scores of a segment."""
+def _load_mask(prior, segment, group):
+    """[rows, chunks, columns]: the mask of a segment."""
     shape = (segment.rows, segment.chunks, group.columns)
-    bias = nl.ndarray(shape, dtype=prior_bias.dtype, buffer=nl.sbuf)
-    rows = prior_bias[segment.start : segment.start + segment.slots, :]
+    mask = nl.ndarray(shape, dtype=prior.dtype, buffer=nl.sbuf)
+    rows = prior[segment.start : segment.start + segment.slots, :]
     rows = rows[:, group.first_column : group.first_column + group.columns]
-    nisa.dma_copy(dst=bias, src=rows.reshape_dim(0, (segment.rows, segment.chunks)))
-    return bias
+    nisa.dma_copy(dst=mask, src=rows.reshape_dim(0, (segment.rows, segment.chunks)))
+    return mask
 
 
-def _add_bias(scores, product, bias, first_chunk, group):
-    """Writes the scores of chunks: their products in PSUM, and bias [rows, chunks, columns]."""
-    rows = bias.shape[0]
-    chunks = bias.shape[1]
+def _copy_attended(scores, product, mask, first_chunk, group):
+    """The scores of chunks out of PSUM, where mask [rows, chunks, columns] is not zero."""
+    rows = mask.shape[0]
+    chunks = mask.shape[1]
     done = 0
     while done < chunks:
         # As many chunks as lie in one bank.
+        bank, start = group.place(first_chunk + done)
         first = first_chunk + done
-        place = first % group.per_bank
-        count = min(group.per_bank - place, chunks - done)
-        part = product[0:rows, first // group.per_bank, :]
-        part = part[:, place * group.columns : (place + count) * group.columns]
-        nisa.tensor_tensor(
+        count = min(group.per_bank - first % group.per_bank, chunks - done)
+        part = product[0:rows, bank, start : start + count * group.columns]
+        nisa.tensor_copy_predicated(
             dst=scores[0:rows, first : first + count, :],
-            data1=part.reshape_dim(1, (count, group.columns)),
-            data2=bias[:, done : done + count, :],
-            op=nl.add,
+            src=part.reshape_dim(1, (count, group.columns)),
+            predicate=mask[:, done : done + count, :],
         )
         done += count
-
-
-def _merge_cores(state, scale, group, sizes):
-    """Adds what the other core attended."""
-    received = nl.ndarray((PARTITIONS, 3, group.columns), dtype=nl.float32, buffer=nl.sbuf)
-    swap(state.packed, received, sizes)
-    merge_packed(state, received, scale)
 
 
 def _store(attended, state, group, sizes):

@@ -5,18 +5,49 @@ import nki.language as nl
 from nki.language import NKIObject
 
 
-def value_rows(heads, sizes):
-    """The new values of heads [d, q + 2k, T] as rows [T, k, d]."""
+def token_rows(heads, first_head, sizes):
+    """Heads first_head .. first_head + k of [d, n, T] as rows [T, k, d]."""
     rows = nl.ndarray((sizes.T, sizes.k, sizes.d), dtype=sizes.dtype, buffer=nl.sbuf)
     for kv_head in range(sizes.k):
         turned = nl.ndarray((sizes.T, sizes.d), dtype=sizes.dtype, buffer=nl.psum)
         nisa.nc_transpose(
-            dst=turned,
-            data=heads[:, sizes.q + sizes.k + kv_head, :],
-            engine=nisa.engine.tensor,
+            dst=turned, data=heads[:, first_head + kv_head, :], engine=nisa.engine.tensor
         )
         nisa.tensor_copy(dst=rows[:, kv_head, :], src=turned)
     return rows
+
+
+class Places(NKIObject):
+    """Where the new tokens of a layer are written, on chip; the largest number where not.
+
+    Attributes:
+      windows: [1, B] uint32: where a sequence's S new keys lie in a row in the cache, the first
+        number of the first; None where they do not.
+      keys: [T, 1] uint32: the first number of a key that no window writes; None for no such.
+      values: [T, 1] uint32: a value's first row; None for no update at all.
+    """
+
+    def __init__(self, windows, keys, values):
+        self.windows = windows
+        self.keys = keys
+        self.values = values
+
+
+def load_places(window_places, key_places, value_places, row):
+    """Row `row`, an integer or a register, of the tables of places, on chip."""
+    windows = None
+    if window_places != None:
+        windows = nl.ndarray((1, window_places.shape[1]), dtype=nl.uint32, buffer=nl.sbuf)
+        nisa.dma_copy(dst=windows, src=window_places.select(0, row).expand_dim(0))
+    return Places(windows, _load_column(key_places, row), _load_column(value_places, row))
+
+
+def _load_column(places, row):
+    if places == None:
+        return None
+    column = nl.ndarray((places.shape[1], 1), dtype=nl.uint32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=column, src=places.select(0, row).expand_dim(1))
+    return column
 
 
 class LayerCaches(NKIObject):
@@ -27,10 +58,8 @@ class LayerCaches(NKIObject):
       V_cache: [B, k, S_max, d] in HBM, a view.
       K_whole: the tensor that holds the keys: like K_cache, or with a leading layer axis.
       V_whole: likewise.
-      number: the layer's place in these; None where it is part of the slots.
-      slots: uint32 on chip, no slot twice for one sequence, and the largest number for a token
-        that is not written; None for no update. [1, T] slots of the layer, or where `number` is
-        None [1, 2 T]: the first number of a token's keys in K_whole, and its first row in V_whole.
+      number: the layer's place in these, where `places` count from the layer's start; else 0.
+      places: the layer's `Places`.
     """
 
     def __init__(self, K_cache, V_cache, K_whole, V_whole, number):
@@ -39,66 +68,88 @@ class LayerCaches(NKIObject):
         self.K_whole = K_whole
         self.V_whole = V_whole
         self.number = number
-        self.slots = None
+        self.places = None
+
+
+def await_readers(caches, sizes):
+    """Waits for the other core, which may still be reading slots that are written next."""
+    if sizes.cores > 1 and caches.places.values != None:
+        nisa.core_barrier(data=caches.K_whole, cores=(0, 1))
+        nisa.core_barrier(data=caches.V_whole, cores=(0, 1))
 
 
 def update_caches(caches, heads, values, sizes):
-    """Writes each new token of a layer at its slot; a slot past the cache's end is skipped.
+    """Writes the new tokens of a layer at their places; what has none is skipped.
 
-    With two cores each writes the keys of every other token and the values of the rest, after both
-    have attended: each waits here for the other, which may still be reading.
+    The keys of a sequence are columns of the cache. Where they are neighbours, one transfer writes
+    them together, two bytes each being what DMA is slowest at. The rest are written by one scatter,
+    and so are the values, which are rows of the cache. With two cores each writes a half.
 
     Args:
-      caches: the layer's.
+      caches: the layer's; both cores have read them.
       heads: [d, q + 2k, T].
       values: [T, k, d].
       sizes: the launch's sizes.
     """
-    if sizes.cores > 1:
-        nisa.core_barrier(data=caches.K_whole, cores=(0, 1))
-        nisa.core_barrier(data=caches.V_whole, cores=(0, 1))
-    for token in range(sizes.T):
-        if sizes.core == token % sizes.cores:
+    places = caches.places
+    d = sizes.d
+    S = sizes.S
+    S_max = sizes.S_max
+    K_numbers = _flat(caches.K_whole, 1)
+    if places.windows != None:
+        for sequence in range(sizes.B):
+            if sizes.core == sequence % sizes.cores:
+                keys = heads[:, sizes.q : sizes.q + sizes.k, sequence * S : (sequence + 1) * S]
+                nisa.dma_copy(
+                    dst=K_numbers.ap(
+                        pattern=[[S_max, d], [d * S_max, sizes.k], [1, S]],
+                        offset=caches.number * sizes.B * sizes.k * d * S_max,
+                        scalar_offset=places.windows[0:1, sequence : sequence + 1],
+                        indirect_dim=0,
+                    ),
+                    src=keys,
+                    oob_mode=nisa.oob_mode.skip,
+                )
+    first, last = _token_share(sizes)
+    if last > first:
+        if places.keys != None:
+            rows = token_rows(heads, sizes.q, sizes)
             nisa.dma_copy(
-                dst=_keys_of(caches, token, sizes),
-                src=heads[:, sizes.q : sizes.q + sizes.k, token : token + 1],
+                dst=K_numbers.ap(
+                    pattern=[[1, last - first], [d * S_max, sizes.k], [S_max, d]],
+                    offset=caches.number * sizes.B * sizes.k * d * S_max,
+                    vector_offset=places.keys[first:last, :],
+                    indirect_dim=0,
+                ),
+                src=rows[first:last, :, :],
                 oob_mode=nisa.oob_mode.skip,
             )
-        if sizes.core == (token + 1) % sizes.cores:
-            nisa.dma_copy(
-                dst=_values_of(caches, token, sizes),
-                src=values[token : token + 1, :, :],
-                oob_mode=nisa.oob_mode.skip,
-            )
+        nisa.dma_copy(
+            dst=_flat(caches.V_whole, d).ap(
+                pattern=[[d, last - first], [d * S_max, sizes.k], [1, d]],
+                offset=caches.number * sizes.B * sizes.k * S_max * d,
+                vector_offset=places.values[first:last, :],
+                indirect_dim=0,
+            ),
+            src=values[first:last, :, :],
+            oob_mode=nisa.oob_mode.skip,
+        )
 
 
-def _keys_of(caches, token, sizes):
-    """[d, k, 1] of the cache: where a token's keys go."""
-    d = sizes.d
-    S_max = sizes.S_max
-    pattern = [[S_max, d], [d * S_max, sizes.k], [1, 1]]
-    whole = caches.K_whole
-    slot = caches.slots[0:1, token : token + 1]
-    if caches.number == None:
-        # A view has one dynamic offset, which counts single numbers here.
-        numbers = whole.reshape((whole.shape[0] * sizes.B * sizes.k * d * S_max,))
-        return numbers.ap(pattern=pattern, offset=0, scalar_offset=slot, indirect_dim=0)
-    base = (caches.number * sizes.B + token // sizes.S) * sizes.k * d * S_max
-    last = len(whole.shape) - 1
-    return whole.ap(pattern=pattern, offset=base, scalar_offset=slot, indirect_dim=last)
+def _flat(tensor, width):
+    """A tensor in HBM as rows of `width` numbers."""
+    total = 1
+    for size in tensor.shape:
+        total = total * size
+    return tensor.reshape((total // width, width))
 
 
-def _values_of(caches, token, sizes):
-    """[1, k, d] of the cache: where a token's values go."""
-    d = sizes.d
-    S_max = sizes.S_max
-    pattern = [[d, 1], [d * S_max, sizes.k], [1, d]]
-    whole = caches.V_whole
-    if caches.number == None:
-        slot = caches.slots[0:1, sizes.T + token : sizes.T + token + 1]
-        rows = whole.reshape((whole.shape[0] * sizes.B * sizes.k * S_max, d))
-        return rows.ap(pattern=pattern, offset=0, scalar_offset=slot, indirect_dim=0)
-    slot = caches.slots[0:1, token : token + 1]
-    base = (caches.number * sizes.B + token // sizes.S) * sizes.k * d * S_max
-    rows_dim = len(whole.shape) - 2
-    return whole.ap(pattern=pattern, offset=base, scalar_offset=slot, indirect_dim=rows_dim)
+def _token_share(sizes):
+    """(first, last) of the tokens that this core scatters; the second core has the odd one, for the
+    first has the odd window."""
+    if sizes.cores == 1:
+        return (0, sizes.T)
+    half = sizes.T // 2
+    if sizes.core == 0:
+        return (0, half)
+    return (half, sizes.T)

@@ -7,7 +7,7 @@ moving operand, and the product comes out with its features on the partitions.
 import nki.isa as nisa
 import nki.language as nl
 
-from .exchange import add_other_core
+from .exchange import add_other_core, tiles_at_once
 from .sizes import PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
 
 
@@ -30,6 +30,8 @@ def linear(
     """
     tiles = dst.shape[1]
     per_bank = PSUM_BANK // sizes.T
+    # Products are read out as many at a time as are then swapped, or as lie in a bank.
+    at_once = min(per_bank, tiles_at_once(tiles, sizes.T))
     # A group's products share PSUM, and one row chunk of its columns fits in a buffer.
     group = min(per_bank * PSUM_GROUP_BANKS, ring.slot_bytes // (width * bytes_of(weight.dtype)))
     done = 0
@@ -37,24 +39,32 @@ def linear(
         count = min(group, tiles - done)
         banks = ceiling_divide(count, per_bank)
         product = nl.ndarray((width, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-        _accumulate(
-            product, x, weight, first_chunk, first_column + done * width, width, count, ring, sizes
-        )
+        start = first_column + done * width
+        _accumulate(product, x, weight, first_chunk, start, width, count, ring, sizes, normed)
         factor = None
         if normed != None:
             factor = normed.token_factor(sizes)
-        for bank in range(banks):
-            first = bank * per_bank
-            size = min(per_bank, count - first)
-            summed = product[:, bank, 0 : size * sizes.T].reshape_dim(1, (size, sizes.T))
+        first = 0
+        while first < count:
+            place = first % per_bank
+            size = min(at_once, per_bank - place, count - first)
+            part = product[:, first // per_bank, place * sizes.T : (place + size) * sizes.T]
             columns = None
             if scale != None:
                 columns = scale[:, done + first : done + first + size]
-            _store(dst[:, done + first : done + first + size, :], summed, columns, factor)
+            _store(
+                dst[:, done + first : done + first + size, :],
+                part.reshape_dim(1, (size, sizes.T)),
+                columns,
+                factor,
+            )
+            first += size
         done += count
 
 
-def linear_of_shares(dst, normed, weight, first_column, width, ring, sizes, scale=None):
+def linear_of_shares(
+    dst, normed, weight, first_column, width, ring, sizes, scale=None, times=None, urgent=True
+):
     """dst = (x^T @ weight[:, columns])^T of the whole residual stream x, complete on every core.
 
     Each core multiplies the features that it holds, and adds what the other has.
@@ -68,19 +78,25 @@ def linear_of_shares(dst, normed, weight, first_column, width, ring, sizes, scal
       ring: buffers for the weight.
       sizes: the launch's sizes.
       scale: [width, tiles] f32, factor of each output column, or None.
+      times: [width, tiles, T] f32, by which the product is multiplied; or None.
+      urgent: whether what follows waits for the product.
     """
-    if sizes.cores == 1:
+    if sizes.cores == 1 and times == None:
         linear(dst, normed.tile, weight, first_column, width, ring, sizes, scale, normed)
     else:
-        share = sizes.hidden_share()
         partial = nl.ndarray((width, dst.shape[1], sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-        if share.count > share.skipped:
-            x = normed.tile[:, share.skipped : share.count, :]
-            first_chunk = share.first + share.skipped
-            linear(partial, x, weight, first_column, width, ring, sizes, scale, normed, first_chunk)
+        if sizes.cores == 1:
+            linear(partial, normed.tile, weight, first_column, width, ring, sizes, scale, normed)
+            nisa.tensor_tensor(dst=dst, data1=partial, data2=times, op=nl.multiply)
         else:
-            nisa.memset(dst=partial, value=0.0)
-        add_other_core(dst, partial, sizes)
+            share = sizes.hidden_share()
+            if share.count > share.skipped:
+                x = normed.tile[:, share.skipped : share.count, :]
+                chunk = share.first + share.skipped
+                linear(partial, x, weight, first_column, width, ring, sizes, scale, normed, chunk)
+            else:
+                nisa.memset(dst=partial, value=0.0)
+            add_other_core(dst, partial, sizes, times, urgent)
 
 
 def _store(dst, summed, scale, factor):
@@ -104,38 +120,54 @@ def _store(dst, summed, scale, factor):
         nisa.tensor_tensor(dst=dst, data1=scaled, data2=by_token, op=nl.multiply)
 
 
-def _accumulate(product, x, weight, first_chunk, first_column, width, count, ring, sizes):
+def _accumulate(product, x, weight, first_chunk, first_column, width, count, ring, sizes, normed):
     """Multiplies all rows of `count` tiles of columns, as many rows at a time as a buffer holds."""
     rows = x.shape[0]
     chunks = x.shape[1]
-    per_bank = PSUM_BANK // sizes.T
     columns = count * width
     by_chunk = weight.reshape((weight.shape[0] // rows, rows, weight.shape[1]))
-    for start, size in row_blocks(weight.dtype, columns, chunks, ring):
+    blocks = row_blocks(weight.dtype, columns, chunks, ring)
+    for start, size in blocks:
+        if normed != None and len(blocks) > 2 and start + size == chunks:
+            # What it takes is there by now, so that the first tiles need not wait for the last.
+            normed.token_factor(sizes)
         loaded = load_rows(
             by_chunk, first_chunk + start, size, first_column, columns, x.dtype, ring
         )
-        for chunk in range(size):
+        if start + size < chunks:
+            # The first rows of x may be there before the others.
+            for chunk in range(size):
+                for tile in range(count):
+                    _multiply(product, loaded, x, start, chunk, tile, width, sizes)
+        else:
+            # Tile by tile, so that the first can be read out while the others are multiplied.
             for tile in range(count):
-                bank = tile // per_bank
-                place = (tile % per_bank) * sizes.T
-                nisa.nc_matmul(
-                    dst=product[:, bank, place : place + sizes.T],
-                    stationary=loaded[:, chunk, tile * width : (tile + 1) * width],
-                    moving=x[:, start + chunk, :],
-                    accumulate=start + chunk > 0,
-                )
+                for chunk in range(size):
+                    _multiply(product, loaded, x, start, chunk, tile, width, sizes)
+
+
+def _multiply(product, loaded, x, start, chunk, tile, width, sizes):
+    """Adds the product of one tile of the weight, of chunk `chunk` of those loaded."""
+    per_bank = PSUM_BANK // sizes.T
+    place = (tile % per_bank) * sizes.T
+    nisa.nc_matmul(
+        dst=product[:, tile // per_bank, place : place + sizes.T],
+        stationary=loaded[:, chunk, tile * width : (tile + 1) * width],
+        moving=x[:, start + chunk, :],
+        accumulate=start + chunk > 0,
+    )
 
 
 def row_blocks(dtype, columns, chunks, ring):
-    """(first, count) of the chunks of rows that are loaded together."""
-    itemsize = bytes_of(dtype)
-    at_once = max(1, ring.slot_bytes // (columns * itemsize))
+    """(first, count) of the chunks of rows that are loaded together, in blocks of like size."""
+    at_once = max(1, ring.slot_bytes // (columns * bytes_of(dtype)))
+    number = ceiling_divide(chunks, at_once)
     blocks = []
     first = 0
-    while first < chunks:
-        blocks.append((first, min(at_once, chunks - first)))
-        first += at_once
+    for index in range(number):
+        last = (index + 1) * chunks // number
+        blocks.append((first, last - first))
+        first = last
     return blocks
 
 

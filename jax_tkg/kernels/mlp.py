@@ -34,11 +34,11 @@ def mlp(normed, layer, ring, sizes):
         last = min(first + at_once, chunks)
         shape = (PARTITIONS, last - first, sizes.T)
         gate = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-        _projection(gate, gate_input, layer.W_gate, gate_scale, first, ring, sizes)
+        # The other core's part comes while W_up is multiplied.
+        _projection(gate, gate_input, layer.W_gate, gate_scale, first, ring, sizes, None, False)
         nisa.activation(dst=gate, op=nl.silu, data=gate)
-        up = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-        _projection(up, up_input, layer.W_up, up_scale, first, ring, sizes)
-        nisa.tensor_tensor(dst=hidden[:, first:last, :], data1=gate, data2=up, op=nl.multiply)
+        product = hidden[:, first:last, :]
+        _projection(product, up_input, layer.W_up, up_scale, first, ring, sizes, gate, True)
         first = last
     return _down(hidden, layer, ring, sizes)
 
@@ -57,12 +57,16 @@ def _input(normed, scale, sizes):
     return normed.clamped(sizes)
 
 
-def _projection(dst, normed, weight, scale, first, ring, sizes):
-    """dst [128, n, T] f32 = chunks first .. first + n of x @ weight, dequantised; on every core."""
+def _projection(dst, normed, weight, scale, first, ring, sizes, times, urgent):
+    """dst [128, n, T] = chunks first .. first + n of x @ weight, dequantised; on every core.
+
+    Multiplied by `times` [128, n, T] f32 where given.
+    """
     columns = None
     if scale != None:
         columns = scale[:, first : first + dst.shape[1]]
-    linear_of_shares(dst, normed, weight, first * PARTITIONS, PARTITIONS, ring, sizes, columns)
+    start = first * PARTITIONS
+    linear_of_shares(dst, normed, weight, start, PARTITIONS, ring, sizes, columns, times, urgent)
 
 
 def _down(hidden, layer, ring, sizes):

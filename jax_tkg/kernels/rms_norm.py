@@ -6,7 +6,7 @@ from nki.language import NKIObject
 
 from .exchange import add_other_core
 from .layout import load_columns
-from .sizes import PARTITIONS
+from .sizes import PARTITIONS, pieces
 
 
 class Normed(NKIObject):
@@ -80,7 +80,15 @@ def rms_norm(x, gamma, constants, sizes):
     # Where inputs are clamped they must be complete, and x * gamma may exceed what float16 holds.
     complete = sizes.clamp_bound > 0.0 or sizes.dtype == nl.float16
     if not complete:
-        nisa.tensor_tensor(dst=normed, data1=x, data2=gain, op=nl.multiply)
+        # The Vector Engine may still be adding up the rest of x.
+        for first, last in pieces(chunks, T):
+            nisa.tensor_tensor(
+                dst=normed[:, first:last, :],
+                data1=x[:, first:last, :],
+                data2=gain[:, first:last, :],
+                op=nl.multiply,
+                engine=nisa.engine.gpsimd,
+            )
     squares = _squares(x, sizes)
     if not complete:
         return Normed(normed, squares, constants)
@@ -98,7 +106,11 @@ def _squares(x, sizes):
     own = share.count - share.skipped
     if own > 0:
         squares = nl.ndarray((PARTITIONS, own, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.activation(dst=squares, op=nl.square, data=x[:, share.skipped : share.count, :])
+        counted = x[:, share.skipped : share.count, :]
+        for first, last in pieces(own, sizes.T):
+            nisa.activation(
+                dst=squares[:, first:last, :], op=nl.square, data=counted[:, first:last, :]
+            )
         by_token = squares.permute((0, 2, 1))
         nisa.tensor_reduce(dst=summed[:, 0, :], op=nl.add, data=by_token, axis=(2,))
     else:

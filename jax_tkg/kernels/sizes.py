@@ -69,6 +69,21 @@ class Share(NKIObject):
             self.skipped = core * (2 * self.count - total)
 
 
+PIECE_ELEMENTS = 512
+"""Of a partition: the pieces in which the residual stream goes from engine to engine."""
+
+
+def pieces(count, T):
+    """(first, last) of pieces of `count` chunks of T columns, of `PIECE_ELEMENTS` or one chunk."""
+    at_once = max(1, PIECE_ELEMENTS // T)
+    found = []
+    first = 0
+    while first < count:
+        found.append((first, min(first + at_once, count)))
+        first += at_once
+    return found
+
+
 def ceiling_divide(numerator, denominator):
     """The quotient, rounded up."""
     return (numerator + denominator - 1) // denominator

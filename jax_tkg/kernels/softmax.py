@@ -11,8 +11,7 @@ from nki.language import NKIObject
 from .sizes import PARTITIONS
 
 MASKED = -(2.0**100)
-"""Added to scores that are not attended: far below any score, and exact in every dtype but float16.
-"""
+"""Score of a key that is not attended: far below any other."""
 
 
 class SoftmaxState(NKIObject):
@@ -78,19 +77,18 @@ def column_peaks(scores, constants):
 
 
 def exponentials(scores, peaks, scale, dtype):
-    """exp(scale * (scores - peaks)) of scores [P, chunks, n], in `dtype`."""
+    """exp(scale * (scores - peaks)) of scores [P, chunks, n], in `dtype`; the scores are lost."""
     partitions = scores.shape[0]
     chunks = scores.shape[1]
     columns = scores.shape[2]
-    lowered = nl.ndarray((partitions, chunks, columns), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(
-        dst=lowered,
+        dst=scores,
         data1=scores,
         data2=peaks[0:partitions, :].expand_dim(1).broadcast(1, chunks),
         op=nl.subtract,
     )
     weights = nl.ndarray((partitions, chunks, columns), dtype=dtype, buffer=nl.sbuf)
-    nisa.activation(dst=weights, op=nl.exp, data=lowered, scale=scale)
+    nisa.activation(dst=weights, op=nl.exp, data=scores, scale=scale)
     return weights
 
 
@@ -115,8 +113,9 @@ def merge(state, peaks, sums, weighted, scale):
     """Adds to `state` what another set of keys gives: peaks, sums [128, n] and weighted [d, n]."""
     if state.empty:
         nisa.tensor_copy(dst=state.peak, src=peaks)
-        nisa.tensor_copy(dst=state.total, src=sums)
-        nisa.tensor_copy(dst=state.weighted, src=weighted)
+        # The Vector Engine has more to do.
+        nisa.tensor_copy(dst=state.total, src=sums, engine=nisa.engine.scalar)
+        nisa.tensor_copy(dst=state.weighted, src=weighted, engine=nisa.engine.scalar)
         state.empty = False
     else:
         columns = state.columns

@@ -7,8 +7,8 @@ from nki.collectives import ReplicaGroup
 from nki.language import NKIObject
 
 from .all_reduce import add_reduced
-from .attention import PriorBias, attention
-from .cache_update import LayerCaches, update_caches, value_rows
+from .attention import Masks, attention
+from .cache_update import LayerCaches, await_readers, load_places, update_caches
 from .constants import Constants
 from .layout import load_tokens, store_tokens
 from .linear import linear, linear_of_shares
@@ -65,7 +65,7 @@ class Caches(NKIObject):
             self.V_caches.select(0, number),
             self.K_caches,
             self.V_caches,
-            None,
+            0,
         )
 
     def results(self):
@@ -81,11 +81,10 @@ class Caches(NKIObject):
 class Shared(NKIObject):
     """What every layer reads."""
 
-    def __init__(self, cosine, sine, prior_bias, active_bias, constants, ring):
+    def __init__(self, cosine, sine, masks, constants, ring):
         self.cosine = cosine
         self.sine = sine
-        self.prior_bias = prior_bias
-        self.active_bias = active_bias
+        self.masks = masks
         self.constants = constants
         self.ring = ring
 
@@ -120,9 +119,11 @@ def transformer_tkg(
     V_caches,
     RoPE_cos,
     RoPE_sin,
-    prior_bias,
-    active_bias,
-    slots,
+    prior_mask,
+    active_mask,
+    window_places,
+    key_places,
+    value_places,
     W_gate_scales,
     W_up_scales,
     W_down_scales,
@@ -155,12 +156,15 @@ def transformer_tkg(
       V_caches: per layer [B, k, S_max, d]; updated.
       RoPE_cos: [d/2, B, S].
       RoPE_sin: likewise.
-      prior_bias: [S_prior, B * q * S] bfloat16, 0 where a query attends a cache slot, else
-        `softmax.MASKED`; None where no slot is attended.
-      active_bias: [T, B * q * S] bfloat16, likewise for the new keys of all sequences.
-      slots: [1, T] uint32, where each token is written, or 2**32 - 1; None for no update. Where
-        `looped` [L, 2 T]: of each layer where a token's key and then where its value is written,
-        as the place of its first number in all keys, and of its first row in all values.
+      prior_mask: [S_prior, B * q * S] uint8, 1 where a query attends a cache slot; None where no
+        slot is attended.
+      active_mask: [T, B * q * S] uint8, likewise for the new keys of all sequences.
+      window_places: [1, B] uint32, the first number in a layer's keys of a sequence's S new ones,
+        where these are neighbours; 2**32 - 1 for a sequence, and None for all, where they are not.
+        Here and below: where `looped`, [L, ...] and counted from the first layer's start.
+      key_places: [1, T], the first number of each other key; None for no such.
+      value_places: [1, T], each value's first row in a layer's values, as rows of d; None for no
+        update.
       W_gate_scales: per layer [1 or 128, I] f32 or None; None for none at all.
       W_up_scales: likewise.
       W_down_scales: likewise, [1 or 128, H].
@@ -177,20 +181,21 @@ def transformer_tkg(
       Hidden states [B, S, H], then the key caches, then the value caches.
     """
     caches = Caches(K_caches, V_caches, stacked_caches)
-    sizes = _sizes(X, W_gates, K_caches[0], prior_bias, active_bias, eps, clamp_bound)
+    sizes = _sizes(X, W_gates, K_caches[0], prior_mask, active_mask, eps, clamp_bound)
     group = None
     if replica_groups != None:
         group = ReplicaGroup(replica_groups)
-    shared = _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, sizes)
+    shared = _load_shared(RoPE_cos, RoPE_sin, prior_mask, active_mask, sizes)
+    places = (window_places, key_places, value_places)
     x = load_tokens(X, sizes)
     weights = (W_qkvs, W_outs, W_gates, W_ups, W_downs, W_gamma_qkvs, W_gamma_mlps)
     scales = (W_gate_scales, W_up_scales, W_down_scales)
     reduction = Reduction(group, sbuf_residual_and_cc)
     layers = LayerRange(first_layer, num_layers)
     if looped:
-        x = _looped_layers(x, weights, scales, slots, caches, layers, shared, reduction, sizes)
+        x = _looped_layers(x, weights, scales, places, caches, layers, shared, reduction, sizes)
     else:
-        x = _unrolled_layers(x, weights, scales, slots, caches, layers, shared, reduction, sizes)
+        x = _unrolled_layers(x, weights, scales, places, caches, layers, shared, reduction, sizes)
     hidden = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
     store_tokens(hidden, x, sizes)
     results = [hidden]
@@ -198,38 +203,40 @@ def transformer_tkg(
     return tuple(results)
 
 
-def _sizes(X, W_gates, K_cache, prior_bias, active_bias, eps, clamp_bound):
+def _sizes(X, W_gates, K_cache, prior_mask, active_mask, eps, clamp_bound):
     B, S, H = X.shape
     k = K_cache.shape[1]
     d = K_cache.shape[2]
     S_max = K_cache.shape[3]
-    q = active_bias.shape[1] // (B * S)
+    q = active_mask.shape[1] // (B * S)
     S_prior = 0
-    if prior_bias != None:
-        S_prior = prior_bias.shape[0]
+    if prior_mask != None:
+        S_prior = prior_mask.shape[0]
     I = W_gates[0].shape[1]  # noqa: E741
     return Sizes(B, S, H, I, d, q, k, S_prior, S_max, X.dtype, eps, clamp_bound)
 
 
-def _unrolled_layers(x, weights, scales, slots, caches, layers, shared, reduction, sizes):
+def _unrolled_layers(x, weights, scales, places, caches, layers, shared, reduction, sizes):
     """The residual stream after the layers, each with instructions of its own."""
-    on_chip = _load_slots(slots, 0)
+    window_places, key_places, value_places = places
+    on_chip = load_places(window_places, key_places, value_places, 0)
     for index in range(layers.count):
         own = caches.layer(index, layers.first)
-        own.slots = on_chip
+        own.places = on_chip
         layer = _layer_of_tuples(weights, scales, index)
         x = _layer(x, layer, own, shared, reduction, sizes)
     return x
 
 
-def _looped_layers(x, weights, scales, slots, caches, layers, shared, reduction, sizes):
+def _looped_layers(x, weights, scales, places, caches, layers, shared, reduction, sizes):
     """The same by one copy of a layer's instructions, which the device repeats."""
+    window_places, key_places, value_places = places
 
     def body(number):
         # Every iteration executes the same instructions, so it takes the same buffers.
         shared.ring.following = 0
         own = caches.layer_of_loop(number)
-        own.slots = _load_slots(slots, number)
+        own.places = load_places(window_places, key_places, value_places, number)
         layer = _layer_of_loop(weights, scales, number)
         nisa.tensor_copy(dst=x, src=_layer(x, layer, own, shared, reduction, sizes))
 
@@ -286,23 +293,11 @@ def _selected(scales, number):
     return scales.select(0, number)
 
 
-def _load_slots(slots, row):
-    """Row `row`, an integer or a register, of the table of slots, on chip."""
-    if slots == None:
-        return None
-    on_chip = nl.ndarray((1, slots.shape[1]), dtype=nl.uint32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=on_chip, src=slots.select(0, row).expand_dim(0))
-    return on_chip
-
-
-def _load_shared(RoPE_cos, RoPE_sin, prior_bias, active_bias, sizes):
-    bias = nl.ndarray(active_bias.shape, dtype=active_bias.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=bias, src=active_bias)
+def _load_shared(RoPE_cos, RoPE_sin, prior_mask, active_mask, sizes):
     return Shared(
         load_tables(RoPE_cos, sizes),
         load_tables(RoPE_sin, sizes),
-        PriorBias(prior_bias, sizes),
-        bias,
+        Masks(prior_mask, active_mask, sizes),
         Constants(sizes.d, sizes.dtype),
         WeightRing(RING_SLOTS, RING_SLOT_BYTES),
     )
@@ -312,18 +307,16 @@ def _layer(x, layer, caches, shared, reduction, sizes):
     """One layer of the residual stream x [128, n, T], of which this core holds n chunks of H."""
     normed = rms_norm(x, layer.W_gamma_qkv, shared.constants, sizes)
     heads = _heads(normed, layer, shared, sizes)
-    values = value_rows(heads, sizes)
-    attended = attention(
+    attended, values = attention(
         heads,
-        values,
         caches.K_cache,
         caches.V_cache,
-        shared.prior_bias,
-        shared.active_bias,
+        shared.masks,
         shared.ring,
         shared.constants,
         sizes,
     )
+    await_readers(caches, sizes)
     share = sizes.hidden_share()
     partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     first = share.first * PARTITIONS
@@ -331,7 +324,7 @@ def _layer(x, layer, caches, shared, reduction, sizes):
     x = add_reduced(x, partial, reduction.group, reduction.on_chip, sizes)
     normed = rms_norm(x, layer.W_gamma_mlp, shared.constants, sizes)
     partial = mlp(normed, layer, shared.ring, sizes)
-    if caches.slots != None:
+    if caches.places.values != None:
         # Only here, so that no transfer of weights queues behind those that wait for attention.
         update_caches(caches, heads, values, sizes)
     return add_reduced(x, partial, reduction.group, reduction.on_chip, sizes)

@@ -13,9 +13,11 @@ _KIND_OF = {
     "RoPE_cos": "other",
     "RoPE_sin": "other",
     "mask_cache": "other",
-    "prior_bias": "other",
-    "active_bias": "other",
-    "slots": "other",
+    "prior_mask": "other",
+    "active_mask": "other",
+    "window_places": "other",
+    "key_places": "other",
+    "value_places": "other",
     "position_ids": "other",
 }
 

@@ -41,8 +41,13 @@ def _operand(access: Access) -> Operand:
 
 
 def moved(instruction: Instruction) -> tuple[list[Access], list[Access]]:
-    """The sources and destinations of a DMA or collective; index tensors are neither."""
+    """The sources and destinations of a DMA or collective; index tensors are neither.
+
+    A gather or scatter whose indices are all out of bounds skips every row: it moves nothing.
+    """
     data = [access for access in instruction.accesses if not access.operand.endswith(" index")]
+    if any(access.rows is not None and len(access.rows) == 0 for access in data):
+        return [], []
     return [a for a in data if not a.is_write], [a for a in data if a.is_write]
 
 

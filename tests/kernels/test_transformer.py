@@ -16,10 +16,14 @@ from absl.testing import absltest, parameterized
 
 import jax_tkg
 from jax_tkg import kernel_operands
-from jax_tkg.kernels import softmax, transformer
+from jax_tkg.kernels import attention, transformer
 from jax_tkg.simulator.addressing import VirtualRegister
 from tests import cases
 from tests.kernels import launch
+
+
+def _reads(instruction: Any, name: str) -> bool:
+    return any(access.name == name for access in instruction.reads)
 
 
 class FixedTest(parameterized.TestCase):
@@ -61,6 +65,19 @@ class FixedTest(parameterized.TestCase):
         shape = cases.Shape(B=1, S=2, q=4, k=2, L=1, S_ctx=S_ctx, S_max=S_ctx + 100)
         launch.check(shape, cores=cores)
 
+    @parameterized.product(cores=(1, 2), room=(0, 1200, 2400))
+    def test_groups_of_several_blocks(self, cores: int, room: int) -> None:
+        """Two groups of sequences; masks of all, some or no blocks stay on chip."""
+        shape = cases.Shape(B=3, S=4, q=16, k=2, L=2, S_ctx=2304, S_max=2304, dtype="bfloat16")
+        with mock.patch.object(attention, "_mask_room", return_value=room):
+            result = launch.check(shape, cores=cores, record=True)
+        masks = [i for i in result.record.streams[(0, 0)] if _reads(i, "prior_mask")]
+        # Bytes: blocks of 16 and 2 chunks on one core, of 9 on each of two; 128 and 64 columns.
+        blocks = {1: (2048, 256, 1024, 128), 2: (1152, 576)}[cores]
+        kept = {0: (), 1200: ((256, 128), (1152,)), 2400: ((2048, 256), (1152, 576))}[room]
+        kept = len(kept[cores - 1]) if kept else 0
+        self.assertLen(masks, kept + shape.L * (len(blocks) - kept))
+
     def test_scores_far_apart_stream(self) -> None:
         """Later blocks hold far larger scores than earlier ones, and the other way round."""
         for sign in (1, -1):
@@ -79,6 +96,23 @@ class FixedTest(parameterized.TestCase):
         shape = cases.Shape(B=8, S=8, q=9, k=3, H=128, I=128, L=1, S_ctx=40, S_max=64)
         for cores in (1, 2):
             launch.check(shape, cores=cores)
+
+    @parameterized.product(cores=(1, 2), clamp_bound=(0.0, 0.5), on_chip=(False, True))
+    def test_many_tokens(self, cores: int, clamp_bound: float, on_chip: bool) -> None:
+        """Stages that go on piece by piece, and swaps by either kind of DMA."""
+        shape = cases.Shape(
+            B=16,
+            S=4,
+            q=4,
+            k=2,
+            H=1408,
+            I=1408,
+            L=1,
+            dtype="bfloat16",
+            quantized=(("float8_e4m3", None, "float8_e5m2"),),
+            clamp_bound=clamp_bound,
+        )
+        launch.check(shape, ranks=2, cores=cores, on_chip=on_chip)
 
     def test_more_columns_than_psum(self) -> None:
         """An MLP whose products do not fit in PSUM at once."""
@@ -134,9 +168,6 @@ class FixedTest(parameterized.TestCase):
             self.assertFalse(kernel_operands.layers_loop(operands))
         with mock.patch.object(kernel_operands, "LARGEST_PLACE", size):
             self.assertTrue(kernel_operands.layers_loop(operands))
-
-    def test_one_number_masks(self) -> None:
-        self.assertEqual(kernel_operands.MASKED, softmax.MASKED)
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ class KindOfTest(parameterized.TestCase):
         ("W_down_scales[1]", "weights"),
         ("K_caches[0]", "cache"),
         ("V_caches", "cache"),
-        ("prior_bias", "other"),
+        ("prior_mask", "other"),
         ("mask_cache", "other"),
         ("X", "activations"),
         ("", "activations"),

@@ -129,6 +129,22 @@ class TransferTest(parameterized.TestCase):
         _, transfer = pricing.transfer_of(TRN2, found)
         self.assertEqual((transfer.row_bytes, transfer.rows_by_engine), (64, (8,)))
 
+    def test_rows_that_are_all_skipped_are_not_moved(self):
+        def body(x, rows):
+            index = nl.load(rows)
+            tile = nl.load(x)
+            target = x.ap([[16, 8], [1, 16]], vector_offset=index, indirect_dim=0)
+            nisa.dma_copy(target, tile, oob_mode=nisa.oob_mode.skip)
+
+        for indices, moved in (([8] * 8, 0), ([8] * 7 + [3], 1)):
+            index = np.array(indices, np.int32)[:, None]
+            result = simulator.run(body, [(np.ones((8, 16), np.float32), index)])
+            found = result.record.streams[(0, 0)][-1]
+            sources, destinations = pricing.moved(found)
+            self.assertEqual((len(sources), len(destinations)), (moved, moved))
+            _, transfer = pricing.transfer_of(TRN2, found)
+            self.assertEqual(sum(transfer.rows_by_engine), 8 * moved)
+
 
 if __name__ == "__main__":
     absltest.main()
