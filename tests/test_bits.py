@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 
 import jax_tkg
 from jax_tkg import bits
+from jax_tkg.reference import formulation
 from jax_tkg.weights import TransformerWeights, stack_layers
 from tests import cases
 
@@ -119,6 +120,27 @@ class OperationTest(parameterized.TestCase):
         got = (jax.jit(call) if jit else call)(arguments)
         structure = jax.tree.structure((arguments["K_caches"], arguments["V_caches"]))
         self.assertEqual(jax.tree.structure((got.K_caches, got.V_caches)), structure)
+        plain = got._replace(
+            K_caches=bits.without_bits(got.K_caches), V_caches=bits.without_bits(got.V_caches)
+        )
+        hidden, K, V, written = cases.expected(shape, [weights], [inputs])
+        cases.check(plain, shape, inputs, hidden, K[0], V[0], written)
+
+    @parameterized.product(stacked=(False, True), held=(False, True))
+    def test_attention_in_several_turns(self, stacked: bool, held: bool) -> None:
+        """Caches so large that their heads are attended a few at a time, as bits and as arrays."""
+        shape = dataclasses.replace(SHAPE, B=8, q=4, S_ctx=1000, S_max=1030)
+        K = jax.ShapeDtypeStruct((shape.B, shape.k, shape.d, shape.S_max), jnp.bfloat16)
+        taken = formulation.attention_heads(K, shape.B * shape.k, shape.S_ctx, "cpu")
+        self.assertLess(taken, shape.B * shape.k)
+        rng = np.random.default_rng(0)
+        weights, inputs = cases.random_weights(shape, rng), cases.random_inputs(shape, rng)
+        arguments = {**weights, **inputs}
+        if stacked:
+            arguments = cases.stack(arguments)
+        for name in ("K_caches", "V_caches") if held else ():
+            arguments[name] = jax.tree.map(bits.as_bits, arguments[name])
+        got = jax_tkg.transformer_tkg(**arguments, **cases.options(shape))
         plain = got._replace(
             K_caches=bits.without_bits(got.K_caches), V_caches=bits.without_bits(got.V_caches)
         )

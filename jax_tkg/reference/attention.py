@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
 from jax_tkg.bits import Bits
-from jax_tkg.reference import cache_update
+from jax_tkg.reference import cache_update, formulation
 from jax_tkg.reference.cache_update import WritePlan
+from jax_tkg.reference.loops import repeat
 
 
 def attention_mask(
@@ -55,6 +58,7 @@ def attention(
     layer: jax.Array | None,
     writes: WritePlan | None,
     mask: jax.Array,
+    platform: str | None = None,
 ) -> tuple[jax.Array, jax.Array | Bits, jax.Array | Bits]:
     """Softmax attention taken jointly over the cache as passed in and the new keys.
 
@@ -67,6 +71,7 @@ def attention(
       layer: uint32 scalar, which layer of the caches, or None.
       writes: where the new keys and values are written, or None to leave the caches alone.
       mask: from `attention_mask`.
+      platform: the platform lowered for, where it is one; chooses the formulation.
 
     Returns:
       The attention output [B, S, q, d] in the compute dtype (zeros for a query with nothing to
@@ -74,34 +79,82 @@ def attention(
     """
     batch, tokens, q, d = query.shape
     k = key.shape[2]
+    heads, rows = batch * k, q // k * tokens
     grouped = query.reshape(batch, tokens, k, q // k, d).transpose(0, 2, 3, 1, 4)
+    grouped = grouped.reshape(heads, rows, d)
     if writes is not None:
         update = cache_update.update_caches(K_cache, V_cache, layer, writes, key, value)
         K_cache, V_cache = update.K_cache, update.V_cache
         key = jnp.concatenate([key, update.displaced_key], axis=1)
         value = jnp.concatenate([value, update.displaced_value], axis=1)
-    context = mask.shape[-1] - key.shape[1]
-    output = _joint_softmax(
-        grouped,
-        [_of_layer(K_cache, layer, -1, context), _by_head(key.transpose(0, 2, 3, 1))],
-        [_of_layer(V_cache, layer, -2, context), _by_head(value.transpose(0, 2, 1, 3))],
-        mask,
-    )
-    output = output.transpose(0, 3, 1, 2, 4).reshape(batch, tokens, q, d)
-    return output.astype(query.dtype), K_cache, V_cache
+    new_keys = _by_head(key.transpose(0, 2, 3, 1))
+    new_values = _by_head(value.transpose(0, 2, 1, 3))
+    columns = mask.shape[-1]
+    context = columns - key.shape[1]
+    mask = mask.reshape(heads, rows, columns)
+    count = formulation.attention_heads(K_cache, heads, context, platform)
+
+    def attend(start: jax.Array) -> jax.Array:
+        def mine(array: jax.Array) -> jax.Array:
+            if count == heads:
+                return array
+            return jax.lax.dynamic_slice_in_dim(array, start, count)
+
+        return _joint_softmax(
+            mine(grouped),
+            [_of_layer(K_cache, layer, -1, context, start, count), mine(new_keys)],
+            [_of_layer(V_cache, layer, -2, context, start, count), mine(new_values)],
+            mine(mask),
+        ).astype(query.dtype)
+
+    def add(turn: jax.Array, output: jax.Array) -> jax.Array:
+        start = turn * jnp.uint32(count)
+        return jax.lax.dynamic_update_slice_in_dim(output, attend(start), start, 0)
+
+    if count == heads:
+        output = attend(jnp.uint32(0))
+    else:
+        output = repeat(heads // count, add, _zeros(grouped, K_cache, V_cache, mask))
+    output = output.reshape(batch, k, q // k, tokens, d).transpose(0, 3, 1, 2, 4)
+    return output.reshape(batch, tokens, q, d), K_cache, V_cache
+
+
+def _zeros(like: jax.Array, *others: Any) -> jax.Array:
+    """Zeros that vary over the axes of `shard_map` that any of the arrays varies over."""
+    zeros = jnp.zeros_like(like)
+    for array in jax.tree.leaves(others):
+        zeros = zeros + jnp.zeros_like(array, shape=like.shape, dtype=like.dtype)
+    return zeros
 
 
 def _of_layer(
-    cache: jax.Array | Bits, layer: jax.Array | None, slot_axis: int, context: int
+    cache: jax.Array | Bits,
+    layer: jax.Array | None,
+    slot_axis: int,
+    context: int,
+    start: jax.Array,
+    count: int,
 ) -> jax.Array:
-    """The first `context` slots of one layer: [B*k, d, T] or [B*k, T, d], as `slot_axis` says."""
+    """The first `context` slots of heads start..start+count of one layer.
+
+    Returns:
+      [count, d, T] or [count, T, d], as `slot_axis` says.
+    """
     one = cache.bits if isinstance(cache, Bits) else cache
-    if layer is not None:
-        one = jax.lax.dynamic_index_in_dim(one, layer, keepdims=False)
-    one = jax.lax.slice_in_dim(one, 0, context, axis=slot_axis)
-    if isinstance(cache, Bits):
-        one = jax.lax.bitcast_convert_type(one, cache.dtype)
-    return _by_head(one)
+    *_, batch, k, first, second = one.shape
+    if count < batch * k:
+        one = one.reshape(*one.shape[:-4], batch * k, first, second)
+        place = [start, jnp.uint32(0), jnp.uint32(0)]
+        sizes = [count, first, second]
+        sizes[slot_axis] = context
+        if layer is not None:
+            place, sizes = [layer, *place], [1, *sizes]
+        one = jax.lax.dynamic_slice(one, place, sizes).reshape(sizes[-3:])
+    else:
+        if layer is not None:
+            one = jax.lax.dynamic_index_in_dim(one, layer, keepdims=False)
+        one = _by_head(jax.lax.slice_in_dim(one, 0, context, axis=slot_axis))
+    return jax.lax.bitcast_convert_type(one, cache.dtype) if isinstance(cache, Bits) else one
 
 
 def _by_head(columns: jax.Array) -> jax.Array:
@@ -135,13 +188,13 @@ def _joint_softmax(
     """Softmax over several sets of keys at once, in f32.
 
     Args:
-      query: [B, k, g, S, d].
-      keys: each [B*k, d, T].
-      values: each [B*k, T, d].
-      mask: [B, k, g, S, sum of T] bool.
+      query: [N, R, d]; N counts KV heads of all sequences, R the queries of one.
+      keys: each [N, d, T].
+      values: each [N, T, d].
+      mask: [N, R, sum of T] bool.
 
     Returns:
-      [B, k, g, S, d] f32; zeros where no key is attended.
+      [N, R, d] f32; zeros where no key is attended.
     """
     scores = jnp.concatenate([_batched_product(query, key) for key in keys], axis=-1)
     scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, -jnp.inf)
@@ -156,11 +209,9 @@ def _joint_softmax(
 
 
 def _batched_product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
-    """[B, k, g, S, n] times [B*k, n, m] in f32: [B, k, g, S, m]."""
-    batch, k, groups, tokens, inner = rows.shape
-    product = jnp.matmul(
-        rows.reshape(batch * k, groups * tokens, inner).astype(jnp.float32),
+    """[N, R, n] times [N, n, m] in f32: [N, R, m]."""
+    return jnp.matmul(
+        rows.astype(jnp.float32),
         matrix.astype(jnp.float32),
         precision=jax.lax.Precision.HIGHEST,
     )
-    return product.reshape(batch, k, groups, tokens, matrix.shape[-1])

@@ -26,6 +26,7 @@ version. The last two rows are float8 over bfloat16 stored as [out, in].
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,15 @@ SMALLEST_BLOCK_ELEMENTS = 1 << 14
 """Elements of the weight in one block of `Form.BLOCKS`, at least; smaller weights are one dot."""
 
 
+ATTENTION_ELEMENTS = 1 << 19
+"""Elements of a cache of keys, or of values, that attention converts at once, at most.
+
+Attention over sixteen caches of eight sequences (8 heads of 64, 512 slots, bfloat16) takes 3.5
+times what memory takes to deliver them; converted whole it takes four times as long. Half as many
+elements are level.
+"""
+
+
 class Form(enum.Enum):
     """A way to write rows @ weight."""
 
@@ -88,6 +98,25 @@ def choose(weight: StoredWeight, rows: int, platform: str | None) -> Form:
         return Form.SUMMED
     block_elements = block_rows(inner, columns) * columns
     return Form.BLOCKS if block_elements >= SMALLEST_BLOCK_ELEMENTS else Form.WHOLE
+
+
+def attention_heads(cache: Any, heads: int, context: int, platform: str | None) -> int:
+    """How many of the B*k heads of a cache attention takes at once: a divisor of them.
+
+    Low-precision caches are converted to f32 for the products; of `ATTENTION_ELEMENTS` at a time
+    the results stay in the processor's caches. float32 is read as it is.
+
+    Args:
+      cache: [..., B, k, d, S_max] array or `Bits`.
+      heads: B*k.
+      context: slots attended.
+      platform: as in `choose`.
+    """
+    if platform != "cpu" or jnp.dtype(cache.dtype).itemsize >= 4:
+        return heads
+    each = cache.shape[-2] * context
+    few = (count for count in _divisors(heads) if count * each <= ATTENTION_ELEMENTS)
+    return max(few, default=1)
 
 
 def moves_freely(dtype: jax.typing.DTypeLike) -> bool:

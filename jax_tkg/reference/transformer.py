@@ -160,6 +160,7 @@ def _layer(
         layer=layer,
         writes=shared.writes,
         mask=shared.mask,
+        platform=platform,
     )
     attention_part = linear(attended.reshape(B, S, q * d), weights.W_out, platform=platform)
     hidden = _add(hidden, all_reduce(attention_part, parameters))

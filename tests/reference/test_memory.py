@@ -13,6 +13,7 @@ from absl.testing import absltest, parameterized
 import jax_tkg
 from jax_tkg.arguments import FLOAT8_DTYPES
 from jax_tkg.bits import Bits
+from jax_tkg.reference import formulation
 from tests import hlo
 
 L, H, I, Q, D, S_CTX = 4, 512, 1792, 4, 128, 128  # noqa: E741
@@ -47,7 +48,9 @@ def _per_layer(shape: tuple[int, ...], dtype: str, bits: bool, stacked: bool) ->
     return [_array(shape, dtype, bits)] * L
 
 
-def _compiled(dtype: str, B: int, stacked: bool, bits: bool, S_max: int = S_MAX) -> Any:
+def _compiled(
+    dtype: str, B: int, stacked: bool, bits: bool, S_max: int = S_MAX, S_ctx: int = S_CTX
+) -> Any:
     """A decode step with donated caches; nothing is ever allocated for it."""
     compute, mlp = DTYPES[dtype]
     weights: dict[str, Any] = {}
@@ -67,7 +70,7 @@ def _compiled(dtype: str, B: int, stacked: bool, bits: bool, S_max: int = S_MAX)
         "X": _array((B, 1, H), compute, False),
         "RoPE_cos": _array((D // 2, B, 1), "float32", False),
         "RoPE_sin": _array((D // 2, B, 1), "float32", False),
-        "mask_cache": _array((S_CTX, B, Q, 1), "bool", False),
+        "mask_cache": _array((S_ctx, B, Q, 1), "bool", False),
         "mask_active": _array((1, B, Q, 1), "bool", False),
         "position_ids": _array((B, 1), "int32", False),
     }
@@ -93,6 +96,20 @@ class MemoryTest(parameterized.TestCase):
         itemsize = jnp.dtype(DTYPES[dtype][0]).itemsize
         self.assertGreaterEqual(memory.alias_size_in_bytes, 2 * L * cache_elements * itemsize)
         self.assertLess(memory.temp_size_in_bytes, UP_CAST_BYTES / L / 2)
+
+    @parameterized.parameters(*itertools.product(("f32", "bf16"), (False, True)))
+    def test_long_context(self, dtype: str, stacked: bool) -> None:
+        """Low-precision caches are converted for attention a few heads at a time."""
+        B, S_ctx = 8, S_MAX // 2
+        heads = formulation.attention_heads(
+            _array((B, 1, D, S_MAX), DTYPES[dtype][0], False), B, S_ctx, "cpu"
+        )
+        compiled = _compiled(dtype, B, stacked, bits=True, S_ctx=S_ctx)
+        self.assertEqual(hlo.copies_of(compiled, B * D * S_MAX), [])
+        if dtype == "bf16":
+            self.assertEqual(heads, 1)
+            temporary = compiled.memory_analysis().temp_size_in_bytes
+            self.assertLess(temporary, 4 * B * D * S_ctx)
 
     @parameterized.parameters(*itertools.product(("bf16", "fp8"), (1, 8), (False, True)))
     def test_arrays(self, dtype: str, B: int, stacked: bool) -> None:

@@ -116,6 +116,18 @@ class ChoiceTest(parameterized.TestCase):
         stored = _stored(np.ones((128, 64), np.float32), False, False)
         self.assertIs(formulation.choose(stored, 8, "cpu"), Form.WHOLE)
 
+    @given(heads=st.integers(1, 256), d=st.sampled_from([64, 128]), context=st.integers(0, 1 << 16))
+    def test_heads_attended_at_once(self, heads: int, d: int, context: int) -> None:
+        def taken(dtype: str, platform: str | None) -> int:
+            cache = jax.ShapeDtypeStruct((1, heads, d, context), dtype)
+            return formulation.attention_heads(cache, heads, context, platform)
+
+        self.assertEqual(taken("float32", "cpu"), heads)
+        self.assertEqual(taken("bfloat16", None), heads)
+        few = taken("bfloat16", "cpu")
+        self.assertEqual(heads % few, 0)
+        self.assertLessEqual(few * d * context, max(formulation.ATTENTION_ELEMENTS, d * context))
+
     @given(n=st.integers(1, 1024), m=st.integers(1, 1 << 15))
     def test_blocks_cover_the_weight(self, n: int, m: int) -> None:
         inner = n * formulation.TERMS
