@@ -4,15 +4,18 @@ python -m benchmarks.decode_cpu [--models smollm2,llama-3.2-1b] [--dtypes f32,bf
     [--batches 1,4,8] [--peers plain,transformers,llama.cpp]
 
 A decode step reads every weight and the attended part of the caches once, so it takes at least
-those bytes over the machine's memory bandwidth, which is measured in the same run and in turn with
-the steps: the floor. The Llama-3.2-1B shape has random weights and stands for the model's layers;
-SmolLM2 is the whole model, from token to token.
+those bytes over the machine's memory bandwidth: the floor. The bandwidth is measured in turn with
+the steps, and "x floor" is the median over turns of a step's time over the floor of the same turn,
+with the least and the most of them beside it; "x best floor" is the median step over the floor at
+the fastest turn of the whole run. The Llama-3.2-1B shape has random weights and stands for the
+model's layers; SmolLM2 is the whole model, from token to token.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import gc
+import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -47,8 +50,8 @@ _CONTEXT = flags.DEFINE_integer("context", 512, "S_ctx: cache slots attended.", 
 _CAPACITY = flags.DEFINE_integer(
     "capacity", None, "S_max of the Llama shape; default: the context."
 )
-_TURNS = flags.DEFINE_integer("turns", 5, "Turns of each candidate.", lower_bound=1)
-_RUNS = flags.DEFINE_integer("runs", 5, "Steps per turn.", lower_bound=1)
+_TURNS = flags.DEFINE_integer("turns", 7, "Turns of each candidate.", lower_bound=1)
+_RUNS = flags.DEFINE_integer("runs", 3, "Steps per turn.", lower_bound=1)
 
 
 @dataclasses.dataclass
@@ -78,20 +81,21 @@ def main(_: Sequence[str]) -> None:
                 timings = measure_in_turns(
                     [reader.candidate(), *cell.candidates], _TURNS.value, _RUNS.value
                 )
-                memory.append(timings.pop(memory_floor.READER))
+                memory.append(timings[memory_floor.READER])
                 rows.append((cell, timings))
                 cell.candidates.clear()
             gc.collect()
-    rate = memory_floor.bandwidth(memory)
-    table = [_row(cell, timings, rate, peers) for cell, timings in rows]
-    print(f"\nmemory reads at {rate / 1e9:.1f} GB/s at best; milliseconds per step, medians\n")
+    rates = memory_floor.bandwidths(memory)
+    table = [_row(cell, timings, max(rates), peers) for cell, timings in rows]
+    low, middle, high = (f"{f(rates) / 1e9:.0f}" for f in (min, statistics.median, max))
+    heading = f"Milliseconds per decode step, medians; memory reads {middle} GB/s ({low} to {high})"
+    print(f"\n{heading}\n")
     report.print_table(table)
-    heading = f"Milliseconds per decode step; memory reads {rate / 1e9:.1f} GB/s"
     print(f"\n{report.write_markdown('decode_cpu', heading, table)}")
     path = report.write_json(
         "decode_cpu",
         {
-            "bandwidth": rate,
+            "bandwidths": rates,
             "context": _CONTEXT.value,
             "capacity": _CAPACITY.value or _CONTEXT.value,
             "rows": table,
@@ -190,19 +194,22 @@ def _smollm2_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
 
 
 def _row(
-    cell: Cell, timings: dict[str, Timing], rate: float, peers: Sequence[str]
+    cell: Cell, timings: dict[str, Timing], best_rate: float, peers: Sequence[str]
 ) -> dict[str, Any]:
     mine = timings[steps.OURS]
-    floor = cell.step_bytes / rate
+    floor = memory_floor.floor(timings[memory_floor.READER], cell.step_bytes)
+    ratios = mine.ratios_to(floor)
     row: dict[str, Any] = {
         "model": cell.model,
         "dtype": cell.dtype,
         "B": cell.batch,
         "MB read": round(cell.step_bytes / 1e6),
-        "floor": floor * 1e3,
+        "floor": floor.median * 1e3,
         "jax_tkg": mine.median * 1e3,
         "best": mine.shortest * 1e3,
-        "x floor": mine.median / floor,
+        "x floor": mine.ratio_to(floor),
+        "least-most": f"{min(ratios):.2f}-{max(ratios):.2f}",
+        "x best floor": mine.median / (cell.step_bytes / best_rate),
         "temp MB": round(cell.temporary_bytes / 1e6, 1),
     }
     names = {PLAIN: steps.PLAIN, TRANSFORMERS: torch_peer.NAME, LLAMA_CPP: llama_cpp_peer.NAME}

@@ -20,11 +20,13 @@ class Candidate:
       name: what the table calls it.
       run: does once what is timed.
       finish: waits for what `run` left to be done, untimed.
+      clock: seconds, of which the difference before and after `run` is taken.
     """
 
     name: str
     run: Callable[[], object]
     finish: Callable[[], object] = lambda: None
+    clock: Callable[[], float] = time.perf_counter
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,10 +46,14 @@ class Timing:
         """Median over the turns."""
         return statistics.median(self.turns)
 
-    def ratio_to(self, other: Timing) -> float:
-        """How many times longer than `other` this took: the median over turns taken together."""
+    def ratios_to(self, other: Timing) -> list[float]:
+        """How many times longer than `other` this took, in each of the turns taken together."""
         pairs = zip(self.turns, other.turns, strict=True)
-        return statistics.median(mine / theirs for mine, theirs in pairs)
+        return [mine / theirs for mine, theirs in pairs]
+
+    def ratio_to(self, other: Timing) -> float:
+        """The median of `ratios_to`."""
+        return statistics.median(self.ratios_to(other))
 
 
 def measure_in_turns(
@@ -84,8 +90,8 @@ def _turn(candidate: Candidate, runs: int, longest_turn: float) -> list[float]:
     candidate.finish()
     taken: list[float] = []
     while len(taken) < runs and (not taken or sum(taken) + taken[-1] < longest_turn):
-        started = time.perf_counter()
+        started = candidate.clock()
         candidate.run()
-        taken.append(time.perf_counter() - started)
+        taken.append(candidate.clock() - started)
         candidate.finish()
     return taken

@@ -1,4 +1,9 @@
-"""How fast this machine reads memory: no step can take less than its bytes over this rate."""
+"""How fast this machine reads memory: no step can take less than its bytes over this rate.
+
+The rate of a virtual machine drifts with what else its host does, by a factor of two within
+minutes. So a step is compared with a reader that took its turn with it, like any other peer; the
+fastest reader of a whole run is told beside that.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +40,12 @@ class MemoryReader:
         return Candidate(READER, lambda: list(self._pool.map(np.bitwise_or.reduce, self._parts)))
 
 
-def bandwidth(timings: Sequence[Timing]) -> float:
-    """Bytes per second of the fastest turn: interference only ever makes a reader slower."""
-    return BUFFER_BYTES / min(min(timing.turns) for timing in timings)
+def floor(reader: Timing, step_bytes: int) -> Timing:
+    """What reading the bytes of a step would have taken in each of the reader's turns."""
+    scale = step_bytes / BUFFER_BYTES
+    return Timing(tuple(turn * scale for turn in reader.turns), reader.shortest * scale)
+
+
+def bandwidths(readers: Sequence[Timing]) -> list[float]:
+    """Bytes per second of every turn."""
+    return [BUFFER_BYTES / turn for reader in readers for turn in reader.turns]
