@@ -271,17 +271,48 @@ def _goal(what: str, value: float, most: float) -> str:
     return f"modelled {what}: {value:.3f}; goal {most:g}: {'met' if value <= most else 'NOT met'}"
 
 
+def summary(rows: list[Row]) -> list[str]:
+    """A table by model, ranks, new tokens and weights: means and worst cells."""
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in rows:
+        model, tp, _, S, _, kind = row.name.split(".")
+        groups.setdefault((model, tp, S, kind), []).append(row)
+    lines = [
+        "| cells | number | ours / bound, mean | worst | AWS / bound, mean | ours / AWS, mean |",
+        "|---|---|---|---|---|---|",
+    ]
+    for group, members in groups.items():
+        ours = [r.ours.compute / r.bound for r in members if isinstance(r.ours, Modelled)]
+        aws = [r.aws.compute / r.bound for r in members if isinstance(r.aws, Modelled)]
+        both = [
+            r.ours.compute / r.aws.compute
+            for r in members
+            if isinstance(r.ours, Modelled) and isinstance(r.aws, Modelled)
+        ]
+        shown = [_mean_or_dash(ours), f"{max(ours):.2f}" if ours else "-"]
+        shown += [_mean_or_dash(aws), _mean_or_dash(both)]
+        lines.append(f"| {' '.join(group)} | {len(ours)} | " + " | ".join(shown) + " |")
+    return lines
+
+
+def _mean_or_dash(values: list[float]) -> str:
+    return f"{_geometric_mean(values):.2f}" if values else "-"
+
+
 def markdown(rows: list[Row]) -> str:
-    """The table, the goals, and why some cells have no figures."""
+    """A summary, the goals, all cells, and why some have no figures."""
     lines = [
         f"Modelled, not measured: one layer on trn2, two physical cores, Tensor Engine "
         f"{_RATE.value}; ours with the residual on chip. AR: with all-reduces of that latency.",
+        "",
+        *(f"- {line}" for line in goals(rows)),
+        "",
+        *summary(rows),
         "",
         "| " + " | ".join(_COLUMNS) + " |",
         "|" + "---|" * len(_COLUMNS),
         *("| " + " | ".join(_columns(row)) + " |" for row in rows),
         "",
-        *(f"- {line}" for line in goals(rows)),
     ]
     reasons: dict[str, list[str]] = {}
     for row in rows:

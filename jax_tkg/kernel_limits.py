@@ -22,13 +22,13 @@ RING_BYTES = 6 * 16384
 `RING_SLOT_BYTES` each."""
 
 MAX_BLOCK_CHUNKS = 16
-"""Chunks of 128 cache slots attended at once, as in `kernels.attention`."""
+"""Chunks of 128 cache slots attended at once, as in `kernels.attention_blocks`."""
 
 GROUP_COLUMNS = 128
-"""Queries attended together, where those of one sequence are no more; as in `kernels.attention`."""
+"""Queries attended together, where one sequence has no more; as in `kernels.attention_blocks`."""
 
 MASK_ROOM_BYTES = 118000
-"""Of a partition, for masks and the activations beside them, as in `kernels.attention`."""
+"""Of a partition, for masks and the activations beside them, as in `kernels.masks`."""
 
 LARGEST_CACHE = 2**31 - 1
 """Numbers in a layer's cache: a place in it is a signed offset of 32 bits."""

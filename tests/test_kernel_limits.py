@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 
 from jax_tkg import kernel_limits
 from jax_tkg.arguments import Dimensions
-from jax_tkg.kernels import attention, transformer
+from jax_tkg.kernels import attention_blocks, masks, transformer
 from jax_tkg.simulator import capacity
 from tests import cases
 from tests.kernels import launch
@@ -58,9 +58,9 @@ class SbufTest(parameterized.TestCase):
     def test_constants_are_the_kernels(self) -> None:
         ring = transformer.RING_SLOTS * transformer.RING_SLOT_BYTES
         self.assertEqual(kernel_limits.RING_BYTES, ring)
-        self.assertEqual(kernel_limits.MAX_BLOCK_CHUNKS, attention.MAX_BLOCK_CHUNKS)
-        self.assertEqual(kernel_limits.GROUP_COLUMNS, attention.GROUP_COLUMNS)
-        self.assertEqual(kernel_limits.MASK_ROOM_BYTES, attention.MASK_ROOM_BYTES)
+        self.assertEqual(kernel_limits.MAX_BLOCK_CHUNKS, attention_blocks.MAX_BLOCK_CHUNKS)
+        self.assertEqual(kernel_limits.GROUP_COLUMNS, attention_blocks.GROUP_COLUMNS)
+        self.assertEqual(kernel_limits.MASK_ROOM_BYTES, masks.MASK_ROOM_BYTES)
 
 
 LLAMA_70B = cases.Shape(B=1, S=1, q=8, k=1, d=128, H=8192, I=3584, L=1, dtype="bfloat16")

@@ -61,6 +61,20 @@ class GoalsTest(absltest.TestCase):
         self.assertIn("(far): 0.030; goal 0.02: NOT met", traffic)
         self.assertIn("of 1 cells: 0.500; goal 0.8: met", against)
 
+    def test_summary(self) -> None:
+        rows = [
+            _row("70b.tp8.B1.S1.ctx1024.fp8", _figures(110.0), _figures(220.0)),
+            _row("70b.tp8.B2.S1.ctx1024.fp8", _figures(121.0), "too many tokens"),
+            _row("8b.tp1.B1.S4.ctx1024.bf16", "too large"),
+        ]
+        self.assertEqual(
+            grid.summary(rows)[2:],
+            [
+                "| 70b tp8 S1 fp8 | 2 | 1.15 | 1.21 | 2.20 | 0.50 |",
+                "| 8b tp1 S4 bf16 | 0 | - | - | - | - |",
+            ],
+        )
+
     def test_no_figures(self) -> None:
         self.assertEqual(grid.goals([_row("one", "too large")]), ["no cell could be modelled"])
 

@@ -8,10 +8,11 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
+from .attention_blocks import attention_tasks, sequence_groups
 from .cache_update import token_rows
 from .exchange import swap
 from .linear import bytes_of
-from .sizes import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
+from .sizes import PARTITIONS, PSUM_BANK, ceiling_divide
 from .softmax import (
     MASKED,
     SoftmaxState,
@@ -23,188 +24,6 @@ from .softmax import (
     normalise,
     set_unattended,
 )
-
-MAX_BLOCK_CHUNKS = 16
-"""Chunks of 128 slots attended at once: 2048 slots, 4 KiB of bf16 per partition and DMA."""
-
-GROUP_COLUMNS = 128
-"""Queries attended together, so that the scores of that many chunks fit in PSUM: what blocks add to
-each other is work per column and block."""
-
-MASK_ROOM_BYTES = 118000
-"""Of a partition, for masks and the activations beside them: what constants, buffers of weights and
-tables leave."""
-
-
-class Segment(NKIObject):
-    """Cache slots start .. start + rows * chunks; row p of chunk c is slot start + p * chunks + c.
-
-    So each partition reads `chunks` consecutive rows of V, in one piece. Its first chunk is the
-    block's chunk `first_chunk`.
-    """
-
-    def __init__(self, start, rows, chunks, first_chunk):
-        self.start = start
-        self.rows = rows
-        self.chunks = chunks
-        self.first_chunk = first_chunk
-        self.slots = rows * chunks
-
-
-class Block(NKIObject):
-    """Keys attended at once, in `chunks` chunks of at most `rows`.
-
-    Attributes:
-      segments: of cache slots; may be none.
-      active_rows: new keys, in the last chunk; 0 for none.
-      rows, chunks: of the block's scores.
-    """
-
-    def __init__(self, segments, active_rows):
-        self.segments = segments
-        self.active_rows = active_rows
-        self.rows = active_rows
-        self.chunks = 0
-        for segment in segments:
-            self.rows = max(self.rows, segment.rows)
-            self.chunks = segment.first_chunk + segment.chunks
-        self.active_chunk = self.chunks
-        if active_rows > 0:
-            self.chunks += 1
-
-
-def context_blocks(first, last, chunks, active_rows):
-    """The blocks of at most 128 x `chunks` keys that cover the slots first .. last.
-
-    The new keys, `active_rows`, are in the last block; 0 for none.
-    """
-    blocks = []
-    while last > first or active_rows > 0:
-        whole = min(chunks, (last - first) // PARTITIONS)
-        segments = []
-        if whole > 0:
-            segments.append(Segment(first, PARTITIONS, whole, 0))
-            first += whole * PARTITIONS
-        rest = last - first
-        if whole < chunks and rest > 0:
-            segments.append(Segment(first, rest, 1, whole))
-            first = last
-            whole += 1
-        # In a full block there is no room for the new keys.
-        added = 0
-        if first == last and whole < chunks:
-            added = active_rows
-            active_rows = 0
-        blocks.append(Block(segments, added))
-    return blocks
-
-
-def context_share(sizes):
-    """(first, last) of the slots that this core attends: half of them where there are two cores."""
-    if sizes.cores == 1:
-        return (0, sizes.S_prior)
-    half = ceiling_divide(ceiling_divide(sizes.S_prior, 2), PARTITIONS) * PARTITIONS
-    half = min(half, sizes.S_prior)
-    if sizes.core == 0:
-        return (0, half)
-    return (half, sizes.S_prior)
-
-
-def key_blocks(group, sizes):
-    """The blocks of keys that this core attends for a group."""
-    # The first core attends the new keys.
-    active_rows = 0
-    if sizes.core == 0:
-        active_rows = sizes.T
-    first, last = context_share(sizes)
-    return context_blocks(first, last, group.chunks, active_rows)
-
-
-def sequence_groups(sizes):
-    """The groups of sequences that are attended together."""
-    at_once = max(1, min(sizes.B, GROUP_COLUMNS // (sizes.q * sizes.S)))
-    groups = []
-    first = 0
-    while first < sizes.B:
-        groups.append(Group(first, min(at_once, sizes.B - first), sizes))
-        first += at_once
-    return groups
-
-
-class Masks(NKIObject):
-    """Which queries attend which keys: 1 where they do, of a byte each.
-
-    Attributes:
-      prior: [S_prior, B * q * S] in HBM, of the cache slots; None without slots.
-      active: [T, B * q * S] on chip, of the new keys.
-      tiles: of the cache slots, per group and block: a tile [rows, chunks, columns] per segment,
-        which stays on chip over all layers, or None where there is no room: loaded for each layer.
-    """
-
-    def __init__(self, prior, active, sizes):
-        self.prior = prior
-        self.active = nl.ndarray(active.shape, dtype=active.dtype, buffer=nl.sbuf)
-        nisa.dma_copy(dst=self.active, src=active)
-        room = _mask_room(sizes)
-        self.tiles = []
-        for group in sequence_groups(sizes):
-            of_group = []
-            for block in key_blocks(group, sizes):
-                needed = 0
-                for segment in block.segments:
-                    needed += segment.chunks * group.columns
-                tiles = None
-                if needed <= room:
-                    tiles = self._of_block(block, group)
-                    room -= needed
-                of_group.append(tiles)
-            self.tiles.append(of_group)
-
-    def _of_block(self, block, group):
-        tiles = []
-        for segment in block.segments:
-            tiles.append(_load_mask(self.prior, segment, group))
-        return tiles
-
-    def get(self, task):
-        """Per segment of a task's block, on chip."""
-        tiles = self.tiles[task.group_number][task.block_number]
-        if tiles == None:
-            return self._of_block(task.block, task.group)
-        return tiles
-
-
-def _mask_room(sizes):
-    """Bytes of a partition for masks that stay on chip, beside what normalisation and MLP need."""
-    item = bytes_of(sizes.dtype)
-    hidden = sizes.hidden_share().count * sizes.T
-    mlp = sizes.mlp_chunks() * sizes.T
-    norm = (8 + 2 * item) * hidden + 2 * item * sizes.hidden_chunks()
-    part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
-    feed_forward = (3 * item + 4) * hidden + 8 * part + 2 * item * mlp
-    return MASK_ROOM_BYTES - max(norm, feed_forward)
-
-
-class Task(NKIObject):
-    """A block of keys to attend for a group of sequences; `ends` the group's blocks."""
-
-    def __init__(self, group, block, group_number, block_number, ends):
-        self.group = group
-        self.block = block
-        self.group_number = group_number
-        self.block_number = block_number
-        self.ends = ends
-
-
-def _tasks(sizes):
-    tasks = []
-    groups = sequence_groups(sizes)
-    for number in range(len(groups)):
-        blocks = key_blocks(groups[number], sizes)
-        for index in range(len(blocks)):
-            ends = index + 1 == len(blocks)
-            tasks.append(Task(groups[number], blocks[index], number, index, ends))
-    return tasks
 
 
 class Sums(NKIObject):
@@ -236,7 +55,7 @@ def attention(heads, K_cache, V_cache, masks, ring, constants, sizes):
     """
     attended = nl.ndarray((sizes.d, sizes.q, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
     scale = 1.0 / sizes.d**0.5
-    tasks = _tasks(sizes)
+    tasks = attention_tasks(sizes)
     if len(tasks) == 0:
         # Without cache slots the second core has nothing to attend.
         for group in sequence_groups(sizes):
@@ -296,25 +115,6 @@ class Ended(NKIObject):
         if self.received != None:
             merge_packed(self.state, self.received, scale)
         _store(attended, self.state, self.group, sizes)
-
-
-class Group(NKIObject):
-    """Sequences first .. first + count, attended together; columns are (sequence, head, token)."""
-
-    def __init__(self, first, count, sizes):
-        self.first = first
-        self.count = count
-        self.width = sizes.q * sizes.S
-        # Columns of a sequence and KV head.
-        self.per_pair = self.width // sizes.k
-        self.columns = count * self.width
-        self.first_column = first * self.width
-        self.per_bank = PSUM_BANK // self.columns
-        self.chunks = min(MAX_BLOCK_CHUNKS, self.per_bank * PSUM_GROUP_BANKS)
-
-    def place(self, chunk):
-        """(bank, first column) of a chunk in the PSUM tile of the scores."""
-        return (chunk // self.per_bank, (chunk % self.per_bank) * self.columns)
 
 
 def _of_kv_head(columns, kv_head, group, sizes):
@@ -478,16 +278,6 @@ def _masked(task, product, masks):
         own = masks.active[:, group.first_column : group.first_column + group.columns]
         _copy_attended(scores, product, own.expand_dim(1), block.active_chunk, group)
     return scores
-
-
-def _load_mask(prior, segment, group):
-    """[rows, chunks, columns]: the mask of a segment."""
-    shape = (segment.rows, segment.chunks, group.columns)
-    mask = nl.ndarray(shape, dtype=prior.dtype, buffer=nl.sbuf)
-    rows = prior[segment.start : segment.start + segment.slots, :]
-    rows = rows[:, group.first_column : group.first_column + group.columns]
-    nisa.dma_copy(dst=mask, src=rows.reshape_dim(0, (segment.rows, segment.chunks)))
-    return mask
 
 
 def _copy_attended(scores, product, mask, first_chunk, group):

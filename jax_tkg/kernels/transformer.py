@@ -7,11 +7,12 @@ from nki.collectives import ReplicaGroup
 from nki.language import NKIObject
 
 from .all_reduce import add_reduced
-from .attention import Masks, attention
+from .attention import attention
 from .cache_update import LayerCaches, await_readers, load_places, update_caches
 from .constants import Constants
 from .layout import load_tokens, store_tokens
 from .linear import linear, linear_of_shares
+from .masks import Masks
 from .mlp import mlp
 from .rms_norm import rms_norm
 from .rope import apply_rope, load_tables

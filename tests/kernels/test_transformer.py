@@ -16,7 +16,7 @@ from absl.testing import absltest, parameterized
 
 import jax_tkg
 from jax_tkg import kernel_operands
-from jax_tkg.kernels import attention, transformer
+from jax_tkg.kernels import masks, transformer
 from jax_tkg.simulator.addressing import VirtualRegister
 from tests import cases
 from tests.kernels import launch
@@ -69,14 +69,14 @@ class FixedTest(parameterized.TestCase):
     def test_groups_of_several_blocks(self, cores: int, room: int) -> None:
         """Two groups of sequences; masks of all, some or no blocks stay on chip."""
         shape = cases.Shape(B=3, S=4, q=16, k=2, L=2, S_ctx=2304, S_max=2304, dtype="bfloat16")
-        with mock.patch.object(attention, "_mask_room", return_value=room):
+        with mock.patch.object(masks, "_mask_room", return_value=room):
             result = launch.check(shape, cores=cores, record=True)
-        masks = [i for i in result.record.streams[(0, 0)] if _reads(i, "prior_mask")]
+        loads = [i for i in result.record.streams[(0, 0)] if _reads(i, "prior_mask")]
         # Bytes: blocks of 16 and 2 chunks on one core, of 9 on each of two; 128 and 64 columns.
         blocks = {1: (2048, 256, 1024, 128), 2: (1152, 576)}[cores]
         kept = {0: (), 1200: ((256, 128), (1152,)), 2400: ((2048, 256), (1152, 576))}[room]
         kept = len(kept[cores - 1]) if kept else 0
-        self.assertLen(masks, kept + shape.L * (len(blocks) - kept))
+        self.assertLen(loads, kept + shape.L * (len(blocks) - kept))
 
     def test_scores_far_apart_stream(self) -> None:
         """Later blocks hold far larger scores than earlier ones, and the other way round."""

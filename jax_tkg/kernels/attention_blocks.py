@@ -1,0 +1,149 @@
+"""Which keys and queries are attended at once: blocks of keys, groups of sequences."""
+
+from nki.language import NKIObject
+
+from .sizes import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
+
+MAX_BLOCK_CHUNKS = 16
+"""Chunks of 128 slots attended at once: 2048 slots, 4 KiB of bf16 per partition and DMA."""
+
+GROUP_COLUMNS = 128
+"""Queries attended together, so that the scores of that many chunks fit in PSUM: what blocks add to
+each other is work per column and block."""
+
+
+class Segment(NKIObject):
+    """Cache slots start .. start + rows * chunks; row p of chunk c is slot start + p * chunks + c.
+
+    So each partition reads `chunks` consecutive rows of V, in one piece. Its first chunk is the
+    block's chunk `first_chunk`.
+    """
+
+    def __init__(self, start, rows, chunks, first_chunk):
+        self.start = start
+        self.rows = rows
+        self.chunks = chunks
+        self.first_chunk = first_chunk
+        self.slots = rows * chunks
+
+
+class Block(NKIObject):
+    """Keys attended at once, in `chunks` chunks of at most `rows`.
+
+    Attributes:
+      segments: of cache slots; may be none.
+      active_rows: new keys, in the last chunk; 0 for none.
+      rows, chunks: of the block's scores.
+    """
+
+    def __init__(self, segments, active_rows):
+        self.segments = segments
+        self.active_rows = active_rows
+        self.rows = active_rows
+        self.chunks = 0
+        for segment in segments:
+            self.rows = max(self.rows, segment.rows)
+            self.chunks = segment.first_chunk + segment.chunks
+        self.active_chunk = self.chunks
+        if active_rows > 0:
+            self.chunks += 1
+
+
+def context_blocks(first, last, chunks, active_rows):
+    """The blocks of at most 128 x `chunks` keys that cover the slots first .. last.
+
+    The new keys, `active_rows`, are in the last block; 0 for none.
+    """
+    blocks = []
+    while last > first or active_rows > 0:
+        whole = min(chunks, (last - first) // PARTITIONS)
+        segments = []
+        if whole > 0:
+            segments.append(Segment(first, PARTITIONS, whole, 0))
+            first += whole * PARTITIONS
+        rest = last - first
+        if whole < chunks and rest > 0:
+            segments.append(Segment(first, rest, 1, whole))
+            first = last
+            whole += 1
+        # In a full block there is no room for the new keys.
+        added = 0
+        if first == last and whole < chunks:
+            added = active_rows
+            active_rows = 0
+        blocks.append(Block(segments, added))
+    return blocks
+
+
+def context_share(sizes):
+    """(first, last) of the slots that this core attends: half of them where there are two cores."""
+    if sizes.cores == 1:
+        return (0, sizes.S_prior)
+    half = ceiling_divide(ceiling_divide(sizes.S_prior, 2), PARTITIONS) * PARTITIONS
+    half = min(half, sizes.S_prior)
+    if sizes.core == 0:
+        return (0, half)
+    return (half, sizes.S_prior)
+
+
+def key_blocks(group, sizes):
+    """The blocks of keys that this core attends for a group."""
+    # The first core attends the new keys.
+    active_rows = 0
+    if sizes.core == 0:
+        active_rows = sizes.T
+    first, last = context_share(sizes)
+    return context_blocks(first, last, group.chunks, active_rows)
+
+
+def sequence_groups(sizes):
+    """The groups of sequences that are attended together."""
+    at_once = max(1, min(sizes.B, GROUP_COLUMNS // (sizes.q * sizes.S)))
+    groups = []
+    first = 0
+    while first < sizes.B:
+        groups.append(Group(first, min(at_once, sizes.B - first), sizes))
+        first += at_once
+    return groups
+
+
+class Group(NKIObject):
+    """Sequences first .. first + count, attended together; columns are (sequence, head, token)."""
+
+    def __init__(self, first, count, sizes):
+        self.first = first
+        self.count = count
+        self.width = sizes.q * sizes.S
+        # Columns of a sequence and KV head.
+        self.per_pair = self.width // sizes.k
+        self.columns = count * self.width
+        self.first_column = first * self.width
+        self.per_bank = PSUM_BANK // self.columns
+        self.chunks = min(MAX_BLOCK_CHUNKS, self.per_bank * PSUM_GROUP_BANKS)
+
+    def place(self, chunk):
+        """(bank, first column) of a chunk in the PSUM tile of the scores."""
+        return (chunk // self.per_bank, (chunk % self.per_bank) * self.columns)
+
+
+class Task(NKIObject):
+    """A block of keys to attend for a group of sequences; `ends` the group's blocks."""
+
+    def __init__(self, group, block, group_number, block_number, ends):
+        self.group = group
+        self.block = block
+        self.group_number = group_number
+        self.block_number = block_number
+        self.ends = ends
+
+
+def attention_tasks(sizes):
+    """All tasks of this core, group after group."""
+    tasks = []
+    groups = sequence_groups(sizes)
+    for number in range(len(groups)):
+        blocks = key_blocks(groups[number], sizes)
+        for index in range(len(blocks)):
+            ends = index + 1 == len(blocks)
+            tasks.append(Task(groups[number], blocks[index], number, index, ends))
+    return tasks
