@@ -1,7 +1,8 @@
 """Milliseconds per decode step on this machine's CPU, beside its memory floor and its peers.
 
-python -m benchmarks.decode_cpu [--models smollm2,llama-3.2-1b] [--dtypes f32,bf16,fp8]
-    [--batches 1,4,8] [--peers plain,transformers,llama.cpp]
+python -m benchmarks.decode_cpu [--models smollm2] [--dtypes bf16] [--batches 1] [--peers plain]
+
+Each of these may be given several times; all that there are is the default.
 
 A decode step reads every weight and the attended part of the caches once, so it takes at least
 those bytes over the machine's memory bandwidth: the floor. The bandwidth is measured in turn with

@@ -1,6 +1,8 @@
 """What depth costs: tracing, lowering, compiling and calling a step of many layers.
 
-python -m benchmarks.depth_cpu [--layers 8,80] [--dtypes f32,bf16]
+python -m benchmarks.depth_cpu [--layers 80] [--dtypes bf16] [--forms stacked]
+
+Each of these may be given several times; all that there are is the default.
 
 Layers have the proportions of Llama-3-70B at H = 512, so that 80 of them fit. Per-layer arguments
 are lists of arrays ("lists"), arrays with a layer axis ("stacked"), or weights in lists beside

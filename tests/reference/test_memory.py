@@ -49,7 +49,13 @@ def _per_layer(shape: tuple[int, ...], dtype: str, bits: bool, stacked: bool) ->
 
 
 def _compiled(
-    dtype: str, B: int, stacked: bool, bits: bool, S_max: int = S_MAX, S_ctx: int = S_CTX
+    dtype: str,
+    B: int,
+    stacked: bool,
+    bits: bool,
+    S_max: int = S_MAX,
+    S_ctx: int = S_CTX,
+    stacked_caches: bool | None = None,
 ) -> Any:
     """A decode step with donated caches; nothing is ever allocated for it."""
     compute, mlp = DTYPES[dtype]
@@ -62,9 +68,10 @@ def _compiled(
             weights[scales] = _per_layer((1, sizes[1]), "float32", False, stacked)
     for name in ("W_gamma_qkvs", "W_gamma_mlps"):
         weights[name] = _per_layer((1, H), "float32", False, stacked)
+    in_stacks = stacked if stacked_caches is None else stacked_caches
     caches = (
-        _per_layer((B, 1, D, S_max), compute, bits, stacked),
-        _per_layer((B, 1, S_max, D), compute, bits, stacked),
+        _per_layer((B, 1, D, S_max), compute, bits, in_stacks),
+        _per_layer((B, 1, S_max, D), compute, bits, in_stacks),
     )
     others = {
         "X": _array((B, 1, H), compute, False),
@@ -86,10 +93,15 @@ def _compiled(
 
 
 class MemoryTest(parameterized.TestCase):
-    @parameterized.parameters(*itertools.product(DTYPES, (1, 8), (False, True)))
-    def test_bits(self, dtype: str, B: int, stacked: bool) -> None:
-        """With low precision held as bits: caches in place, and half a layer's weights in f32."""
-        compiled = _compiled(dtype, B, stacked, bits=True)
+    @parameterized.parameters(
+        *itertools.product(DTYPES, (1, 8), ((False, False), (False, True), (True, True)))
+    )
+    def test_bits(self, dtype: str, B: int, stacked: tuple[bool, bool]) -> None:
+        """With low precision held as bits: caches in place, and half a layer's weights in f32.
+
+        `stacked` says so of weights and of caches.
+        """
+        compiled = _compiled(dtype, B, stacked[0], bits=True, stacked_caches=stacked[1])
         cache_elements = B * D * S_MAX
         self.assertEqual(hlo.copies_of(compiled, cache_elements), [])
         memory = compiled.memory_analysis()
