@@ -108,9 +108,15 @@ class ChoiceTest(parameterized.TestCase):
         ("float32", 4, 8), ("bfloat16", 2, 4), ("float8_e4m3", 1, 2), ("float8_e5m2", 1, 8)
     )
     def test_many_rows_decode_once(self, dtype: str, few: int, many: int) -> None:
-        stored = _stored(np.ones((512, 1024), dtype), True, False)
+        stored = _stored(np.ones((2048, 1024), dtype), True, False)
         self.assertIs(formulation.choose(stored, few, "cpu"), Form.SUMMED)
         self.assertIs(formulation.choose(stored, many, "cpu"), Form.BLOCKS)
+
+    @parameterized.parameters("float32", "bfloat16")
+    def test_several_rows_are_summed_in_loops_only(self, dtype: str) -> None:
+        stored = _stored(np.ones((640, 1536), dtype), True, False)
+        self.assertIs(formulation.choose(stored, 1, "cpu"), Form.SUMMED)
+        self.assertIs(formulation.choose(stored, 2, "cpu"), Form.BLOCKS)
 
     def test_small_weights_are_one_product(self) -> None:
         stored = _stored(np.ones((128, 64), np.float32), False, False)
