@@ -21,7 +21,7 @@ from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.weights import TransformerWeights, stack_layers
 
 dtype, stacked = sys.argv[1], sys.argv[2] == "stacked"
-L, B, H, I, q, k, d, S_ctx, S_max = 8, 2, 1024, 3072, 8, 2, 128, 128, 8192
+L, B, H, I, q, k, d, S_ctx, S_max = 8, 2, 1024, 6144, 8, 2, 128, 128, 8192
 
 
 def memory(field):
