@@ -165,6 +165,7 @@ def _smollm2_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
         model = dataclasses.replace(model, parameters=quantized)
     forward = LlamaForward(model)
     parameters = forward.parameters
+    head = jax.numpy.asarray(model.parameters.head) if PLAIN in peers else None
     torch_model = None
     if TRANSFORMERS in peers and dtype != "fp8":
         torch_model = torch_peer.pretrained_model(path, dtype)
@@ -173,17 +174,16 @@ def _smollm2_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
         candidates = [mine.candidate]
         if PLAIN in peers:
             shape = shapes.shape_of(model)
-            peer = steps.plain(layers, shape, batch, context, context, dtype, parameters.head)
+            peer = steps.plain(layers, shape, batch, context, context, dtype, head)
             candidates.append(peer.candidate)
         if torch_model is not None:
             candidates.append(torch_peer.candidate(torch_model, batch, context - 1))
         if LLAMA_CPP in peers and batch == 1:
             candidates.append(llama_cpp_peer.candidate(path, context - 1))
-        # The embedding is read as the head; where it is the head, it is one array.
-        read = [parameters.layers, parameters.head]
+        read = [parameters.layers, parameters.vocabulary.head]
         config = model.config
         cache_elements = 2 * config.num_layers * batch * config.num_kv_heads * config.head_size
-        itemsize = parameters.head.dtype.itemsize
+        itemsize = parameters.vocabulary.head.dtype.itemsize
         yield Cell(
             SMOLLM2,
             dtype,

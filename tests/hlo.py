@@ -20,3 +20,15 @@ def copies_of(compiled: Any, elements: int) -> list[str]:
         if match and math.prod(int(size) for size in match["sizes"].split(",") if size) >= elements:
             found.append(line.strip())
     return found
+
+
+def largest_fusion(compiled: Any) -> int:
+    """Instructions of the largest fused computation of the optimised HLO."""
+    largest, count, in_fusion = 0, 0, False
+    for line in compiled.as_text().splitlines():
+        if not line.startswith((" ", "}")):
+            count, in_fusion = 0, "fus" in line.split("(")[0]
+        elif in_fusion:
+            count += 1
+            largest = max(largest, count)
+    return largest

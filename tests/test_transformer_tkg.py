@@ -200,11 +200,14 @@ class FormsTest(parameterized.TestCase):
         shape = dataclasses.replace(self.shape, k=1)
         rng = np.random.default_rng(3)
         weights, inputs = cases.random_weights(shape, rng), cases.random_inputs(shape, rng)
-        want = jax_tkg.transformer_tkg(**weights, **inputs, **self.options)
-        flat = {name: [c[:, 0] for c in inputs[name]] for name in ("K_caches", "V_caches")}
+        caches = {name: inputs.pop(name) for name in ("K_caches", "V_caches")}
         if stacked:
-            flat = {name: np.stack(value) for name, value in flat.items()}
-        got = jax_tkg.transformer_tkg(**weights, **{**inputs, **flat}, **self.options)
+            caches = {name: np.stack(value) for name, value in caches.items()}
+            flat = {name: value[:, :, 0] for name, value in caches.items()}
+        else:
+            flat = {name: [cache[:, 0] for cache in value] for name, value in caches.items()}
+        want = jax_tkg.transformer_tkg(**weights, **inputs, **caches, **self.options)
+        got = jax_tkg.transformer_tkg(**weights, **inputs, **flat, **self.options)
         np.testing.assert_array_equal(got.hidden, want.hidden)
         for layer in range(2):
             np.testing.assert_array_equal(got.K_caches[layer], want.K_caches[layer][:, 0])

@@ -16,8 +16,8 @@ import numpy as np
 
 from jax_tkg.arguments import MAX_NEW_TOKENS
 from jax_tkg.models.executables import Executables
-from jax_tkg.models.forward import LlamaForward
-from jax_tkg.models.llama import LlamaModel, LlamaParameters
+from jax_tkg.models.forward import LlamaForward, PlacedParameters
+from jax_tkg.models.llama import LlamaModel
 from jax_tkg.models.sampling import Sampling, sample
 
 SMALLEST_CONTEXT = 128
@@ -300,7 +300,7 @@ class Decoder:
 
     def _traced_chunk(
         self,
-        parameters: LlamaParameters,
+        parameters: PlacedParameters,
         tokens: jax.Array,
         lengths: jax.Array,
         counts: jax.Array,
@@ -319,7 +319,7 @@ class Decoder:
 
     def _traced_logits(
         self,
-        parameters: LlamaParameters,
+        parameters: PlacedParameters,
         tokens: jax.Array,
         lengths: jax.Array,
         counts: jax.Array,
@@ -334,7 +334,7 @@ class Decoder:
 
     def _traced_first(
         self,
-        parameters: LlamaParameters,
+        parameters: PlacedParameters,
         last: jax.Array,
         lengths: jax.Array,
         key: jax.Array,
@@ -346,7 +346,7 @@ class Decoder:
         return DecodeState(tokens, lengths, self._is_stop(tokens), key, K_caches, V_caches)
 
     def _traced_step(
-        self, parameters: LlamaParameters, state: DecodeState, S_ctx: int
+        self, parameters: PlacedParameters, state: DecodeState, S_ctx: int
     ) -> DecodeState:
         counts = jnp.where(state.finished, 0, 1)
         key, this_step = jax.random.split(state.key)
@@ -371,7 +371,7 @@ class Decoder:
         )
 
     def _traced_steps(
-        self, parameters: LlamaParameters, state: DecodeState, S_ctx: int
+        self, parameters: PlacedParameters, state: DecodeState, S_ctx: int
     ) -> tuple[DecodeState, jax.Array]:
         def body(state: DecodeState, _: None) -> tuple[DecodeState, jax.Array]:
             state = self._traced_step(parameters, state, S_ctx)

@@ -8,19 +8,37 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.caches import allocate_caches
 from jax_tkg.masks import active_mask, cache_mask
 from jax_tkg.models.llama import LlamaModel, LlamaParameters
-from jax_tkg.reference.products import dot
+from jax_tkg.models.vocabulary import Vocabulary
 from jax_tkg.reference.rms_norm import rms_norm
 from jax_tkg.rope import tables_of_frequencies
 from jax_tkg.sharding import partition_specs
 from jax_tkg.transformer_tkg import transformer_tkg
+from jax_tkg.weights import TransformerWeights
 
 TENSOR_AXIS = "tp"
 """Name of the mesh axis over which the model is split."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PlacedParameters:
+    """The arrays of a model on its devices. A pytree.
+
+    Attributes:
+      layers: weights of the layers; on CPUs the matrices are `jax_tkg.bits.Bits`.
+      vocabulary: embedding and head.
+      final_gamma: [1, H] of the last RMSNorm.
+    """
+
+    layers: TransformerWeights
+    vocabulary: Vocabulary
+    final_gamma: jax.Array
 
 
 class LlamaForward:
@@ -66,7 +84,7 @@ class LlamaForward:
             specs = partition_specs(TENSOR_AXIS)
             self.cache_sharding = jax.sharding.NamedSharding(mesh, specs.K_caches)
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-        self._on_cpu = device.platform == "cpu"
+        self._platform = device.platform
         self._frequencies = model.config.rope_frequencies()
         self.parameters = self._placed(model.parameters)
 
@@ -82,14 +100,14 @@ class LlamaForward:
             config.num_kv_heads,
             config.head_size,
             capacity,
-            self.parameters.embedding.dtype,
+            self.model.parameters.embedding.dtype,
             sharding=self.cache_sharding,
         )
-        return jax.tree.map(as_bits, caches) if self._on_cpu else caches
+        return jax.tree.map(as_bits, caches) if self._platform == "cpu" else caches
 
     def hidden(
         self,
-        parameters: LlamaParameters,
+        parameters: PlacedParameters,
         tokens: jax.Array,
         lengths: jax.Array,
         counts: jax.Array,
@@ -118,7 +136,7 @@ class LlamaForward:
         real = jnp.arange(new) < counts[:, None]
         cos, sin = tables_of_frequencies(positions, self._frequencies)
         arguments = {
-            "X": parameters.embedding[tokens],
+            "X": parameters.vocabulary.embed(tokens),
             **{n: a for n, a in parameters.layers.arguments().items() if a is not None},
             "K_caches": K_caches,
             "V_caches": V_caches,
@@ -130,11 +148,13 @@ class LlamaForward:
         }
         return self._transformer(arguments)
 
-    def logits(self, parameters: LlamaParameters, hidden: jax.Array) -> jax.Array:
+    def logits(self, parameters: PlacedParameters, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] float32 of hidden states [..., H]."""
         rows = hidden.reshape(1, -1, hidden.shape[-1])
-        normed = rms_norm(rows, parameters.final_gamma, self.model.eps)[0]
-        return dot(normed, parameters.head, contracted=1).reshape(*hidden.shape[:-1], -1)
+        normed = rms_norm(rows, parameters.final_gamma, self.model.eps)
+        platform = self._platform if self.mesh is None else None
+        logits = parameters.vocabulary.logits(normed, platform)
+        return logits.reshape(*hidden.shape[:-1], -1)
 
     def _transformer(self, arguments: dict[str, Any]) -> tuple[jax.Array, Any, Any]:
         call = functools.partial(
@@ -154,33 +174,39 @@ class LlamaForward:
         )
         return parallel(arguments)
 
-    def _placed(self, parameters: LlamaParameters) -> LlamaParameters:
-        """The parameters on the devices; a head that divides evenly is split by vocabulary."""
-        if self._on_cpu:
-            parameters = dataclasses.replace(parameters, layers=weights_as_bits(parameters.layers))
-        if self.mesh is None:
-            if parameters.head is not parameters.embedding:
-                return jax.device_put(parameters)
-            placed = jax.device_put(dataclasses.replace(parameters, head=None))
-            return dataclasses.replace(placed, head=placed.embedding)
-        specs = partition_specs(TENSOR_AXIS)
-        place = functools.partial(_on_mesh, self.mesh)
+    def _placed(self, parameters: LlamaParameters) -> PlacedParameters:
+        """The parameters on the devices."""
+        on_cpu = self._platform == "cpu"
+        layers = weights_as_bits(parameters.layers) if on_cpu else parameters.layers
+        head = np.ascontiguousarray(parameters.head.T)
+        vocabulary = Vocabulary(as_bits(head) if on_cpu else head, parameters.embedding)
+        if self.mesh is not None:
+            return self._on_mesh(
+                self.mesh, PlacedParameters(layers, vocabulary, parameters.final_gamma)
+            )
+        # Trainium gathers rows much faster than columns.
+        if parameters.head is parameters.embedding and self._platform != "neuron":
+            vocabulary = dataclasses.replace(vocabulary, embedding=None)
+        return jax.device_put(PlacedParameters(layers, vocabulary, parameters.final_gamma))
+
+    def _on_mesh(self, mesh: jax.sharding.Mesh, parameters: PlacedParameters) -> PlacedParameters:
+        """Weights split as the primitive wants them; a head that divides evenly, by vocabulary."""
+
+        def place(array: Any, spec: jax.sharding.PartitionSpec) -> Any:
+            return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
+
+        specs, whole = partition_specs(TENSOR_AXIS), jax.sharding.PartitionSpec()
         layers = {
             name: None
             if arrays is None
             else [place(array, getattr(specs, name)) for array in arrays]
             for name, arrays in parameters.layers.arguments().items()
         }
-        divides = parameters.head.shape[0] % self.model.tensor_parallel == 0
-        return LlamaParameters(
-            layers=type(parameters.layers)(**layers),
-            embedding=place(parameters.embedding, jax.sharding.PartitionSpec()),
-            head=place(
-                parameters.head, jax.sharding.PartitionSpec(TENSOR_AXIS if divides else None)
-            ),
-            final_gamma=place(parameters.final_gamma, jax.sharding.PartitionSpec()),
+        head, embedding = parameters.vocabulary.head, parameters.vocabulary.embedding
+        divides = head.shape[1] % self.model.tensor_parallel == 0
+        head_spec = jax.sharding.PartitionSpec(None, TENSOR_AXIS if divides else None)
+        return PlacedParameters(
+            layers=TransformerWeights(**layers),
+            vocabulary=Vocabulary(place(head, head_spec), place(embedding, whole)),
+            final_gamma=place(parameters.final_gamma, whole),
         )
-
-
-def _on_mesh(mesh: jax.sharding.Mesh, array: Any, spec: jax.sharding.PartitionSpec) -> Any:
-    return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))

@@ -1,20 +1,26 @@
-"""Writing new keys and values into their cache slots, in place.
+"""Writing new keys and values into their cache slots, in place, when all layers have read them.
 
-Attention is defined on the caches as they were passed in, but XLA copies a buffer that is read
-and then updated. So the few columns that an update replaces are taken out first (`displaced`);
-attention then reads the updated cache without the replaced slots, plus the displaced columns.
+Attention is defined on the caches as they were passed in, and XLA copies a buffer that is read and
+then updated, unless the update depends on what was read. So the columns of all layers are written
+by one loop at the end of a step, and how often that loop turns depends on the step's result.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from jax_tkg.arguments import is_stacked
 from jax_tkg.bits import Bits, as_bits
 from jax_tkg.reference.loops import repeat
+from jax_tkg.reference.zeros import unseen_zero
+
+Caches = tuple[jax.Array | Bits, ...] | jax.Array | Bits
+"""One array per layer, or one array with a leading layer axis."""
 
 
 @jax.tree_util.register_dataclass
@@ -24,33 +30,16 @@ class WritePlan:
 
     Attributes:
       slots: [B, S] int32, from `write_slots`.
-      starts: [B*S] uint32, the slots token by token.
-      sources: [B*S] uint32, what is written there: 0..B*S-1 is a new column, B*S and more a
-        displaced one.
+      count: uint32 scalar, how many tokens are written.
+      tokens: [B*S] uint32, of which the first `count` are the numbers b*S + s of those tokens, in
+        rising order.
+      starts: [B*S] uint32, the slots of `tokens`.
     """
 
     slots: jax.Array
+    count: jax.Array
+    tokens: jax.Array
     starts: jax.Array
-    sources: jax.Array
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class CacheUpdate:
-    """Caches after an update, and what the update replaced.
-
-    Attributes:
-      K_cache: as given.
-      V_cache: as given.
-      displaced_key: [B, S, k, d], the keys that stood in the written slots. Meaningful where
-        `first_writers` is True.
-      displaced_value: [B, S, k, d].
-    """
-
-    K_cache: jax.Array | Bits
-    V_cache: jax.Array | Bits
-    displaced_key: jax.Array
-    displaced_value: jax.Array
 
 
 def write_slots(position_ids: jax.Array, new_tokens: int, capacity: int) -> jax.Array:
@@ -76,14 +65,6 @@ def write_slots(position_ids: jax.Array, new_tokens: int, capacity: int) -> jax.
     return jnp.minimum(first + jnp.arange(new_tokens, dtype=jnp.int32), capacity)
 
 
-def first_writers(slots: jax.Array, capacity: int) -> jax.Array:
-    """[B, S] bool: the token is written, and no earlier token is written to the same slot."""
-    tokens = slots.shape[1]
-    same = slots[:, :, None] == slots[:, None, :]
-    earlier = jnp.tril(jnp.ones((tokens, tokens), jnp.bool_), -1)
-    return (slots < capacity) & ~jnp.any(same & earlier, axis=-1)
-
-
 def plan_writes(slots: jax.Array, capacity: int) -> WritePlan:
     """What every layer's update has in common.
 
@@ -91,173 +72,160 @@ def plan_writes(slots: jax.Array, capacity: int) -> WritePlan:
       slots: [B, S] int32, from `write_slots`.
       capacity: S_max.
     """
-    batch, tokens = slots.shape
-    first = jnp.arange(batch, dtype=jnp.int32)[:, None] * tokens
-    source = _sources(slots, capacity)
-    source = first + jnp.where(source < tokens, source, source + (batch - 1) * tokens)
+    flat = slots.reshape(-1)
+    written = flat < capacity
+    tokens = jnp.argsort(~written, stable=True)
     return WritePlan(
-        slots, slots.reshape(-1).astype(jnp.uint32), source.reshape(-1).astype(jnp.uint32)
+        slots=slots,
+        count=jnp.sum(written, dtype=jnp.uint32),
+        tokens=tokens.astype(jnp.uint32),
+        starts=flat[tokens].astype(jnp.uint32),
     )
 
 
-def update_caches(
-    K_cache: jax.Array | Bits,
-    V_cache: jax.Array | Bits,
-    layer: jax.Array | None,
+def write_caches(
+    K_caches: Caches,
+    V_caches: Caches,
     plan: WritePlan,
-    key: jax.Array,
-    value: jax.Array,
-) -> CacheUpdate:
-    """Writes one layer's new keys and values.
+    keys: Any,
+    values: Any,
+    after: jax.Array,
+) -> tuple[Caches, Caches]:
+    """Writes the new keys and values of all layers.
 
     Args:
-      K_cache: [B, k, d, S_max], or [L, B, k, d, S_max] where `layer` is given.
-      V_cache: [B, k, S_max, d], likewise.
-      layer: uint32 scalar, which layer of the caches, or None. (One layer's own cache is not
-        given an axis of size one: XLA may lay that out in another place among the axes, and
-        copies the cache to get there although nothing moves.)
+      K_caches: [B, k, d, S_max] each, or [L, B, k, d, S_max].
+      V_caches: [B, k, S_max, d] each, or [L, B, k, S_max, d].
       plan: from `plan_writes`; where two tokens of a sequence share a slot, the later one stays.
-      key: [B, S, k, d].
-      value: [B, S, k, d].
+      keys: [B, S, k, d] of each layer, one after the other or stacked. Stacked caches may have
+        more layers; those keep their values.
+      values: likewise.
+      after: an array, not empty, that depends on everything that was read from the caches.
 
     Returns:
-      The updated caches, every other bit as it was, and the displaced columns.
+      The updated caches, every other bit as it was.
     """
-    (K, V), (old_key, old_value) = _exchange(
-        (_stored(K_cache), _stored(V_cache)),
-        layer,
-        plan,
-        (_stored_like(K_cache, key), _stored_like(V_cache, value)),
-    )
-    if isinstance(K_cache, Bits):
-        K, old_key = Bits(K, K_cache.dtype), Bits(old_key, K_cache.dtype).values()
-    if isinstance(V_cache, Bits):
-        V, old_value = Bits(V, V_cache.dtype), Bits(old_value, V_cache.dtype).values()
-    return CacheUpdate(K, V, old_key, old_value)
-
-
-def _stored(array: jax.Array | Bits) -> jax.Array:
-    return array.bits if isinstance(array, Bits) else array
-
-
-def _stored_like(cache: jax.Array | Bits, columns: jax.Array) -> jax.Array:
-    return _stored(as_bits(columns)) if isinstance(cache, Bits) else columns
-
-
-Pair = tuple[Any, Any]
-"""Something of the keys and the same of the values."""
-
-_SLOT_AXES = (-1, -2)
-"""The axis of the slots in K_cache and in V_cache."""
-
-
-@jax.custom_jvp
-def _exchange(
-    caches: Pair, layer: jax.Array | None, plan: WritePlan, new: Pair
-) -> tuple[Pair, Pair]:
-    """The caches with `new` (each [B, S, k, d]) written, and the columns it replaced.
-
-    In place, on numbers of any dtype that XLA moves without converting them. Two loops, the second
-    of which writes what the first has read or what is new. Only so does XLA see that the old
-    columns are read before the caches change: a read that can be fused into a later use makes it
-    copy them. A loop of one turn would be unrolled and lose that, so a single column is read and
-    written twice.
-    """
-    batch, tokens, k, d = new[0].shape
-    count = batch * tokens
-    ones = (1,) * (caches[0].ndim - 3)
-    shapes = ((*ones, k, d, 1), (*ones, k, 1, d))
-    columns = tuple(one.reshape(count, k, d) for one in new)
-
-    def column(turn: jax.Array) -> jax.Array:
-        return turn if count > 1 else jnp.uint32(0)
-
-    def entry(numbers: jax.Array, index: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_index_in_dim(numbers, index, keepdims=False)
-
-    def place(index: jax.Array, slot_axis: int) -> tuple[jax.Array, ...]:
-        zero = jnp.uint32(0)
-        at = [jax.lax.div(index, jnp.uint32(tokens)), zero, zero, zero]
-        at[slot_axis] = entry(plan.starts, index)
-        return tuple(at if layer is None else [layer, *at])
-
-    def read(turn: jax.Array, displaced: Pair) -> Pair:
-        index = column(turn)
-        K, V = (
-            jax.lax.dynamic_update_index_in_dim(
-                old,
-                jax.lax.dynamic_slice(cache, place(index, axis), shape).reshape(k, d),
-                index,
-                0,
-            )
-            for old, cache, shape, axis in zip(displaced, caches, shapes, _SLOT_AXES, strict=True)
-        )
-        return K, V
-
-    displaced = repeat(max(count, 2), read, columns)
-    choices = [jnp.concatenate(pair) for pair in zip(columns, displaced, strict=True)]
-
-    def write(turn: jax.Array, updated: Pair) -> Pair:
-        index = column(turn)
-        source = entry(plan.sources, index)
-        K, V = (
-            jax.lax.dynamic_update_slice(
-                cache, entry(choice, source).reshape(shape), place(index, axis)
-            )
-            for cache, choice, shape, axis in zip(updated, choices, shapes, _SLOT_AXES, strict=True)
-        )
-        return K, V
-
-    K_old, V_old = displaced
-    return repeat(max(count, 2), write, caches), (
-        K_old.reshape(new[0].shape),
-        V_old.reshape(new[1].shape),
+    K_held, V_held = _held(K_caches), _held(V_caches)
+    axes = (-1,) * len(K_held) + (-2,) * len(V_held)
+    columns = (*_columns(K_caches, keys), *_columns(V_caches, values))
+    written = _write(axes, (*K_held, *V_held), plan, columns, after)
+    return (
+        _like(K_caches, written[: len(K_held)]),
+        _like(V_caches, written[len(K_held) :]),
     )
 
 
-@_exchange.defjvp
-def _exchange_tangents(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Any, Any]:
+def _each(caches: Any) -> tuple[Any, ...]:
+    """The arrays or `Bits` of a list, or the one that is stacked."""
+    return (caches,) if is_stacked(caches) else tuple(caches)
+
+
+def _held(caches: Caches) -> tuple[jax.Array, ...]:
+    """The arrays that hold the caches."""
+    return tuple(cache.bits if isinstance(cache, Bits) else cache for cache in _each(caches))
+
+
+def _like(caches: Caches, held: tuple[jax.Array, ...]) -> Caches:
+    """The inverse of `_held`."""
+    updated = tuple(
+        Bits(array, cache.dtype) if isinstance(cache, Bits) else array
+        for cache, array in zip(_each(caches), held, strict=True)
+    )
+    return updated[0] if is_stacked(caches) else updated
+
+
+def _columns(caches: Caches, columns: Any) -> tuple[jax.Array, ...]:
+    """What is written to each of `_held(caches)`."""
+    if is_stacked(caches) and not is_stacked(columns):
+        columns = jnp.stack(columns)
+    elif is_stacked(columns) and not is_stacked(caches):
+        columns = tuple(columns)
+    return tuple(
+        as_bits(new).bits if isinstance(cache, Bits) else new
+        for cache, new in zip(_each(caches), _each(columns), strict=True)
+    )
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _write(
+    slot_axes: tuple[int, ...],
+    caches: tuple[jax.Array, ...],
+    plan: WritePlan,
+    columns: tuple[jax.Array, ...],
+    after: jax.Array,
+) -> tuple[jax.Array, ...]:
+    """`write_caches` on numbers of any dtype that XLA moves without converting them.
+
+    Args:
+      slot_axes: the axis of the slots in each cache: -1 or -2.
+      caches: [..., B, k, d, S_max] or [..., B, k, S_max, d].
+      plan: as in `write_caches`.
+      columns: [..., B, S, k, d].
+      after: as in `write_caches`.
+    """
+    _, tokens = plan.slots.shape
+
+    def write(turn: jax.Array, updated: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        token = _entry(plan.tokens, turn, 0)
+        sequence, slot = token // jnp.uint32(tokens), _entry(plan.starts, turn, 0)
+        return tuple(
+            _with_column(cache, _entry(_by_token(new), token, -3), sequence, slot, axis)
+            for cache, new, axis in zip(updated, columns, slot_axes, strict=True)
+        )
+
+    return repeat(plan.count + unseen_zero(after), write, caches)
+
+
+def _by_token(columns: jax.Array) -> jax.Array:
+    """[..., B, S, k, d] as [..., B*S, k, d]."""
+    *layers, batch, tokens, k, d = columns.shape
+    return columns.reshape(*layers, batch * tokens, k, d)
+
+
+def _entry(numbers: jax.Array, index: jax.Array, axis: int) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(numbers, index, axis, keepdims=False)
+
+
+def _with_column(
+    cache: jax.Array, column: jax.Array, sequence: jax.Array, slot: jax.Array, slot_axis: int
+) -> jax.Array:
+    """A cache with `column` [..., k, d] in one slot of one sequence."""
+    start = [jnp.uint32(0)] * cache.ndim
+    start[-4], start[slot_axis] = sequence, slot
+    column = jnp.expand_dims(jnp.expand_dims(column, -3), slot_axis)
+    return jax.lax.dynamic_update_slice(cache, column, start)
+
+
+@_write.defjvp
+def _write_tangents(
+    slot_axes: tuple[int, ...], primals: tuple[Any, ...], tangents: tuple[Any, ...]
+) -> tuple[Any, Any]:
     """Tangents move as the values do; bits have none."""
-    _, layer, plan, _ = primals
-    cache_tangents, _, _, new_tangents = tangents
-    moved = [
-        _exchange_linear(cache, layer, plan.slots, new, axis)
-        for cache, new, axis in zip(cache_tangents, new_tangents, _SLOT_AXES, strict=True)
-    ]
-    updated, displaced = zip(*moved, strict=True)
-    return _exchange(*primals), (updated, displaced)
+    _, plan, _, _ = primals
+    cache_tangents, _, new_tangents, _ = tangents
+    moved = tuple(
+        _write_linear(cache, plan.slots, new, axis)
+        if jnp.issubdtype(cache.dtype, jnp.floating)
+        else cache
+        for cache, new, axis in zip(cache_tangents, new_tangents, slot_axes, strict=True)
+    )
+    return _write(slot_axes, *primals), moved
 
 
-def _exchange_linear(
-    cache: jax.Array, layer: jax.Array | None, slots: jax.Array, new: jax.Array, slot_axis: int
-) -> tuple[jax.Array, jax.Array]:
-    """The exchange as sums of products, which every JAX can transpose; not in place."""
-    capacity = cache.shape[slot_axis]
-    columns = jnp.moveaxis(cache if layer is None else cache[layer], slot_axis, 1)
-    clamped = jnp.minimum(slots, capacity - 1)
-    displaced = jnp.take_along_axis(columns, clamped[:, :, None, None], axis=1)
+def _write_linear(cache: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int) -> jax.Array:
+    """What `_write` does to one cache as sums of products, which every JAX can transpose."""
+    if new.ndim > 4:
+        layers = new.shape[0]
+        each = functools.partial(_write_linear, slots=slots, slot_axis=slot_axis)
+        updated = jax.vmap(lambda cache, new: each(cache=cache, new=new))(cache[:layers], new)
+        return jnp.concatenate([updated, cache[layers:]])
+    columns = jnp.moveaxis(cache, slot_axis, 1)
     later_in_same_slot = jnp.triu(slots[:, :, None] == slots[:, None, :], 1).any(axis=-1)
-    writes = (slots[:, :, None] == jnp.arange(capacity)) & ~later_in_same_slot[:, :, None]
+    writes = (slots[:, :, None] == jnp.arange(cache.shape[slot_axis])) & ~later_in_same_slot[
+        :, :, None
+    ]
     written = jnp.einsum(
         "bsp,bskd->bpkd", writes.astype(new.dtype), new, precision=jax.lax.Precision.HIGHEST
     )
     columns = jnp.where(writes.any(axis=1)[:, :, None, None], written, columns)
-    updated = jnp.moveaxis(columns, 1, slot_axis)
-    return (updated if layer is None else cache.at[layer].set(updated)), displaced
-
-
-def _sources(slots: jax.Array, capacity: int) -> jax.Array:
-    """What each token writes, so that slots outside the cache change nothing.
-
-    `dynamic_update_slice` clamps such a slot to the last one, which must keep its value: the new
-    one if an earlier token wrote it, else the displaced one.
-
-    Returns:
-      [B, S] int32 positions in the new columns (0..S-1) followed by the displaced ones (S..2S-1).
-    """
-    tokens = slots.shape[1]
-    token = jnp.arange(tokens, dtype=jnp.int32)
-    wrote_last_slot = jnp.where(slots == capacity - 1, token, -1)
-    latest = jax.lax.cummax(wrote_last_slot, axis=1)
-    kept = jnp.where(latest >= 0, latest, tokens + token)
-    return jnp.where(slots < capacity, token, kept)
+    return jnp.moveaxis(columns, 1, slot_axis)

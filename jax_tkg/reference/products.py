@@ -13,6 +13,7 @@ from jax_tkg.reference import formulation
 from jax_tkg.reference.formulation import Form
 from jax_tkg.reference.loops import repeat
 from jax_tkg.reference.stored_weight import StoredWeight
+from jax_tkg.reference.zeros import unseen_zero
 
 
 def multiply(rows: jax.Array, weight: StoredWeight, form: Form) -> jax.Array:
@@ -105,6 +106,5 @@ def _zeros(shape: tuple[int, ...], rows: jax.Array, weight: StoredWeight) -> jax
     products of all layers before the first, and read them from memory later.
     """
     stored = jax.tree.leaves(weight.values)[0]
-    first = jax.lax.bitcast_convert_type(rows[0, 0].astype(jnp.float32), jnp.uint32)
-    zero = jax.lax.bitcast_convert_type((first >> 31) >> 1, jnp.float32)
+    zero = jax.lax.bitcast_convert_type(unseen_zero(rows), jnp.float32)
     return jnp.broadcast_to(zero, shape) + jnp.zeros_like(stored, shape=shape, dtype=jnp.float32)

@@ -14,14 +14,12 @@ from jax_tkg.bits import Bits
 from jax_tkg.reference import cache_update, prepare
 from jax_tkg.reference.all_reduce import all_reduce
 from jax_tkg.reference.attention import attention, attention_mask
+from jax_tkg.reference.cache_update import Caches
 from jax_tkg.reference.linear import linear
 from jax_tkg.reference.mlp import MlpWeights, mlp
 from jax_tkg.reference.rms_norm import rms_norm
 from jax_tkg.reference.rope import Rotation, apply_rope, rotation
 from jax_tkg.reference.stored_weight import StoredWeight
-
-Caches = tuple[jax.Array | Bits, ...] | jax.Array | Bits
-"""One array per layer, or one array with a leading layer axis."""
 
 
 @jax.tree_util.register_dataclass
@@ -38,22 +36,27 @@ class _LayerWeights:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _State:
-    """What one layer hands to the next; the caches are its own [B, k, ...] or [L, B, k, ...]."""
-
-    hidden: jax.Array
-    K_caches: jax.Array | Bits
-    V_caches: jax.Array | Bits
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
 class _Shared:
     """What every layer reads."""
 
     rotation: Rotation
     mask: jax.Array
-    writes: cache_update.WritePlan | None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class _LayerResult:
+    """What a layer makes.
+
+    Attributes:
+      hidden: [B, S, H], the residual stream after it.
+      key: [B, S, k, d], for the cache.
+      value: [B, S, k, d], likewise.
+    """
+
+    hidden: jax.Array
+    key: jax.Array
+    value: jax.Array
 
 
 def transformer(
@@ -88,23 +91,25 @@ def _transformer(
     operands: Operands, parameters: Parameters, platform: str | None
 ) -> tuple[jax.Array, Caches, Caches]:
     dimensions = Dimensions.of(operands)
-    slots, writes = None, None
-    if operands.position_ids is not None:
-        slots = cache_update.write_slots(operands.position_ids, dimensions.S, dimensions.S_max)
-        writes = cache_update.plan_writes(slots, dimensions.S_max)
     shared = _Shared(
         rotation=rotation(operands.RoPE_cos, operands.RoPE_sin),
-        mask=attention_mask(
-            operands.mask_cache, operands.mask_active, dimensions.k, slots, dimensions.S_max
-        ),
-        writes=writes,
+        mask=attention_mask(operands.mask_cache, operands.mask_active, dimensions.k),
     )
     fields = [getattr(operands, name) for name in PER_LAYER]
+    result: tuple[jax.Array, Any, Any] | None = None
     if all(is_stacked(field) for field in fields if field is not None):
-        looped = _looped(operands, shared, dimensions, parameters, platform)
-        if looped is not None:
-            return looped
-    return _unrolled(operands, shared, dimensions, parameters, platform)
+        result = _looped(operands, shared, dimensions, parameters, platform)
+    if result is None:
+        result = _unrolled(operands, shared, dimensions, parameters, platform)
+    hidden, keys, values = result
+    if operands.position_ids is None:
+        return hidden, operands.K_caches, operands.V_caches
+    slots = cache_update.write_slots(operands.position_ids, dimensions.S, dimensions.S_max)
+    plan = cache_update.plan_writes(slots, dimensions.S_max)
+    updated = cache_update.write_caches(
+        operands.K_caches, operands.V_caches, plan, keys, values, after=hidden
+    )
+    return hidden, *updated
 
 
 def _layer_weights(operands: Operands, index: Any) -> _LayerWeights:
@@ -133,32 +138,33 @@ def _stored(operands: Operands, name: str, index: Any) -> StoredWeight:
 
 @functools.partial(jax.jit, static_argnames=("dimensions", "parameters", "platform"))
 def _layer(
-    state: _State,
+    hidden: jax.Array,
+    K_cache: jax.Array | Bits,
+    V_cache: jax.Array | Bits,
     layer: jax.Array | None,
     weights: _LayerWeights,
     shared: _Shared,
     dimensions: Dimensions,
     parameters: Parameters,
     platform: str | None,
-) -> _State:
-    """One layer; `layer` says which entry of the state's caches is its own, if they have several.
+) -> _LayerResult:
+    """One layer; `layer` says which entry of the caches is its own, if they have several.
 
     Jitted so that layers of equal shapes are traced and lowered once.
     """
     B, S, q, k, d = dimensions.B, dimensions.S, dimensions.q, dimensions.k, dimensions.d
-    hidden = state.hidden
     normed = rms_norm(hidden, weights.W_gamma_qkv, parameters.eps)
     projected = linear(normed, weights.W_qkv, platform=platform)
     projected = projected.astype(hidden.dtype).reshape(B, S, q + 2 * k, d)
     rotated = apply_rope(projected[:, :, : q + k], shared.rotation)
-    attended, K_caches, V_caches = attention(
+    key, value = rotated[:, :, q:], projected[:, :, q + k :]
+    attended = attention(
         query=rotated[:, :, :q],
-        key=rotated[:, :, q:],
-        value=projected[:, :, q + k :],
-        K_cache=state.K_caches,
-        V_cache=state.V_caches,
+        key=key,
+        value=value,
+        K_cache=K_cache,
+        V_cache=V_cache,
         layer=layer,
-        writes=shared.writes,
         mask=shared.mask,
         platform=platform,
     )
@@ -166,7 +172,7 @@ def _layer(
     hidden = _add(hidden, all_reduce(attention_part, parameters))
     normed = rms_norm(hidden, weights.W_gamma_mlp, parameters.eps)
     mlp_part = mlp(normed, weights.mlp, parameters.clamp_bound, platform)
-    return _State(_add(hidden, all_reduce(mlp_part, parameters)), K_caches, V_caches)
+    return _LayerResult(_add(hidden, all_reduce(mlp_part, parameters)), key, value)
 
 
 def _add(residual: jax.Array, update: jax.Array) -> jax.Array:
@@ -180,23 +186,27 @@ def _looped(
     dimensions: Dimensions,
     parameters: Parameters,
     platform: str | None,
-) -> tuple[jax.Array, Caches, Caches] | None:
-    """The layers as a loop, or None where a layer changes the type of what it carries.
+) -> tuple[jax.Array, jax.Array, jax.Array] | None:
+    """The layers as a loop, or None where a layer changes the type of the residual stream.
 
     That is so inside a shard_map whose weights vary over an axis that is not reduced over.
+
+    Returns:
+      Hidden states, and the new keys and values, [L, B, S, k, d].
     """
 
-    def body(index: jax.Array, state: _State) -> _State:
-        layer = index.astype(jnp.uint32)
+    def body(hidden: jax.Array, layer: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         weights = _layer_weights(operands, layer)
-        return _layer(state, layer, weights, shared, dimensions, parameters, platform)
+        caches = operands.K_caches, operands.V_caches
+        result = _layer(hidden, *caches, layer, weights, shared, dimensions, parameters, platform)
+        return result.hidden, (result.key, result.value)
 
-    state = _State(operands.X, operands.K_caches, operands.V_caches)
-    carried = [jax.typeof(leaf) for leaf in jax.tree.leaves(state)]
-    if list(jax.jit(body).trace(jnp.int32(0), state).jaxpr.out_avals) != carried:
+    X = operands.X
+    layers = jnp.arange(parameters.num_layers, dtype=jnp.uint32)
+    if jax.jit(body).trace(X, layers[0]).jaxpr.out_avals[0] != jax.typeof(X):
         return None
-    state = jax.lax.fori_loop(0, parameters.num_layers, body, state)
-    return state.hidden, state.K_caches, state.V_caches
+    hidden, (keys, values) = jax.lax.scan(body, X, layers)
+    return hidden, keys, values
 
 
 def _unrolled(
@@ -205,22 +215,22 @@ def _unrolled(
     dimensions: Dimensions,
     parameters: Parameters,
     platform: str | None,
-) -> tuple[jax.Array, Caches, Caches]:
+) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
+    """The layers one after the other.
+
+    Returns:
+      Hidden states, and each layer's new keys and values, [B, S, k, d].
+    """
     hidden = operands.X
-    if is_stacked(operands.K_caches):
-        state = _State(hidden, operands.K_caches, operands.V_caches)
-        for index in range(parameters.num_layers):
-            weights = _layer_weights(operands, index)
-            state = _layer(
-                state, jnp.uint32(index), weights, shared, dimensions, parameters, platform
-            )
-        return state.hidden, state.K_caches, state.V_caches
-    K_caches, V_caches = [], []
+    in_stacks = is_stacked(operands.K_caches)
+    keys, values = [], []
     for index in range(parameters.num_layers):
-        state = _State(hidden, operands.K_caches[index], operands.V_caches[index])
+        caches, layer = (operands.K_caches, operands.V_caches), jnp.uint32(index)
+        if not in_stacks:
+            caches, layer = (operands.K_caches[index], operands.V_caches[index]), None
         weights = _layer_weights(operands, index)
-        state = _layer(state, None, weights, shared, dimensions, parameters, platform)
-        hidden = state.hidden
-        K_caches.append(state.K_caches)
-        V_caches.append(state.V_caches)
-    return hidden, tuple(K_caches), tuple(V_caches)
+        result = _layer(hidden, *caches, layer, weights, shared, dimensions, parameters, platform)
+        hidden = result.hidden
+        keys.append(result.key)
+        values.append(result.value)
+    return hidden, keys, values

@@ -11,7 +11,7 @@ from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_tkg.bits import Bits, as_bits
+from jax_tkg.bits import as_bits, without_bits
 from jax_tkg.reference import cache_update
 
 L, K_HEADS, D, CAPACITY = 2, 2, 4, 6
@@ -28,15 +28,30 @@ def _written(cache: np.ndarray, slots: np.ndarray, new: np.ndarray) -> np.ndarra
 
 
 @jax.jit
-def _update(K: Any, V: Any, layer: jax.Array, slots: jax.Array, key: Any, value: Any) -> Any:
+def _update(K: Any, V: Any, slots: jax.Array, keys: Any, values: Any) -> Any:
     plan = cache_update.plan_writes(slots, CAPACITY)
-    return cache_update.update_caches(K, V, layer, plan, key, value)
+    return cache_update.write_caches(K, V, plan, keys, values, after=slots)
 
 
 class CacheUpdateTest(parameterized.TestCase):
     @settings(max_examples=60)
-    @given(data=st.data(), batch=st.integers(1, 3), tokens=st.integers(1, 4), bits=st.booleans())
-    def test_against_numpy(self, data: st.DataObject, batch: int, tokens: int, bits: bool) -> None:
+    @given(
+        data=st.data(),
+        batch=st.integers(1, 3),
+        tokens=st.integers(1, 4),
+        bits=st.booleans(),
+        caches_stacked=st.booleans(),
+        columns_stacked=st.booleans(),
+    )
+    def test_against_numpy(
+        self,
+        data: st.DataObject,
+        batch: int,
+        tokens: int,
+        bits: bool,
+        caches_stacked: bool,
+        columns_stacked: bool,
+    ) -> None:
         """Slots drawn from all over the cache and beyond it; some twice in a sequence."""
         rows = st.lists(st.integers(0, CAPACITY + 1), min_size=tokens, max_size=tokens)
         drawn = data.draw(st.lists(rows, min_size=batch, max_size=batch))
@@ -46,28 +61,22 @@ class CacheUpdateTest(parameterized.TestCase):
         def random(*shape: int) -> np.ndarray:
             return rng.standard_normal(shape).astype(jnp.bfloat16 if bits else np.float32)
 
-        V = random(L, batch, K_HEADS, CAPACITY, D)
-        K = random(L, batch, K_HEADS, D, CAPACITY)
-        key, value = random(batch, tokens, K_HEADS, D), random(batch, tokens, K_HEADS, D)
+        # Stacked caches may have a layer more than there are columns.
+        held = L + caches_stacked
+        V = random(held, batch, K_HEADS, CAPACITY, D)
+        K = random(held, batch, K_HEADS, D, CAPACITY)
+        keys, values = random(L, batch, tokens, K_HEADS, D), random(L, batch, tokens, K_HEADS, D)
         form = as_bits if bits else jnp.asarray
-        got = _update(form(K), form(V), jnp.uint32(1), jnp.asarray(slots), key, value)
-        caches = [one.values() if isinstance(one, Bits) else one for one in _caches(got)]
-        np.testing.assert_array_equal(caches[0][0], K[0])
-        np.testing.assert_array_equal(caches[1][0], V[0])
-        transposed = np.swapaxes(K[1], 2, 3)
-        np.testing.assert_array_equal(
-            np.swapaxes(caches[0][1], 2, 3), _written(transposed, slots, key)
-        )
-        np.testing.assert_array_equal(caches[1][1], _written(V[1], slots, value))
-        first = np.asarray(cache_update.first_writers(jnp.asarray(slots), CAPACITY))
-        for sequence, token in zip(*np.nonzero(first), strict=True):
-            slot = slots[sequence, token]
-            np.testing.assert_array_equal(
-                got.displaced_value[sequence, token], V[1, sequence, :, slot]
-            )
-            np.testing.assert_array_equal(
-                got.displaced_key[sequence, token], K[1, sequence, :, :, slot]
-            )
+        caches = [form(one) if caches_stacked else tuple(map(form, one)) for one in (K, V)]
+        columns = [one if columns_stacked else list(one) for one in (keys, values)]
+        got_K, got_V = without_bits(_update(*caches, jnp.asarray(slots), *columns))
+        for layer in range(L):
+            transposed = _written(np.swapaxes(K[layer], 2, 3), slots, keys[layer])
+            np.testing.assert_array_equal(got_K[layer], np.swapaxes(transposed, 2, 3))
+            np.testing.assert_array_equal(got_V[layer], _written(V[layer], slots, values[layer]))
+        if caches_stacked:
+            np.testing.assert_array_equal(got_K[L], K[L])
+            np.testing.assert_array_equal(got_V[L], V[L])
 
     @parameterized.parameters("uint8", "int8", "int32", "uint32")
     def test_slots(self, dtype: str) -> None:
@@ -83,17 +92,6 @@ class CacheUpdateTest(parameterized.TestCase):
         one = jnp.asarray(np.array([[-1], [0]]).astype(dtype))
         got = cache_update.write_slots(one, 2, CAPACITY)
         np.testing.assert_array_equal(got, [[6, 6], [0, 1]])
-
-    def test_first_writers(self) -> None:
-        slots = jnp.asarray([[2, 2, 0, 6], [6, 1, 3, 1]])
-        np.testing.assert_array_equal(
-            cache_update.first_writers(slots, CAPACITY),
-            [[True, False, True, False], [False, True, True, False]],
-        )
-
-
-def _caches(update: cache_update.CacheUpdate) -> tuple[Any, Any]:
-    return update.K_cache, update.V_cache
 
 
 if __name__ == "__main__":

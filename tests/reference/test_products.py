@@ -115,7 +115,9 @@ class ChoiceTest(parameterized.TestCase):
     @parameterized.parameters("float32", "bfloat16")
     def test_several_rows_are_summed_in_loops_only(self, dtype: str) -> None:
         stored = _stored(np.ones((640, 1536), dtype), True, False)
-        self.assertIs(formulation.choose(stored, 1, "cpu"), Form.SUMMED)
+        fuses_all = jax.__version_info__ < (0, 10) and dtype == "bfloat16"
+        one_row = Form.BLOCKS if fuses_all else Form.SUMMED
+        self.assertIs(formulation.choose(stored, 1, "cpu"), one_row)
         self.assertIs(formulation.choose(stored, 2, "cpu"), Form.BLOCKS)
 
     def test_small_weights_are_one_product(self) -> None:
