@@ -28,6 +28,7 @@ from benchmarks.measuring import Candidate, Timing, measure_in_turns
 from jax_tkg.models import find
 from jax_tkg.models.checkpoint import open_checkpoint
 from jax_tkg.models.forward import LlamaForward
+from jax_tkg.weights import stack_layers, unstack_layers
 
 SMOLLM2 = "smollm2"
 LLAMA = "llama-3.2-1b"
@@ -158,10 +159,10 @@ def _smollm2_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
     path = find.default_model()
     context = _CONTEXT.value
     model = open_checkpoint(path).load(steps.COMPUTE_DTYPES[dtype], 1, None)
-    layers = model.parameters.layers
+    layers = unstack_layers(model.parameters.layers)
     if dtype == "fp8":
         layers = steps.quantized(layers)
-        quantized = dataclasses.replace(model.parameters, layers=layers)
+        quantized = dataclasses.replace(model.parameters, layers=stack_layers(layers))
         model = dataclasses.replace(model, parameters=quantized)
     forward = LlamaForward(model)
     parameters = forward.parameters

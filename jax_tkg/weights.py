@@ -57,6 +57,20 @@ def stack_layers(weights: TransformerWeights) -> TransformerWeights:
     return TransformerWeights(**{name: stack(name, v) for name, v in weights.arguments().items()})
 
 
+def unstack_layers(weights: TransformerWeights) -> TransformerWeights:
+    """Weights with lists of arrays in place of arrays with a leading layer axis.
+
+    Lists stay as they are; of NumPy arrays the layers are views.
+    """
+
+    def unstack(layers: Any) -> Any:
+        if layers is None or not hasattr(layers, "shape"):
+            return layers
+        return [layers[index] for index in range(layers.shape[0])]
+
+    return TransformerWeights(**{name: unstack(v) for name, v in weights.arguments().items()})
+
+
 def pack_qkv(
     W_query: jax.Array, W_key: jax.Array, W_value: jax.Array, d_head: int, ranks: int = 1
 ) -> jax.Array:

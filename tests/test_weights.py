@@ -66,6 +66,23 @@ class StackLayersTest(absltest.TestCase):
         once = weights.stack_layers(_weights())
         self.assertIs(weights.stack_layers(once).W_outs, once.W_outs)
 
+    def test_unstacks(self) -> None:
+        given = _weights(W_up_scales=[np.ones((1, 3), np.float32)] * 4)
+        lists = weights.unstack_layers(weights.stack_layers(given))
+        for name, layers in given.arguments().items():
+            got = getattr(lists, name)
+            if layers is None:
+                self.assertIsNone(got)
+            else:
+                self.assertLen(got, 4)
+                np.testing.assert_array_equal(np.array(got), np.array(layers))
+        self.assertIs(weights.unstack_layers(given).W_outs, given.W_outs)
+
+    def test_unstacked_numpy_arrays_are_views(self) -> None:
+        stack = np.ones((4, 2, 3), np.float32)
+        lists = weights.unstack_layers(_weights(W_outs=stack))
+        self.assertTrue(all(np.shares_memory(stack, layer) for layer in lists.W_outs))
+
     def test_layers_that_differ(self) -> None:
         layers = [np.ones((2, 3), np.float32), np.ones((2, 3), np.float16)]
         with self.assertRaisesRegex(ValueError, "W_ups: .*float16.*float32"):

@@ -56,7 +56,7 @@ class DecodeState:
       lengths: [B] int32, tokens in each sequence's cache.
       finished: [B] bool, the sequence has said a stop token.
       key: PRNG key.
-      K_caches: key caches, a list per layer.
+      K_caches: key caches, as `LlamaForward.caches` makes them.
       V_caches: value caches.
     """
 
@@ -175,7 +175,8 @@ class Decoder:
         batch, longest = len(prompts), max(map(len, prompts))
         K_caches, V_caches = self._forward.caches(batch, self.capacity)
         parameters = self._forward.parameters
-        last = np.zeros((batch, self._forward.model.hidden_size), K_caches[0].dtype)
+        dtype = self._forward.model.parameters.embedding.dtype
+        last = np.zeros((batch, self._forward.model.hidden_size), dtype)
         for start in range(0, longest, MAX_NEW_TOKENS):
             chunk, counts = _chunk(prompts, start)
             lengths = np.asarray([min(len(prompt), start) for prompt in prompts], np.int32)

@@ -19,7 +19,7 @@ from jax_tkg.reference.rms_norm import rms_norm
 from jax_tkg.rope import tables_of_frequencies
 from jax_tkg.sharding import partition_specs
 from jax_tkg.transformer_tkg import transformer_tkg
-from jax_tkg.weights import TransformerWeights
+from jax_tkg.weights import TransformerWeights, unstack_layers
 
 TENSOR_AXIS = "tp"
 """Name of the mesh axis over which the model is split."""
@@ -31,7 +31,7 @@ class PlacedParameters:
     """The arrays of a model on its devices. A pytree.
 
     Attributes:
-      layers: weights of the layers; on CPUs the matrices are `jax_tkg.bits.Bits`.
+      layers: weights of the layers.
       vocabulary: embedding and head.
       final_gamma: [1, H] of the last RMSNorm.
     """
@@ -43,6 +43,9 @@ class PlacedParameters:
 
 class LlamaForward:
     """A model on its devices.
+
+    On CPUs weights and caches are stacked, which is quick to compile and to call, and low
+    precision is held as `jax_tkg.bits.Bits`; elsewhere they are lists of arrays.
 
     Args:
       model: packed for the mesh's ranks.
@@ -79,21 +82,19 @@ class LlamaForward:
         self.implementation = implementation
         self.replicated: jax.sharding.Sharding | None = None
         self.cache_sharding: jax.sharding.Sharding | None = None
-        if mesh is not None:
-            self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-            specs = partition_specs(TENSOR_AXIS)
-            self.cache_sharding = jax.sharding.NamedSharding(mesh, specs.K_caches)
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         self._platform = device.platform
+        self._specs = partition_specs(TENSOR_AXIS, stacked=self._platform == "cpu")
+        if mesh is not None:
+            self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            self.cache_sharding = jax.sharding.NamedSharding(mesh, self._specs.K_caches)
         self._frequencies = model.config.rope_frequencies()
         self.parameters = self._placed(model.parameters)
 
-    def caches(self, batch: int, capacity: int) -> tuple[list[Any], list[Any]]:
-        """Zeroed caches of `capacity` = S_max tokens for each of `batch` sequences.
-
-        Low-precision ones are `jax_tkg.bits.Bits` on CPUs.
-        """
+    def caches(self, batch: int, capacity: int) -> tuple[Any, Any]:
+        """Zeroed caches of `capacity` = S_max tokens for each of `batch` sequences."""
         config = self.model.config
+        on_cpu = self._platform == "cpu"
         caches = allocate_caches(
             config.num_layers,
             batch,
@@ -101,9 +102,10 @@ class LlamaForward:
             config.head_size,
             capacity,
             self.model.parameters.embedding.dtype,
+            stacked=on_cpu,
             sharding=self.cache_sharding,
         )
-        return jax.tree.map(as_bits, caches) if self._platform == "cpu" else caches
+        return jax.tree.map(as_bits, caches) if on_cpu else caches
 
     def hidden(
         self,
@@ -165,7 +167,7 @@ class LlamaForward:
         )
         if self.mesh is None:
             return tuple(call(**arguments))
-        specs = partition_specs(TENSOR_AXIS)
+        specs = self._specs
         parallel = jax.shard_map(
             lambda named: tuple(call(**named, axis_name=TENSOR_AXIS)),
             mesh=self.mesh,
@@ -177,7 +179,8 @@ class LlamaForward:
     def _placed(self, parameters: LlamaParameters) -> PlacedParameters:
         """The parameters on the devices."""
         on_cpu = self._platform == "cpu"
-        layers = weights_as_bits(parameters.layers) if on_cpu else parameters.layers
+        layers = parameters.layers
+        layers = weights_as_bits(layers) if on_cpu else unstack_layers(layers)
         head = np.ascontiguousarray(parameters.head.T)
         vocabulary = Vocabulary(as_bits(head) if on_cpu else head, parameters.embedding)
         if self.mesh is not None:
@@ -195,11 +198,10 @@ class LlamaForward:
         def place(array: Any, spec: jax.sharding.PartitionSpec) -> Any:
             return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
 
-        specs, whole = partition_specs(TENSOR_AXIS), jax.sharding.PartitionSpec()
+        whole = jax.sharding.PartitionSpec()
         layers = {
-            name: None
-            if arrays is None
-            else [place(array, getattr(specs, name)) for array in arrays]
+            # A list's arrays have the same sharding each, which stands for all of them.
+            name: None if arrays is None else place(arrays, getattr(self._specs, name))
             for name, arrays in parameters.layers.arguments().items()
         }
         head, embedding = parameters.vocabulary.head, parameters.vocabulary.embedding

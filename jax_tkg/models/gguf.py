@@ -251,7 +251,10 @@ def load(
 
 
 def _check_names(file: GgufFile, config: LlamaConfig) -> None:
-    """Refuses tensors that would be left out, such as biases: the model would be another one."""
+    """Refuses tensors that would be left out, such as biases: the model would be another one.
+
+    And layers that are not there, before room is made for them.
+    """
     known = _LAYER_TENSORS.values()
     for name in file.tensor_names:
         layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
@@ -261,6 +264,11 @@ def _check_names(file: GgufFile, config: LlamaConfig) -> None:
                 f"{file.path}: tensor {name}: expected none of that name in a llama model of "
                 f"{config.num_layers} layers"
             )
+    names = set(file.tensor_names)
+    for index in range(config.num_layers):
+        for tensor in known:
+            if (name := f"blk.{index}.{tensor}.weight") not in names:
+                raise ModelError(f"{file.path}: tensor {name} is missing")
 
 
 def _read_layers(file: GgufFile, config: LlamaConfig) -> Iterator[llama.LayerTensors]:

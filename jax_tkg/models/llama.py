@@ -66,7 +66,7 @@ class LlamaParameters:
     """The arrays of a model; H and I are the padded sizes. A pytree.
 
     Attributes:
-      layers: weights of the layers; W_qkvs are packed for the tensor-parallel ranks.
+      layers: weights of the layers, stacked; W_qkvs are packed for the tensor-parallel ranks.
       embedding: [V, H].
       head: [V, H]; the embedding itself where the checkpoint ties them.
       final_gamma: [1, H] of the last RMSNorm.
@@ -156,19 +156,20 @@ def build(
       ModelError: the model's heads do not split evenly over the ranks.
     """
     check_tensor_parallel(config, tensor_parallel)
-    packed = []
-    for tensors in layers:
-        packed.append(_pack_layer(config, tensors, jnp.dtype(dtype), tensor_parallel))
+    stacks: dict[str, np.ndarray] = {}
+    for index, tensors in enumerate(layers):
+        for name, array in _pack_layer(config, tensors, jnp.dtype(dtype), tensor_parallel).items():
+            if not index:
+                stacks[name] = np.empty((config.num_layers, *array.shape), array.dtype)
+            stacks[name][index] = array
         if progress is not None:
-            progress(len(packed), config.num_layers)
+            progress(index + 1, config.num_layers)
     hidden = padded_hidden_size(config)
     embedded = _padded(embedding, embedding.shape[0], hidden, jnp.dtype(dtype))
     if head is not None:
         head = _padded(head, head.shape[0], hidden, jnp.dtype(dtype))
     parameters = LlamaParameters(
-        layers=TransformerWeights(
-            **{name: [layer[name] for layer in packed] for name in packed[0]},
-        ),
+        layers=TransformerWeights(**stacks),
         embedding=embedded,
         head=embedded if head is None else head,
         final_gamma=_gamma(final_norm, hidden),

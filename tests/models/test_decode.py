@@ -159,10 +159,10 @@ class StateTest(absltest.TestCase):
     def test_caches_are_donated(self) -> None:
         decoder = _decoder()
         before = decoder.start([PROMPTS[9]])
-        pointer = before.K_caches[1].unsafe_buffer_pointer()
+        pointer = before.K_caches.unsafe_buffer_pointer()
         after = decoder.step(before, SMALLEST_CONTEXT)
-        self.assertTrue(before.K_caches[1].is_deleted())
-        self.assertEqual(after.K_caches[1].unsafe_buffer_pointer(), pointer)
+        self.assertTrue(before.K_caches.is_deleted())
+        self.assertEqual(after.K_caches.unsafe_buffer_pointer(), pointer)
 
     def test_padding_is_not_written(self) -> None:
         state = _decoder().start([PROMPTS[9], PROMPTS[1]])
