@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import pathlib
 import statistics
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -86,33 +87,41 @@ def main(_: Sequence[str]) -> None:
                 memory.append(timings[memory_floor.READER])
                 rows.append((cell, timings))
                 cell.candidates.clear()
+                # After each cell, so that a run that is cut short leaves what it has measured.
+                paths, heading, table = _write(rows, memory_floor.bandwidths(memory), peers)
             gc.collect()
-    rates = memory_floor.bandwidths(memory)
+    print(f"\n{heading}\n")
+    report.print_table(table)
+    print("", *paths, sep="\n")
+
+
+def _write(
+    rows: Sequence[tuple[Cell, dict[str, Timing]]], rates: list[float], peers: Sequence[str]
+) -> tuple[list[pathlib.Path], str, list[dict[str, Any]]]:
+    """Writes what has been measured; the paths, and the table with its heading."""
     table = [_row(cell, timings, max(rates), peers) for cell, timings in rows]
     low, middle, high = (f"{f(rates) / 1e9:.0f}" for f in (min, statistics.median, max))
     heading = f"Milliseconds per decode step, medians; memory reads {middle} GB/s ({low} to {high})"
-    print(f"\n{heading}\n")
-    report.print_table(table)
-    print(f"\n{report.write_markdown('decode_cpu', heading, table)}")
-    path = report.write_json(
-        "decode_cpu",
-        {
-            "bandwidths": rates,
-            "context": _CONTEXT.value,
-            "capacity": _CAPACITY.value or _CONTEXT.value,
-            "rows": table,
-            "timings": [
-                {
-                    "model": cell.model,
-                    "dtype": cell.dtype,
-                    "B": cell.batch,
-                    "seconds": {name: dataclasses.asdict(t) for name, t in timings.items()},
-                }
-                for cell, timings in rows
-            ],
-        },
-    )
-    print(path)
+    content = {
+        "bandwidths": rates,
+        "context": _CONTEXT.value,
+        "capacity": _CAPACITY.value or _CONTEXT.value,
+        "rows": table,
+        "timings": [
+            {
+                "model": cell.model,
+                "dtype": cell.dtype,
+                "B": cell.batch,
+                "seconds": {name: dataclasses.asdict(t) for name, t in timings.items()},
+            }
+            for cell, timings in rows
+        ],
+    }
+    paths = [
+        report.write_markdown("decode_cpu", heading, table),
+        report.write_json("decode_cpu", content),
+    ]
+    return paths, heading, table
 
 
 def _peers_at_hand() -> list[str]:
