@@ -175,7 +175,7 @@ def _smollm2_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
         model = dataclasses.replace(model, parameters=quantized)
     forward = LlamaForward(model)
     parameters = forward.parameters
-    head = jax.numpy.asarray(model.parameters.head) if PLAIN in peers else None
+    head = jax.numpy.asarray(model.parameters.head.T) if PLAIN in peers else None
     torch_model = None
     if TRANSFORMERS in peers and dtype != "fp8":
         torch_model = torch_peer.pretrained_model(path, dtype)

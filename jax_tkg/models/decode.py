@@ -175,7 +175,7 @@ class Decoder:
         batch, longest = len(prompts), max(map(len, prompts))
         K_caches, V_caches = self._forward.caches(batch, self.capacity)
         parameters = self._forward.parameters
-        dtype = self._forward.model.parameters.embedding.dtype
+        dtype = self._forward.model.parameters.head.dtype
         last = np.zeros((batch, self._forward.model.hidden_size), dtype)
         for start in range(0, longest, MAX_NEW_TOKENS):
             chunk, counts = _chunk(prompts, start)

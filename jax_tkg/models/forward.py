@@ -101,7 +101,7 @@ class LlamaForward:
             config.num_kv_heads,
             config.head_size,
             capacity,
-            self.model.parameters.embedding.dtype,
+            self.model.parameters.head.dtype,
             stacked=on_cpu,
             sharding=self.cache_sharding,
         )
@@ -181,16 +181,13 @@ class LlamaForward:
         on_cpu = self._platform == "cpu"
         layers = parameters.layers
         layers = weights_as_bits(layers) if on_cpu else unstack_layers(layers)
-        head = np.ascontiguousarray(parameters.head.T)
-        vocabulary = Vocabulary(as_bits(head) if on_cpu else head, parameters.embedding)
-        if self.mesh is not None:
-            return self._on_mesh(
-                self.mesh, PlacedParameters(layers, vocabulary, parameters.final_gamma)
-            )
-        # Trainium gathers rows much faster than columns.
-        if parameters.head is parameters.embedding and self._platform != "neuron":
-            vocabulary = dataclasses.replace(vocabulary, embedding=None)
-        return jax.device_put(PlacedParameters(layers, vocabulary, parameters.final_gamma))
+        head, embedding = parameters.head, parameters.embedding
+        # Where the head is split the embedding is not, and Trainium gathers rows, not columns.
+        if embedding is None and (self.mesh is not None or self._platform == "neuron"):
+            embedding = np.ascontiguousarray(head.T)
+        vocabulary = Vocabulary(as_bits(head) if on_cpu else head, embedding)
+        placed = PlacedParameters(layers, vocabulary, parameters.final_gamma)
+        return jax.device_put(placed) if self.mesh is None else self._on_mesh(self.mesh, placed)
 
     def _on_mesh(self, mesh: jax.sharding.Mesh, parameters: PlacedParameters) -> PlacedParameters:
         """Weights split as the primitive wants them; a head that divides evenly, by vocabulary."""

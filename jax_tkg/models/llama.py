@@ -67,8 +67,8 @@ class LlamaParameters:
 
     Attributes:
       layers: weights of the layers, stacked; W_qkvs are packed for the tensor-parallel ranks.
-      embedding: [V, H].
-      head: [V, H]; the embedding itself where the checkpoint ties them.
+      embedding: [V, H], or None where it is tied to the head and so is the head's columns.
+      head: [H, V].
       final_gamma: [1, H] of the last RMSNorm.
     """
 
@@ -165,13 +165,12 @@ def build(
         if progress is not None:
             progress(index + 1, config.num_layers)
     hidden = padded_hidden_size(config)
-    embedded = _padded(embedding, embedding.shape[0], hidden, jnp.dtype(dtype))
-    if head is not None:
-        head = _padded(head, head.shape[0], hidden, jnp.dtype(dtype))
+    kind, tied = jnp.dtype(dtype), head is None
+    columns = (embedding if head is None else head).T
     parameters = LlamaParameters(
         layers=TransformerWeights(**stacks),
-        embedding=embedded,
-        head=embedded if head is None else head,
+        embedding=None if tied else _padded(embedding, embedding.shape[0], hidden, kind),
+        head=_padded(columns, hidden, columns.shape[1], kind),
         final_gamma=_gamma(final_norm, hidden),
     )
     return LlamaModel(config, parameters, tensor_parallel)
