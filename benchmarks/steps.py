@@ -63,7 +63,8 @@ def ours(
 ) -> Step:
     """`transformer_tkg` on the layers of a shape; positions, masks and tables made in the step.
 
-    Low-precision weights are held as bits, as `jax_tkg.bits` recommends for CPUs.
+    Low-precision weights are held as bits, as `jax_tkg.bits` recommends for CPUs. The caches are
+    lists or stacked as the weights are.
     """
 
     def step(
@@ -85,9 +86,9 @@ def ours(
         )
         return out.hidden, (out.K_caches, out.V_caches)
 
-    caches = jax.tree.map(
-        as_bits, shapes.random_caches(shape, batch, capacity, COMPUTE_DTYPES[dtype])
-    )
+    stacked = hasattr(weights.W_qkvs, "shape")
+    made = shapes.random_caches(shape, batch, capacity, COMPUTE_DTYPES[dtype], stacked=stacked)
+    caches = jax.tree.map(as_bits, made)
     x = jnp.ones((batch, 1, shape.H), COMPUTE_DTYPES[dtype])
     return _compiled(OURS, step, x, weights_as_bits(weights), caches, jnp.int32(context - 1))
 
@@ -126,19 +127,58 @@ def whole_model(forward: LlamaForward, parameters: Any, batch: int, context: int
     def step(
         tokens: jax.Array, parameters: Any, caches: Any, length: jax.Array
     ) -> tuple[jax.Array, Any]:
-        hidden, K_caches, V_caches = forward.hidden(
-            parameters,
-            tokens,
-            jnp.full((batch,), length),
-            jnp.ones((batch,), jnp.int32),
-            *caches,
-            context,
-        )
-        return jnp.argmax(forward.logits(parameters, hidden), axis=-1), (K_caches, V_caches)
+        hidden, updated = _layers(forward, tokens, parameters, caches, length, context)
+        return jnp.argmax(forward.logits(parameters, hidden), axis=-1), updated
 
     caches = forward.caches(batch, context)
     tokens = jnp.ones((batch, 1), jnp.int32)
     return _compiled(OURS, step, tokens, parameters, caches, jnp.int32(context - 1))
+
+
+def layers_of_model(forward: LlamaForward, batch: int, context: int) -> Step:
+    """A model's embedding and layers without its head."""
+
+    def step(
+        tokens: jax.Array, parameters: Any, caches: Any, length: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        return _layers(forward, tokens, parameters, caches, length, context)
+
+    caches = forward.caches(batch, context)
+    tokens = jnp.ones((batch, 1), jnp.int32)
+    return _compiled("layers", step, tokens, forward.parameters, caches, jnp.int32(context - 1))
+
+
+def head_of_model(forward: LlamaForward, batch: int) -> Step:
+    """A model's last RMSNorm, head and choice of the likeliest token."""
+
+    def step(
+        hidden: jax.Array, parameters: Any, caches: Any, length: jax.Array
+    ) -> tuple[jax.Array, Any]:
+        return jnp.argmax(forward.logits(parameters, hidden), axis=-1), caches
+
+    head = forward.model.parameters.head
+    hidden = jnp.ones((batch, 1, head.shape[0]), head.dtype)
+    return _compiled("head", step, hidden, forward.parameters, jnp.zeros(1), jnp.int32(0))
+
+
+def _layers(
+    forward: LlamaForward,
+    tokens: jax.Array,
+    parameters: Any,
+    caches: Any,
+    length: jax.Array,
+    context: int,
+) -> tuple[jax.Array, Any]:
+    batch = tokens.shape[0]
+    hidden, K_caches, V_caches = forward.hidden(
+        parameters,
+        tokens,
+        jnp.full((batch,), length),
+        jnp.ones((batch,), jnp.int32),
+        *caches,
+        context,
+    )
+    return hidden, (K_caches, V_caches)
 
 
 def _compiled(
