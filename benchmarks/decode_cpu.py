@@ -180,7 +180,7 @@ def _smollm2_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
     if TRANSFORMERS in peers and dtype != "fp8":
         torch_model = torch_peer.pretrained_model(path, dtype)
     for batch in _BATCHES.value:
-        mine = steps.whole_model(forward, parameters, batch, context)
+        mine = steps.whole_model(forward, batch, context)
         candidates = [mine.candidate]
         if PLAIN in peers:
             shape = shapes.shape_of(model)

@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from benchmarks import memory_floor, report, shapes, steps
-from benchmarks.measuring import Candidate, measure_in_turns
+from benchmarks.measuring import measure_in_turns
 from jax_tkg.models import find
 from jax_tkg.models.checkpoint import open_checkpoint
 from jax_tkg.models.forward import LlamaForward
@@ -43,7 +43,7 @@ def main(_: Sequence[str]) -> None:
         for batch in dict.fromkeys(_BATCHES.value):
             print(f"measuring {dtype} B={batch} ...", flush=True)
             rows.append(_measure(forward, dtype, batch, reader))
-            print(f"{report.write_markdown('parts_cpu', 'Parts of a step of SmolLM2', rows)}")
+            print(report.write_markdown("parts_cpu", "Parts of a step of SmolLM2", rows))
     report.print_table(rows)
 
 
@@ -54,7 +54,7 @@ def _measure(
     bare = dataclasses.replace(shapes.shape_of(forward.model), H=128, I=128)
     bare_weights = stack_layers(shapes.random_weights(bare, steps.COMPUTE_DTYPES[dtype]))
     parts = {
-        "whole": steps.whole_model(forward, parameters, batch, context),
+        "whole": steps.whole_model(forward, batch, context),
         "layers": steps.layers_of_model(forward, batch, context),
         "head": steps.head_of_model(forward, batch),
         **{
@@ -63,7 +63,7 @@ def _measure(
         },
     }
     candidates = [reader.candidate()]
-    candidates += [Candidate(name, part.candidate.run) for name, part in parts.items()]
+    candidates += [dataclasses.replace(part.candidate, name=name) for name, part in parts.items()]
     timings = measure_in_turns(candidates, _TURNS.value, _RUNS.value)
     read = {
         "layers": shapes.nbytes(parameters.layers) + shapes.nbytes(forward.caches(batch, context)),

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from benchmarks import plain_jnp, shapes
 from benchmarks.measuring import Candidate
 from benchmarks.shapes import Shape
+from jax_tkg.arguments import is_stacked
 from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.masks import active_mask, cache_mask
 from jax_tkg.models.forward import LlamaForward
@@ -86,7 +87,7 @@ def ours(
         )
         return out.hidden, (out.K_caches, out.V_caches)
 
-    stacked = hasattr(weights.W_qkvs, "shape")
+    stacked = is_stacked(weights.W_qkvs)
     made = shapes.random_caches(shape, batch, capacity, COMPUTE_DTYPES[dtype], stacked=stacked)
     caches = jax.tree.map(as_bits, made)
     x = jnp.ones((batch, 1, shape.H), COMPUTE_DTYPES[dtype])
@@ -121,7 +122,7 @@ def plain(
     return _compiled(PLAIN, step, x, (weights, head), caches, jnp.int32(context - 1))
 
 
-def whole_model(forward: LlamaForward, parameters: Any, batch: int, context: int) -> Step:
+def whole_model(forward: LlamaForward, batch: int, context: int) -> Step:
     """A model from token to token: embedding, layers, head, the likeliest token."""
 
     def step(
@@ -132,7 +133,7 @@ def whole_model(forward: LlamaForward, parameters: Any, batch: int, context: int
 
     caches = forward.caches(batch, context)
     tokens = jnp.ones((batch, 1), jnp.int32)
-    return _compiled(OURS, step, tokens, parameters, caches, jnp.int32(context - 1))
+    return _compiled(OURS, step, tokens, forward.parameters, caches, jnp.int32(context - 1))
 
 
 def layers_of_model(forward: LlamaForward, batch: int, context: int) -> Step:

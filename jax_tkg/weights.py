@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_tkg.arguments import is_stacked
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +66,7 @@ def unstack_layers(weights: TransformerWeights) -> TransformerWeights:
     """
 
     def unstack(layers: Any) -> Any:
-        if layers is None or not hasattr(layers, "shape"):
+        if not is_stacked(layers):
             return layers
         return [layers[index] for index in range(layers.shape[0])]
 

@@ -44,14 +44,15 @@ class PlacedParameters:
 class LlamaForward:
     """A model on its devices.
 
-    On CPUs weights and caches are stacked, which is quick to compile and to call, and low
-    precision is held as `jax_tkg.bits.Bits`; elsewhere they are lists of arrays.
+    On CPUs low precision is held as `jax_tkg.bits.Bits`.
 
     Args:
       model: packed for the mesh's ranks.
       mesh: one axis named `TENSOR_AXIS`, of the size the model is packed for; None for one
         device.
       implementation: of `transformer_tkg`.
+      stacked: whether weights and caches have a layer axis or are lists of arrays. None: a layer
+        axis on CPUs, where that is quick to compile and to call, and lists elsewhere.
 
     Attributes:
       model: as given.
@@ -68,6 +69,7 @@ class LlamaForward:
         model: LlamaModel,
         mesh: jax.sharding.Mesh | None = None,
         implementation: str = "auto",
+        stacked: bool | None = None,
     ):
         ranks = 1 if mesh is None else mesh.shape.get(TENSOR_AXIS, 0)
         if ranks != model.tensor_parallel or (mesh is not None and mesh.size != ranks):
@@ -84,7 +86,9 @@ class LlamaForward:
         self.cache_sharding: jax.sharding.Sharding | None = None
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         self._platform = device.platform
-        self._specs = partition_specs(TENSOR_AXIS, stacked=self._platform == "cpu")
+        self._on_cpu = device.platform == "cpu"
+        self._stacked = self._on_cpu if stacked is None else stacked
+        self._specs = partition_specs(TENSOR_AXIS, stacked=self._stacked)
         if mesh is not None:
             self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             self.cache_sharding = jax.sharding.NamedSharding(mesh, self._specs.K_caches)
@@ -94,7 +98,6 @@ class LlamaForward:
     def caches(self, batch: int, capacity: int) -> tuple[Any, Any]:
         """Zeroed caches of `capacity` = S_max tokens for each of `batch` sequences."""
         config = self.model.config
-        on_cpu = self._platform == "cpu"
         caches = allocate_caches(
             config.num_layers,
             batch,
@@ -102,10 +105,10 @@ class LlamaForward:
             config.head_size,
             capacity,
             self.model.parameters.head.dtype,
-            stacked=on_cpu,
+            stacked=self._stacked,
             sharding=self.cache_sharding,
         )
-        return jax.tree.map(as_bits, caches) if on_cpu else caches
+        return jax.tree.map(as_bits, caches) if self._on_cpu else caches
 
     def hidden(
         self,
@@ -178,14 +181,13 @@ class LlamaForward:
 
     def _placed(self, parameters: LlamaParameters) -> PlacedParameters:
         """The parameters on the devices."""
-        on_cpu = self._platform == "cpu"
-        layers = parameters.layers
-        layers = weights_as_bits(layers) if on_cpu else unstack_layers(layers)
+        layers = parameters.layers if self._stacked else unstack_layers(parameters.layers)
+        layers = weights_as_bits(layers) if self._on_cpu else layers
         head, embedding = parameters.head, parameters.embedding
         # Where the head is split the embedding is not, and Trainium gathers rows, not columns.
         if embedding is None and (self.mesh is not None or self._platform == "neuron"):
             embedding = np.ascontiguousarray(head.T)
-        vocabulary = Vocabulary(as_bits(head) if on_cpu else head, embedding)
+        vocabulary = Vocabulary(as_bits(head) if self._on_cpu else head, embedding)
         placed = PlacedParameters(layers, vocabulary, parameters.final_gamma)
         return jax.device_put(placed) if self.mesh is None else self._on_mesh(self.mesh, placed)
 

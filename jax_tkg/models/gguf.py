@@ -233,6 +233,8 @@ def load(
     """
     config = read_config(file)
     _check_names(file, config)
+    templates = [f"blk.{{layer}}.{tensor}.weight" for tensor in _LAYER_TENSORS.values()]
+    llama.check_layers_present(file.path, set(file.tensor_names), templates, config.num_layers)
     vocabulary = (config.vocabulary_size, config.hidden_size)
     tied = "output.weight" not in file.tensor_names
     try:
@@ -251,10 +253,7 @@ def load(
 
 
 def _check_names(file: GgufFile, config: LlamaConfig) -> None:
-    """Refuses tensors that would be left out, such as biases: the model would be another one.
-
-    And layers that are not there, before room is made for them.
-    """
+    """Refuses tensors that would be left out, such as biases: the model would be another one."""
     known = _LAYER_TENSORS.values()
     for name in file.tensor_names:
         layer = re.fullmatch(r"blk\.(\d+)\.(\w+)\.weight", name)
@@ -264,11 +263,6 @@ def _check_names(file: GgufFile, config: LlamaConfig) -> None:
                 f"{file.path}: tensor {name}: expected none of that name in a llama model of "
                 f"{config.num_layers} layers"
             )
-    names = set(file.tensor_names)
-    for index in range(config.num_layers):
-        for tensor in known:
-            if (name := f"blk.{index}.{tensor}.weight") not in names:
-                raise ModelError(f"{file.path}: tensor {name} is missing")
 
 
 def _read_layers(file: GgufFile, config: LlamaConfig) -> Iterator[llama.LayerTensors]:

@@ -8,7 +8,7 @@ by gamma' = gamma * sqrt(h/H) and eps' = eps * h/H.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 import jax
@@ -112,6 +112,26 @@ def padded_intermediate_size(config: LlamaConfig, ranks: int) -> int:
     """I over all ranks: every rank's share rounded up to whole tiles of 128."""
     share = -(-config.intermediate_size // ranks)
     return ranks * _round_up(share, PARTITIONS)
+
+
+def check_layers_present(
+    where: str, names: Collection[str], templates: Collection[str], layers: int
+) -> None:
+    """Checks that a checkpoint has all tensors of all layers, before room is made for them.
+
+    Args:
+      where: the checkpoint, for the message.
+      names: of the checkpoint's tensors.
+      templates: names of one layer's tensors, with {layer} for the layer's number.
+      layers: how many there are said to be.
+
+    Raises:
+      ModelError: the first tensor that is missing.
+    """
+    for layer in range(layers):
+        for template in templates:
+            if (name := template.format(layer=layer)) not in names:
+                raise ModelError(f"{where}: tensor {name} is missing")
 
 
 def check_tensor_parallel(config: LlamaConfig, ranks: int) -> None:

@@ -185,6 +185,10 @@ def load(
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(folder, stack)
         _check_names(folder, tensors.names, config)
+        templates = [
+            f"model.layers.{{layer}}.{tensor}.weight" for tensor in _LAYER_TENSORS.values()
+        ]
+        llama.check_layers_present(str(folder), set(tensors.names), templates, config.num_layers)
         tied = bool(read_json(folder / "config.json").get("tie_word_embeddings", False))
         return llama.build(
             config,
@@ -199,10 +203,7 @@ def load(
 
 
 def _check_names(folder: pathlib.Path, names: list[str], config: LlamaConfig) -> None:
-    """Refuses tensors that would be left out, such as biases: the model would be another one.
-
-    And layers that are not there, before room is made for them.
-    """
+    """Refuses tensors that would be left out, such as biases: the model would be another one."""
     known = _LAYER_TENSORS.values()
     for name in names:
         layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
@@ -214,11 +215,6 @@ def _check_names(folder: pathlib.Path, names: list[str], config: LlamaConfig) ->
                 f"{folder}: tensor {name}: expected none of that name in a llama model of "
                 f"{config.num_layers} layers"
             )
-    present = set(names)
-    for index in range(config.num_layers):
-        for tensor in known:
-            if (name := f"model.layers.{index}.{tensor}.weight") not in present:
-                raise ModelError(f"{folder}: tensor {name} is missing")
 
 
 def _read_layers(tensors: _Tensors, config: LlamaConfig) -> Iterator[llama.LayerTensors]:

@@ -26,8 +26,10 @@ def attention_mask(mask_cache: jax.Array, mask_active: jax.Array | None, k: int)
       [B, k, g, S, T + S] bool, g = q // k: over the first T slots of the cache and the S new keys.
     """
     _, batch, q, tokens = mask_cache.shape
-    both = mask_cache if mask_active is None else jnp.concatenate([mask_cache, mask_active])
-    grouped = (both != 0).reshape(both.shape[0], batch, k, q // k, tokens)
+    attended = mask_cache != 0
+    if mask_active is not None:
+        attended = jnp.concatenate([attended, mask_active != 0])
+    grouped = attended.reshape(attended.shape[0], batch, k, q // k, tokens)
     return grouped.transpose(1, 2, 3, 4, 0)
 
 

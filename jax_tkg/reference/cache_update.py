@@ -136,13 +136,11 @@ def _like(caches: Caches, held: tuple[jax.Array, ...]) -> Caches:
 
 def _columns(caches: Caches, columns: Any) -> tuple[jax.Array, ...]:
     """What is written to each of `_held(caches)`."""
-    if is_stacked(caches) and not is_stacked(columns):
-        columns = jnp.stack(columns)
-    elif is_stacked(columns) and not is_stacked(caches):
-        columns = tuple(columns)
+    if is_stacked(caches):
+        columns = (columns if is_stacked(columns) else jnp.stack(columns),)
     return tuple(
         as_bits(new).bits if isinstance(cache, Bits) else new
-        for cache, new in zip(_each(caches), _each(columns), strict=True)
+        for cache, new in zip(_each(caches), columns, strict=True)
     )
 
 

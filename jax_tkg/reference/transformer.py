@@ -225,8 +225,9 @@ def _unrolled(
     in_stacks = is_stacked(operands.K_caches)
     keys, values = [], []
     for index in range(parameters.num_layers):
-        caches, layer = (operands.K_caches, operands.V_caches), jnp.uint32(index)
-        if not in_stacks:
+        if in_stacks:
+            caches, layer = (operands.K_caches, operands.V_caches), jnp.uint32(index)
+        else:
             caches, layer = (operands.K_caches[index], operands.V_caches[index]), None
         weights = _layer_weights(operands, index)
         result = _layer(hidden, *caches, layer, weights, shared, dimensions, parameters, platform)
