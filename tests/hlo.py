@@ -8,6 +8,8 @@ from typing import Any
 
 _COPY = re.compile(r"= (?P<dtype>\w+)\[(?P<sizes>[\d,]*)\]\S* (?:copy|copy-start)\(")
 
+_PARAMETER = re.compile(r"= \w+\[(?P<sizes>[\d,]*)\]\S* parameter\(")
+
 
 def copies_of(compiled: Any, elements: int) -> list[str]:
     """Lines of the optimised HLO that copy an array of at least that many elements.
@@ -22,13 +24,18 @@ def copies_of(compiled: Any, elements: int) -> list[str]:
     return found
 
 
-def largest_fusion(compiled: Any) -> int:
-    """Instructions of the largest fused computation of the optimised HLO."""
-    largest, count, in_fusion = 0, 0, False
+def largest_fusion(compiled: Any, elements: int) -> int:
+    """Instructions of the largest fused computation that reads an array of that many elements."""
+    largest, count, reads = 0, 0, False
     for line in compiled.as_text().splitlines():
         if not line.startswith((" ", "}")):
-            count, in_fusion = 0, "fus" in line.split("(")[0]
+            count, reads = 0, False
+            in_fusion = "fus" in line.split("(")[0]
         elif in_fusion:
             count += 1
-            largest = max(largest, count)
+            parameter = _PARAMETER.search(line)
+            sizes = parameter["sizes"].split(",") if parameter else []
+            reads = reads or math.prod(int(size) for size in sizes if size) >= elements
+            if reads:
+                largest = max(largest, count)
     return largest

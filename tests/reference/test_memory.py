@@ -123,6 +123,18 @@ class MemoryTest(parameterized.TestCase):
             temporary = compiled.memory_analysis().temp_size_in_bytes
             self.assertLess(temporary, 4 * B * D * S_ctx)
 
+    @parameterized.parameters(
+        *itertools.product(("f32", "bf16"), ((False, False), (False, True), (True, True)))
+    )
+    def test_caches_wait_for_their_layer(self, dtype: str, stacked: tuple[bool, bool]) -> None:
+        """Attended whole, one layer's caches are sliced or converted at a time, not all layers'."""
+        S_ctx = S_MAX // 2
+        compiled = _compiled(
+            dtype, 1, stacked[0], bits=True, S_ctx=S_ctx, stacked_caches=stacked[1]
+        )
+        both_in_f32 = 2 * 4 * D * S_ctx
+        self.assertLess(compiled.memory_analysis().temp_size_in_bytes, 1.75 * both_in_f32)
+
     @parameterized.parameters(*itertools.product(("bf16", "fp8"), (1, 8), (False, True)))
     def test_arrays(self, dtype: str, B: int, stacked: bool) -> None:
         """With arrays: at most a copy of the weights as they are held, never of all up-cast."""
