@@ -26,7 +26,7 @@ from absl import app, flags, logging
 
 from benchmarks import llama_cpp_peer, memory_floor, report, shapes, steps, torch_peer
 from benchmarks.measuring import Candidate, Timing, measure_in_turns
-from jax_tkg.models import find
+from jax_tkg.models import default_model as find
 from jax_tkg.models.checkpoint import open_checkpoint
 from jax_tkg.models.forward import LlamaForward
 from jax_tkg.weights import stack_layers, unstack_layers

@@ -37,10 +37,10 @@ from absl import app, flags, logging
 
 from benchmarks import report, shapes, steps
 from benchmarks.measuring import Candidate, Timing, measure_in_turns
+from jax_tkg.api import transformer_tkg
 from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.masks import active_mask, cache_mask
 from jax_tkg.rope import rope_tables
-from jax_tkg.transformer_tkg import transformer_tkg
 from jax_tkg.weights import stack_layers
 
 _LAYERS = flags.DEFINE_multi_integer("layers", [8, 80], "Numbers of layers.")

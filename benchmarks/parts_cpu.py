@@ -17,7 +17,7 @@ from absl import app, flags, logging
 
 from benchmarks import memory_floor, report, shapes, steps
 from benchmarks.measuring import measure_in_turns
-from jax_tkg.models import find
+from jax_tkg.models import default_model as find
 from jax_tkg.models.checkpoint import open_checkpoint
 from jax_tkg.models.forward import LlamaForward
 from jax_tkg.weights import stack_layers

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 from benchmarks import plain_jnp, shapes
 from benchmarks.measuring import Candidate
 from benchmarks.shapes import Shape
-from jax_tkg.arguments import is_stacked
+from jax_tkg.api import transformer_tkg
 from jax_tkg.bits import as_bits, weights_as_bits
+from jax_tkg.call.arguments import is_stacked
 from jax_tkg.masks import active_mask, cache_mask
 from jax_tkg.models.forward import LlamaForward
 from jax_tkg.quantize import quantize_float8
 from jax_tkg.rope import rope_tables
-from jax_tkg.transformer_tkg import transformer_tkg
 from jax_tkg.weights import TransformerWeights
 
 OURS = "jax_tkg"

@@ -23,8 +23,8 @@ from absl import app, flags
 
 from benchmarks import published_kernels as kernels
 from jax_tkg import simulator
-from jax_tkg.simulator.costs import TRN1, TRN2, Costs
-from jax_tkg.simulator.timeline import Timeline, memory_dependencies, schedule
+from jax_tkg.simulator.timing.costs import TRN1, TRN2, Costs
+from jax_tkg.simulator.timing.timeline import Timeline, memory_dependencies, schedule
 
 _QUICK = flags.DEFINE_bool("quick", False, "Only kernels that are simulated in seconds.")
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Write the table to this file.")

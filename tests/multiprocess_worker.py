@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 
 import jax_tkg
 import jax_tkg.sharding
-from jax_tkg.arguments import PER_LAYER
+from jax_tkg.call.arguments import PER_LAYER
 from tests import cases, parallel_cases
 
 SHAPE = cases.Shape(B=2, S=2, q=2, k=1, d=64, L=2)

@@ -8,7 +8,7 @@ import numpy as np
 
 import jax_tkg
 import jax_tkg.sharding
-from jax_tkg.arguments import PER_LAYER
+from jax_tkg.call.arguments import PER_LAYER
 from tests import cases
 
 Ranks = list[list[dict[str, Any]]]

@@ -12,7 +12,7 @@ from absl.testing import absltest, parameterized
 
 import jax_tkg
 import jax_tkg.sharding
-from jax_tkg.replica_groups import groups_of_axes
+from jax_tkg.call.replica_groups import groups_of_axes
 from tests import cases, parallel_cases
 
 SHAPE = cases.Shape(B=2, S=2, q=2, k=1, d=64, L=2)

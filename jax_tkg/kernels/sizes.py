@@ -12,7 +12,7 @@ PSUM_GROUP_BANKS = 4
 
 
 class Sizes(NKIObject):
-    """The letters of `jax_tkg.arguments`, T = B * S tokens, and the core this program runs on."""
+    """The letters of `jax_tkg.call.arguments`, T = B * S tokens, and the core of this program."""
 
     def __init__(self, B, S, H, I, d, q, k, S_prior, S_max, dtype, eps, clamp_bound):  # noqa: E741
         self.B = B

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from jax_tkg.arguments import MAX_HEAD_SIZE
+from jax_tkg.call.arguments import MAX_HEAD_SIZE
 from jax_tkg.models.errors import ModelError
 from jax_tkg.rope import Llama3Scaling, rope_frequencies
 

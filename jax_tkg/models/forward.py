@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_tkg.api import transformer_tkg
 from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.caches import allocate_caches
 from jax_tkg.masks import active_mask, cache_mask
@@ -18,7 +19,6 @@ from jax_tkg.models.vocabulary import Vocabulary
 from jax_tkg.reference.rms_norm import rms_norm
 from jax_tkg.rope import tables_of_frequencies
 from jax_tkg.sharding import partition_specs
-from jax_tkg.transformer_tkg import transformer_tkg
 from jax_tkg.weights import TransformerWeights, unstack_layers
 
 TENSOR_AXIS = "tp"

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.arguments import PARTITIONS
+from jax_tkg.call.arguments import PARTITIONS
 from jax_tkg.models.config import LlamaConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.weights import TransformerWeights, pack_qkv

@@ -14,8 +14,8 @@ from absl import app, flags, logging
 from jax_tkg.profile import compare, plot, report
 from jax_tkg.profile.layer import layer_figures, record_launches
 from jax_tkg.profile.model_shapes import MODELS, Case, ModelShape, rank_sizes
-from jax_tkg.simulator.costs import TARGETS, Costs
-from jax_tkg.simulator.timeline_report import write_trace
+from jax_tkg.simulator.timing.costs import TARGETS, Costs
+from jax_tkg.simulator.timing.timeline_report import write_trace
 
 _MODEL = flags.DEFINE_enum("model", "llama3_70b", list(MODELS), "Which model's sizes.")
 _DIMENSIONS = flags.DEFINE_list(

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from jax_tkg.profile.model_shapes import Case
 from jax_tkg.profile.recording import record
 from jax_tkg.profile.traffic import KINDS, kind_of
-from jax_tkg.simulator.costs import TARGETS, Costs
-from jax_tkg.simulator.record import Record
-from jax_tkg.simulator.timeline import (
+from jax_tkg.simulator.machine.record import Record
+from jax_tkg.simulator.timing.costs import TARGETS, Costs
+from jax_tkg.simulator.timing.timeline import (
     Dependencies,
     Timeline,
     memory_dependencies,
     schedule,
 )
-from jax_tkg.simulator.timeline_report import critical_shares
+from jax_tkg.simulator.timing.timeline_report import critical_shares
 
 
 @dataclasses.dataclass(frozen=True)

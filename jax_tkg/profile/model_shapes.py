@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from jax_tkg.arguments import FLOAT8_DTYPES, PARTITIONS
+from jax_tkg.call.arguments import FLOAT8_DTYPES, PARTITIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ MODELS = {
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is profiled: one rank's sizes, in the letters of `jax_tkg.arguments`, and the machine.
+    """What is profiled: one rank's sizes, in letters of `jax_tkg.call.arguments`, and the machine.
 
     Attributes:
       B, S, H, I, d, q, k: sizes per rank.

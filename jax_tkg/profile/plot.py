@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from jax_tkg.profile.layer import LayerFigures
 from jax_tkg.profile.traffic import kind_of
-from jax_tkg.simulator.timeline import Event, Timeline
+from jax_tkg.simulator.timing.timeline import Event, Timeline
 
 ROWS = ("dma", "tensor", "vector", "scalar", "gpsimd", "sync", "collective")
 

@@ -14,14 +14,14 @@ import ml_dtypes
 import numpy as np
 
 from jax_tkg import simulator
-from jax_tkg.arguments import Dimensions, Operands, Parameters
-from jax_tkg.kernel_interface import MEGAKERNEL, KernelInterface, Launch
-from jax_tkg.kernel_limits import check_kernel_limits
-from jax_tkg.launches import layer_tuples
-from jax_tkg.nkilib import NKILIB
-from jax_tkg.nkilib_limits import check_nkilib_limits
+from jax_tkg.call.arguments import Dimensions, Operands, Parameters
+from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
+from jax_tkg.lowering.kernel_limits import check_kernel_limits
+from jax_tkg.lowering.launches import layer_tuples
+from jax_tkg.lowering.nkilib import NKILIB
+from jax_tkg.lowering.nkilib_limits import check_nkilib_limits
 from jax_tkg.profile.model_shapes import Case
-from jax_tkg.simulator.record import Record
+from jax_tkg.simulator.machine.record import Record
 
 KERNELS = {"ours": MEGAKERNEL, "nkilib": NKILIB}
 """Ours, and AWS's published one from the checkout that NKILIB names."""

@@ -6,8 +6,8 @@ import pathlib
 
 from jax_tkg.profile.layer import LayerFigures, bound, required_bytes
 from jax_tkg.profile.model_shapes import Case
-from jax_tkg.simulator.high_water import high_water
-from jax_tkg.simulator.timeline import Timeline
+from jax_tkg.simulator.timing.high_water import high_water
+from jax_tkg.simulator.timing.timeline import Timeline
 
 RATES = {"half": "throttled to half rate", "ramp": "ramping up under load", "full": "at full rate"}
 

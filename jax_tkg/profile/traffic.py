@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jax_tkg.kernel_interface import SCALES, WEIGHTS
+from jax_tkg.lowering.kernel_interface import SCALES, WEIGHTS
 
 KINDS = ("weights", "cache", "activations", "other")
 

@@ -13,6 +13,6 @@ def transformer_tkg(*args: Any, **kwargs: Any) -> Any:
     Takes the same arguments, makes the same checks and returns the same results; differentiable.
     """
     # Imported late: the public function itself is built on this package.
-    from jax_tkg.transformer_tkg import call_with_signature
+    from jax_tkg.api import call_with_signature
 
     return call_with_signature(transformer, *args, **kwargs)

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg import replica_groups as groups_of
-from jax_tkg.arguments import Parameters
+from jax_tkg.call import replica_groups as groups_of
+from jax_tkg.call.arguments import Parameters
 
 
 def all_reduce(partial: jax.Array, parameters: Parameters) -> jax.Array:

@@ -14,8 +14,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_tkg.arguments import is_stacked
 from jax_tkg.bits import Bits, as_bits
+from jax_tkg.call.arguments import is_stacked
 from jax_tkg.reference.loops import repeat
 from jax_tkg.reference.zeros import unseen_zero
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import jax
 
-from jax_tkg.arguments import FLOAT8_DTYPES, PER_LAYER_CACHES, Operands, is_stacked
 from jax_tkg.bits import MATRICES, Bits, as_bits
+from jax_tkg.call.arguments import FLOAT8_DTYPES, PER_LAYER_CACHES, Operands, is_stacked
 from jax_tkg.reference.formulation import moves_freely
 
 

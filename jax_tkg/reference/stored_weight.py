@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.arguments import FLOAT8_DTYPES
 from jax_tkg.bits import Bits
+from jax_tkg.call.arguments import FLOAT8_DTYPES
 from jax_tkg.reference import float8
 
 

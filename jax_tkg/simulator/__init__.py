@@ -42,8 +42,8 @@ from jax_tkg.simulator.errors import (
 )
 from jax_tkg.simulator.install import install
 from jax_tkg.simulator.launch import Kernel, Result, jit, run, simulate
-from jax_tkg.simulator.machine import Finding, Options
-from jax_tkg.simulator.record import Access, Instruction, Record
+from jax_tkg.simulator.machine.machine import Finding, Options
+from jax_tkg.simulator.machine.record import Access, Instruction, Record
 
 __all__ = [
     "Access",

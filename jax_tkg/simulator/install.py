@@ -6,8 +6,8 @@ import types
 
 from jax_tkg.simulator import collectives, isa, language, launch
 from jax_tkg.simulator.isa import constants
-from jax_tkg.simulator.objects import NKIObject
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.memory.objects import NKIObject
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 
 def real_nki_present() -> bool:

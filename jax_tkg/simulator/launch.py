@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import capacity, dtypes, errors, memory, races
-from jax_tkg.simulator.blas_threads import one_blas_thread
-from jax_tkg.simulator.machine import (
+from jax_tkg.simulator import errors
+from jax_tkg.simulator.machine import capacity
+from jax_tkg.simulator.machine.blas_threads import one_blas_thread
+from jax_tkg.simulator.machine.machine import (
     Core,
     Finding,
     Machine,
@@ -19,8 +20,10 @@ from jax_tkg.simulator.machine import (
     set_current_core,
     target_named,
 )
-from jax_tkg.simulator.record import Record
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.machine.record import Record
+from jax_tkg.simulator.memory import dtypes, memory
+from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.ordering import races
 
 
 @dataclasses.dataclass

@@ -9,13 +9,14 @@ import jax
 import numpy as np
 
 import jax_tkg
-from jax_tkg import launches, simulator
-from jax_tkg.arguments import Operands, Parameters
-from jax_tkg.kernel_operands import kernel_operands
+from jax_tkg import simulator
+from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.kernels.transformer import transformer_tkg as kernel
+from jax_tkg.lowering import launches
+from jax_tkg.lowering.kernel_operands import kernel_operands
 from tests import cases, parallel_cases
 
-_public = importlib.import_module("jax_tkg.transformer_tkg")
+_public = importlib.import_module("jax_tkg.api")
 
 
 def canonical(arguments: dict[str, Any], **options: Any) -> tuple[Operands, Parameters]:

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jax_tkg import kernel_operands
-from jax_tkg.arguments import Dimensions
+from jax_tkg.call.arguments import Dimensions
+from jax_tkg.lowering import kernel_operands
 from tests import cases
 from tests.kernels import launch
 

@@ -9,7 +9,7 @@ from absl.testing import absltest
 
 import jax_tkg.kernels
 from jax_tkg.kernels.transformer import transformer_tkg
-from jax_tkg.simulator import check_language as checker
+from jax_tkg.simulator.source_check import check_language as checker
 
 
 class LanguageTest(absltest.TestCase):

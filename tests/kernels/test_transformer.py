@@ -15,9 +15,9 @@ import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
-from jax_tkg import kernel_operands
 from jax_tkg.kernels import masks, transformer
-from jax_tkg.simulator.addressing import VirtualRegister
+from jax_tkg.lowering import kernel_operands
+from jax_tkg.simulator.memory.addressing import VirtualRegister
 from tests import cases
 from tests.kernels import launch
 

@@ -12,7 +12,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from jax_tkg.models import find
+from jax_tkg.models import default_model as find
 from jax_tkg.models.checkpoint import Checkpoint, open_checkpoint
 from jax_tkg.models.decode import Decoder
 from tests.models import devices

@@ -10,8 +10,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import jax_tkg
-from jax_tkg import kernel_entry, nkilib, simulator
-from jax_tkg.launches import run_launches
+from jax_tkg import simulator
+from jax_tkg.lowering import kernel_entry, nkilib
+from jax_tkg.lowering.launches import run_launches
 from tests import cases, parallel_cases, test_parallel
 from tests.kernels import launch
 from tests.nkilib import library

@@ -7,7 +7,7 @@ from absl.testing import absltest, parameterized
 from jax_tkg.profile import report
 from jax_tkg.profile.layer import layer_figures, record_launches, required_bytes
 from jax_tkg.profile.model_shapes import Case
-from jax_tkg.simulator.costs import TRN2
+from jax_tkg.simulator.timing.costs import TRN2
 
 SMALL = Case(B=2, S=2, H=512, I=256, d=64, q=4, k=2, S_ctx=258, tensor_parallel=4)
 

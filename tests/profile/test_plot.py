@@ -10,7 +10,7 @@ from absl.testing import absltest
 from jax_tkg.profile import plot
 from jax_tkg.profile.layer import layer_figures, record_launches
 from jax_tkg.profile.model_shapes import Case
-from jax_tkg.simulator.timeline import schedule
+from jax_tkg.simulator.timing.timeline import schedule
 from tests.simulator.streams import Stream, access, record
 
 

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
 import jax_tkg
-from jax_tkg.arguments import FLOAT8_DTYPES
 from jax_tkg.bits import Bits
+from jax_tkg.call.arguments import FLOAT8_DTYPES
 from jax_tkg.reference import formulation
 from tests import hlo
 

@@ -11,7 +11,7 @@ import zipfile
 import pytest
 from absl.testing import absltest
 
-from jax_tkg.models import find
+from jax_tkg.models import default_model as find
 from tests.models import files
 
 SCRIPT = pathlib.Path(__file__).resolve().parents[2] / "scripts" / "fetch_model.py"

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator.record import Access, Instruction, Record
+from jax_tkg.simulator.machine.record import Access, Instruction, Record
 
 _SIZES = {"float32": 4, "bfloat16": 2, "uint8": 1}
 

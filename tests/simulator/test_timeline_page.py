@@ -4,7 +4,7 @@ import pathlib
 
 from absl.testing import absltest
 
-from jax_tkg.simulator.costs import TRN2, TRN3, figures
+from jax_tkg.simulator.timing.costs import TRN2, TRN3, figures
 
 _PAGE = pathlib.Path(__file__).parents[2] / "docs" / "timeline.md"
 

@@ -1,6 +1,5 @@
 """``nki.isa``: one function per hardware instruction, executed at once on NumPy."""
 
-from jax_tkg.simulator.addressing import VirtualRegister
 from jax_tkg.simulator.errors import NkiValidationError
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.constants import (
@@ -76,6 +75,7 @@ from jax_tkg.simulator.isa.vector_search import (
     nc_find_index8,
     nc_match_replace8,
 )
+from jax_tkg.simulator.memory.addressing import VirtualRegister
 
 __all__ = [
     "NkiInstruction",

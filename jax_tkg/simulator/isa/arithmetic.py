@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes
 from jax_tkg.simulator.isa.operands import Step
-from jax_tkg.simulator.operators import Operator, operator
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.isa.operators import Operator, operator
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 _INTEGER = tuple(i.name for i in dtypes.DTYPES.values() if i.kind in ("int", "uint", "bool"))
 WIDE_INTEGER = ("int32", "uint32")

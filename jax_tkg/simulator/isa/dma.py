@@ -5,12 +5,13 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes, errors
+from jax_tkg.simulator import errors
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step, digest_of
-from jax_tkg.simulator.machine import caller, require_generation
-from jax_tkg.simulator.operators import operator_name
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.isa.operators import operator_name
+from jax_tkg.simulator.machine.machine import caller, require_generation
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 _DGE = constants.dge_mode
 _OOB = constants.oob_mode

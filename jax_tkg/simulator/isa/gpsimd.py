@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
-from jax_tkg.simulator.machine import PARTITIONS, require_generation
-from jax_tkg.simulator.operators import operator
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.isa.operators import operator
+from jax_tkg.simulator.machine.machine import PARTITIONS, require_generation
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 _MAX_PATTERN_DIMS = 4
 # One GpSimd core serves 16 partitions.

@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
-from jax_tkg.simulator.machine import PARTITIONS, PSUM_BANK_BYTES, require_generation
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.machine.machine import PARTITIONS, PSUM_BANK_BYTES, require_generation
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 STATIONARY_FMAX = 128
 MOVING_FMAX = 512

@@ -6,14 +6,15 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes, errors
-from jax_tkg.simulator.addressing import VirtualRegister
+from jax_tkg.simulator import errors
 from jax_tkg.simulator.isa import constants
-from jax_tkg.simulator.layout import Layout
-from jax_tkg.simulator.machine import Core, caller, current_core
-from jax_tkg.simulator.memory import WRITTEN, Storage
-from jax_tkg.simulator.record import Access, Instruction
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.machine.machine import Core, caller, current_core
+from jax_tkg.simulator.machine.record import Access, Instruction
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.addressing import VirtualRegister
+from jax_tkg.simulator.memory.layout import Layout
+from jax_tkg.simulator.memory.memory import WRITTEN, Storage
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 _ALL_WRITTEN = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF}
 

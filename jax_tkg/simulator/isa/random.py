@@ -5,11 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes, errors
+from jax_tkg.simulator import errors
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
-from jax_tkg.simulator.machine import require_generation
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.machine.machine import require_generation
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 _INTEGERS = ("int8", "int16", "int32", "uint8", "uint16", "uint32")
 

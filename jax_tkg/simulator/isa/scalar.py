@@ -8,15 +8,15 @@ from jax_tkg.simulator import errors
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.arithmetic import apply, arithmetic, reduce_free
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
-from jax_tkg.simulator.machine import require_generation
-from jax_tkg.simulator.operators import (
+from jax_tkg.simulator.isa.operators import (
     OPERATORS,
     Activation,
     activation_function,
     operator,
     operator_name,
 )
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.machine.machine import require_generation
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 _CMD = constants.reduce_cmd
 _FOLD = {_CMD.reduce, _CMD.reset_reduce}

@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes, errors
-from jax_tkg.simulator.addressing import VirtualRegister
+from jax_tkg.simulator import errors
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
-from jax_tkg.simulator.machine import caller, current_core, require_generation
-from jax_tkg.simulator.memory import MemoryRegion
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.machine.machine import caller, current_core, require_generation
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.addressing import VirtualRegister
+from jax_tkg.simulator.memory.memory import MemoryRegion
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 # Bytes per partition that the GpSimd Engine's own DMA moves at most, by bytes per element.
 _GPSIMD_DMA_BYTES = {4: 1024, 2: 512, 1: 256}

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.arithmetic import (
     WIDE_INTEGER,
@@ -15,9 +14,10 @@ from jax_tkg.simulator.isa.arithmetic import (
     check_integers,
 )
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
-from jax_tkg.simulator.machine import require_generation
-from jax_tkg.simulator.operators import operator
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.isa.operators import operator
+from jax_tkg.simulator.machine.machine import require_generation
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 _UNKNOWN = constants.engine.unknown
 QUADRANT = 32

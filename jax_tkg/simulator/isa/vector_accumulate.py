@@ -4,13 +4,13 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.arithmetic import apply, arithmetic, reduce_free
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
-from jax_tkg.simulator.machine import require_generation
-from jax_tkg.simulator.operators import Operator, operator, operator_name
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.isa.operators import Operator, operator, operator_name
+from jax_tkg.simulator.machine.machine import require_generation
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 _CMD = constants.reduce_cmd
 FP32_MIN = float(np.finfo(np.float32).min)

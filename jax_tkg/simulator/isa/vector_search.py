@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 _EIGHT = 8
 _MAX_SEARCH = 16384

@@ -120,9 +120,9 @@ from jax_tkg.simulator.language.reduce import (
     transpose,
     var,
 )
-from jax_tkg.simulator.memory import MemoryRegion
-from jax_tkg.simulator.objects import NKIObject
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.memory.memory import MemoryRegion
+from jax_tkg.simulator.memory.objects import NKIObject
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 # Dtypes are strings.
 DType = str

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import dtypes, isa, memory
-from jax_tkg.simulator.machine import (
+from jax_tkg.simulator import isa
+from jax_tkg.simulator.machine.machine import (
     KIB,
     PARTITIONS,
     PSUM_BANK_BYTES,
@@ -15,9 +15,10 @@ from jax_tkg.simulator.machine import (
     running_core,
     target_named,
 )
-from jax_tkg.simulator.memory import ON_CHIP, MemoryRegion
-from jax_tkg.simulator.objects import NKIObject
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.memory import dtypes, memory
+from jax_tkg.simulator.memory.memory import ON_CHIP, MemoryRegion
+from jax_tkg.simulator.memory.objects import NKIObject
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 sbuf = MemoryRegion.sbuf
 psum = MemoryRegion.psum

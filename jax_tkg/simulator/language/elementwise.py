@@ -5,7 +5,7 @@ from typing import Any
 
 from jax_tkg.simulator import isa
 from jax_tkg.simulator.language.create import full, ndarray
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 
 def _binary(name: str, x: Any, y: Any, dtype: Any) -> NkiTensor:

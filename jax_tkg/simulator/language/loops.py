@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from jax_tkg.simulator.addressing import DynamicSlice, VirtualRegister
-from jax_tkg.simulator.machine import current_core
+from jax_tkg.simulator.machine.machine import current_core
+from jax_tkg.simulator.memory.addressing import DynamicSlice, VirtualRegister
 
 
 def ds(start: Any, size: int) -> DynamicSlice:

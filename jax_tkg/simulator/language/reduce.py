@@ -7,7 +7,7 @@ import numpy as np
 
 from jax_tkg.simulator import isa
 from jax_tkg.simulator.language.create import ndarray, psum
-from jax_tkg.simulator.tensor import NkiTensor
+from jax_tkg.simulator.memory.tensor import NkiTensor
 
 
 def _axes(x: NkiTensor, axis: int | Sequence[int]) -> tuple[int, ...]:

@@ -1,0 +1,225 @@
+"""The public function: checks what it is given, then binds the primitive."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jax_tkg.bits import Bits
+from jax_tkg.call import checks
+from jax_tkg.call.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parameters, is_stacked
+from jax_tkg.call.replica_groups import check_axis_name, check_replica_groups
+from jax_tkg.lowering import primitive
+
+
+class TransformerTkgOutput(NamedTuple):
+    """Results of `transformer_tkg`.
+
+    Attributes:
+      hidden: [B, S, H], the hidden states after the last layer, in X's dtype.
+      K_caches: the updated key caches, in the form and container they were given.
+      V_caches: the updated value caches, likewise.
+    """
+
+    hidden: jax.Array
+    K_caches: Any
+    V_caches: Any
+
+
+def transformer_tkg(
+    X: jax.Array,
+    W_qkvs: Any,
+    W_outs: Any,
+    W_gates: Any,
+    W_ups: Any,
+    W_downs: Any,
+    W_gamma_qkvs: Any,
+    W_gamma_mlps: Any,
+    K_caches: Any,
+    V_caches: Any,
+    RoPE_cos: jax.Array,
+    RoPE_sin: jax.Array,
+    mask_cache: jax.Array,
+    mask_active: jax.Array | None,
+    position_ids: jax.Array | None,
+    num_layers: int,
+    eps: float = 1e-6,
+    replica_groups: Sequence[Sequence[int]] | None = None,
+    sbuf_residual_and_cc: bool = False,
+    clamp_bound: float = 0.0,
+    W_gate_scales: Any = None,
+    W_up_scales: Any = None,
+    W_down_scales: Any = None,
+    *,
+    axis_name: str | Sequence[str] | None = None,
+    lnc: int | None = None,
+    implementation: str = "auto",
+    layers_per_launch: int | None = None,
+) -> TransformerTkgOutput:
+    """Runs all layers of a Llama-style transformer on S new tokens of each of B sequences.
+
+    Letters: B batch, S new tokens (1..8), H hidden, I MLP intermediate per rank, d head size,
+    q query heads and k KV heads per rank, S_ctx context bucket, S_max cache capacity. H and I are
+    multiples of 128, d is even and at most 128, q is a multiple of k, S_ctx <= S_max.
+
+    Each per-layer argument (`W_*`, `*_caches`) is a list or tuple of `num_layers` arrays or more,
+    of which the first `num_layers` are used, or one array with a leading layer axis. Matrices and
+    caches may be given as `jax_tkg.bits.Bits`, which is faster on CPUs.
+
+    Args:
+      X: [B, S, H] bfloat16, float16 or float32: the embedded tokens. Its dtype is the compute and
+        output dtype.
+      W_qkvs: each [H, (q + 2k)*d] in X's dtype: columns of the q query heads, then of the k key
+        heads, then of the k value heads.
+      W_outs: each [q*d, H] in X's dtype.
+      W_gates: each [H, I] in X's dtype, or float8_e4m3, float8_e4m3fn or float8_e5m2 with a scale.
+      W_ups: each [H, I], likewise.
+      W_downs: each [I, H], likewise.
+      W_gamma_qkvs: each [1, H], gain of the RMSNorm before attention.
+      W_gamma_mlps: each [1, H], gain of the RMSNorm before the MLP.
+      K_caches: each [B, k, d, S_max] in X's dtype, or [B, d, S_max] where k = 1.
+      V_caches: each [B, k, S_max, d] in X's dtype, or [B, S_max, d] where k = 1.
+      RoPE_cos: [d//2, B, S] for the new tokens' positions (`jax_tkg.rope.rope_tables`).
+      RoPE_sin: [d//2, B, S].
+      mask_cache: [S_ctx, B, q, S]; non-zero where a query attends a cache slot.
+      mask_active: [S (key), B, q, S (query)]; non-zero where a query attends a new key. None: the
+        last S rows of `mask_cache` are the active mask, and the cache slots with their numbers
+        are not attended.
+      position_ids: [B, 1] integers, the first cache slot written for each sequence, or [B, S],
+        the slot of each token. 2**32 - 1 or a negative number skips; slots outside 0..S_max-1 are
+        never written. None: the caches are returned as they came.
+      num_layers: how many layers to execute.
+      eps: RMSNorm epsilon.
+      replica_groups: lists of ranks that sum their partial results, where `axis_name` is not
+        given; ranks number the devices of the mesh of the enclosing `jax.shard_map` in row-major
+        order.
+      sbuf_residual_and_cc: on Neuron, keep residual and all-reduce on chip. The result is the
+        same up to rounding.
+      clamp_bound: where positive, the inputs of float8 matrix products are clipped to
+        +-clamp_bound.
+      W_gate_scales: None, or each [128, I] (equal rows) or [1, I] float32, or None for a layer
+        that is not quantised.
+      W_up_scales: likewise.
+      W_down_scales: likewise, [128, H] or [1, H].
+      axis_name: axis or axes of the enclosing `jax.shard_map` to sum over: the tensor-parallel
+        ones.
+      lnc: physical cores per logical Neuron core, 1 or 2; None: the platform's setting.
+      implementation: "auto" chooses by the platform being lowered for (`jax_tkg.explain` says
+        what and why); "reference" is plain jax.numpy everywhere; "nki" is the Neuron kernel;
+        "simulate" is the Neuron kernel in the NKI simulator, on a CPU; "nkilib" is AWS's published
+        kernel where its limits fit, on Neuron or in the simulator (`jax_tkg.lowering.nkilib` says
+        where it is looked for).
+      layers_per_launch: most layers that one launch of the Neuron kernel runs; None: all. Very
+        large kernels compile slowly.
+
+    Returns:
+      `TransformerTkgOutput(hidden, K_caches, V_caches)`. The caches are updated in place where
+      they are donated.
+
+    Raises:
+      TypeError: an argument is missing or has a wrong type or dtype.
+      ValueError: a shape, size or option is wrong; the message names the argument, what was
+        expected and what came.
+    """
+    return _call(primitive.bind, **locals())
+
+
+def call_with_signature(
+    run: Callable[[Operands, Parameters], tuple[jax.Array, Any, Any]], *args: Any, **kwargs: Any
+) -> TransformerTkgOutput:
+    """Calls `run` with the checked arguments of `transformer_tkg` in place of the primitive."""
+    bound = _signature.bind(*args, **kwargs)
+    bound.apply_defaults()
+    return _call(run, **bound.arguments)
+
+
+def _call(
+    run: Callable[[Operands, Parameters], tuple[jax.Array, Any, Any]], **arguments: Any
+) -> TransformerTkgOutput:
+    """Checks and canonicalises the public arguments, runs them, and restores the caches' form."""
+    options = {name: arguments.pop(name) for name in _OPTIONS}
+    axis_name, replica_groups = options.pop("axis_name"), options.pop("replica_groups")
+    checks.check_options(
+        options["num_layers"],
+        options["eps"],
+        options["clamp_bound"],
+        options["lnc"],
+        options["implementation"],
+        options["layers_per_launch"],
+    )
+    num_layers = int(options["num_layers"])
+    checks.check_lengths(arguments, num_layers)
+    checks.check_shapes(arguments, checks.infer_dimensions(arguments, num_layers))
+    axis_names = check_axis_name(axis_name)
+    parameters = Parameters(
+        num_layers=num_layers,
+        eps=float(options["eps"]),
+        axis_names=axis_names,
+        replica_groups=check_replica_groups(replica_groups, axis_names),
+        sbuf_residual_and_cc=bool(options["sbuf_residual_and_cc"]),
+        clamp_bound=float(options["clamp_bound"]),
+        lnc=options["lnc"],
+        implementation=options["implementation"],
+        layers_per_launch=options["layers_per_launch"],
+    )
+    operands = Operands(
+        **{name: _canonical(name, value, num_layers) for name, value in arguments.items()}
+    )
+    hidden, K_caches, V_caches = run(operands, parameters)
+    return TransformerTkgOutput(
+        hidden,
+        _as_given(K_caches, arguments["K_caches"], num_layers),
+        _as_given(V_caches, arguments["V_caches"], num_layers),
+    )
+
+
+_OPTIONS = (
+    "num_layers",
+    "eps",
+    "replica_groups",
+    "sbuf_residual_and_cc",
+    "clamp_bound",
+    "axis_name",
+    "lnc",
+    "implementation",
+    "layers_per_launch",
+)
+_signature = inspect.signature(transformer_tkg)
+
+
+def _canonical(name: str, value: Any, num_layers: int) -> Any:
+    """The argument as `Operands` holds it: a tuple of L arrays or arrays as they are."""
+    if value is None:
+        return None
+    if name not in PER_LAYER:
+        return jnp.asarray(value)
+    # Caches of one KV head may come without its axis, which follows the batch's.
+    add_axis = name in PER_LAYER_CACHES
+    if is_stacked(value):
+        return _as_array(value if not add_axis or value.ndim == 5 else value[:, :, None])
+    layers = value[:num_layers]
+    if add_axis:
+        layers = [layer if layer.ndim == 4 else layer[:, None] for layer in layers]
+    if all(layer is None for layer in layers):
+        return None
+    return tuple(None if layer is None else _as_array(layer) for layer in layers)
+
+
+def _as_array(value: Any) -> Any:
+    return value if isinstance(value, Bits) else jnp.asarray(value)
+
+
+def _as_given(caches: Any, given: Any, num_layers: int) -> Any:
+    """Updated caches in the container and rank of the given ones; further layers as they came."""
+    if is_stacked(given):
+        return caches if given.ndim == 5 else caches[:, :, 0]
+    updated = [
+        cache if before.ndim == 4 else cache[:, 0]
+        for cache, before in zip(caches, given[:num_layers], strict=True)
+    ]
+    container = tuple if isinstance(given, tuple) else list
+    return container([*updated, *given[num_layers:]])

@@ -1,0 +1,1 @@
+"""One call as data: its arrays, its static parameters, and their checks."""

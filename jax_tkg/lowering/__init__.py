@@ -1,0 +1,1 @@
+"""The primitive, and the implementations that it lowers to."""

@@ -1,0 +1,136 @@
+"""What the kernel is given: the operands of the primitive, with masks and positions prepared.
+
+This runs in the traced program, before the kernel, on arrays that are small beside the weights.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_tkg.call.arguments import PER_LAYER, Dimensions, Operands, is_stacked
+from jax_tkg.reference.cache_update import write_slots
+
+SKIPPED = 2**32 - 1
+"""Place of what is not written: past the end of every cache."""
+
+LARGEST_PLACE = 2**31 - 1
+"""Largest offset that a register of the machine holds, signed."""
+
+Places = dict[str, jax.Array | None]
+
+
+def prior_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
+    """[slots, B * q * S] uint8: 1 where a query attends a cache slot.
+
+    The slots are S_ctx, or where the mask is unified the first S_ctx - S. None without slots.
+    """
+    D = dimensions
+    slots = D.S_ctx - (D.S if operands.mask_active is None else 0)
+    if slots == 0:
+        return None
+    return _ones(operands.mask_cache[:slots] != 0).reshape(slots, D.B * D.q * D.S)
+
+
+def active_mask(operands: Operands, dimensions: Dimensions) -> jax.Array:
+    """[B * S (key), B * q * S] uint8: likewise for the new keys of all sequences."""
+    D = dimensions
+    mask = operands.mask_active
+    if mask is None:
+        mask = operands.mask_cache[D.S_ctx - D.S :]
+    own = jnp.eye(D.B, dtype=jnp.bool_)[:, None, :, None, None]
+    attended = own & (mask != 0)[None]
+    return _ones(attended).reshape(D.B * D.S, D.B * D.q * D.S)
+
+
+def _ones(attended: jax.Array) -> jax.Array:
+    return attended.astype(jnp.uint8)
+
+
+def layers_loop(operands: Operands) -> bool:
+    """Whether the kernel's layers can loop on the device: every per-layer operand is stacked.
+
+    Also, a number in the key caches of all layers must have a signed 32-bit place: a view in the
+    kernel has one dynamic offset, which then finds both the layer and the slot.
+    """
+    given = [getattr(operands, name) for name in PER_LAYER]
+    if not all(value is None or is_stacked(value) for value in given):
+        return False
+    return math.prod(operands.K_caches.shape) <= LARGEST_PLACE
+
+
+def cache_places(operands: Operands, dimensions: Dimensions, looped: bool) -> Places:
+    """Where new keys and values are written: of one layer, or in a loop of each.
+
+    Numbers count from the start of the layer's cache, or where `looped` of the first layer's; what
+    is not written has the place `SKIPPED`.
+
+    Returns:
+      window_places: [1 or L, B] uint32: where position_ids gives the first slot of each sequence,
+        the first number in K_caches of its S new keys, which lie in a row; skipped if some of
+        them are past the end. Else None.
+      key_places: [1 or L, B * S] uint32: the first number of each key that no window writes. None
+        where windows write all.
+      value_places: [1 or L, B * S] uint32: each value's first row in V_caches, as rows of d.
+      All None where there is no update.
+    """
+    names = ("window_places", "key_places", "value_places")
+    if operands.position_ids is None:
+        return dict.fromkeys(names)
+    D = dimensions
+    slots = write_slots(operands.position_ids, D.S, D.S_max)
+    written = (slots < D.S_max) & ~_replaced(slots)
+    # One dimension for the layers, and as many as the cache has for the sequences.
+    heads = jnp.arange((D.L if looped else 1) * D.B, dtype=jnp.uint32) * D.k
+    heads = heads.reshape(-1, D.B, 1)
+    keys = heads * (D.d * D.S_max) + slots.astype(jnp.uint32)
+    values = heads * D.S_max + slots.astype(jnp.uint32)
+    in_windows = jnp.zeros((D.B, 1), jnp.bool_)
+    windows = None
+    if operands.position_ids.shape[1] == 1:
+        in_windows = slots[:, -1:] < D.S_max
+        windows = _places(keys[:, :, :1], in_windows)
+    only_windows = windows is not None and D.S == 1
+    found = (
+        windows,
+        None if only_windows else _places(keys, written & ~in_windows),
+        _places(values, written),
+    )
+    return dict(zip(names, found, strict=True))
+
+
+def _replaced(slots: jax.Array) -> jax.Array:
+    """[B, S]: a later token of the sequence has the same slot. The kernel's writes have no order,
+    so of these only the last is written."""
+    shared = slots[:, :, None] == slots[:, None, :]
+    return jnp.triu(shared, 1).any(axis=-1)
+
+
+def _places(places: jax.Array, written: jax.Array) -> jax.Array:
+    """[layers, B * n] of places [layers, B, n]; `SKIPPED` where not `written` [B, n]."""
+    kept = jnp.where(written, places, jnp.uint32(SKIPPED))
+    return kept.reshape(places.shape[0], -1)
+
+
+def kernel_operands(operands: Operands, looped: bool = False) -> dict[str, Any]:
+    """The kernel's tensors by its parameters' names; per-layer ones as `Operands` holds them.
+
+    Args:
+      operands: of the primitive.
+      looped: whether the layers loop on the device, which `layers_loop` allows.
+    """
+    dimensions = Dimensions.of(operands)
+    given = {
+        name: getattr(operands, name)
+        for name in operands.__dataclass_fields__
+        if name not in ("mask_cache", "mask_active", "position_ids")
+    }
+    return {
+        **given,
+        "prior_mask": prior_mask(operands, dimensions),
+        "active_mask": active_mask(operands, dimensions),
+        **cache_places(operands, dimensions, looped),
+    }

@@ -1,0 +1,137 @@
+"""Lowering to the Neuron kernel: one custom call per launch, and a dry run of it on any machine."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import contextvars
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.lowering import kernel_entry
+from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
+from jax_tkg.lowering.launches import run_launches
+from jax_tkg.lowering.neuron_settings import logical_cores
+from jax_tkg.simulator.install import real_nki_present
+
+CUSTOM_CALL = "AwsNeuronCustomNativeKernel"
+"""Target of the custom call that Neuron's compiler replaces by a compiled kernel; from the NKI
+guide to custom operators."""
+
+STATUS_RETURNING = 2
+"""Its API version, API_VERSION_STATUS_RETURNING."""
+
+_dry = contextvars.ContextVar("jax_tkg_dry_run", default=False)
+
+
+def is_dry_run() -> bool:
+    """Whether this is a lowering for `dry_run`."""
+    return _dry.get()
+
+
+@contextlib.contextmanager
+def _dry_running() -> Iterator[None]:
+    token = _dry.set(True)
+    try:
+        yield
+    finally:
+        _dry.reset(token)
+
+
+def dry_run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """Lowers a function for platform "neuron" on this machine, without compiling anything.
+
+    Where AWS's nki is not installed the kernel's custom calls name no compiled kernel; all else is
+    as it is on a Trainium machine: targets, operands, aliases, and in the config the entry's name,
+    its inputs, outputs and replica groups.
+
+    Args:
+      function: jitted or not.
+      *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+      **kwargs: likewise.
+
+    Returns:
+      The StableHLO text.
+    """
+    return str(lower_for_neuron(function, *args, **kwargs).compiler_ir("stablehlo"))
+
+
+def lower_for_neuron(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """As `dry_run`, and gives JAX's Lowered object, whose module can be walked."""
+    jitted = function if hasattr(function, "trace") else jax.jit(function)
+    with _dry_running():
+        return jitted.trace(*args, **kwargs).lower(lowering_platforms=("neuron",))
+
+
+def neuron_transformer(
+    operands: Operands, parameters: Parameters, kernel: KernelInterface = MEGAKERNEL
+) -> tuple[jax.Array, Any, Any]:
+    """The forward pass by a Neuron kernel: what `reference.transformer` gives."""
+    cores = logical_cores(parameters)
+
+    def run(tensors: dict[str, Any], launch: Launch) -> tuple[jax.Array, Any, Any]:
+        names, values = kernel_entry.flatten(tensors, kernel)
+        if real_nki_present():
+            source = kernel_entry.entry_source(tensors, launch, kernel)
+            results = _call_kernel(source, values, launch, cores)
+        else:
+            results = _describe_call(names, values, launch, cores)
+        hidden, *caches = results
+        half = len(caches) // 2
+        if launch.stacked_caches:
+            return hidden, caches[0], caches[1]
+        return hidden, tuple(caches[:half]), tuple(caches[half:])
+
+    return run_launches(operands, parameters, run, kernel)
+
+
+def _call_kernel(
+    source: str, values: list[Any], launch: Launch, cores: int
+) -> tuple[jax.Array, ...]:
+    """Through the installed nki's own entry for JAX arrays."""
+    # Moved out of `experimental` by no release yet that is supported here.
+    from jax.experimental.xla_metadata import set_xla_metadata
+
+    entry = kernel_entry.load_entry(source)
+    if launch.replica_groups is None:
+        return entry[cores](*values)
+    with set_xla_metadata(has_collectives="1"):
+        return entry[cores](*values)
+
+
+def _describe_call(
+    names: list[str], values: list[Any], launch: Launch, cores: int
+) -> tuple[jax.Array, ...]:
+    """The same custom call, with a config that names no compiled kernel."""
+    caches = [name for name in names if name.startswith(("K_caches", "V_caches"))]
+    results = ["X", *caches]
+    types = [
+        jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (values[names.index(r)] for r in results)
+    ]
+    aliases = {names.index(name): 1 + index for index, name in enumerate(caches)}
+    config = {
+        "kernel_version": 1,
+        "klir_binary": {
+            "binary": "",
+            "input_names": names,
+            "output_names": ["hidden", *caches],
+        },
+        "func_name": kernel_entry.ENTRY_NAME,
+        "grid": [cores],
+        "has_collectives": launch.replica_groups is not None,
+        "replica_groups": launch.replica_groups,
+        "num_layers": launch.num_layers,
+    }
+    encoded = base64.b64encode(json.dumps(config, sort_keys=True).encode()).decode()
+    call = jax.ffi.ffi_call(
+        CUSTOM_CALL,
+        types,
+        custom_call_api_version=STATUS_RETURNING,
+        legacy_backend_config=encoded,
+        input_output_aliases=aliases,
+    )
+    return tuple(call(*values))

@@ -1,0 +1,141 @@
+"""What AWS's published kernel cannot run, found before it is launched.
+
+The limits are those that the kernel asserts or documents, and defects of branch 2.29_release that
+the simulator shows; each message says which. What its on-chip buffers hold is not among them: its
+own allocator refuses that when the kernel is compiled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+
+from jax_tkg.call.arguments import (
+    PARTITIONS,
+    PER_LAYER,
+    Dimensions,
+    Operands,
+    Parameters,
+    is_stacked,
+)
+from jax_tkg.lowering.kernel_interface import SCALES
+
+QUANTIZED_TOKENS = 96
+"""B * S up to which its MLP takes the decode path; above, float8 weights fail to transpose."""
+
+SHARDED_CONTEXT = 256
+"""S_ctx from which two cores share the slots of one sequence."""
+
+
+def check_nkilib_limits(
+    operands: Operands, parameters: Parameters, dimensions: Dimensions, cores: int
+) -> None:
+    """Checks that AWS's kernel can run a call.
+
+    Args:
+      operands: the arrays, or their abstract values.
+      parameters: the static parameters.
+      dimensions: the sizes.
+      cores: physical cores per logical core, 1 or 2.
+
+    Raises:
+      ValueError: it cannot; the message names the argument, the limit and what came.
+    """
+    for argument, expected, got in (
+        *_options(operands, parameters),
+        *_sizes(operands, dimensions, parameters.num_layers, cores),
+        *_context(dimensions, cores),
+        *_quantized(operands, dimensions),
+    ):
+        raise ValueError(f"{argument}: expected {expected} for 'nkilib', got {got}")
+
+
+_Problem = tuple[str, str, str]
+"""Argument, what was expected and what came."""
+
+
+def _options(operands: Operands, parameters: Parameters) -> Iterator[_Problem]:
+    if parameters.sbuf_residual_and_cc:
+        yield "sbuf_residual_and_cc", "False (the kernel's on-chip path names no mask)", "True"
+    if parameters.clamp_bound > 0:
+        yield "clamp_bound", "0 (the decode kernel ignores it)", f"{parameters.clamp_bound}"
+    if operands.mask_active is not None:
+        yield "mask_active", "None (the kernel reads mask_cache only)", "an array"
+    for name in PER_LAYER:
+        if is_stacked(getattr(operands, name)):
+            yield name, "a sequence with an array per layer", "one array with a layer axis"
+    positions = operands.position_ids
+    if positions is not None and positions.shape[1] != 1:
+        yield "position_ids", "[B, 1], the slot of the first token", f"{tuple(positions.shape)}"
+
+
+def _sizes(operands: Operands, D: Dimensions, layers: int, cores: int) -> Iterator[_Problem]:
+    if D.k != 1:
+        yield "K_caches", "one KV head per rank", f"k = {D.k}"
+    if D.d not in (64, 128):
+        yield "V_caches", "d of 64 or 128", f"{D.d}"
+    tokens = D.B * D.S
+    if tokens * D.q > PARTITIONS:
+        yield (
+            "X",
+            f"B * S * q <= {PARTITIONS}",
+            f"{D.B} * {D.S} * {D.q} = {tokens * D.q}",
+        )
+    tiles = D.H // PARTITIONS
+    if tiles % cores:
+        yield "X", f"H / {PARTITIONS} divisible by lnc = {cores}", f"{D.H} / {PARTITIONS} = {tiles}"
+    if layers > 1 and (tiles % 2 or (tokens * tiles // cores) % 2):
+        # Its allocator rounds sizes, and the second layer finds less room than the first.
+        yield (
+            "X",
+            f"H / {PARTITIONS} and B * S * H / {PARTITIONS} / lnc to be even with several layers",
+            f"{tiles} and {tokens} * {tiles} / {cores} = {tokens * tiles // cores}",
+        )
+    for name in ("W_qkvs", "W_outs"):
+        dtype = getattr(operands, name)[0].dtype
+        if dtype != D.dtype:
+            yield name, f"X's dtype {D.dtype}", f"{dtype}"
+
+
+def _context(D: Dimensions, cores: int) -> Iterator[_Problem]:
+    if cores == 1:
+        if D.S_ctx % PARTITIONS:
+            yield "mask_cache", f"S_ctx to be a multiple of {PARTITIONS}", f"{D.S_ctx}"
+        return
+    if D.S_ctx % PARTITIONS == 0 and D.S_ctx < SHARDED_CONTEXT and D.B % 2 == 0:
+        return
+    if D.S_ctx < SHARDED_CONTEXT and D.B % 2:
+        # One core writes the caches while the other may still read them.
+        yield (
+            "mask_cache",
+            f"S_ctx >= {SHARDED_CONTEXT} with lnc = 2 and an odd B (else its cores race)",
+            f"S_ctx = {D.S_ctx} and B = {D.B}",
+        )
+    multiple = PARTITIONS * (1 if D.S_ctx < SHARDED_CONTEXT else 2)
+    if D.S_ctx % multiple:
+        yield "mask_cache", f"S_ctx to be a multiple of {multiple} with lnc = 2", f"{D.S_ctx}"
+
+
+def _quantized(operands: Operands, D: Dimensions) -> Iterator[_Problem]:
+    for layer in range(D.L):
+        scaled = [operands.layer(name, layer) is not None for name in SCALES]
+        if any(scaled) and not all(scaled):
+            yield (
+                SCALES[scaled.index(False)],
+                f"scales of all three weights or of none in layer {layer}",
+                "None",
+            )
+        for name, has_scale in zip(("W_gates", "W_ups", "W_downs"), scaled, strict=True):
+            dtype = operands.layer(name, layer).dtype
+            wanted = jnp.dtype("float8_e4m3") if has_scale else D.dtype
+            if dtype != wanted:
+                yield name, f"{wanted} in layer {layer}", f"{dtype}"
+        if any(scaled) and D.B * D.S > QUANTIZED_TOKENS:
+            yield (
+                "X",
+                f"B * S <= {QUANTIZED_TOKENS} with float8 weights",
+                f"{D.B} * {D.S} = {D.B * D.S}",
+            )
+        if any(scaled) and D.dtype == jnp.float32:
+            yield "X", "a 16-bit dtype with float8 weights (nc_matmul's rule)", "float32"

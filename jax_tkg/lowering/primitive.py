@@ -1,0 +1,235 @@
+"""The JAX primitive: evaluation, abstract evaluation, lowering, batching, differentiation.
+
+The operands of the primitive are the leaves of `Operands`; its parameters are the pytree structure
+of the operands and the static `Parameters`. The results are the hidden states and then the leaves
+of the updated key and value caches: in that order, so that donated caches pair with results.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jax_tkg.bits import Bits, as_bits, without_bits
+from jax_tkg.call.arguments import (
+    PER_LAYER_SCALES,
+    PER_LAYER_WEIGHTS,
+    Operands,
+    Parameters,
+)
+from jax_tkg.lowering.choice import choose
+from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface
+from jax_tkg.lowering.neuron import neuron_transformer
+from jax_tkg.lowering.nkilib import NKILIB
+from jax_tkg.lowering.simulate import simulated_transformer
+from jax_tkg.reference.transformer import transformer
+
+transformer_tkg_p = Primitive("transformer_tkg")
+transformer_tkg_p.multiple_results = True
+
+
+def bind(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, Any]:
+    """Binds the primitive on checked operands.
+
+    Returns:
+      Hidden states, and the updated caches as `Operands` holds them.
+    """
+    leaves, structure = jax.tree.flatten(operands)
+    hidden, *caches = transformer_tkg_p.bind(*leaves, structure=structure, parameters=parameters)
+    K_structure, V_structure = (
+        jax.tree.structure(given) for given in (operands.K_caches, operands.V_caches)
+    )
+    count = len(jax.tree.leaves(operands.K_caches))
+    return (
+        hidden,
+        jax.tree.unflatten(K_structure, caches[:count]),
+        jax.tree.unflatten(V_structure, caches[count:]),
+    )
+
+
+def _reference(
+    *leaves: Any, structure: Any, parameters: Parameters, platform: str | None = None
+) -> list[jax.Array]:
+    """The reference on the primitive's operands, with the primitive's results."""
+    operands = jax.tree.unflatten(structure, leaves)
+    return jax.tree.leaves(transformer(operands, parameters, platform))
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled_bind(structure: Any, parameters: Parameters) -> Any:
+    def call(*leaves: Any) -> list[jax.Array]:
+        return transformer_tkg_p.bind(*leaves, structure=structure, parameters=parameters)
+
+    return jax.jit(call)
+
+
+@transformer_tkg_p.def_impl
+def _evaluate(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
+    """Eager use: one jitted call, so that it lowers exactly as it does inside a jit."""
+    # Under jax.disable_jit the jitted call would come back here without end.
+    with jax.disable_jit(False):
+        return _compiled_bind(structure, parameters)(*leaves)
+
+
+@transformer_tkg_p.def_abstract_eval
+def _abstract_evaluate(*avals: Any, structure: Any, parameters: Parameters) -> list[Any]:
+    """Traces the reference: its results' shapes, dtypes and shard_map types are the primitive's."""
+    call = functools.partial(_reference, structure=structure, parameters=parameters)
+    return list(jax.jit(call).trace(*avals).jaxpr.out_avals)
+
+
+def _kernel(run: Any, kernel: KernelInterface) -> Any:
+    """A kernel, run by `run`, on the primitive's operands with the primitive's results."""
+
+    def call(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
+        operands = jax.tree.unflatten(structure, leaves)
+        return _without_bits(functools.partial(run, kernel=kernel), operands, parameters)
+
+    return call
+
+
+def _without_bits(run: Any, operands: Operands, parameters: Parameters) -> list[jax.Array]:
+    """Runs what knows arrays only; caches that came as bits are returned as bits."""
+    results = jax.tree.leaves(run(without_bits(operands), parameters))
+    given = (operands.K_caches, operands.V_caches)
+    is_bits = [isinstance(cache, Bits) for cache in jax.tree.leaves(given, is_leaf=_is_bits)]
+    return [
+        result if not bits else as_bits(result).bits
+        for result, bits in zip(results, [False, *is_bits], strict=True)
+    ]
+
+
+def _is_bits(node: Any) -> bool:
+    return isinstance(node, Bits)
+
+
+def _lower(ctx: Any, *values: Any, structure: Any, parameters: Parameters) -> Any:
+    """The lowering rule of all platforms: it asks for which ones it lowers.
+
+    A rule of its own for "neuron" could be registered only once a plugin has made it known.
+    """
+    platforms = tuple(ctx.platforms or ctx.module_context.platforms)
+    choice = choose(jax.tree.unflatten(structure, ctx.avals_in), parameters, platforms)
+    # Where one lowering serves several platforms, no formulation is the best for all.
+    platform = platforms[0] if len(platforms) == 1 else None
+    reference = functools.partial(_reference, platform=platform)
+    on_neuron = platforms == ("neuron",)
+    run: Any = {
+        "reference": reference,
+        "nki": _kernel(neuron_transformer, MEGAKERNEL),
+        "simulate": _kernel(simulated_transformer, MEGAKERNEL),
+        "nkilib": _kernel(neuron_transformer if on_neuron else simulated_transformer, NKILIB),
+    }[choice.implementation]
+    rule = mlir.lower_fun(run, multiple_results=True)
+    return rule(ctx, *values, structure=structure, parameters=parameters)
+
+
+mlir.register_lowering(transformer_tkg_p, _lower)
+
+
+def _not_differentiable(*_: Any, **__: Any) -> Any:
+    raise TypeError(
+        "transformer_tkg: expected no differentiation (the operation is for inference and updates "
+        "its caches in place), got a tangent. jax_tkg.reference.transformer_tkg takes the same "
+        "arguments and is differentiable."
+    )
+
+
+ad.primitive_jvps[transformer_tkg_p] = _not_differentiable
+
+_BATCH_AXES = {
+    "X": 0,
+    "K_caches": 0,
+    "V_caches": 0,
+    "RoPE_cos": 1,
+    "RoPE_sin": 1,
+    "mask_cache": 1,
+    "mask_active": 1,
+    "position_ids": 0,
+}
+"""Axis of B in every operand that has one (in one layer of it, for caches)."""
+
+
+def _batch(
+    leaves: Sequence[Any], axes: Sequence[Any], *, structure: Any, parameters: Parameters
+) -> tuple[list[jax.Array], list[int]]:
+    """Batching rule: the new axis joins B where no weight has it, else the calls run in turn."""
+    # Axes are put in the place of arrays; -1 stands for "not batched", as None is no leaf.
+    marked = jax.tree.unflatten(structure, [-1 if axis is None else axis for axis in axes])
+    per_weight = [getattr(marked, name) for name in PER_LAYER_WEIGHTS + PER_LAYER_SCALES]
+    if all(axis == -1 for axis in jax.tree.leaves(per_weight)):
+        return _batch_folded(leaves, axes, structure, parameters)
+    return _batch_in_turn(leaves, axes, structure, parameters)
+
+
+batching.primitive_batchers[transformer_tkg_p] = _batch
+
+
+def _batch_in_turn(
+    leaves: Sequence[Any], axes: Sequence[Any], structure: Any, parameters: Parameters
+) -> tuple[list[jax.Array], list[int]]:
+    batched = [
+        jnp.moveaxis(leaf, axis, 0)
+        for leaf, axis in zip(leaves, axes, strict=True)
+        if axis is not None
+    ]
+
+    def one(entries: Sequence[Any]) -> list[jax.Array]:
+        remaining = iter(entries)
+        full = [
+            leaf if axis is None else next(remaining)
+            for leaf, axis in zip(leaves, axes, strict=True)
+        ]
+        return transformer_tkg_p.bind(*full, structure=structure, parameters=parameters)
+
+    results = jax.lax.map(one, batched)
+    return results, [0] * len(results)
+
+
+def _batch_folded(
+    leaves: Sequence[Any], axes: Sequence[Any], structure: Any, parameters: Parameters
+) -> tuple[list[jax.Array], list[int]]:
+    """Runs N batches of B sequences as one batch of N*B, so that weights are read once."""
+    size = next(
+        leaf.shape[axis] for leaf, axis in zip(leaves, axes, strict=True) if axis is not None
+    )
+    operands = jax.tree.unflatten(structure, leaves)
+    marked = jax.tree.unflatten(structure, [-1 if axis is None else axis for axis in axes])
+    # A stacked cache has its layer axis before B.
+    layers = 0 if isinstance(operands.K_caches, tuple) else 1
+    places = {
+        name: axis + (layers if name.endswith("_caches") else 0)
+        for name, axis in _BATCH_AXES.items()
+    }
+
+    def fold(leaf: Any, axis: int, place: int) -> jax.Array:
+        if axis == -1:
+            leaf, axis = jnp.broadcast_to(leaf, (size, *leaf.shape)), 0
+        moved = jnp.moveaxis(leaf, axis, place)
+        shape = (*moved.shape[:place], size * moved.shape[place + 1], *moved.shape[place + 2 :])
+        return moved.reshape(shape)
+
+    folded = {
+        name: jax.tree.map(
+            functools.partial(fold, place=place), getattr(operands, name), getattr(marked, name)
+        )
+        for name, place in places.items()
+    }
+    results = bind(dataclasses.replace(operands, **folded), parameters)
+
+    def unfold(leaf: jax.Array, place: int) -> jax.Array:
+        shape = (*leaf.shape[:place], size, leaf.shape[place] // size, *leaf.shape[place + 1 :])
+        return leaf.reshape(shape)
+
+    hidden, *caches = jax.tree.leaves(results)
+    return (
+        [unfold(hidden, 0), *(unfold(cache, layers) for cache in caches)],
+        [0] + [layers] * len(caches),
+    )

@@ -1,0 +1,150 @@
+"""The meeting of ranks at a collective: what they bring, and what the last to come writes."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from jax_tkg.simulator import errors
+from jax_tkg.simulator.isa.operands import Step
+from jax_tkg.simulator.machine.machine import caller, require_generation
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.tensor import NkiTensor
+
+
+@dataclasses.dataclass
+class Contribution:
+    """What one rank brings to a collective."""
+
+    rank: int
+    leads: bool
+    operation: str
+    sources: list[np.ndarray]
+    dsts: list[NkiTensor]
+    step: Step
+    place: str
+
+
+# Given the contributions in rank order, and one rank's position, the values of its destinations.
+Compute = Callable[[list[Contribution], int], list[np.ndarray | None]]
+
+
+def check_tensors(
+    step: Step,
+    srcs: Sequence[NkiTensor],
+    dsts: Sequence[NkiTensor],
+    spaces: tuple[str, ...],
+    priority: int | None,
+) -> str:
+    """Checks the operands that all collectives share; returns their memory."""
+    if priority is not None:
+        require_generation(step.core, 4, f"{step.opcode}: priority")
+    if len(srcs) != len(dsts) or not srcs:
+        step.fail(f"srcs and dsts must be lists of equal length, got {len(srcs)} and {len(dsts)}")
+    for label, tensors in (("srcs", srcs), ("dsts", dsts)):
+        for i, tensor in enumerate(tensors):
+            step.check_spaces(spaces, **{f"{label}[{i}]": tensor})
+    found = {t.storage.space for t in (*srcs, *dsts) if t.storage is not None}
+    if len(found) > 1:
+        step.fail("all tensors must be in HBM or all in SBUF, got both")
+    space = found.pop()
+    if space == "sbuf" and len(srcs) > 1:
+        step.fail(f"several tensors at once need HBM; SBUF takes one, got {len(srcs)}")
+    for i, (src, dst) in enumerate(zip(srcs, dsts, strict=True)):
+        if src.dtype != dst.dtype:
+            step.fail(f"dsts[{i}] must have the dtype of srcs[{i}], {src.dtype}, got {dst.dtype}")
+    return space
+
+
+def communicate(
+    step: Step,
+    srcs: Sequence[NkiTensor],
+    dsts: Sequence[NkiTensor],
+    ranks: Sequence[int],
+    compute: Compute,
+    space: str,
+    alike: bool = True,
+) -> None:
+    """Meets the other ranks, and lets the last to come write every rank's destinations.
+
+    Args:
+      step: the instruction.
+      srcs: what this rank brings.
+      dsts: what the results are written to.
+      ranks: the group, in order.
+      compute: gives the destinations' values.
+      space: "hbm" or "sbuf".
+      alike: whether the sources of all ranks must have equal shapes and dtypes.
+
+    Raises:
+      PeerMismatchError: the ranks bring what does not belong together.
+      MissingPeerError: a rank never comes.
+    """
+    core = step.core
+    paired = space == "hbm" and core.machine.lnc > 1
+    cores = range(core.machine.lnc) if paired else (core.index,)
+    file, line = caller()
+    leads = not paired or core.index == 0
+    # Both cores of a rank stand for one participant: the first reads and writes.
+    sources = [step.read(f"srcs[{i}]", t).copy() for i, t in enumerate(srcs)] if leads else []
+    contribution = Contribution(
+        core.rank, leads, step.opcode, sources, list(dsts), step, f"{file}:{line}"
+    )
+    if paired:
+        core.epoch += 1
+        if step.instruction is not None:
+            step.instruction.epoch = core.epoch
+            storages = [t.storage.number for t in (*srcs, *dsts) if t.storage is not None]
+            step.instruction.attributes["meeting"] = tuple(storages)
+    if step.instruction is not None:
+        step.instruction.attributes["ranks"] = tuple(ranks)
+        step.instruction.attributes["bytes"] = sum(t.size for t in srcs) * (
+            dtypes.info(srcs[0].dtype).itemsize
+        )
+    lane = None if paired else core.index
+    group = tuple(ranks)
+    key = ("collective", group, space, lane, core.occurrence(("collective", group, space)))
+    core.machine.board.meet(
+        (core.rank, core.index),
+        key,
+        [(rank, index) for rank in ranks for index in cores],
+        contribution,
+        lambda brought: _finish(brought, compute, alike),
+        f"{step.opcode} of ranks {list(ranks)}",
+        contribution.place,
+    )
+    if paired:
+        core.epoch += 1
+
+
+def _finish(brought: list[Contribution], compute: Compute, alike: bool) -> None:
+    first = brought[0]
+    for other in brought[1:]:
+        if other.operation != first.operation:
+            raise errors.PeerMismatchError(
+                f"rank {first.rank} calls {first.operation} at {first.place}, but rank "
+                f"{other.rank} calls {other.operation} at {other.place}"
+            )
+    leaders = [c for c in brought if c.leads]
+    for other in leaders[1:] if alike else ():
+        _check_alike(leaders[0], other)
+    results = [compute(leaders, position) for position in range(len(leaders))]
+    for contribution, values in zip(leaders, results, strict=True):
+        for i, value in enumerate(values):
+            if value is not None:
+                contribution.step.write_exact(f"dsts[{i}]", contribution.dsts[i], value)
+
+
+def _check_alike(first: Contribution, other: Contribution) -> None:
+    if len(first.sources) != len(other.sources):
+        raise errors.PeerMismatchError(
+            f"{first.operation}: rank {first.rank} brings {len(first.sources)} tensors at "
+            f"{first.place}, rank {other.rank} {len(other.sources)} at {other.place}"
+        )
+    for i, (mine, theirs) in enumerate(zip(first.sources, other.sources, strict=True)):
+        if mine.shape != theirs.shape or mine.dtype != theirs.dtype:
+            raise errors.PeerMismatchError(
+                f"{first.operation}: srcs[{i}] of rank {first.rank} is {list(mine.shape)} "
+                f"{mine.dtype} at {first.place}, but that of rank {other.rank} is "
+                f"{list(theirs.shape)} {theirs.dtype} at {other.place}"
+            )

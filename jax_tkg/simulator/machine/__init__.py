@@ -1,0 +1,1 @@
+"""The machine that runs a kernel: cores, ranks, meetings and the record of a run."""

@@ -1,0 +1,1 @@
+"""Values on and off chip: dtypes, addresses, tensors and their storage."""

@@ -1,0 +1,237 @@
+"""Which earlier instructions of a core an instruction must wait for, because of memory.
+
+Read after write, write after read, write after write, between the bytes that a record's accesses
+touch. Accesses are compared by partitions, by byte extents, and by their period: two interleaved
+strided accesses are independent where their strides show it, else they count as dependent.
+
+Each memory is cut into buckets of bytes, so the work grows with the bytes touched and not with
+the number of instructions before.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable
+
+import numpy as np
+
+from jax_tkg.simulator.machine.record import Access, Instruction
+
+Key = tuple[str, int, int | None, int | None]
+
+READ_AFTER_WRITE = "data"
+WRITE_AFTER_READ = "reuse"
+WRITE_AFTER_WRITE = "overwrite"
+EXPLICIT = "explicit"
+
+# Strongest first: what is reported where two instructions depend in several ways.
+_STRENGTH = {READ_AFTER_WRITE: 0, WRITE_AFTER_WRITE: 1, WRITE_AFTER_READ: 2, EXPLICIT: 3}
+
+UNORDERED = "dma"
+"""A queue whose instructions do not run in order."""
+
+_ON_CHIP_BUCKET = 1024
+_HBM_BUCKETS = 128
+
+
+@dataclasses.dataclass(slots=True, frozen=True)
+class Region:
+    """The bytes that an access touches, in every partition.
+
+    Attributes:
+      partitions: first, and one past the last.
+      start, end: extent in bytes in each partition.
+      period: bytes after which the pattern repeats; 0 for one contiguous run.
+      run: contiguous bytes at the start of each period.
+      dense: whether every byte of the extent is touched.
+    """
+
+    partitions: tuple[int, int]
+    start: int
+    end: int
+    period: int
+    run: int
+    dense: bool
+
+    def overlaps(self, other: Region) -> bool:
+        """Whether a byte may be in both."""
+        if self.start >= other.end or other.start >= self.end:
+            return False
+        if self.partitions[0] >= other.partitions[1] or other.partitions[0] >= self.partitions[1]:
+            return False
+        period = math.gcd(self.period, other.period)
+        if not period:
+            return True
+        distance = (other.start - self.start) % period
+        return not (distance >= self.run and distance + other.run <= period)
+
+    def covers(self, other: Region, low: int, high: int) -> bool:
+        """Whether it touches all that the other does from byte `low` to `high`."""
+        if self == other:
+            return True
+        return (
+            self.dense
+            and self.start <= max(low, other.start)
+            and min(high, other.end) <= self.end
+            and self.partitions[0] <= other.partitions[0]
+            and other.partitions[1] <= self.partitions[1]
+        )
+
+
+_ALL = Region((0, 1 << 30), 0, 1 << 62, 0, 1 << 62, True)
+
+
+def region_of(access: Access) -> Region:
+    """The bytes of an access in its physical memory."""
+    low, high = access.byte_range
+    sizes, strides = list(access.shape), [abs(s) for s in access.strides]
+    partitions = (access.partition_start, access.partition_start + access.partitions)
+    if access.space != "hbm":
+        sizes, strides = sizes[1:], strides[1:]
+    offsets = None
+    if access.rows is not None and len(access.rows):
+        offsets = np.asarray(access.rows, np.int64)
+        low, high = low + int(offsets.min()), high + int(offsets.max())
+        if access.space == "hbm":
+            sizes, strides = sizes[1:], strides[1:]
+    run, period = access.itemsize, 0
+    outer = [(n, s) for n, s in zip(sizes, strides, strict=True) if n > 1 and s > 0]
+    for size, stride in sorted(outer, key=lambda pair: pair[1]):
+        if stride <= run and not period:
+            run += stride * (size - 1)
+        else:
+            period = math.gcd(period, stride)
+    if offsets is not None:
+        period = math.gcd(period, int(np.gcd.reduce(offsets - offsets[0])))
+    dense = not period and high - low <= run
+    if period <= run:
+        # Runs may touch each other: nothing can be told from the period.
+        period, run = 0, high - low
+    return Region(partitions, low, high, period, run, dense)
+
+
+@dataclasses.dataclass(slots=True)
+class _Bucket:
+    """Earlier uses of some bytes: by instruction, or, for reads, the last of each engine."""
+
+    writes: list[tuple[Region, int]] = dataclasses.field(default_factory=list)
+    reads: dict[tuple[Region, str | int], int] = dataclasses.field(default_factory=dict)
+
+
+class _Memory:
+    """The uses of one memory so far."""
+
+    def __init__(self, width: int):
+        self._width = width
+        self._buckets: dict[int, _Bucket] = {}
+        self._whole: int | None = None
+
+    def _span(self, region: Region) -> range:
+        return range(region.start // self._width, (region.end - 1) // self._width + 1)
+
+    def find(self, region: Region, is_write: bool, found: dict[int, str]) -> None:
+        """Adds what an access depends on."""
+        if self._whole is not None:
+            _note(found, self._whole, WRITE_AFTER_WRITE if is_write else READ_AFTER_WRITE)
+        for number in self._span(region):
+            bucket = self._buckets.get(number)
+            if bucket is None:
+                continue
+            kind = WRITE_AFTER_WRITE if is_write else READ_AFTER_WRITE
+            for other, index in bucket.writes:
+                if other.overlaps(region):
+                    _note(found, index, kind)
+            if is_write:
+                for (other, _), index in bucket.reads.items():
+                    if other.overlaps(region):
+                        _note(found, index, WRITE_AFTER_READ)
+
+    def add(self, region: Region, is_write: bool, index: int, queue: str) -> None:
+        """Remembers an access. What a write covers is ordered through it from now on."""
+        for number in self._span(region):
+            bucket = self._buckets.setdefault(number, _Bucket())
+            if not is_write:
+                # An engine runs in order, so that its last read stands for those before it.
+                bucket.reads[(region, index if queue == UNORDERED else queue)] = index
+                continue
+            low, high = number * self._width, (number + 1) * self._width
+            bucket.writes = [u for u in bucket.writes if not region.covers(u[0], low, high)]
+            bucket.reads = {
+                key: i for key, i in bucket.reads.items() if not region.covers(key[0], low, high)
+            }
+            bucket.writes.append((region, index))
+
+    def meet(self, index: int, found: dict[int, str]) -> None:
+        """A barrier: after all earlier uses, before all later ones."""
+        if self._whole is not None:
+            _note(found, self._whole, WRITE_AFTER_WRITE)
+        for bucket in self._buckets.values():
+            for _, other in bucket.writes:
+                _note(found, other, WRITE_AFTER_WRITE)
+            for other in bucket.reads.values():
+                _note(found, other, WRITE_AFTER_READ)
+        self._buckets.clear()
+        self._whole = index
+
+
+def _note(found: dict[int, str], index: int, kind: str) -> None:
+    known = found.get(index)
+    if known is None or _STRENGTH[kind] < _STRENGTH[known]:
+        found[index] = kind
+
+
+class Hazards:
+    """The dependencies of one core's instructions, found in program order."""
+
+    def __init__(self, stream: Iterable[Instruction]):
+        # Memory that is only read cannot make anything wait.
+        self._changing: set[Key] = set()
+        for instruction in stream:
+            self._changing.update(a.memory for a in instruction.accesses if a.is_write)
+            self._changing.update(_met(instruction))
+        self._memories: dict[Key, _Memory] = {}
+
+    def add(self, instruction: Instruction, queue: str) -> dict[int, str]:
+        """The earlier instructions that the next one of the stream waits for.
+
+        Args:
+          instruction: the next one in program order.
+          queue: the engine, whose instructions run in order, or `UNORDERED`.
+
+        Returns:
+          The kind of dependency by `Instruction.index`.
+        """
+        found: dict[int, str] = {}
+        uses = [
+            (self._memory(access), region_of(access), access.is_write)
+            for access in instruction.accesses
+            if access.memory in self._changing
+        ]
+        for memory, region, is_write in uses:
+            memory.find(region, is_write, found)
+        for memory, region, is_write in uses:
+            memory.add(region, is_write, instruction.index, queue)
+        for key in _met(instruction):
+            memory = self._memories.setdefault(key, _Memory(_ON_CHIP_BUCKET))
+            memory.meet(instruction.index, found)
+        for index in instruction.attributes.get("depends_on", ()):
+            _note(found, index, EXPLICIT)
+        found.pop(instruction.index, None)
+        return found
+
+    def _memory(self, access: Access) -> _Memory:
+        memory = self._memories.get(access.memory)
+        if memory is None:
+            width = _ON_CHIP_BUCKET
+            if access.space == "hbm":
+                width = max(width, -(-access.row_bytes // _HBM_BUCKETS))
+            memory = self._memories[access.memory] = _Memory(width)
+        return memory
+
+
+def _met(instruction: Instruction) -> list[Key]:
+    return [
+        ("hbm", instruction.rank, None, storage)
+        for storage in instruction.attributes.get("meeting", ())
+    ]

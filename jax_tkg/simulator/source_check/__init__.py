@@ -1,0 +1,1 @@
+"""What AWS's compiler rejects in a kernel's source."""

@@ -1,0 +1,103 @@
+"""What a recorded instruction costs: from its operands in memory to cycles and bytes moved."""
+
+from __future__ import annotations
+
+import math
+
+from jax_tkg.simulator.machine.record import Access, Instruction
+from jax_tkg.simulator.timing.costs import Costs
+from jax_tkg.simulator.timing.instruction_costs import Operand, Transfer, instruction_cycles
+
+# A copy within HBM is spread over the engines in pieces of at least this many bytes: the DMA
+# guides speak of transfers below it as inefficient, and do not say how such a copy is split.
+_HBM_PIECE = 512
+
+
+def is_collective(instruction: Instruction) -> bool:
+    """Whether an instruction exchanges data with other ranks."""
+    return "ranks" in instruction.attributes
+
+
+def engine_time(costs: Costs, instruction: Instruction) -> float:
+    """Time for which a compute instruction occupies its engine at full rate, in ns.
+
+    Raises:
+      ValueError: the instruction has no cost formula.
+    """
+    operands = {access.operand: _operand(access) for access in instruction.accesses}
+    cycles = instruction_cycles(
+        costs, instruction.opcode, instruction.engine, operands, instruction.attributes
+    )
+    return cycles / costs.clock(instruction.engine)
+
+
+def _operand(access: Access) -> Operand:
+    on_chip = access.space != "hbm"
+    dims = list(zip(access.shape, access.strides, strict=True))[1 if on_chip else 0 :]
+    strides = [stride for size, stride in dims if size > 1]
+    contiguous = not strides or strides[-1] == access.itemsize
+    elements = math.prod(size for size, _ in dims)
+    return Operand(access.dtype, access.space, access.partitions, elements, contiguous)
+
+
+def moved(instruction: Instruction) -> tuple[list[Access], list[Access]]:
+    """The sources and destinations of a DMA or collective; index tensors are neither.
+
+    A gather or scatter whose indices are all out of bounds skips every row: it moves nothing.
+    """
+    data = [access for access in instruction.accesses if not access.operand.endswith(" index")]
+    if any(access.rows is not None and len(access.rows) == 0 for access in data):
+        return [], []
+    return [a for a in data if not a.is_write], [a for a in data if a.is_write]
+
+
+def software_descriptors(instruction: Instruction) -> bool:
+    """Whether the GpSimd Engine generates a DMA's descriptors."""
+    attributes = instruction.attributes
+    return attributes.get("dge_mode") == "swdge" or bool(attributes.get("indirect"))
+
+
+def transfer_of(costs: Costs, instruction: Instruction) -> tuple[int, Transfer]:
+    """The first DMA engine that a DMA instruction uses, and what it moves.
+
+    A DMA engine serves eight partitions. Where nothing is on chip the bytes are spread evenly.
+    """
+    sources, destinations = moved(instruction)
+    ends = [*destinations, *sources]
+    if not ends:
+        return 0, Transfer(instruction.opcode, 0, (), 1, 0)
+    nbytes = max(access.nbytes for access in ends) * max(1, len(sources))
+    sides = sum(any(a.space == "hbm" for a in group) for group in (sources, destinations))
+    on_chip = next((a for a in ends if a.space != "hbm"), None)
+    run = nbytes
+    if instruction.opcode != "dma_transpose":
+        run = min(_run(access) for access in ends)
+    if on_chip is None:
+        count = max(1, min(int(costs.dma_engines), nbytes // _HBM_PIECE))
+        rows: tuple[int, ...] = (1,) * count
+        return instruction.index % int(costs.dma_engines), Transfer(
+            instruction.opcode, -(-nbytes // count), rows, run, sides
+        )
+    lanes = int(costs.partitions_per_dma_engine)
+    first = on_chip.partition_start
+    last = first + on_chip.partitions
+    rows = tuple(
+        min(last, (engine + 1) * lanes) - max(first, engine * lanes)
+        for engine in range(first // lanes, (last - 1) // lanes + 1)
+    )
+    row_bytes = -(-nbytes // max(1, on_chip.partitions))
+    return first // lanes, Transfer(instruction.opcode, row_bytes, rows, min(run, row_bytes), sides)
+
+
+def _run(access: Access) -> int:
+    """Contiguous bytes of an access, within a partition on chip."""
+    run = access.itemsize
+    start = 0 if access.space == "hbm" and access.rows is None else 1
+    dims = list(zip(access.shape, access.strides, strict=True))[start:]
+    for size, stride in reversed(dims):
+        if size == 1:
+            continue
+        if stride != run:
+            break
+        run *= size
+    return run

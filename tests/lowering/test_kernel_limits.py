@@ -1,0 +1,100 @@
+"""The kernel's limits: refused before the launch, and figures that hold against the simulator's."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+from unittest import mock
+
+import jax.numpy as jnp
+from absl.testing import absltest, parameterized
+
+from jax_tkg.call.arguments import Dimensions
+from jax_tkg.kernels import attention_blocks, masks, transformer
+from jax_tkg.lowering import kernel_limits
+from jax_tkg.simulator.machine import capacity
+from tests import cases
+from tests.kernels import launch
+
+SHAPES = {
+    "one_head": cases.SHAPES["one_head"],
+    "odd_groups": cases.SHAPES["odd_groups"],
+    "float8": cases.SHAPES["float8"],
+    "wide": cases.Shape(B=4, S=2, q=2, k=1, H=2048, I=1024, L=1, dtype="bfloat16"),
+    "wide_mlp": cases.Shape(B=8, S=4, q=1, k=1, H=512, I=4096, L=1),
+    "long": cases.Shape(B=2, S=2, q=8, k=2, L=1, S_ctx=2304, S_max=2304),
+    "many_tokens": cases.Shape(B=16, S=8, q=2, k=1, H=1024, I=1024, L=1, dtype="bfloat16"),
+}
+
+
+def _dimensions(shape: cases.Shape) -> Dimensions:
+    fields = {field.name for field in dataclasses.fields(Dimensions)} - {"dtype"}
+    sizes = {name: getattr(shape, name) for name in fields}
+    return Dimensions(**sizes, dtype=jnp.dtype(shape.dtype))
+
+
+class SbufTest(parameterized.TestCase):
+    @parameterized.product(name=tuple(SHAPES), cores=(1, 2), stacked=(False, True))
+    def test_estimate_covers_what_the_simulator_counts(
+        self, name: str, cores: int, stacked: bool
+    ) -> None:
+        # Two layers take every buffer of the ring again, so that all are in use at one time; and in
+        # the loop over stacked tensors the first's result stays.
+        shape = dataclasses.replace(SHAPES[name], L=2, quantized=SHAPES[name].quantized[:1] * 2)
+        peaks: list[int] = []
+
+        def measure(machine: Any) -> None:
+            peaks.extend(capacity.peak_bytes(core, "sbuf") for core in machine.cores.values())
+
+        (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
+        with mock.patch("jax_tkg.simulator.launch.capacity.check", measure):
+            launch.run(shape, row, cores=cores, stacked=stacked)
+        self.assertLen(peaks, cores)
+        estimate = sum(kernel_limits.sbuf_bytes(_dimensions(shape), cores).values())
+        self.assertLessEqual(max(peaks), estimate)
+        # An estimate far above the truth would refuse what runs.
+        self.assertLess(estimate, 1.5 * max(peaks))
+
+    def test_constants_are_the_kernels(self) -> None:
+        ring = transformer.RING_SLOTS * transformer.RING_SLOT_BYTES
+        self.assertEqual(kernel_limits.RING_BYTES, ring)
+        self.assertEqual(kernel_limits.MAX_BLOCK_CHUNKS, attention_blocks.MAX_BLOCK_CHUNKS)
+        self.assertEqual(kernel_limits.GROUP_COLUMNS, attention_blocks.GROUP_COLUMNS)
+        self.assertEqual(kernel_limits.MASK_ROOM_BYTES, masks.MASK_ROOM_BYTES)
+
+
+LLAMA_70B = cases.Shape(B=1, S=1, q=8, k=1, d=128, H=8192, I=3584, L=1, dtype="bfloat16")
+LLAMA_8B = cases.Shape(B=1, S=1, q=32, k=8, d=128, H=4096, I=14336, L=1, dtype="bfloat16")
+
+
+class LimitsTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("70b_one_sequence", LLAMA_70B),
+        ("70b_long", dataclasses.replace(LLAMA_70B, S_ctx=36864, S_max=36864)),
+        ("70b_batch", dataclasses.replace(LLAMA_70B, B=8, S_ctx=10240, S_max=10240)),
+        ("8b_on_one_device", dataclasses.replace(LLAMA_8B, B=4, S_ctx=1024, S_max=1024)),
+    )
+    def test_real_models_fit(self, shape: cases.Shape) -> None:
+        for cores in (1, 2):
+            kernel_limits.check_kernel_limits(_dimensions(shape), shape.L, cores)
+
+    @parameterized.named_parameters(
+        ("tokens", {"B": 17, "S": 8}, ["X:", "at most 128 tokens", "17 * 8 = 136"]),
+        ("scores", {"q": 96, "S": 8}, ["mask_cache:", "q * S <= 512", "96 * 8 = 768"]),
+        (
+            "cache",
+            {"B": 16, "k": 8, "q": 8, "S_max": 131072},
+            ["K_caches:", "16 * 8 * 128 * 131072 = 2147483648"],
+        ),
+        ("memory", {"B": 16, "S": 8, "H": 16384}, ["X:", "H = 16384", "bytes", " + "]),
+    )
+    def test_refused(self, changes: dict[str, int], parts: list[str]) -> None:
+        shape = dataclasses.replace(LLAMA_70B, **changes)
+        with self.assertRaises(ValueError) as caught:
+            kernel_limits.check_kernel_limits(_dimensions(shape), 1, 1)
+        for part in parts:
+            self.assertIn(part, str(caught.exception))
+
+
+if __name__ == "__main__":
+    absltest.main()

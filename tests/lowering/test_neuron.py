@@ -1,0 +1,320 @@
+"""Lowering for platform "neuron" on any machine: the custom calls, their aliases and groups."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import tempfile
+import unittest
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+from jaxlib.mlir.dialects import stablehlo
+
+import jax_tkg
+import jax_tkg.sharding
+from jax_tkg.lowering import kernel_entry, launches, neuron
+from jax_tkg.lowering.kernel_operands import kernel_operands
+from tests import cases, parallel_cases
+from tests.kernels import launch as kernel_launch
+
+SHAPE = cases.Shape(L=3)
+GOLDEN = pathlib.Path(__file__).parent / "golden" / "neuron_four_ranks.mlir"
+
+
+def _arguments(shape: cases.Shape = SHAPE, stacked: bool = False) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    arguments = {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
+    return cases.stack(arguments) if stacked else arguments
+
+
+def _operations(operation: Any) -> Iterator[Any]:
+    yield operation
+    for region in operation.regions:
+        for block in region.blocks:
+            for inner in block.operations:
+                yield from _operations(inner.operation)
+
+
+def _calls(lowered: Any) -> list[Any]:
+    """The Neuron custom calls of a lowered program."""
+    module = lowered.compiler_ir("stablehlo")
+    return [
+        operation
+        for operation in _operations(module.operation)
+        if operation.name == "stablehlo.custom_call"
+        and neuron.CUSTOM_CALL in str(operation.attributes["call_target_name"])
+    ]
+
+
+def _config(call: Any) -> dict[str, Any]:
+    text = str(call.attributes["backend_config"]).strip('"')
+    return json.loads(base64.b64decode(text))
+
+
+def _aliases(call: Any) -> list[tuple[int, int]]:
+    """(result, operand) of every alias."""
+    pairs = []
+    for alias in call.attributes["output_operand_aliases"]:
+        typed = stablehlo.OutputOperandAlias(alias)
+        pairs.append((typed.output_tuple_indices[0], typed.operand_index))
+    return pairs
+
+
+class CallTest(parameterized.TestCase):
+    def _check(self, call: Any, layers: int, stacked: bool, groups: Any = None) -> None:
+        config = _config(call)
+        names = config["klir_binary"]["input_names"]
+        self.assertEqual(len(call.operands), len(names))
+        expected = 2 if stacked else 2 * layers
+        aliases = _aliases(call)
+        self.assertLen(aliases, expected)
+        for result, operand in aliases:
+            self.assertEqual(config["klir_binary"]["output_names"][result], names[operand])
+            self.assertRegex(names[operand], "^[KV]_caches")
+            self.assertEqual(str(call.results[result].type), str(call.operands[operand].type))
+        self.assertEqual(config["replica_groups"], groups)
+        self.assertEqual(config["has_collectives"], groups is not None)
+        self.assertIn("api_version = 2", str(call))
+
+    @parameterized.product(stacked=(False, True), loop=("jit", "scan", "fori_loop"))
+    def test_one_call(self, stacked: bool, loop: str) -> None:
+        arguments = _arguments(stacked=stacked)
+        call = functools.partial(jax_tkg.transformer_tkg, **cases.options(SHAPE))
+
+        def step(arguments: dict[str, Any]) -> dict[str, Any]:
+            out = call(**arguments)
+            return {**arguments, "K_caches": out.K_caches, "V_caches": out.V_caches}
+
+        programs = {
+            "jit": step,
+            "scan": lambda a: jax.lax.scan(lambda c, _: (step(c), None), a, None, length=4)[0],
+            "fori_loop": lambda a: jax.lax.fori_loop(0, 4, lambda _, c: step(c), a),
+        }
+        lowered = neuron.lower_for_neuron(programs[loop], jax.tree.map(jnp.asarray, arguments))
+        (only,) = _calls(lowered)
+        self._check(only, SHAPE.L, stacked)
+
+    @parameterized.named_parameters(
+        ("tp4", (4,), ("tp",), [[0, 1, 2, 3]]),
+        ("dp2_tp2", (2, 2), ("dp", "tp"), [[0, 1], [2, 3]]),
+        ("tp2_dp2", (2, 2), ("tp", "dp"), [[0, 2], [1, 3]]),
+    )
+    def test_groups_of_a_mesh(self, sizes: Any, names: Any, groups: Any) -> None:
+        devices = np.asarray(jax.devices("cpu")[:4]).reshape(sizes)
+        mesh = jax.sharding.Mesh(devices, names)
+        data_axis = "dp" if "dp" in names else None
+        ranks = parallel_cases.random_ranks(
+            SHAPE, mesh.shape.get("dp", 1), mesh.shape["tp"], seed=0
+        )
+        specs = jax_tkg.sharding.partition_specs("tp", data_axis)
+        whole = parallel_cases.join(ranks, specs, "tp", data_axis)
+        step = jax.shard_map(
+            lambda a: tuple(jax_tkg.transformer_tkg(**a, **cases.options(SHAPE), axis_name="tp")),
+            mesh=mesh,
+            in_specs=({name: getattr(specs, name) for name in whole},),
+            out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
+        )
+        (only,) = _calls(neuron.lower_for_neuron(step, whole))
+        self._check(only, SHAPE.L, False, groups)
+
+    def test_explicit_groups(self) -> None:
+        mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:4]), ("ranks",))
+        everywhere = jax.sharding.PartitionSpec()
+        arguments = _arguments()
+        groups = [[0, 3], [1, 2]]
+        step = jax.shard_map(
+            lambda x: (
+                jax_tkg.transformer_tkg(
+                    **{**arguments, "X": x}, **cases.options(SHAPE), replica_groups=groups
+                ).hidden
+            ),
+            mesh=mesh,
+            in_specs=everywhere,
+            out_specs=jax.sharding.PartitionSpec("ranks"),
+            check_vma=False,
+        )
+        (only,) = _calls(neuron.lower_for_neuron(step, arguments["X"]))
+        self._check(only, SHAPE.L, False, groups)
+
+    @parameterized.product(stacked=(False, True), size=(1, 2, 3, 4))
+    def test_layers_per_launch(self, stacked: bool, size: int) -> None:
+        arguments = _arguments(stacked=stacked)
+        lowered = neuron.lower_for_neuron(
+            lambda a: jax_tkg.transformer_tkg(**a, **cases.options(SHAPE), layers_per_launch=size),
+            arguments,
+        )
+        counts = [_config(call)["num_layers"] for call in _calls(lowered)]
+        self.assertEqual(sum(counts), SHAPE.L)
+        self.assertLen(counts, -(-SHAPE.L // size))
+        self.assertLessEqual(max(counts), size)
+
+    def test_no_update_has_no_places(self) -> None:
+        shape = dataclasses.replace(SHAPE, positions="none")
+        lowered = neuron.lower_for_neuron(
+            lambda a: jax_tkg.transformer_tkg(**a, **cases.options(shape)), _arguments(shape)
+        )
+        (only,) = _calls(lowered)
+        names = _config(only)["klir_binary"]["input_names"]
+        self.assertEmpty([name for name in names if name.endswith("places")])
+
+    def test_text(self) -> None:
+        text = jax_tkg.dry_run(
+            lambda a: jax_tkg.transformer_tkg(**a, **cases.options(SHAPE)), _arguments()
+        )
+        self.assertEqual(text.count(f"@{neuron.CUSTOM_CALL}("), 1)
+
+    def test_donation(self) -> None:
+        arguments = _arguments()
+        caches = {name: arguments.pop(name) for name in ("K_caches", "V_caches")}
+        step = jax.jit(
+            lambda a, c: jax_tkg.transformer_tkg(**a, **c, **cases.options(SHAPE)),
+            donate_argnums=1,
+        )
+        text = jax_tkg.dry_run(step, arguments, caches)
+        self.assertEqual(text.count("tf.aliasing_output"), 2 * SHAPE.L)
+
+
+class GoldenTest(absltest.TestCase):
+    @unittest.skipUnless(jax.__version__ == "0.10.2", "the text differs from release to release")
+    def test_text(self) -> None:
+        """Two layers over four ranks, as reviewed; UPDATE_GOLDEN=1 writes it anew."""
+        shape = cases.Shape(B=1, S=1, q=1, k=1, d=64, L=2, S_ctx=8, S_max=8, unified=True)
+        mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:4]), ("tp",))
+        specs = jax_tkg.sharding.partition_specs("tp")
+        whole = parallel_cases.join(parallel_cases.random_ranks(shape, 1, 4, 0), specs, "tp", None)
+        whole["position_ids"] = whole["position_ids"].astype(np.int32)
+        step = jax.shard_map(
+            lambda a: tuple(jax_tkg.transformer_tkg(**a, **cases.options(shape), axis_name="tp")),
+            mesh=mesh,
+            in_specs=({name: getattr(specs, name) for name in whole},),
+            out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
+        )
+        lowered = neuron.lower_for_neuron(step, whole)
+        (call,) = _calls(lowered)
+        config = json.dumps(_config(call), indent=2, sort_keys=True)
+        text = (
+            f"{lowered.as_text()}\n// backend_config:\n// " + config.replace("\n", "\n// ") + "\n"
+        )
+        if os.environ.get("UPDATE_GOLDEN"):
+            GOLDEN.write_text(text)
+        self.assertEqual(text, GOLDEN.read_text())
+
+
+class ChoiceTest(parameterized.TestCase):
+    def test_cpu(self) -> None:
+        choice = jax_tkg.explain(**_arguments(), **cases.options(SHAPE))
+        self.assertEqual(choice.implementation, "reference")
+        self.assertIn("cpu", choice.reason)
+
+    def test_neuron_without_nki(self) -> None:
+        choice = jax_tkg.explain(**_arguments(), **cases.options(SHAPE), platform="neuron")
+        self.assertEqual(choice.implementation, "reference")
+        self.assertIn("nki package is not installed", choice.reason)
+
+    def test_neuron_with_nki(self) -> None:
+        with mock.patch("jax_tkg.lowering.choice.real_nki_present", return_value=True):
+            choice = jax_tkg.explain(**_arguments(), **cases.options(SHAPE), platform="neuron")
+        self.assertEqual(choice.implementation, "nki")
+
+    def test_neuron_beyond_the_limits(self) -> None:
+        shape = cases.Shape(B=17, S=8, q=1, k=1, L=1)
+        with mock.patch("jax_tkg.lowering.choice.real_nki_present", return_value=True):
+            choice = jax_tkg.explain(**_arguments(shape), **cases.options(shape), platform="neuron")
+        self.assertEqual(choice.implementation, "reference")
+        self.assertIn("B * S = 17 * 8 = 136", choice.reason)
+
+    @parameterized.named_parameters(
+        ("nki_on_cpu", "nki", "cpu", "'nki' on platform neuron only"),
+        ("nki_not_installed", "nki", "neuron", "installed nki package"),
+        ("simulate_on_neuron", "simulate", "neuron", "'simulate' on platform cpu only"),
+    )
+    def test_impossible(self, implementation: str, platform: str, message: str) -> None:
+        with self.assertRaisesRegex(ValueError, f"implementation: .*{message}"):
+            jax_tkg.explain(
+                **_arguments(),
+                **cases.options(SHAPE),
+                implementation=implementation,
+                platform=platform,
+            )
+
+    def test_limits_of_the_kernel(self) -> None:
+        shape = cases.Shape(B=17, S=8, q=1, k=1, L=1)
+        with self.assertRaisesRegex(ValueError, r"X: .*B \* S = 17 \* 8 = 136"):
+            jax_tkg.transformer_tkg(
+                **_arguments(shape), **cases.options(shape), implementation="simulate"
+            )
+
+    def test_both_platforms_at_once(self) -> None:
+        arguments = _arguments()
+        traced = jax.jit(lambda a: jax_tkg.transformer_tkg(**a, **cases.options(SHAPE))).trace(
+            arguments
+        )
+        text = str(traced.lower(lowering_platforms=("cpu", "neuron")).compiler_ir("stablehlo"))
+        self.assertNotIn(neuron.CUSTOM_CALL, text)
+
+
+class EntryTest(parameterized.TestCase):
+    """The generated entry runs in the simulator as the kernel itself does."""
+
+    @parameterized.product(stacked=(False, True), quantized=(False, True))
+    def test_runs(self, stacked: bool, quantized: bool) -> None:
+        kinds = (("float8_e4m3",) * 3,) * 2 if quantized else ()
+        if quantized and not stacked:
+            kinds = (kinds[0], (None, None, None))
+        shape = cases.Shape(L=2, quantized=kinds)
+        arguments = _arguments(shape)
+        operands, parameters = kernel_launch.canonical(
+            cases.stack(arguments) if stacked else arguments, **cases.options(shape)
+        )
+        seen: list[Any] = []
+
+        def simulate(tensors: dict[str, Any], launch: launches.Launch) -> Any:
+            source = kernel_entry.entry_source(tensors, launch)
+            entry = kernel_entry.load_entry(source)
+            _, values = kernel_entry.flatten(jax.tree.map(np.asarray, tensors))
+            result = kernel_launch.simulator.run(entry, [tuple(values)])
+            seen.append(source)
+            hidden, *caches = result.outputs[0]
+            half = len(caches) // 2
+            if stacked:
+                return hidden, caches[0], caches[1]
+            return hidden, tuple(caches[:half]), tuple(caches[half:])
+
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.dict("os.environ", {kernel_entry.DIRECTORY_VARIABLE: folder}),
+        ):
+            out = jax_tkg.TransformerTkgOutput(
+                *launches.run_launches(operands, parameters, simulate)
+            )
+            self.assertLen(list(pathlib.Path(folder).glob("*.py")), 1)
+        hidden, K, V, written = cases.expected(shape, [arguments], [arguments])
+        cases.check(out, shape, arguments, hidden, K[0], V[0], written)
+        self.assertLen(seen, 1)
+
+    def test_equal_launches_share_a_file(self) -> None:
+        operands, parameters = kernel_launch.canonical(_arguments(), **cases.options(SHAPE))
+        tensors = kernel_operands(operands)
+        launch = launches.Launch(1e-5, None, False, 0.0, 0, SHAPE.L, False)
+        del parameters
+        self.assertEqual(
+            kernel_entry.entry_source(tensors, launch), kernel_entry.entry_source(tensors, launch)
+        )
+        other = dataclasses.replace(launch, eps=1e-6)
+        self.assertNotEqual(
+            kernel_entry.entry_source(tensors, launch), kernel_entry.entry_source(tensors, other)
+        )
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,97 @@
+"""What the environment says of the Neuron machine, and what follows for a call."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import jax_tkg
+from jax_tkg.call.arguments import Parameters
+from jax_tkg.lowering import neuron_settings
+from tests import cases
+
+FLOAT8 = cases.Shape(L=2, dtype="bfloat16", quantized=((None,) * 3, ("float8_e4m3fn",) * 3))
+
+
+def _arguments(shape: cases.Shape = FLOAT8) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
+
+
+def _environment(**variables: str) -> Any:
+    return mock.patch.dict("os.environ", variables)
+
+
+class LogicalCoresTest(parameterized.TestCase):
+    @parameterized.parameters(("1", None, 1), ("2", None, 2), ("", None, 2), ("2", 1, 1))
+    def test_argument_then_environment(self, value: str, lnc: int | None, expected: int) -> None:
+        with _environment(NEURON_LOGICAL_NC_CONFIG=value):
+            found = neuron_settings.logical_cores(Parameters(num_layers=1, lnc=lnc))
+        self.assertEqual(found, expected)
+
+    @parameterized.parameters("3", "two", "0")
+    def test_bad_value(self, value: str) -> None:
+        message = f"NEURON_LOGICAL_NC_CONFIG: expected 1 or 2 .*, got '{value}'"
+        with _environment(NEURON_LOGICAL_NC_CONFIG=value):
+            with self.assertRaisesRegex(ValueError, message):
+                jax_tkg.explain(**_arguments(), **cases.options(FLOAT8), platform="neuron")
+            # A number in the call leaves nothing to the environment.
+            jax_tkg.explain(**_arguments(), **cases.options(FLOAT8), platform="neuron", lnc=1)
+
+
+class TargetTest(parameterized.TestCase):
+    @parameterized.parameters("simulate", "nki")
+    def test_float8_that_the_machine_lacks(self, implementation: str) -> None:
+        platform = "cpu" if implementation == "simulate" else "neuron"
+        with (
+            _environment(NEURON_PLATFORM_TARGET_OVERRIDE="trn2"),
+            self.assertRaisesRegex(
+                ValueError, "W_gates: expected float8_e4m3 .* on trn2.*got float8_e4m3fn"
+            ),
+        ):
+            jax_tkg.explain(
+                **_arguments(),
+                **cases.options(FLOAT8),
+                implementation=implementation,
+                platform=platform,
+            )
+
+    def test_auto_falls_back(self) -> None:
+        present = mock.patch("jax_tkg.lowering.choice.real_nki_present", return_value=True)
+        call = {**_arguments(), **cases.options(FLOAT8)}
+        with present, _environment(NEURON_PLATFORM_TARGET_OVERRIDE="trn2"):
+            choice = jax_tkg.explain(**call, platform="neuron")
+        self.assertEqual(choice.implementation, "reference")
+        self.assertIn("W_gates: expected float8_e4m3", choice.reason)
+        for target in ("trn3", "gen4", ""):
+            with present, _environment(NEURON_PLATFORM_TARGET_OVERRIDE=target):
+                choice = jax_tkg.explain(**call, platform="neuron")
+            self.assertEqual(choice.implementation, "nki")
+
+    @parameterized.product(
+        kind=("float8_e4m3", "float8_e4m3fn", "float8_e5m2"), stacked=(False, True)
+    )
+    def test_simulates_the_oldest_machine_that_has_it(self, kind: str, stacked: bool) -> None:
+        shape = dataclasses.replace(FLOAT8, quantized=((kind,) * 3,) * 2)
+        arguments = _arguments(shape)
+        given = cases.stack(arguments) if stacked else arguments
+        with _environment(NEURON_PLATFORM_TARGET_OVERRIDE=""):
+            expected = "trn3" if kind == "float8_e4m3fn" else "trn2"
+            tensors = jax.tree.map(jnp.asarray, given)
+            tensors["W_gates"] = tensors["W_gates"] if stacked else tuple(tensors["W_gates"])
+            self.assertEqual(neuron_settings.simulated_target(tensors), expected)
+            got = jax_tkg.transformer_tkg(
+                **given, **cases.options(shape), implementation="simulate"
+            )
+        hidden, K, V, written = cases.expected(shape, [arguments], [arguments])
+        cases.check(got, shape, arguments, hidden, K[0], V[0], written)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,183 @@
+"""AWS's kernel behind the call: where it is looked for, its limits, and its lowering."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import pathlib
+import tempfile
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import jax_tkg
+from jax_tkg.lowering import kernel_entry, nkilib
+from jax_tkg.lowering.kernel_interface import Launch
+from tests import cases
+from tests.kernels import launch
+
+SHAPE = cases.Shape(
+    B=2, S=1, q=4, k=1, d=128, H=512, I=256, S_ctx=256, S_max=300, unified=True, dtype="bfloat16"
+)
+FLOAT8 = ("float8_e4m3",) * 3
+
+
+def _arguments(shape: cases.Shape) -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    return {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
+
+
+def _explain(shape: cases.Shape, **changes: Any) -> jax_tkg.Choice:
+    given = {**_arguments(shape), **cases.options(shape), "lnc": 1, **changes}
+    return jax_tkg.explain(**given, platform="cpu", implementation="nkilib")
+
+
+class LimitTest(parameterized.TestCase):
+    """Every limit is refused with its argument, what was expected and what came."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.enterContext(mock.patch("jax_tkg.lowering.choice.find_module"))
+
+    def test_within_limits(self) -> None:
+        for lnc in (1, 2):
+            self.assertEqual(_explain(SHAPE, lnc=lnc).implementation, "nkilib")
+        quantized = dataclasses.replace(SHAPE, quantized=(FLOAT8, (None,) * 3))
+        self.assertEqual(_explain(quantized).implementation, "nkilib")
+
+    @parameterized.named_parameters(
+        ("on_chip", {}, {"sbuf_residual_and_cc": True}, "sbuf_residual_and_cc: .*False.*got True"),
+        ("clamp", {"clamp_bound": 0.5}, {}, "clamp_bound: expected 0 .*got 0.5"),
+        ("active_mask", {"unified": False}, {}, "mask_active: expected None"),
+        ("each_position", {"positions": "each", "S": 2}, {}, r"position_ids: .*got \(2, 2\)"),
+        ("kv_heads", {"k": 2}, {}, "K_caches: expected one KV head .*got k = 2"),
+        ("head_size", {"d": 32}, {}, "V_caches: expected d of 64 or 128 .*got 32"),
+        ("queries", {"B": 8, "q": 20, "L": 1}, {}, r"X: .*<= 128 .*got 8 \* 1 \* 20 = 160"),
+        ("odd_tiles", {"H": 384, "L": 1}, {"lnc": 2}, "X: expected H / 128 divisible by lnc = 2"),
+        ("several_odd", {"H": 384}, {}, "X: .*even with several layers.*got 3 and"),
+        ("context", {"S_ctx": 200}, {}, "mask_cache: .*multiple of 128.*got 200"),
+        ("context_of_two", {"S_ctx": 384, "S_max": 400}, {"lnc": 2}, "multiple of 256.*got 384"),
+        ("race", {"B": 1, "S_ctx": 128, "H": 512}, {"lnc": 2}, "S_ctx >= 256 .*race.*S_ctx = 128"),
+        (
+            "some_scales",
+            {"quantized": (("float8_e4m3", None, "float8_e4m3"), (None,) * 3)},
+            {},
+            "W_up_scales: expected scales of all three weights or of none in layer 0",
+        ),
+        (
+            "float8_kind",
+            {"quantized": ((None,) * 3, ("float8_e5m2",) * 3)},
+            {},
+            "W_gates: expected float8_e4m3 in layer 1 .*got float8_e5m2",
+        ),
+        (
+            "many_quantized",
+            {"quantized": (FLOAT8, FLOAT8), "B": 100, "q": 1, "H": 256},
+            {},
+            r"X: expected B \* S <= 96 .*got 100 \* 1 = 100",
+        ),
+        (
+            "float32_quantized",
+            {"quantized": (FLOAT8, FLOAT8), "dtype": "float32"},
+            {},
+            "X: expected a 16-bit dtype .*got float32",
+        ),
+    )
+    def test_limit(self, sizes: dict[str, Any], options: dict[str, Any], message: str) -> None:
+        shape = dataclasses.replace(SHAPE, **sizes)
+        with self.assertRaisesRegex(ValueError, message):
+            _explain(shape, **options)
+
+    def test_stacked(self) -> None:
+        arguments = _arguments(SHAPE)
+        with self.assertRaisesRegex(ValueError, "W_outs: expected a sequence .*one array"):
+            _explain(SHAPE, W_outs=np.stack(arguments["W_outs"]))
+
+    def test_call_is_refused_too(self) -> None:
+        shape = dataclasses.replace(SHAPE, S_ctx=200)
+        with self.assertRaisesRegex(ValueError, "mask_cache: .*got 200"):
+            jax_tkg.transformer_tkg(
+                **_arguments(shape), **cases.options(shape), implementation="nkilib", lnc=1
+            )
+
+    def test_other_platform(self) -> None:
+        with self.assertRaisesRegex(ValueError, r"implementation: .*got platforms \('cuda',\)"):
+            jax_tkg.explain(
+                **_arguments(SHAPE),
+                **cases.options(SHAPE),
+                platform="cuda",
+                implementation="nkilib",
+            )
+
+
+class FindTest(absltest.TestCase):
+    def test_nothing_there(self) -> None:
+        with (
+            mock.patch.dict(os.environ),
+            mock.patch("importlib.util.find_spec", return_value=None),
+            self.assertRaisesRegex(ValueError, "implementation: .*NKILIB.*got neither"),
+        ):
+            os.environ.pop(nkilib.CHECKOUT_VARIABLE, None)
+            nkilib.find_module()
+
+    def test_installed(self) -> None:
+        with (
+            mock.patch.dict(os.environ),
+            mock.patch("importlib.util.find_spec", return_value=mock.Mock()),
+        ):
+            os.environ.pop(nkilib.CHECKOUT_VARIABLE, None)
+            self.assertEqual(
+                nkilib.find_module(), "nkilib.experimental.transformer.transformer_tkg"
+            )
+
+    def test_not_a_checkout(self) -> None:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.dict(os.environ, {nkilib.CHECKOUT_VARIABLE: folder}),
+            self.assertRaisesRegex(ValueError, f"implementation: .*got '{folder}'"),
+        ):
+            nkilib.find_module()
+
+    def test_checkout(self) -> None:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            mock.patch.dict(os.environ, {nkilib.CHECKOUT_VARIABLE: folder}),
+            mock.patch("sys.path", []) as path,
+        ):
+            (pathlib.Path(folder) / "src/nkilib_src/nkilib").mkdir(parents=True)
+            self.assertTrue(nkilib.find_module().startswith("nkilib_src.nkilib."))
+            self.assertEqual(path, [str(pathlib.Path(folder).resolve() / "src")])
+
+
+class LoweringTest(parameterized.TestCase):
+    def test_entry_returns_what_it_writes(self) -> None:
+        operands, _ = launch.canonical(_arguments(SHAPE), **cases.options(SHAPE))
+        tensors = nkilib.NKILIB.operands(operands)
+        one = Launch(1e-5, ((0, 1),), False, 0.0, 0, SHAPE.L, False)
+        kernel = dataclasses.replace(nkilib.NKILIB, module=lambda: "published")
+        source = kernel_entry.entry_source(tensors, one, kernel)
+        self.assertIn("from published import transformer_tkg\n", source)
+        self.assertIn("        replica_groups=[[0, 1]],\n", source)
+        self.assertTrue(
+            source.endswith(
+                "    return (hidden, K_caches_0, K_caches_1, V_caches_0, V_caches_1,)\n"
+            ),
+            source,
+        )
+
+    def test_dry_run(self) -> None:
+        """One custom call with an alias for each cache, as of our own kernel."""
+        call = functools.partial(
+            jax_tkg.transformer_tkg, **cases.options(SHAPE), implementation="nkilib"
+        )
+        text = jax_tkg.dry_run(jax.jit(call), **_arguments(SHAPE))
+        self.assertEqual(text.count("AwsNeuronCustomNativeKernel"), 1)
+        self.assertEqual(text.count("output_operand_alias<"), 2 * SHAPE.L)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,150 @@
+"""From recorded instructions to times and transfers."""
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jax_tkg import simulator
+from jax_tkg.simulator import isa as nisa
+from jax_tkg.simulator import language as nl
+from jax_tkg.simulator.timing import pricing
+from jax_tkg.simulator.timing.costs import TRN2
+from tests.simulator import harness
+from tests.simulator.harness import psum, tile
+from tests.simulator.streams import Stream, access
+
+
+class EngineTimeTest(parameterized.TestCase):
+    def _last(self, body):
+        return harness.run(body).record.streams[(0, 0)][-1]
+
+    def test_strided_free_dimension(self):
+        """bfloat16 in SBUF: four elements a cycle where they are adjacent, else two."""
+
+        def packed():
+            nisa.tensor_copy(tile(128, 1024, dtype=nl.bfloat16), tile(128, 1024, dtype=nl.bfloat16))
+
+        def strided():
+            source = tile(128, 2048, dtype=nl.bfloat16)
+            nisa.tensor_copy(tile(128, 1024, dtype=nl.bfloat16), source[:, ::2])
+
+        self.assertAlmostEqual(pricing.engine_time(TRN2, self._last(packed)), 256 / 0.96)
+        self.assertAlmostEqual(pricing.engine_time(TRN2, self._last(strided)), 512 / 0.96)
+
+    def test_scalar_operand_column(self):
+        def body():
+            nisa.tensor_scalar(
+                tile(128, 512), tile(128, 512), op0=nl.multiply, operand0=tile(128, 1)
+            )
+
+        self.assertAlmostEqual(pricing.engine_time(TRN2, self._last(body)), 512 / 0.96)
+
+    def test_matmul(self):
+        def body():
+            nisa.nc_matmul(
+                psum(128, 256),
+                tile(128, 128, dtype=nl.bfloat16),
+                tile(128, 256, dtype=nl.bfloat16),
+                accumulate=False,
+            )
+
+        self.assertAlmostEqual(pricing.engine_time(TRN2, self._last(body)), 256 / 2.4)
+
+    def test_reduction_is_read_out(self):
+        def body():
+            nisa.activation_reduce(
+                tile(128, 512), nl.exp, tile(128, 512), reduce_op=nl.add, reduce_res=tile(128, 1)
+            )
+
+        self.assertAlmostEqual(pricing.engine_time(TRN2, self._last(body)), 576 / 1.2)
+
+
+class TransferTest(parameterized.TestCase):
+    def _transfer(self, body, *arrays):
+        result = simulator.run(body, [arrays])
+        (found,) = [i for i in result.record.streams[(0, 0)] if i.opcode.startswith("dma")]
+        return found, pricing.transfer_of(TRN2, found)
+
+    def test_columns_of_a_matrix(self):
+        """Rows of 64 float32 in HBM rows of 256; 40 partitions from 32 on."""
+
+        def body(x):
+            dst = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.dma_copy(dst[64:104, :], x[0:40, 64:128])
+
+        _, (first, transfer) = self._transfer(body, np.ones((40, 256), np.float32))
+        self.assertEqual(first, 8)
+        self.assertEqual(transfer.rows_by_engine, (8, 8, 8, 8, 8))
+        self.assertEqual((transfer.row_bytes, transfer.run_bytes), (256, 256))
+        self.assertEqual(transfer.hbm_sides, 1)
+
+    def test_tiles_of_a_weight(self):
+        """Each partition gets 4 runs of 32 columns."""
+
+        def body(w):
+            dst = nl.ndarray((128, 4, 32), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.dma_copy(dst, w.reshape((4, 128, 64)).permute((1, 0, 2))[:, :, 0:32])
+
+        found, (_, transfer) = self._transfer(body, np.ones((512, 64), np.float32))
+        self.assertEqual((transfer.row_bytes, transfer.run_bytes), (512, 128))
+        sources, destinations = pricing.moved(found)
+        self.assertEqual([a.nbytes for a in (*sources, *destinations)], [65536, 65536])
+
+    def test_every_source_of_a_sum_is_moved(self):
+        def body(x, y):
+            dst = nl.ndarray((16, 64), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.dma_compute(dst, [x, y], nl.add)
+
+        data = np.ones((16, 64), np.float32)
+        _, (_, transfer) = self._transfer(body, data, data)
+        self.assertEqual((transfer.row_bytes, transfer.rows_by_engine), (512, (8, 8)))
+
+    def test_within_hbm(self):
+        stream = Stream()
+        shape = (600,)
+        small = stream.add(
+            "dma",
+            "dma_copy",
+            access("src", "hbm", 1, shape, core=None, write=False),
+            access("dst", "hbm", 2, shape, core=None),
+        )
+        _, transfer = pricing.transfer_of(TRN2, small)
+        self.assertEqual(transfer.rows_by_engine, (1, 1, 1, 1))
+        self.assertEqual((transfer.row_bytes, transfer.hbm_sides), (600, 2))
+
+    def test_index_tensors_are_not_moved(self):
+        def body(x, rows):
+            index = nl.load(rows)
+            dst = nl.ndarray((8, 16), dtype=nl.float32, buffer=nl.sbuf)
+            source = x.ap([[16, 8], [1, 16]], vector_offset=index, indirect_dim=0)
+            nisa.dma_copy(dst, source)
+
+        result = simulator.run(
+            body,
+            [(np.ones((32, 16), np.float32), np.arange(8, dtype=np.int32)[:, None])],
+        )
+        found = result.record.streams[(0, 0)][-1]
+        self.assertTrue(pricing.software_descriptors(found))
+        sources, _ = pricing.moved(found)
+        self.assertEqual([a.operand for a in sources], ["src"])
+        _, transfer = pricing.transfer_of(TRN2, found)
+        self.assertEqual((transfer.row_bytes, transfer.rows_by_engine), (64, (8,)))
+
+    def test_rows_that_are_all_skipped_are_not_moved(self):
+        def body(x, rows):
+            index = nl.load(rows)
+            tile = nl.load(x)
+            target = x.ap([[16, 8], [1, 16]], vector_offset=index, indirect_dim=0)
+            nisa.dma_copy(target, tile, oob_mode=nisa.oob_mode.skip)
+
+        for indices, moved in (([8] * 8, 0), ([8] * 7 + [3], 1)):
+            index = np.array(indices, np.int32)[:, None]
+            result = simulator.run(body, [(np.ones((8, 16), np.float32), index)])
+            found = result.record.streams[(0, 0)][-1]
+            sources, destinations = pricing.moved(found)
+            self.assertEqual((len(sources), len(destinations)), (moved, moved))
+            _, transfer = pricing.transfer_of(TRN2, found)
+            self.assertEqual(sum(transfer.rows_by_engine), 8 * moved)
+
+
+if __name__ == "__main__":
+    absltest.main()
