@@ -10,7 +10,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from tests import cases, test_transformer_tkg
+from tests import cases, test_api
 from tests.kernels import launch
 
 HEADS = ((1, 1), (8, 1), (4, 2), (9, 3), (32, 8))
@@ -64,7 +64,7 @@ def wide_cases(
         dtype=dtype,
         unified=draw(st.booleans()),
         positions=draw(st.sampled_from(("first", "each", "first", "each", "none"))),
-        quantized=draw(test_transformer_tkg.quantizations(L)),
+        quantized=draw(test_api.quantizations(L)),
         clamp_bound=draw(st.sampled_from((0.0, 0.5))),
         scale_rows=draw(st.sampled_from((1, 128))),
     )
@@ -81,7 +81,7 @@ class DrawnTest(parameterized.TestCase):
         @hypothesis.settings(max_examples=SMALL_DRAWS[dtype])
         @hypothesis.given(data=st.data())
         def run(data: st.DataObject) -> None:
-            shape = data.draw(test_transformer_tkg.shapes(q, k, dtype))
+            shape = data.draw(test_api.shapes(q, k, dtype))
             how = data.draw(ways(shape, 4))
             launch.check(shape, seed=data.draw(st.integers(0, 1 << 30)), **how)
 

@@ -235,7 +235,7 @@ def set_current_core(core: Core | None) -> None:
     _current.core = core
 
 
-_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 def caller() -> tuple[str, int]:

@@ -387,7 +387,7 @@ class CommandTest(absltest.TestCase):
         self.assertEqual((done.returncode, done.stdout), (0, "0 findings\n"), done.stderr)
 
     def test_findings(self) -> None:
-        done = self._run("tests.simulator.test_check_language:_nested")
+        done = self._run("tests.simulator.source_check.test_check_language:_nested")
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertIn("identity", done.stdout)
         self.assertEndsWith(done.stdout, "1 findings\n")
