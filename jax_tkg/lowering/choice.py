@@ -6,12 +6,12 @@ import dataclasses
 from collections.abc import Sequence
 
 from jax_tkg.call.arguments import Dimensions, Operands, Parameters
+from jax_tkg.installed_nki import real_nki_present
 from jax_tkg.lowering.kernel_limits import check_kernel_limits
 from jax_tkg.lowering.neuron import is_dry_run
 from jax_tkg.lowering.neuron_settings import check_target, logical_cores
 from jax_tkg.lowering.nkilib import find_module
 from jax_tkg.lowering.nkilib_limits import check_nkilib_limits
-from jax_tkg.simulator.install import real_nki_present
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,11 +12,11 @@ from typing import Any
 import jax
 
 from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.installed_nki import real_nki_present
 from jax_tkg.lowering import kernel_entry
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.launches import run_launches
 from jax_tkg.lowering.neuron_settings import logical_cores
-from jax_tkg.simulator.install import real_nki_present
 
 CUSTOM_CALL = "AwsNeuronCustomNativeKernel"
 """Target of the custom call that Neuron's compiler replaces by a compiled kernel; from the NKI

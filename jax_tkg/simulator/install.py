@@ -4,18 +4,11 @@ import importlib.util
 import sys
 import types
 
+from jax_tkg.installed_nki import real_nki_present
 from jax_tkg.simulator import collectives, isa, language, launch
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.memory.objects import NKIObject
 from jax_tkg.simulator.memory.tensor import NkiTensor
-
-
-def real_nki_present() -> bool:
-    """Whether AWS's own package can be imported."""
-    module = sys.modules.get("nki")
-    if module is not None:
-        return not getattr(module, "__simulated__", False)
-    return importlib.util.find_spec("nki") is not None
 
 
 def install() -> bool:
