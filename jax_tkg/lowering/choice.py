@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from jax_tkg.call.arguments import Dimensions, Operands, Parameters
-from jax_tkg.installed_nki import real_nki_present
+from jax_tkg.installed_nki import nki_problem
 from jax_tkg.lowering.kernel_limits import check_kernel_limits
 from jax_tkg.lowering.neuron import is_dry_run
 from jax_tkg.lowering.neuron_settings import check_target, logical_cores
@@ -53,10 +53,11 @@ def choose(operands: Operands, parameters: Parameters, platforms: Sequence[str])
             find_module()
         check_nkilib_limits(operands, parameters, dimensions, cores)
         return choice
-    if asked == "nki" and not _has_nki():
+    problem = _nki_problem()
+    if asked == "nki" and problem is not None:
         raise ValueError(
-            "implementation: expected an installed nki package for 'nki' (it comes from AWS's own "
-            "package repository), got none"
+            "implementation: expected AWS's nki package, from AWS's own package repository, for "
+            f"'nki': {problem}"
         )
     check_kernel_limits(dimensions, parameters.num_layers, cores)
     return choice
@@ -93,8 +94,9 @@ def _choose_automatically(
 ) -> Choice:
     if tuple(platforms) != ("neuron",):
         return Choice("reference", f"platforms {tuple(platforms)} have no kernel")
-    if not _has_nki():
-        return Choice("reference", "AWS's nki package is not installed")
+    problem = _nki_problem()
+    if problem is not None:
+        return Choice("reference", problem)
     try:
         check_target(operands)
         check_kernel_limits(dimensions, parameters.num_layers, cores)
@@ -103,6 +105,6 @@ def _choose_automatically(
     return Choice("nki", "the platform is neuron and the kernel's limits are kept")
 
 
-def _has_nki() -> bool:
-    """Whether the kernel can be lowered to: a dry run needs no compiler."""
-    return real_nki_present() or is_dry_run()
+def _nki_problem() -> str | None:
+    """Why the kernel cannot be lowered to, or None. A dry run needs no compiler."""
+    return None if is_dry_run() else nki_problem()

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 
 from jax_tkg.call.arguments import Operands, Parameters
-from jax_tkg.installed_nki import real_nki_present
+from jax_tkg.installed_nki import nki_problem
 from jax_tkg.lowering import kernel_entry
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.launches import run_launches
@@ -75,7 +75,7 @@ def neuron_transformer(
 
     def run(tensors: dict[str, Any], launch: Launch) -> tuple[jax.Array, Any, Any]:
         names, values = kernel_entry.flatten(tensors, kernel)
-        if real_nki_present():
+        if nki_problem() is None:
             source = kernel_entry.entry_source(tensors, launch, kernel)
             results = _call_kernel(source, values, launch, cores)
         else:

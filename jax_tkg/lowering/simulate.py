@@ -21,6 +21,7 @@ import numpy as np
 
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.replica_groups import current_mesh, is_bound
+from jax_tkg.installed_nki import find_nki
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.launches import layer_tuples, run_launches
 from jax_tkg.lowering.neuron_settings import logical_cores, simulated_target
@@ -154,8 +155,8 @@ def _load(kernel: KernelInterface) -> Any:
 
     if not simulator.install():
         raise RuntimeError(
-            "simulated transformer_tkg: expected no installed nki package, whose own kernels "
-            "cannot run in the simulator, got one; use implementation='nki'"
+            "simulated transformer_tkg: expected an environment without AWS's nki package, whose "
+            f"kernels cannot run in the simulator, got {find_nki()}"
         )
     run = importlib.import_module(kernel.module()).transformer_tkg
     return run if kernel.returns_caches else _returning_caches(run)

@@ -4,7 +4,7 @@ import importlib.util
 import sys
 import types
 
-from jax_tkg.installed_nki import real_nki_present
+from jax_tkg.installed_nki import find_nki
 from jax_tkg.simulator import collectives, isa, language, launch
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.memory.objects import NKIObject
@@ -12,14 +12,14 @@ from jax_tkg.simulator.memory.tensor import NkiTensor
 
 
 def install() -> bool:
-    """Registers the simulator as ``nki`` unless the real package is present.
+    """Registers the simulator as ``nki`` unless AWS's package is installed, in any version.
 
     Returns:
       Whether ``import nki`` now gives the simulator.
     """
-    if real_nki_present():
+    if find_nki() is not None:
         return False
-    if "nki" not in sys.modules:
+    if not getattr(sys.modules.get("nki"), "__simulated__", False):
         package = _package()
         sys.modules["nki"] = package
         sys.modules["nki.language"] = language

@@ -63,7 +63,7 @@ class TargetTest(parameterized.TestCase):
             )
 
     def test_auto_falls_back(self) -> None:
-        present = mock.patch("jax_tkg.lowering.choice.real_nki_present", return_value=True)
+        present = mock.patch("jax_tkg.lowering.choice.nki_problem", return_value=None)
         call = {**_arguments(), **cases.options(FLOAT8)}
         with present, _environment(NEURON_PLATFORM_TARGET_OVERRIDE="trn2"):
             choice = jax_tkg.explain(**call, platform="neuron")

@@ -8,6 +8,8 @@ import tempfile
 
 from absl.testing import parameterized
 
+from tests import fake_nki
+
 _PROGRAM = """
 from jax_tkg import simulator
 assert simulator.install() and simulator.install()
@@ -55,5 +57,5 @@ class InstallTest(parameterized.TestCase):
     def test_a_real_package_wins(self):
         root = pathlib.Path(__file__).parents[2]
         with tempfile.TemporaryDirectory() as folder:
-            (pathlib.Path(folder) / "nki.py").write_text("origin = 'real'\n")
+            fake_nki.write_package(pathlib.Path(folder), "0.3.0", "origin = 'real'\n")
             self.assertEqual(_python(_REAL, f"{folder}:{root}"), "real")
