@@ -1,5 +1,8 @@
 """Eight CPU devices for the tests under shard_map, set before JAX starts; the NKI simulator."""
 
+from __future__ import annotations
+
+import sys
 from collections.abc import Iterator
 
 import hypothesis
@@ -21,6 +24,23 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow],
 )
 hypothesis.settings.load_profile("repeatable")
+
+
+SLOW_TIMEOUT_SECONDS = 1800
+"""Time limit of a test marked `slow`; pyproject.toml has that of the others."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives slow tests that state no time limit of their own a larger one."""
+    for item in items:
+        if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_SECONDS))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Sends the stacks of a hanging test to stderr: workers of pytest-xdist have no stdout."""
+    if hasattr(session.config, "workerinput"):
+        session.config.get_terminal_writer()._file = sys.__stderr__  # type: ignore[assignment]
 
 
 @pytest.fixture(autouse=True, scope="module")
