@@ -1,8 +1,22 @@
 """The error of everything that can be wrong with a model on disk."""
 
+MAX_MESSAGE = 1000
+"""Characters of a `ModelError`'s message; files hold names and values of any length."""
+
 
 class ModelError(ValueError):
-    """A checkpoint cannot be used; the message is one line that names the file and the reason."""
+    """A checkpoint cannot be used.
+
+    The message names the file, the key or tensor, what was expected and what the file has. Whatever
+    text of a file it quotes, it is one printable line of at most `MAX_MESSAGE` characters.
+    """
+
+    def __init__(self, message: str):
+        line = " ".join(message.split())
+        # Names in damaged files hold control characters and lone surrogates, which no terminal
+        # and no encoding takes.
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+        super().__init__(line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 3] + "...")
 
 
 def one_line(error: BaseException) -> str:
