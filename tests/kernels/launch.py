@@ -68,7 +68,7 @@ def run(
         lnc=cores,
         target=target_of(shape),
         # Program order of an engine's queue alone does not make a kernel safe on two cores.
-        options=simulator.Options(record=record, ordering="dependencies"),
+        options=simulator.Options(record=record, ordering="dependencies", core_barriers="error"),
     )
     outputs = []
     for hidden, *caches in result.outputs:

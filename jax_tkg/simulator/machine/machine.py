@@ -75,8 +75,10 @@ class Options:
       uninitialized: what a read of never-written bytes does: "error", "report" (a finding in the
         result, the run goes on) or "ignore" (the bytes are not tracked at all).
       races: what unordered conflicting accesses of two cores do: "error", "report" or "ignore".
+      core_barriers: what conflicting accesses of two cores do that no core barrier separates, as
+        under `enable_core_barrier_checker()` of a kernel: "error", "report" or "ignore".
       ordering: what orders the two cores of a rank at a meeting: "program", all that stands before
-        it, or "dependencies", only what it depends on, for the compiler may start the rest later.
+        it, or "dependencies", only what it depends on: the compiler may start the rest later.
       capacity: what tensors that do not fit in SBUF or PSUM do: "error", "report" or "ignore".
 
     A read of a tensor whose bytes another one at an overlapping address has overwritten counts as
@@ -88,9 +90,10 @@ class Options:
     races: str = "error"
     capacity: str = "error"
     ordering: str = "program"
+    core_barriers: str = "ignore"
 
     def __post_init__(self) -> None:
-        for field in ("uninitialized", "races", "capacity"):
+        for field in ("uninitialized", "races", "capacity", "core_barriers"):
             value = getattr(self, field)
             if value not in ("error", "report", "ignore"):
                 raise ValueError(f"{field}={value!r}: expected 'error', 'report' or 'ignore'")
@@ -103,8 +106,8 @@ class Finding:
     """Something wrong that a run was asked to report, and not to stop at.
 
     Attributes:
-      kind: "uninitialized", "race", "capacity", or "overflow" (finite values became infinity or
-        NaN in a float8 format, which is never an error).
+      kind: "uninitialized", "race", "core_barrier", "capacity", or "overflow" (finite values became
+        infinity or NaN in a float8 format, which is never an error).
       message: what, where.
     """
 
@@ -178,8 +181,9 @@ class Machine:
         # A grid of one core has no dimension, as AWS's kernels expect of LNC=1.
         self.grid_ndim = int(lnc > 1) if grid is None else int(grid)
         self.options = options
-        # The race detector works on the record, also when the caller does not want to keep it.
-        self.keeps_record = options.record or (options.races != "ignore" and lnc > 1)
+        # What is checked between cores is found in the record, also if the caller wants none.
+        checks = (options.races, options.core_barriers)
+        self.keeps_record = options.record or (lnc > 1 and checks != ("ignore", "ignore"))
         self.cores = {(r, c): Core(self, r, c) for r in range(ranks) for c in range(lnc)}
         self.board = MeetingBoard(list(self.cores))
         self.shared: dict[Any, Any] = {}
