@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import pathlib
-import tempfile
 import unittest
 from collections.abc import Iterator
 from typing import Any
@@ -22,10 +21,8 @@ from jaxlib.mlir.dialects import stablehlo
 
 import jax_tkg
 import jax_tkg.sharding
-from jax_tkg.lowering import kernel_entry, launches, neuron
-from jax_tkg.lowering.kernel_operands import kernel_operands
+from jax_tkg.lowering import neuron
 from tests import cases, parallel_cases
-from tests.kernels import launch as kernel_launch
 
 SHAPE = cases.Shape(L=3)
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "neuron_four_ranks.mlir"
@@ -261,59 +258,6 @@ class ChoiceTest(parameterized.TestCase):
         )
         text = str(traced.lower(lowering_platforms=("cpu", "neuron")).compiler_ir("stablehlo"))
         self.assertNotIn(neuron.CUSTOM_CALL, text)
-
-
-class EntryTest(parameterized.TestCase):
-    """The generated entry runs in the simulator as the kernel itself does."""
-
-    @parameterized.product(stacked=(False, True), quantized=(False, True))
-    def test_runs(self, stacked: bool, quantized: bool) -> None:
-        kinds = (("float8_e4m3",) * 3,) * 2 if quantized else ()
-        if quantized and not stacked:
-            kinds = (kinds[0], (None, None, None))
-        shape = cases.Shape(L=2, quantized=kinds)
-        arguments = _arguments(shape)
-        operands, parameters = kernel_launch.canonical(
-            cases.stack(arguments) if stacked else arguments, **cases.options(shape)
-        )
-        seen: list[Any] = []
-
-        def simulate(tensors: dict[str, Any], launch: launches.Launch) -> Any:
-            source = kernel_entry.entry_source(tensors, launch)
-            entry = kernel_entry.load_entry(source)
-            _, values = kernel_entry.flatten(jax.tree.map(np.asarray, tensors))
-            result = kernel_launch.simulator.run(entry, [tuple(values)])
-            seen.append(source)
-            hidden, *caches = result.outputs[0]
-            half = len(caches) // 2
-            if stacked:
-                return hidden, caches[0], caches[1]
-            return hidden, tuple(caches[:half]), tuple(caches[half:])
-
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            mock.patch.dict("os.environ", {kernel_entry.DIRECTORY_VARIABLE: folder}),
-        ):
-            out = jax_tkg.TransformerTkgOutput(
-                *launches.run_launches(operands, parameters, simulate)
-            )
-            self.assertLen(list(pathlib.Path(folder).glob("*.py")), 1)
-        hidden, K, V, written = cases.expected(shape, [arguments], [arguments])
-        cases.check(out, shape, arguments, hidden, K[0], V[0], written)
-        self.assertLen(seen, 1)
-
-    def test_equal_launches_share_a_file(self) -> None:
-        operands, parameters = kernel_launch.canonical(_arguments(), **cases.options(SHAPE))
-        tensors = kernel_operands(operands)
-        launch = launches.Launch(1e-5, None, False, 0.0, 0, SHAPE.L, False)
-        del parameters
-        self.assertEqual(
-            kernel_entry.entry_source(tensors, launch), kernel_entry.entry_source(tensors, launch)
-        )
-        other = dataclasses.replace(launch, eps=1e-6)
-        self.assertNotEqual(
-            kernel_entry.entry_source(tensors, launch), kernel_entry.entry_source(tensors, other)
-        )
 
 
 if __name__ == "__main__":
