@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from jax_tkg.call.arguments import Operands, Parameters, is_stacked
-from jax_tkg.simulator.machine.machine import target_named
+from jax_tkg.hardware import target_named
 
 CORES_VARIABLE = "NEURON_LOGICAL_NC_CONFIG"
 """Environment variable of Neuron's runtime: physical cores per logical core."""

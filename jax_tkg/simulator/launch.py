@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_tkg.hardware import target_named
 from jax_tkg.simulator import errors
 from jax_tkg.simulator.machine import capacity
 from jax_tkg.simulator.machine.blas_threads import one_blas_thread
@@ -18,10 +19,10 @@ from jax_tkg.simulator.machine.machine import (
     Options,
     running_core,
     set_current_core,
-    target_named,
 )
 from jax_tkg.simulator.machine.record import Record
-from jax_tkg.simulator.memory import dtypes, memory
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.storage import MemoryRegion
 from jax_tkg.simulator.memory.tensor import NkiTensor
 from jax_tkg.simulator.ordering import core_barriers, races
 
@@ -251,8 +252,8 @@ class _Launch:
             return value
         info = dtypes.info(array.dtype)
         stored = np.ascontiguousarray(array, dtype=None if info.kind == "bool" else info.storage)
-        storage = memory.adopt_input(self.core, memory.MemoryRegion.shared_hbm, path, stored)
-        tensor = NkiTensor(array.shape, info.name, storage, memory.MemoryRegion.shared_hbm, path)
+        storage = self.core.memory.adopt_input(path, stored)
+        tensor = NkiTensor(array.shape, info.name, storage, MemoryRegion.shared_hbm, path)
         self.tensors[path] = tensor
         return tensor
 
