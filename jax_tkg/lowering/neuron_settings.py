@@ -73,6 +73,15 @@ def simulated_target(tensors: dict[str, Any]) -> str:
     return "trn3" if newer else "trn2"
 
 
+def nc_version(tensors: dict[str, Any]) -> int:
+    """The number in NeuronCore-v<number> of the machine that the tensors' kernel is made for.
+
+    Args:
+      tensors: a kernel's tensors by name.
+    """
+    return target_named(simulated_target(tensors)).generation
+
+
 def _first_newer_float8(operands: Operands) -> str | None:
     for name in QUANTIZABLE:
         if _is_newer_float8(getattr(operands, name)):
