@@ -85,7 +85,7 @@ class BitsTest(parameterized.TestCase):
         weights = TransformerWeights(**jax.tree.map(jnp.asarray, arrays))
         weights = stack_layers(weights) if stacked else weights
         held = bits.weights_as_bits(weights)
-        for name in bits.MATRICES:
+        for name in names("weight"):
             fields = jax.tree.leaves(
                 getattr(held, name), is_leaf=lambda node: isinstance(node, bits.Bits)
             )
@@ -111,7 +111,7 @@ class OperationTest(parameterized.TestCase):
         arguments = {**weights, **inputs}
         if stacked:
             arguments = cases.stack(arguments)
-        for name in (*bits.MATRICES, "K_caches", "V_caches"):
+        for name in (*names("weight"), "K_caches", "V_caches"):
             arguments[name] = jax.tree.map(bits.as_bits, arguments[name])
 
         def call(given: dict[str, Any]) -> Any:
@@ -152,7 +152,7 @@ class OperationTest(parameterized.TestCase):
         rng = np.random.default_rng(0)
         weights, inputs = cases.random_weights(SHAPE, rng), cases.random_inputs(SHAPE, rng)
         some = (("W_outs", "W_ups"), ("K_caches",), ("V_caches",))
-        for names in (("K_caches", "V_caches"), bits.MATRICES, *some):
+        for names in (("K_caches", "V_caches"), names("weight"), *some):
             arguments = {**weights, **inputs}
             for name in names:
                 arguments[name] = [bits.as_bits(array) for array in arguments[name]]
