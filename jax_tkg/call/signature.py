@@ -1,4 +1,4 @@
-"""The signature of `transformer_tkg`, from the tables: for functions that take the same arguments."""
+"""The signature of `transformer_tkg`, made from the tables."""
 
 from __future__ import annotations
 

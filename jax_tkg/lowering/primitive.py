@@ -144,7 +144,7 @@ ad.primitive_jvps[transformer_tkg_p] = _not_differentiable
 def _batch(
     leaves: Sequence[Any], axes: Sequence[Any], *, structure: Any, parameters: Parameters
 ) -> tuple[list[jax.Array], list[int]]:
-    """Batching rule: the new axis joins B unless an array without B has it; then the calls take turns."""
+    """Batching rule: the new axis joins B, unless an array without B has it (then one by one)."""
     # Axes are put in the place of arrays; -1 stands for "not batched", as None is no leaf.
     marked = jax.tree.unflatten(structure, [-1 if axis is None else axis for axis in axes])
     shared = [getattr(marked, row.name) for row in OPERANDS if row.batch_axis is None]
