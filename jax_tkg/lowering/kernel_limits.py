@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jax_tkg.call.arguments import PARTITIONS
-from jax_tkg.call.dimensions import Dimensions
+from jax_tkg.call.arguments import PARTITIONS, Dimensions
 
 PSUM_BANK = 512
 """f32 numbers in one PSUM bank of one partition: 2 KiB."""

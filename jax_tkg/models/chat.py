@@ -1,74 +1,112 @@
-"""Chat templates: the text that a conversation becomes before it is tokenised."""
+"""Chat templates: the text that a conversation becomes before it is tokenized."""
 
 from __future__ import annotations
 
-import datetime
 import json
-from collections.abc import Sequence
-from typing import Any, NoReturn
+import os
+import pathlib
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jinja2
-import jinja2.sandbox
+from jax_tkg.models.errors import ModelError
 
-from jax_tkg.models.errors import ModelError, one_line
+MAX_SECONDS = 10
+"""Longest time that a template may take, in seconds."""
 
+MAX_BYTES = 2**30
+"""Most memory that the process that renders a template may take."""
 
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
+MAX_CHARACTERS = 2**24
+"""Longest text that a template may make; no model's context holds so much."""
 
+_PROGRAM = pathlib.Path(__file__).with_name("render_template.py")
 
-def _strftime_now(form: str) -> str:
-    return datetime.datetime.now().strftime(form)
-
-
-def _to_json(value: Any, indent: int | None = None) -> str:
-    # Jinja's own filter escapes characters that are special in HTML.
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+_NAMED_DEFAULT = "default"
 
 
 class ChatTemplate:
-    """A checkpoint's Jinja template, run in a sandbox.
+    """A checkpoint's Jinja template, run in a sandbox and in a process of its own.
+
+    A template sees what transformers shows it: `messages`, `add_generation_prompt`, `tools` and
+    `documents` (which are None) and the special tokens.
 
     Args:
-      source: the template.
+      sources: the template; or several by name, of which "default" is used.
       special_tokens: names that templates use for the text of special tokens, such as
-        "bos_token".
+        "bos_token", or for a list of texts.
       origin: where the template comes from, for errors.
-
-    Raises:
-      ModelError: the template cannot be parsed.
     """
 
-    def __init__(self, source: str, special_tokens: dict[str, str], origin: str):
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
-        self._special_tokens = special_tokens
+    def __init__(
+        self,
+        sources: str | Mapping[str, str],
+        special_tokens: Mapping[str, str | list[str]],
+        origin: str,
+    ):
+        self._sources = {_NAMED_DEFAULT: sources} if isinstance(sources, str) else dict(sources)
+        self._special_tokens = dict(special_tokens)
         self._origin = origin
-        try:
-            self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
-            raise self._error(error) from error
 
-    def prompt(self, messages: Sequence[dict[str, str]]) -> str:
+    def prompt(self, messages: Sequence[Mapping[str, str]]) -> str:
         """The text that asks the model for the next message.
 
         Args:
           messages: each with a "role" ("system", "user" or "assistant") and its "content".
 
         Raises:
-          ModelError: the template does not accept the messages.
+          ModelError: the template is damaged, does not accept the messages, makes an empty text,
+            or exceeds a limit; or there are several templates and none is named "default".
         """
-        try:
-            return self._template.render(
-                messages=list(messages), add_generation_prompt=True, **self._special_tokens
-            )
-        # A template is a program: it may fail in any of Python's ways.
-        except Exception as error:
-            raise self._error(error) from error
+        if _NAMED_DEFAULT not in self._sources:
+            names = ", ".join(map(repr, self._sources))
+            raise self._error(f"expected one named 'default', got {names}")
+        variables = {
+            **self._special_tokens,
+            "messages": [dict(message) for message in messages],
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        answer = self._rendered(self._sources[_NAMED_DEFAULT], variables)
+        if "error" in answer:
+            raise self._error(" ".join(answer["error"].split()))
+        text = answer["text"]
+        if not text:
+            raise self._error("expected a text, got an empty one")
+        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+            raise self._error("expected a text, got one with half a surrogate pair")
+        return text
 
-    def _error(self, error: Exception) -> ModelError:
-        return ModelError(f"{self._origin}: chat template: {one_line(error)}")
+    def _rendered(self, source: str, variables: dict[str, Any]) -> dict[str, str]:
+        """The answer of `render_template`, which is run as a program."""
+        request = {
+            "source": source,
+            "variables": variables,
+            # More than the wait below: for a process that nobody waits for any more.
+            "seconds": MAX_SECONDS + 1,
+            "bytes": MAX_BYTES,
+            "characters": MAX_CHARACTERS,
+        }
+        # -P: modules beside the program must not be taken for those of the standard library.
+        done = subprocess.Popen(
+            [sys.executable, "-P", str(_PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        with done:
+            try:
+                output, complaint = done.communicate(json.dumps(request).encode(), MAX_SECONDS)
+            except subprocess.TimeoutExpired:
+                done.kill()
+                raise self._error(f"it took more than {MAX_SECONDS} s") from None
+        if done.returncode:
+            last = complaint.decode(errors="replace").strip().splitlines()[-1:]
+            raise self._error(" ".join([f"its process ended with {done.returncode}:", *last]))
+        return json.loads(output)
+
+    def _error(self, reason: str) -> ModelError:
+        return ModelError(f"{self._origin}: chat template: {reason}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import tokenizers
 
@@ -34,6 +34,7 @@ class Tokenizer:
       begin_token: id that every text begins with, or None.
       stop_tokens: ids that end a text.
       chat_template: how to speak to the model in turns, or None.
+      same_text: ids that the backend does not know, and for each one that has the same text.
 
     Attributes:
       begin_token: as given.
@@ -47,6 +48,7 @@ class Tokenizer:
         begin_token: int | None = None,
         stop_tokens: Sequence[int] = (),
         chat_template: ChatTemplate | None = None,
+        same_text: Mapping[int, int] | None = None,
     ):
         self._backend = backend
         self.begin_token = begin_token
@@ -56,6 +58,8 @@ class Tokenizer:
         self._bytes = {index: _bytes_of(token) for token, index in backend.get_vocab(False).items()}
         for index, token in added.items():
             self._bytes[index] = b"" if token.special else token.content.encode()
+        for index, other in (same_text or {}).items():
+            self._bytes[index] = self._bytes[other]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; special tokens written out in it are recognised."""
@@ -70,20 +74,23 @@ class Tokenizer:
         Bytes that form no character come out as U+FFFD.
 
         Raises:
-          ValueError: an id is outside the vocabulary.
+          ValueError: as `bytes_of`.
         """
         return self.bytes_of(ids).decode("utf-8", "replace")
 
     def bytes_of(self, ids: Sequence[int]) -> bytes:
         """The bytes of token ids, without special tokens.
 
+        Ids past the vocabulary's end have no bytes: a model's vocabulary may be padded to a rounder
+        size than the tokenizer's, and such an id be drawn.
+
         Raises:
-          ValueError: an id is outside the vocabulary.
+          ValueError: an id is negative.
         """
         for index in ids:
-            if index not in self._bytes:
-                raise ValueError(f"ids: expected ids of the vocabulary, got {index}")
-        return b"".join(self._bytes[index] for index in ids)
+            if index < 0:
+                raise ValueError(f"ids: expected token ids from 0 on, got {index}")
+        return b"".join(self._bytes.get(index, b"") for index in ids)
 
     def stream(self) -> TokenStream:
         """A decoder that takes tokens one at a time."""

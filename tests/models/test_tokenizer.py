@@ -25,6 +25,10 @@ def _id(token: str) -> int:
 
 @functools.cache
 def _tokenizer(**metadata: Any) -> Tokenizer:
+    return _read(**metadata)
+
+
+def _read(**metadata: Any) -> Tokenizer:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.gguf"
         tiny.write_tiny(path, **metadata)
@@ -110,8 +114,22 @@ class DecodeTest(parameterized.TestCase):
         self.assertEqual(stream.finish(), "\ufffd")
 
     def test_unknown_id(self) -> None:
-        with self.assertRaisesRegex(ValueError, "expected ids of the vocabulary, got 100000"):
-            _tokenizer().decode([100000])
+        """Models may have more ids than their tokenizers, and draw them."""
+        tokenizer = _tokenizer()
+        text = [*tokenizer.encode("a"), 100000, *tokenizer.encode("b")]
+        self.assertEqual(tokenizer.decode(text), "ab")
+        self.assertEqual(tokenizer.stream().step(100000), "")
+        with self.assertRaisesRegex(ValueError, "ids: expected token ids from 0 on, got -1"):
+            tokenizer.decode([-1])
+
+    def test_repeated_tokens(self) -> None:
+        """An id whose token another id has too can still be drawn."""
+        tokens = list(tiny.VOCABULARY)
+        tokens[_id("and")], tokens[_id(tiny.ASSISTANT)] = "Ġthe", tiny.USER
+        tokenizer = _read(tokenizer__ggml__tokens=tokens, tokenizer__ggml__merges=["h e"])
+        self.assertEqual(tokenizer.decode([_id("and")]), " the")
+        self.assertEqual(tokenizer.decode([_id("Ġthe")]), " the")
+        self.assertEqual(tokenizer.decode([_id(tiny.USER), _id(tiny.ASSISTANT)]), "")
 
 
 class MetadataTest(parameterized.TestCase):
@@ -119,6 +137,39 @@ class MetadataTest(parameterized.TestCase):
         self.assertEqual(_tokenizer().stop_tokens, (_id(tiny.END),))
         both = _tokenizer(tokenizer__ggml__eot_token_id=_id(tiny.USER))
         self.assertEqual(both.stop_tokens, (_id(tiny.END), _id(tiny.USER)))
+
+    @parameterized.named_parameters(
+        ("turn", "<|im_end|>", "x"), ("text", "<|endoftext|>", "x"), ("no_eos", "</s>", None)
+    )
+    def test_ends_by_text(self, text: str, eos: str | None) -> None:
+        """As llama.cpp finds them, also where the file says that they are ordinary tokens."""
+        tokens, ordinary = list(tiny.VOCABULARY), list(map(int, tiny.TOKEN_TYPES))
+        tokens[_id(tiny.END)] = text
+        ordinary[_id(tiny.END)] = 1
+        tokenizer = _read(
+            tokenizer__ggml__tokens=tokens,
+            tokenizer__ggml__token_type=ordinary,
+            tokenizer__ggml__eos_token_id=None if eos is None else _id(eos),
+        )
+        expected = [_id(tiny.END)] if eos is None else sorted((_id(eos), _id(tiny.END)))
+        self.assertEqual(list(tokenizer.stop_tokens), expected)
+        self.assertEqual(tokenizer.encode(text), [_id(tiny.END)])
+        self.assertEqual(tokenizer.decode([_id(tiny.END)]), "")
+
+    def test_an_end_that_is_none(self) -> None:
+        """Where turns end with <|return|> and <|call|>, <|end|> ends a message only."""
+        tokens = list(tiny.VOCABULARY)
+        tokens[_id(tiny.USER)], tokens[_id(tiny.ASSISTANT)] = "<|return|>", "<|call|>"
+        tokenizer = _read(tokenizer__ggml__tokens=tokens, tokenizer__ggml__eos_token_id=_id("x"))
+        self.assertEqual(tokenizer.stop_tokens, (_id("x"), _id(tiny.USER), _id(tiny.ASSISTANT)))
+
+    def test_special_tokens_in_templates(self) -> None:
+        source = "{{ bos_token }}|{{ eos_token }}|{{ pad_token }}|{{ unk_token is defined }}"
+        tokenizer = _read(
+            tokenizer__chat_template=source, tokenizer__ggml__padding_token_id=_id("x")
+        )
+        assert tokenizer.chat_template is not None
+        self.assertEqual(tokenizer.chat_template.prompt([]), f"|{tiny.END}|x|False")
 
     def test_chat_template(self) -> None:
         template = _tokenizer().chat_template
@@ -136,7 +187,11 @@ class MetadataTest(parameterized.TestCase):
         ("merges", {"merges": ["foo bar"]}, "tokenizer.ggml.merges: .*Token `foo` out of voc"),
         ("half_a_merge", {"merges": ["foo"]}, "tokenizer.ggml.merges: "),
         ("types", {"token_type": [1, 2]}, "token_type: expected 267 entries, .*, got 2"),
-        ("no_end", {"eos_token_id": None}, "field tokenizer.ggml.eos_token_id is missing"),
+        (
+            "no_end",
+            {"eos_token_id": None, "tokens": [t.replace("end", "e") for t in tiny.VOCABULARY]},
+            "field tokenizer.ggml.eos_token_id is missing",
+        ),
         ("end", {"eos_token_id": 5000}, "eos_token_id: expected 0..266, got 5000"),
         ("kind", {"eos_token_id": "<|end|>"}, "eos_token_id: expected int, got str"),
     )

@@ -1,0 +1,240 @@
+"""Tokenizers of folders, judged by that of a GGUF file and by transformers."""
+
+from __future__ import annotations
+
+import json
+import random
+from typing import Any
+
+import hypothesis
+import pytest
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+from tokenizers import decoders
+
+from jax_tkg.models import gguf, gguf_tokenizer, json_tokenizer
+from jax_tkg.models.errors import ModelError
+from jax_tkg.models.tokenizer import Tokenizer
+from tests.models import files, tiny, tokenizer_files
+
+END = tiny.VOCABULARY.index(tiny.END)
+MESSAGES = [{"role": "user", "content": "Hi"}]
+
+
+class _FolderTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = files.folder(self)
+
+    def _write(self, name: str, content: Any) -> None:
+        text = content if isinstance(content, str) else json.dumps(content)
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+
+    def _read(self) -> Tokenizer:
+        return json_tokenizer.read_tokenizer(self.folder)
+
+    def _prompt(self) -> str:
+        template = self._read().chat_template
+        assert template is not None
+        return template.prompt(MESSAGES)
+
+    def _fails(self, message: str) -> None:
+        with self.assertRaisesRegex(ModelError, message) as caught:
+            self._read()
+        self.assertLen(str(caught.exception).splitlines(), 1)
+
+
+class TokenizerTest(_FolderTest):
+    @hypothesis.settings(max_examples=100)
+    @hypothesis.given(st.text())
+    def test_equals_that_of_a_gguf_file(self, text: str) -> None:
+        if not (self.folder / "model.gguf").exists():
+            tiny.write_tiny(self.folder / "model.gguf")
+            tokenizer_files.write(self.folder)
+            self.from_gguf = gguf_tokenizer.read_tokenizer(
+                gguf.GgufFile(self.folder / "model.gguf")
+            )
+            self.from_json = self._read()
+        ids = self.from_json.encode(text)
+        self.assertEqual(ids, self.from_gguf.encode(text))
+        self.assertEqual(self.from_json.decode(ids), self.from_gguf.decode(ids))
+        self.assertEqual(self.from_json.stop_tokens, (END,))
+
+    def test_begin_token(self) -> None:
+        expected = tokenizer_files.write(self.folder, begins=True).encode("the").ids
+        self.assertEqual(self._read().encode("the"), expected)
+
+    def test_prompts_are_neither_cut_nor_padded(self) -> None:
+        backend = tokenizer_files.write(self.folder)
+        expected = backend.encode("the cat").ids
+        backend.enable_truncation(2)
+        backend.enable_padding(length=64)
+        backend.save(str(self.folder / "tokenizer.json"))
+        self.assertEqual(self._read().encode("the cat"), expected)
+
+    def test_other_kinds(self) -> None:
+        backend = tokenizer_files.write(self.folder)
+        backend.decoder = decoders.WordPiece()
+        backend.save(str(self.folder / "tokenizer.json"))
+        self._fails("decoder: expected ByteLevel .*, got WordPiece")
+
+    @parameterized.parameters(
+        ("", "expected JSON"),
+        ("{}", "not a readable tokenizer"),
+        ("[]", "expected a JSON object, got list"),
+    )
+    def test_damaged(self, content: str, message: str) -> None:
+        tokenizer_files.write(self.folder)
+        self._write("tokenizer.json", content)
+        self._fails(f"tokenizer.json: {message}")
+
+    def test_mutated(self) -> None:
+        """Whatever a byte is changed to, the file is read or refused in one line."""
+        tokenizer_files.write(self.folder)
+        names = ("tokenizer.json", "tokenizer_config.json")
+        wholes = {name: (self.folder / name).read_bytes() for name in names}
+        draw = random.Random(5)
+        for _ in range(300):
+            name = draw.choice(names)
+            mutated = bytearray(wholes[name])
+            for _ in range(draw.choice((1, 1, 3))):
+                mutated[draw.randrange(len(mutated))] = draw.randrange(256)
+            (self.folder / name).write_bytes(mutated)
+            try:
+                self._read().encode("the cat")
+            except ModelError as error:
+                self.assertLen(str(error).splitlines(), 1)
+            (self.folder / name).write_bytes(wholes[name])
+
+    def test_absent(self) -> None:
+        self._fails("tokenizer.json: expected a file, got no such file")
+
+
+class StopTokensTest(_FolderTest):
+    @parameterized.named_parameters(
+        ("tokenizer", None, None, (END,)),
+        ("generation_config", [3, 5], None, (3, 5, END)),
+        ("one", 3, None, (3, END)),
+        ("config", None, [3, 5], (3, 5, END)),
+        ("generation_config_first", 3, [5], (3, END)),
+        ("equal", [END, 3], None, (3, END)),
+    )
+    def test_all_that_the_files_say(
+        self, generation: Any, config: Any, expected: tuple[int, ...]
+    ) -> None:
+        tokenizer_files.write(self.folder)
+        if generation is not None:
+            self._write("generation_config.json", {"eos_token_id": generation})
+        self._write("config.json", {"eos_token_id": config})
+        self.assertEqual(self._read().stop_tokens, expected)
+
+    def test_without_the_tokenizers(self) -> None:
+        tokenizer_files.write(self.folder, eos_token="gone")
+        self._fails("tokenizer_config.json: eos_token: expected a token of .*, got 'gone'")
+        self._write("generation_config.json", {"eos_token_id": 3})
+        self.assertEqual(self._read().stop_tokens, (3,))
+
+    def test_in_an_older_file(self) -> None:
+        tokenizer_files.write(self.folder, eos_token=None)
+        self._write("special_tokens_map.json", {"eos_token": tiny.END})
+        self.assertEqual(self._read().stop_tokens, (END,))
+
+    def test_nowhere(self) -> None:
+        tokenizer_files.write(self.folder, eos_token=None)
+        self._fails("tokenizer_config.json: eos_token is missing")
+
+    @parameterized.parameters(("2",), (True,), ([[2]],), ([2.0],), (-1,), (2**40,), ({"id": 2},))
+    def test_odd_ids(self, ids: Any) -> None:
+        tokenizer_files.write(self.folder)
+        self._write("generation_config.json", {"eos_token_id": ids})
+        self._fails("generation_config.json: eos_token_id: expected an integer from 0 to")
+
+    @parameterized.parameters((5,), (["</s>"],), ({"content": 5},), ({"text": "</s>"},))
+    def test_odd_tokens(self, token: Any) -> None:
+        tokenizer_files.write(self.folder, eos_token=token)
+        self._fails("tokenizer_config.json: eos_token: expected a string, or an object")
+
+
+class TemplateTest(_FolderTest):
+    @parameterized.parameters("field", "list", "file", "folder")
+    def test_default(self, where: str) -> None:
+        named = [("tools", "no"), ("default", tiny.CHAT_TEMPLATE)]
+        template: Any = tiny.CHAT_TEMPLATE if where == "field" else "no"
+        if where == "list":
+            template = [{"name": n, "template": t} for n, t in named]
+        tokenizer_files.write(self.folder, chat_template=template)
+        if where in ("file", "folder"):
+            self._write("chat_template.jinja", tiny.CHAT_TEMPLATE)
+        if where == "folder":
+            self._write("additional_chat_templates/tools.jinja", "no")
+        self.assertEqual(self._prompt(), "<|user|>Hi<|assistant|>")
+
+    def test_none(self) -> None:
+        tokenizer_files.write(self.folder, chat_template=None)
+        self.assertIsNone(self._read().chat_template)
+
+    @parameterized.parameters("list", "folder")
+    def test_no_default(self, where: str) -> None:
+        template = [{"name": "rag", "template": "no"}] if where == "list" else None
+        tokenizer_files.write(self.folder, chat_template=template)
+        if where == "folder":
+            self._write("additional_chat_templates/rag.jinja", "no")
+        with self.assertRaisesRegex(ModelError, "expected one named 'default', got 'rag'"):
+            self._prompt()
+
+    @parameterized.parameters(
+        (5,), ({"default": "x"},), ([5],), ([{"name": "default"}],), ([{"template": "x"}],)
+    )
+    def test_odd(self, template: Any) -> None:
+        tokenizer_files.write(self.folder, chat_template=template)
+        self._fails("tokenizer_config.json: chat_template: expected a string, or a list of|string")
+
+    def test_not_utf8(self) -> None:
+        tokenizer_files.write(self.folder)
+        (self.folder / "chat_template.jinja").write_bytes(b"a\xff")
+        self._fails("chat_template.jinja: expected text in UTF-8")
+
+    @pytest.mark.oracle
+    def test_special_tokens_as_transformers_shows_them(self) -> None:
+        transformers = pytest.importorskip("transformers")
+        names = (
+            "bos_token",
+            "eos_token",
+            "pad_token",
+            "unk_token",
+            "image_token",
+            "eot",
+            "sep_token",
+        )
+        source = "|".join(f"{{{{ {name} if {name} is defined else 'none' }}}}" for name in names)
+        tokenizer_files.write(
+            self.folder,
+            chat_template=source,
+            bos_token="Ġt",
+            eos_token=tiny.END,
+            pad_token={"content": tiny.USER, "__type": "AddedToken"},
+            image_token=tiny.ASSISTANT,
+            extra_special_tokens={"eot": tiny.END},
+            add_bos_token=False,
+            tokenizer_class="PreTrainedTokenizerFast",
+        )
+        judge = transformers.AutoTokenizer.from_pretrained(self.folder)
+        expected = judge.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
+        self.assertEqual(self._prompt(), expected)
+        self.assertEqual(
+            expected, f"Ġt|{tiny.END}|{tiny.USER}|none|{tiny.ASSISTANT}|{tiny.END}|none"
+        )
+
+    def test_additional_special_tokens(self) -> None:
+        tokenizer_files.write(
+            self.folder,
+            chat_template="{{ additional_special_tokens | join(' ') }}",
+            additional_special_tokens=[tiny.USER, {"content": tiny.ASSISTANT}],
+        )
+        self.assertEqual(self._prompt(), f"{tiny.USER} {tiny.ASSISTANT}")
+
+
+if __name__ == "__main__":
+    absltest.main()
