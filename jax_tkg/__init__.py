@@ -1,7 +1,8 @@
 """The token-generation forward pass of a Llama-style transformer as one JAX primitive."""
 
 from jax_tkg import caches, masks, quantize, reference, rope, sharding, weights
-from jax_tkg.api import TransformerTkgOutput, transformer_tkg
+from jax_tkg.api import transformer_tkg
+from jax_tkg.call.results import TransformerTkgOutput
 from jax_tkg.explain import explain
 from jax_tkg.lowering.neuron import dry_run
 

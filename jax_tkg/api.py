@@ -2,32 +2,14 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 
-from jax_tkg.bits import Bits
-from jax_tkg.call import checks
-from jax_tkg.call.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parameters, is_stacked
-from jax_tkg.call.replica_groups import check_axis_name, check_replica_groups
+from jax_tkg.call.canonical import run_checked
+from jax_tkg.call.results import TransformerTkgOutput
 from jax_tkg.lowering import primitive
-
-
-class TransformerTkgOutput(NamedTuple):
-    """Results of `transformer_tkg`.
-
-    Attributes:
-      hidden: [B, S, H], the hidden states after the last layer, in X's dtype.
-      K_caches: the updated key caches, in the form and container they were given.
-      V_caches: the updated value caches, likewise.
-    """
-
-    hidden: jax.Array
-    K_caches: Any
-    V_caches: Any
 
 
 def transformer_tkg(
@@ -125,101 +107,37 @@ def transformer_tkg(
       ValueError: a shape, size or option is wrong; the message names the argument, what was
         expected and what came.
     """
-    return _call(primitive.bind, **locals())
-
-
-def call_with_signature(
-    run: Callable[[Operands, Parameters], tuple[jax.Array, Any, Any]], *args: Any, **kwargs: Any
-) -> TransformerTkgOutput:
-    """Calls `run` with the checked arguments of `transformer_tkg` in place of the primitive."""
-    bound = _signature.bind(*args, **kwargs)
-    bound.apply_defaults()
-    return _call(run, **bound.arguments)
-
-
-def _call(
-    run: Callable[[Operands, Parameters], tuple[jax.Array, Any, Any]], **arguments: Any
-) -> TransformerTkgOutput:
-    """Checks and canonicalises the public arguments, runs them, and restores the caches' form."""
-    options = {name: arguments.pop(name) for name in _OPTIONS}
-    axis_name, replica_groups = options.pop("axis_name"), options.pop("replica_groups")
-    checks.check_options(
-        options["num_layers"],
-        options["eps"],
-        options["clamp_bound"],
-        options["lnc"],
-        options["implementation"],
-        options["layers_per_launch"],
-    )
-    num_layers = int(options["num_layers"])
-    checks.check_lengths(arguments, num_layers)
-    checks.check_shapes(arguments, checks.infer_dimensions(arguments, num_layers))
-    axis_names = check_axis_name(axis_name)
-    parameters = Parameters(
-        num_layers=num_layers,
-        eps=float(options["eps"]),
-        axis_names=axis_names,
-        replica_groups=check_replica_groups(replica_groups, axis_names),
-        sbuf_residual_and_cc=bool(options["sbuf_residual_and_cc"]),
-        clamp_bound=float(options["clamp_bound"]),
-        lnc=options["lnc"],
-        implementation=options["implementation"],
-        layers_per_launch=options["layers_per_launch"],
-    )
-    operands = Operands(
-        **{name: _canonical(name, value, num_layers) for name, value in arguments.items()}
-    )
-    hidden, K_caches, V_caches = run(operands, parameters)
     return TransformerTkgOutput(
-        hidden,
-        _as_given(K_caches, arguments["K_caches"], num_layers),
-        _as_given(V_caches, arguments["V_caches"], num_layers),
+        *run_checked(
+            primitive.bind,
+            {
+                "X": X,
+                "W_qkvs": W_qkvs,
+                "W_outs": W_outs,
+                "W_gates": W_gates,
+                "W_ups": W_ups,
+                "W_downs": W_downs,
+                "W_gamma_qkvs": W_gamma_qkvs,
+                "W_gamma_mlps": W_gamma_mlps,
+                "K_caches": K_caches,
+                "V_caches": V_caches,
+                "RoPE_cos": RoPE_cos,
+                "RoPE_sin": RoPE_sin,
+                "mask_cache": mask_cache,
+                "mask_active": mask_active,
+                "position_ids": position_ids,
+                "num_layers": num_layers,
+                "eps": eps,
+                "replica_groups": replica_groups,
+                "sbuf_residual_and_cc": sbuf_residual_and_cc,
+                "clamp_bound": clamp_bound,
+                "W_gate_scales": W_gate_scales,
+                "W_up_scales": W_up_scales,
+                "W_down_scales": W_down_scales,
+                "axis_name": axis_name,
+                "lnc": lnc,
+                "implementation": implementation,
+                "layers_per_launch": layers_per_launch,
+            },
+        )
     )
-
-
-_OPTIONS = (
-    "num_layers",
-    "eps",
-    "replica_groups",
-    "sbuf_residual_and_cc",
-    "clamp_bound",
-    "axis_name",
-    "lnc",
-    "implementation",
-    "layers_per_launch",
-)
-_signature = inspect.signature(transformer_tkg)
-
-
-def _canonical(name: str, value: Any, num_layers: int) -> Any:
-    """The argument as `Operands` holds it: a tuple of L arrays or arrays as they are."""
-    if value is None:
-        return None
-    if name not in PER_LAYER:
-        return jnp.asarray(value)
-    # Caches of one KV head may come without its axis, which follows the batch's.
-    add_axis = name in PER_LAYER_CACHES
-    if is_stacked(value):
-        return _as_array(value if not add_axis or value.ndim == 5 else value[:, :, None])
-    layers = value[:num_layers]
-    if add_axis:
-        layers = [layer if layer.ndim == 4 else layer[:, None] for layer in layers]
-    if all(layer is None for layer in layers):
-        return None
-    return tuple(None if layer is None else _as_array(layer) for layer in layers)
-
-
-def _as_array(value: Any) -> Any:
-    return value if isinstance(value, Bits) else jnp.asarray(value)
-
-
-def _as_given(caches: Any, given: Any, num_layers: int) -> Any:
-    """Updated caches in the container and rank of the given ones; further layers as they came."""
-    if is_stacked(given):
-        return caches if given.ndim == 5 else caches[:, :, 0]
-    updated = [
-        cache if before.ndim == 4 else cache[:, 0]
-        for cache, before in zip(caches, given[:num_layers], strict=True)
-    ]
-    container = tuple if isinstance(given, tuple) else list
-    return container([*updated, *given[num_layers:]])

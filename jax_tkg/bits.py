@@ -11,16 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Protocol, Self, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from jax_tkg.weights import TransformerWeights
-
-MATRICES = ("W_qkvs", "W_outs", "W_gates", "W_ups", "W_downs")
-"""The per-layer arguments that may be held as bits."""
 
 _INTEGERS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
 
@@ -82,17 +78,20 @@ def as_bits(array: Any) -> Any:
     return Bits(_reinterpreted(array, integers), dtype)
 
 
-def weights_as_bits(weights: TransformerWeights) -> TransformerWeights:
-    """All weights of a model in the form for CPUs, lists or layer-stacked; gammas stay arrays."""
+class _HasMatrices(Protocol):
+    def map_matrices(self, convert: Callable[[Any], Any]) -> Self: ...
 
-    def convert(field: Any) -> Any:
-        if isinstance(field, list | tuple):
-            return [as_bits(weight) for weight in field]
-        return as_bits(field)
 
-    return dataclasses.replace(
-        weights, **{name: convert(getattr(weights, name)) for name in MATRICES}
-    )
+_Weights = TypeVar("_Weights", bound=_HasMatrices)
+
+
+def weights_as_bits(weights: _Weights) -> _Weights:
+    """All weights of a model in the form for CPUs; gains, biases and scales stay arrays.
+
+    Args:
+      weights: a `jax_tkg.weights.TransformerWeights`, of lists or layer-stacked.
+    """
+    return weights.map_matrices(as_bits)
 
 
 def without_bits(tree: Any) -> Any:

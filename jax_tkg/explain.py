@@ -6,8 +6,9 @@ from typing import Any
 
 import jax
 
-from jax_tkg.api import call_with_signature
 from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.call.canonical import run_checked
+from jax_tkg.call.signature import bind_arguments
 from jax_tkg.lowering.choice import Choice, choose
 
 
@@ -33,5 +34,5 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Choice:
         chosen.append(choose(operands, parameters, platforms))
         return operands.X, operands.K_caches, operands.V_caches
 
-    call_with_signature(run, *args, **kwargs)
+    run_checked(run, bind_arguments(*args, **kwargs))
     return chosen[0]

@@ -16,7 +16,7 @@ from absl import app, flags, logging
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from jax_tkg.call.arguments import IMPLEMENTATIONS
+from jax_tkg.call.options import IMPLEMENTATIONS
 from jax_tkg.models import default_model as find
 from jax_tkg.models.checkpoint import Checkpoint, open_checkpoint
 from jax_tkg.models.decode import NO_TOKEN, Decoder, DecodeState, context_bucket

@@ -7,36 +7,24 @@ from typing import Any
 
 from jax.sharding import PartitionSpec
 
+from jax_tkg.call.operand_table import OPERANDS, Operand
+
 Axis = str | tuple[str, ...] | None
 
 
-@dataclasses.dataclass(frozen=True)
-class TransformerTkgSpecs:
-    """A PartitionSpec per argument of `transformer_tkg`; of one layer where it is per layer.
+_SpecFields: Any = dataclasses.make_dataclass(
+    "_SpecFields",
+    [*((row.name, PartitionSpec) for row in OPERANDS), ("hidden", PartitionSpec)],
+    frozen=True,
+)
+
+
+class TransformerTkgSpecs(_SpecFields):
+    """A PartitionSpec per array argument of `transformer_tkg`; of one layer if it is per layer.
 
     A spec stands for a whole list too: `jax.shard_map` takes it as the prefix of the list's pytree.
     `hidden` is the spec of the first result; the updated caches have those of the caches.
     """
-
-    X: PartitionSpec
-    W_qkvs: PartitionSpec
-    W_outs: PartitionSpec
-    W_gates: PartitionSpec
-    W_ups: PartitionSpec
-    W_downs: PartitionSpec
-    W_gamma_qkvs: PartitionSpec
-    W_gamma_mlps: PartitionSpec
-    K_caches: PartitionSpec
-    V_caches: PartitionSpec
-    RoPE_cos: PartitionSpec
-    RoPE_sin: PartitionSpec
-    mask_cache: PartitionSpec
-    mask_active: PartitionSpec
-    position_ids: PartitionSpec
-    W_gate_scales: PartitionSpec
-    W_up_scales: PartitionSpec
-    W_down_scales: PartitionSpec
-    hidden: PartitionSpec
 
 
 def partition_specs(
@@ -55,33 +43,14 @@ def partition_specs(
     Returns:
       A spec for every argument and for the hidden states.
     """
-    tp, dp = tensor_axis, data_axis
 
-    def per_layer(*axes: Any) -> PartitionSpec:
-        return PartitionSpec(None, *axes) if stacked else PartitionSpec(*axes)
+    def spec(row: Operand) -> PartitionSpec:
+        axes: list[Any] = [None] * len(row.layout.axes)
+        if row.batch_axis is not None:
+            axes[row.batch_axis] = data_axis
+        if row.tensor_axis is not None:
+            axes[row.tensor_axis] = tensor_axis
+        return PartitionSpec(None, *axes) if stacked and row.per_layer else PartitionSpec(*axes)
 
-    columns, rows = per_layer(None, tp), per_layer(tp, None)
-    replicated, caches = per_layer(None, None), per_layer(dp, tp, None, None)
-    tokens, rope = PartitionSpec(dp, None, None), PartitionSpec(None, dp, None)
-    mask = PartitionSpec(None, dp, tp, None)
-    return TransformerTkgSpecs(
-        X=tokens,
-        W_qkvs=columns,
-        W_outs=rows,
-        W_gates=columns,
-        W_ups=columns,
-        W_downs=rows,
-        W_gamma_qkvs=replicated,
-        W_gamma_mlps=replicated,
-        K_caches=caches,
-        V_caches=caches,
-        RoPE_cos=rope,
-        RoPE_sin=rope,
-        mask_cache=mask,
-        mask_active=mask,
-        position_ids=PartitionSpec(dp, None),
-        W_gate_scales=columns,
-        W_up_scales=columns,
-        W_down_scales=replicated,
-        hidden=tokens,
-    )
+    specs = {row.name: spec(row) for row in OPERANDS}
+    return TransformerTkgSpecs(**specs, hidden=specs["X"])

@@ -3,37 +3,44 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jax_tkg.call.arguments import is_stacked
+from jax_tkg.call.arguments import is_stacked, operand_fields
+from jax_tkg.call.operand_table import BY_NAME, WEIGHT_KINDS, names
+
+_WeightFields: Any = dataclasses.make_dataclass(
+    "_WeightFields",
+    operand_fields((BY_NAME[name] for name in names(*WEIGHT_KINDS)), defaults=True),
+    frozen=True,
+)
 
 
 @jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TransformerWeights:
+class TransformerWeights(_WeightFields):
     """All weights of a call; a pytree whose fields are keyword arguments of `transformer_tkg`.
 
-    Every field is a list with an entry per layer or one array with a leading layer axis; the
-    scales may be None.
+    Every field is a list with an entry per layer or one array with a leading layer axis. Optional
+    fields, such as the scales, are None by default.
     """
-
-    W_qkvs: Any
-    W_outs: Any
-    W_gates: Any
-    W_ups: Any
-    W_downs: Any
-    W_gamma_qkvs: Any
-    W_gamma_mlps: Any
-    W_gate_scales: Any = None
-    W_up_scales: Any = None
-    W_down_scales: Any = None
 
     def arguments(self) -> dict[str, Any]:
         """The fields by name: `transformer_tkg(X, **weights.arguments(), ...)`."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    def map_matrices(self, convert: Callable[[Any], Any]) -> TransformerWeights:
+        """The weights with `convert` applied to each matrix, of each layer or stacked."""
+
+        def converted(field: Any) -> Any:
+            if isinstance(field, list | tuple):
+                return [convert(matrix) for matrix in field]
+            return convert(field)
+
+        matrices = {name: converted(getattr(self, name)) for name in names("weight")}
+        return dataclasses.replace(self, **matrices)
 
 
 def stack_layers(weights: TransformerWeights) -> TransformerWeights:

@@ -156,17 +156,17 @@ MUTATIONS = (
     ),
     Mutation(
         "writes do not clear overlapping tensors",
-        "memory/memory.py",
+        "memory/storage.py",
         "                theirs[mine != 0] = 0\n",
         "                theirs[mine != 0] = theirs[mine != 0]\n",
-        "memory/test_memory.py",
+        "memory/test_storage.py",
     ),
     Mutation(
         "only wholly unwritten reads are found",
         "isa/operands.py",
         "            if written.min() != _ALL_WRITTEN[info.itemsize]:\n",
         "            if written.max() != _ALL_WRITTEN[info.itemsize]:\n",
-        "memory/test_memory.py",
+        "memory/test_storage.py",
     ),
     Mutation(
         "all_reduce leaves out the last rank",

@@ -13,12 +13,14 @@ from absl.testing import absltest, parameterized
 
 import jax_tkg
 from jax_tkg import bits
+from jax_tkg.call.operand_table import names
 from jax_tkg.reference import formulation
 from jax_tkg.weights import TransformerWeights, stack_layers
 from tests import cases
 
 LOW_PRECISION = ("bfloat16", "float16", "float8_e4m3", "float8_e4m3fn", "float8_e5m2")
 UNTOUCHED = ("float32", "int8", "uint16")
+MATRICES = names("weight")
 SHAPE = cases.Shape(
     B=2, S=1, q=2, k=2, d=64, H=256, I=256, L=2, S_ctx=20, S_max=24, dtype="bfloat16"
 )
@@ -85,7 +87,7 @@ class BitsTest(parameterized.TestCase):
         weights = TransformerWeights(**jax.tree.map(jnp.asarray, arrays))
         weights = stack_layers(weights) if stacked else weights
         held = bits.weights_as_bits(weights)
-        for name in bits.MATRICES:
+        for name in MATRICES:
             fields = jax.tree.leaves(
                 getattr(held, name), is_leaf=lambda node: isinstance(node, bits.Bits)
             )
@@ -111,7 +113,7 @@ class OperationTest(parameterized.TestCase):
         arguments = {**weights, **inputs}
         if stacked:
             arguments = cases.stack(arguments)
-        for name in (*bits.MATRICES, "K_caches", "V_caches"):
+        for name in (*MATRICES, "K_caches", "V_caches"):
             arguments[name] = jax.tree.map(bits.as_bits, arguments[name])
 
         def call(given: dict[str, Any]) -> Any:
@@ -152,9 +154,9 @@ class OperationTest(parameterized.TestCase):
         rng = np.random.default_rng(0)
         weights, inputs = cases.random_weights(SHAPE, rng), cases.random_inputs(SHAPE, rng)
         some = (("W_outs", "W_ups"), ("K_caches",), ("V_caches",))
-        for names in (("K_caches", "V_caches"), bits.MATRICES, *some):
+        for chosen in (("K_caches", "V_caches"), MATRICES, *some):
             arguments = {**weights, **inputs}
-            for name in names:
+            for name in chosen:
                 arguments[name] = [bits.as_bits(array) for array in arguments[name]]
             got = jax_tkg.transformer_tkg(**arguments, **cases.options(SHAPE))
             given = jax.tree.structure((arguments["K_caches"], arguments["V_caches"]))

@@ -29,7 +29,8 @@ def add_reduced(x, partial, replica_group, on_chip, sizes):
             reduced = _reduce_in_hbm(partial, replica_group, share, sizes)
     after = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
     # Piece by piece, so that the next stage can begin with the first.
-    for first, last in pieces(share.count, sizes.T):
+    for piece in pieces(share.count, sizes.T):
+        first, last = piece
         nisa.tensor_tensor(
             dst=after[:, first:last, :],
             data1=x[:, first:last, :],

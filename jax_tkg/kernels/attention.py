@@ -43,8 +43,8 @@ def attention(heads, K_cache, V_cache, masks, ring, constants, sizes):
 
     Args:
       heads: [d, q + 2k, T]: queries and keys rotated, then values.
-      K_cache: [B, k, d, S_max] in HBM.
-      V_cache: [B, k, S_max, d] in HBM.
+      K_cache: `LayerTensor` [B, k, d, S_max].
+      V_cache: `LayerTensor` [B, k, S_max, d].
       masks: the launch's `Masks`.
       ring: buffers for keys and values.
       constants: the launch's constant tiles.
@@ -93,7 +93,8 @@ def attention(heads, K_cache, V_cache, masks, ring, constants, sizes):
 def _add(state, sums, task, scale, sizes):
     """The state of a task's group, or a new one where None, with the task's sums added."""
     if state == None:
-        state = SoftmaxState(sizes.d, task.group.columns)
+        group = task.group
+        state = SoftmaxState(sizes.d, group.columns)
     merge(state, sums.peaks, sums.total, sums.weighted, scale)
     return state
 
@@ -114,7 +115,7 @@ class Ended(NKIObject):
         """Adds what the other core attended, normalises, and puts it into attended [d, q, T]."""
         if self.received != None:
             merge_packed(self.state, self.received, scale)
-        _store(attended, self.state, self.group, sizes)
+        _store_attended(attended, self.state, self.group, sizes)
 
 
 def _of_kv_head(columns, kv_head, group, sizes):
@@ -198,7 +199,8 @@ def _pairs_at_once(block, group, ring, sizes):
 
 def _caches_of(cache, pairs, group, sizes):
     """[count, ...]: the pairs' caches out of [B, k, ...], each pair's after the other's."""
-    by_pair = cache.reshape((sizes.B * sizes.k, cache.shape[2], cache.shape[3]))
+    shape = cache.shape
+    by_pair = cache.reshape((sizes.B * sizes.k, shape[2], shape[3]))
     first = group.first * sizes.k + pairs.first
     return by_pair[first : first + pairs.count]
 
@@ -208,9 +210,9 @@ def _load_keys(K_cache, segment, pairs, group, ring, sizes):
     columns = pairs.count * segment.slots
     keys = ring.take(sizes.dtype)[0 : sizes.d, 0:columns]
     keys = keys.reshape_dim(1, (pairs.count, segment.slots))
-    source = _caches_of(K_cache, pairs, group, sizes)
+    source = _caches_of(K_cache.view, pairs, group, sizes)
     source = source[:, :, segment.start : segment.start + segment.slots]
-    nisa.dma_copy(dst=keys, src=source.permute((1, 0, 2)))
+    nisa.dma_copy(dst=keys, src=K_cache.select_layer(source.permute((1, 0, 2))))
     return keys
 
 
@@ -219,12 +221,13 @@ def _load_values(V_cache, segment, pairs, group, ring, sizes):
     width = segment.chunks * sizes.d
     values = ring.take(sizes.dtype)[0 : segment.rows, 0 : pairs.count * width]
     values = values.reshape_dim(1, (pairs.count, width))
-    source = _caches_of(V_cache, pairs, group, sizes)
+    source = _caches_of(V_cache.view, pairs, group, sizes)
     source = source[:, segment.start : segment.start + segment.slots, :]
     source = source.reshape_dim(1, (segment.rows, segment.chunks))
-    source = source.permute((1, 0, 2, 3))
-    nisa.dma_copy(dst=values.reshape_dim(2, (segment.chunks, sizes.d)), src=source)
-    return values.reshape_dim(2, (segment.chunks, sizes.d))
+    source = V_cache.select_layer(source.permute((1, 0, 2, 3)))
+    values = values.reshape_dim(2, (segment.chunks, sizes.d))
+    nisa.dma_copy(dst=values, src=source)
+    return values
 
 
 def _products(task, heads, K_cache, ring, sizes):
@@ -299,7 +302,7 @@ def _copy_attended(scores, product, mask, first_chunk, group):
         done += count
 
 
-def _store(attended, state, group, sizes):
+def _store_attended(attended, state, group, sizes):
     """Normalises, and puts columns (sequence, head, token) at [d, head, (sequence, token)]."""
     part = nl.ndarray((sizes.d, group.columns), dtype=sizes.dtype, buffer=nl.sbuf)
     normalise(part, state)

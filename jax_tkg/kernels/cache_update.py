@@ -33,30 +33,28 @@ class Places(NKIObject):
         self.values = values
 
 
-def load_places(window_places, key_places, value_places, row):
-    """Row `row`, an integer or a register, of the tables of places, on chip."""
-    windows = None
-    if window_places != None:
-        windows = nl.ndarray((1, window_places.shape[1]), dtype=nl.uint32, buffer=nl.sbuf)
-        nisa.dma_copy(dst=windows, src=window_places.select(0, row).expand_dim(0))
-    return Places(windows, _load_column(key_places, row), _load_column(value_places, row))
+def load_places(windows, keys, values):
+    """The `Places` of a layer, on chip, from tables: each a `LayerTensor` [n], or None."""
+    return Places(_load_places(windows, 0), _load_places(keys, 1), _load_places(values, 1))
 
 
-def _load_column(places, row):
-    if places == None:
+def _load_places(table, dim):
+    """A table [n] on chip: [1, n] where `dim` is 0, [n, 1] where it is 1."""
+    if table == None:
         return None
-    column = nl.ndarray((places.shape[1], 1), dtype=nl.uint32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=column, src=places.select(0, row).expand_dim(1))
-    return column
+    places = table.view.expand_dim(dim)
+    loaded = nl.ndarray(places.shape, dtype=nl.uint32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=loaded, src=table.select_layer(places))
+    return loaded
 
 
 class LayerCaches(NKIObject):
     """One layer's caches, and where its new keys and values are written.
 
     Attributes:
-      K_cache: [B, k, d, S_max] in HBM, a view.
-      V_cache: [B, k, S_max, d] in HBM, a view.
-      K_whole: the tensor that holds the keys: like K_cache, or with a leading layer axis.
+      K_cache: `LayerTensor` [B, k, d, S_max].
+      V_cache: `LayerTensor` [B, k, S_max, d].
+      K_whole: the tensor that holds the keys: one layer's, or with a leading layer axis.
       V_whole: likewise.
       number: the layer's place in these, where `places` count from the layer's start; else 0.
       places: the layer's `Places`.
@@ -73,7 +71,8 @@ class LayerCaches(NKIObject):
 
 def await_readers(caches, sizes):
     """Waits for the other core, which may still be reading slots that are written next."""
-    if sizes.cores > 1 and caches.places.values != None:
+    places = caches.places
+    if sizes.cores > 1 and places.values != None:
         nisa.core_barrier(data=caches.K_whole, cores=(0, 1))
         nisa.core_barrier(data=caches.V_whole, cores=(0, 1))
 

@@ -46,20 +46,21 @@ def store_tokens(out, tile, sizes):
 
 
 def load_columns(vector, first, count):
-    """Elements first*128 .. (first+count)*128 of row 0 of `vector` [rows, n] as [128, count].
+    """Elements first*128 .. (first+count)*128 of row 0 of a `LayerTensor` as [128, count].
 
     Element c * 128 + p comes to partition p of column c: a vector of features as a per-partition
     operand. It is loaded as rows of 128, which DMA moves in one piece each, and turned on chip.
     """
-    dtype = vector.dtype
+    row = vector.view[0:1, :]
+    dtype = row.dtype
     columns = nl.ndarray((PARTITIONS, count), dtype=dtype, buffer=nl.sbuf)
     done = 0
     while done < count:
         size = min(PARTITIONS, count - done)
         start = (first + done) * PARTITIONS
         rows = nl.ndarray((size, PARTITIONS), dtype=dtype, buffer=nl.sbuf)
-        piece = vector[0:1, start : start + size * PARTITIONS]
-        nisa.dma_copy(dst=rows, src=piece.reshape((size, PARTITIONS)))
+        piece = row[:, start : start + size * PARTITIONS].reshape((size, PARTITIONS))
+        nisa.dma_copy(dst=rows, src=vector.select_layer(piece))
         turned = nl.ndarray((PARTITIONS, size), dtype=dtype, buffer=nl.psum)
         nisa.nc_transpose(dst=turned, data=rows, engine=nisa.engine.tensor)
         nisa.tensor_copy(dst=columns[:, done : done + size], src=turned)

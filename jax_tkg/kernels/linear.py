@@ -19,7 +19,7 @@ def linear(
     Args:
       dst: [width, tiles, T], the product's columns first_column + tile * width + partition.
       x: [rows, chunks, T]: feature (first_chunk + chunk) * rows + partition of the contraction.
-      weight: [n * rows, columns] in HBM: x's dtype or float8.
+      weight: `LayerTensor` [n * rows, columns]: x's dtype or float8.
       first_column: of the weight.
       width: columns per tile, at most 128.
       ring: buffers for the weight.
@@ -33,7 +33,7 @@ def linear(
     # Products are read out as many at a time as are then swapped, or as lie in a bank.
     at_once = min(per_bank, tiles_at_once(tiles, sizes.T))
     # A group's products share PSUM, and one row chunk of its columns fits in a buffer.
-    group = min(per_bank * PSUM_GROUP_BANKS, ring.slot_bytes // (width * bytes_of(weight.dtype)))
+    group = min(per_bank * PSUM_GROUP_BANKS, ring.slot_bytes // (width * bytes_of(weight.view.dtype)))
     done = 0
     while done < tiles:
         count = min(group, tiles - done)
@@ -47,12 +47,12 @@ def linear(
         first = 0
         while first < count:
             place = first % per_bank
-            size = min(at_once, per_bank - place, count - first)
+            size = min(min(at_once, per_bank - place), count - first)
             part = product[:, first // per_bank, place * sizes.T : (place + size) * sizes.T]
             columns = None
             if scale != None:
                 columns = scale[:, done + first : done + first + size]
-            _store(
+            _store_product(
                 dst[:, done + first : done + first + size, :],
                 part.reshape_dim(1, (size, sizes.T)),
                 columns,
@@ -72,7 +72,7 @@ def linear_of_shares(
     Args:
       dst: [width, tiles, T], the product's columns first_column + tile * width + partition.
       normed: the `Normed` x: this core's share of the features.
-      weight: [H, columns] in HBM: x's dtype or float8.
+      weight: `LayerTensor` [H, columns]: x's dtype or float8.
       first_column: of the weight.
       width: columns per tile, at most 128.
       ring: buffers for the weight.
@@ -99,7 +99,7 @@ def linear_of_shares(
             add_other_core(dst, partial, sizes, times, urgent)
 
 
-def _store(dst, summed, scale, factor):
+def _store_product(dst, summed, scale, factor):
     """dst [width, n, T] = summed * scale [width, n] * factor [128, T]; either may be None."""
     width = dst.shape[0]
     tiles = dst.shape[1]
@@ -125,14 +125,14 @@ def _accumulate(product, x, weight, first_chunk, first_column, width, count, rin
     rows = x.shape[0]
     chunks = x.shape[1]
     columns = count * width
-    by_chunk = weight.reshape((weight.shape[0] // rows, rows, weight.shape[1]))
-    blocks = row_blocks(weight.dtype, columns, chunks, ring)
-    for start, size in blocks:
+    blocks = row_blocks(weight.view.dtype, columns, chunks, ring)
+    for block in blocks:
+        start, size = block
         if normed != None and len(blocks) > 2 and start + size == chunks:
             # What it takes is there by now, so that the first tiles need not wait for the last.
             normed.token_factor(sizes)
         loaded = load_rows(
-            by_chunk, first_chunk + start, size, first_column, columns, x.dtype, ring
+            weight, rows, first_chunk + start, size, first_column, columns, x.dtype, ring
         )
         if start + size < chunks:
             # The first rows of x may be there before the others.
@@ -180,14 +180,18 @@ def bytes_of(dtype):
     return 1
 
 
-def load_rows(by_chunk, start, size, first_column, columns, dtype, ring):
-    """Rows of a weight [chunks, rows, n] as a tile [rows, size, columns], to multiply `dtype`."""
-    rows = by_chunk.shape[1]
-    buffer = ring.take(by_chunk.dtype)
+def load_rows(weight, rows, start, size, first_column, columns, dtype, ring):
+    """Chunks start .. start + size of `rows` rows each, as a tile [rows, size, columns].
+
+    The tile can be multiplied with one of `dtype`.
+    """
+    view = weight.view
+    buffer = ring.take(view.dtype)
     loaded = buffer[0:rows, 0 : size * columns].reshape_dim(1, (size, columns))
+    by_chunk = view.reshape((view.shape[0] // rows, rows, view.shape[1]))
     source = by_chunk[start : start + size, :, first_column : first_column + columns]
-    nisa.dma_copy(dst=loaded, src=source.permute((1, 0, 2)))
-    if dtype == nl.float32 and by_chunk.dtype != nl.float32:
+    nisa.dma_copy(dst=loaded, src=weight.select_layer(source.permute((1, 0, 2))))
+    if dtype == nl.float32 and view.dtype != nl.float32:
         # The tensor engine multiplies f32 with nothing else.
         wide = nl.ndarray((rows, size, columns), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_copy(dst=wide, src=loaded)

@@ -5,6 +5,7 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .attention_blocks import key_blocks, sequence_groups
+from .layer_tensor import LayerTensor
 from .linear import bytes_of
 from .sizes import PSUM_BANK, PSUM_GROUP_BANKS
 
@@ -17,18 +18,22 @@ class Masks(NKIObject):
     """Which queries attend which keys: 1 where they do, of a byte each.
 
     Attributes:
-      prior: [S_prior, B * q * S] in HBM, of the cache slots; None without slots.
+      prior: `LayerTensor` [S_prior, B * q * S], of the cache slots; None without slots.
       active: [T, B * q * S] on chip, of the new keys.
       tiles: of the cache slots, per group and block: a tile [rows, chunks, columns] per segment,
         which stays on chip over all layers, or None where there is no room: loaded for each layer.
+      all_on_chip: whether none of the tiles is None.
     """
 
     def __init__(self, prior, active, sizes):
-        self.prior = prior
+        self.prior = None
+        if prior != None:
+            self.prior = LayerTensor(prior)
         self.active = nl.ndarray(active.shape, dtype=active.dtype, buffer=nl.sbuf)
         nisa.dma_copy(dst=self.active, src=active)
         room = _mask_room(sizes)
         self.tiles = []
+        self.all_on_chip = True
         for group in sequence_groups(sizes):
             of_group = []
             for block in key_blocks(group, sizes):
@@ -39,6 +44,8 @@ class Masks(NKIObject):
                 if needed <= room:
                     tiles = self._of_block(block, group)
                     room -= needed
+                else:
+                    self.all_on_chip = False
                 of_group.append(tiles)
             self.tiles.append(of_group)
 
@@ -47,6 +54,17 @@ class Masks(NKIObject):
         for segment in block.segments:
             tiles.append(_load_mask(self.prior, segment, group))
         return tiles
+
+    def enter_loop(self):
+        """Masks that are loaded from here on get run-time addresses.
+
+        neuronx-cc has refused a loop on the device whose body loads a kernel's input from a static
+        address (NCC_ISQI001). So the masks become the only layer of a tensor of layers.
+        """
+        if not self.all_on_chip:
+            prior = self.prior
+            masks = prior.view
+            self.prior = LayerTensor(masks, masks.expand_dim(0), nisa.register_alloc(0))
 
     def get(self, task):
         """Per segment of a task's block, on chip."""
@@ -70,8 +88,9 @@ def _mask_room(sizes):
 def _load_mask(prior, segment, group):
     """[rows, chunks, columns]: the mask of a segment."""
     shape = (segment.rows, segment.chunks, group.columns)
-    mask = nl.ndarray(shape, dtype=prior.dtype, buffer=nl.sbuf)
-    rows = prior[segment.start : segment.start + segment.slots, :]
+    rows = prior.view[segment.start : segment.start + segment.slots, :]
     rows = rows[:, group.first_column : group.first_column + group.columns]
-    nisa.dma_copy(dst=mask, src=rows.reshape_dim(0, (segment.rows, segment.chunks)))
+    rows = rows.reshape_dim(0, (segment.rows, segment.chunks))
+    mask = nl.ndarray(shape, dtype=rows.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=mask, src=prior.select_layer(rows))
     return mask

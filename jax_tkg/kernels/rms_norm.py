@@ -65,7 +65,7 @@ def rms_norm(x, gamma, constants, sizes):
 
     Args:
       x: [128, n, T], the chunks of H that this core holds.
-      gamma: [1, H] in HBM.
+      gamma: `LayerTensor` [1, H].
       constants: the launch's constant tiles.
       sizes: the launch's sizes.
 
@@ -81,7 +81,8 @@ def rms_norm(x, gamma, constants, sizes):
     complete = sizes.clamp_bound > 0.0 or sizes.dtype == nl.float16
     if not complete:
         # The Vector Engine may still be adding up the rest of x.
-        for first, last in pieces(chunks, T):
+        for piece in pieces(chunks, T):
+            first, last = piece
             nisa.tensor_tensor(
                 dst=normed[:, first:last, :],
                 data1=x[:, first:last, :],
@@ -107,7 +108,8 @@ def _squares(x, sizes):
     if own > 0:
         squares = nl.ndarray((PARTITIONS, own, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
         counted = x[:, share.skipped : share.count, :]
-        for first, last in pieces(own, sizes.T):
+        for piece in pieces(own, sizes.T):
+            first, last = piece
             nisa.activation(
                 dst=squares[:, first:last, :], op=nl.square, data=counted[:, first:last, :]
             )

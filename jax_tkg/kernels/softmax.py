@@ -177,7 +177,8 @@ def _scale_and_add(total, kept, more, added):
 def normalise(dst, state):
     """dst [d, n] = weighted / total; zero where no key was attended."""
     columns = state.columns
-    d = state.weighted.shape[0]
+    weighted = state.weighted
+    d = weighted.shape[0]
     # Where every key was masked, so was the largest.
     attended = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_scalar(
@@ -190,4 +191,4 @@ def normalise(dst, state):
     nisa.reciprocal(dst=inverse, data=state.total[0:d, :])
     factor = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=factor, data1=inverse, data2=attended, op=nl.multiply)
-    nisa.tensor_tensor(dst=dst, data1=state.weighted, data2=factor, op=nl.multiply)
+    nisa.tensor_tensor(dst=dst, data1=weighted, data2=factor, op=nl.multiply)

@@ -10,6 +10,7 @@ from .all_reduce import add_reduced
 from .attention import attention
 from .cache_update import LayerCaches, await_readers, load_places, update_caches
 from .constants import Constants
+from .layer_tensor import LayerTensor, looped_layer, static_layer
 from .layout import load_tokens, store_tokens
 from .linear import linear, linear_of_shares
 from .masks import Masks
@@ -25,7 +26,7 @@ RING_SLOT_BYTES = 16384
 
 
 class LayerOperands(NKIObject):
-    """One layer's tensors in HBM; scales are None where the weight is not quantised."""
+    """One layer's tensors, each a `LayerTensor`; a scale is None where its weight has none."""
 
     def __init__(self, W_qkv, W_out, W_gate, W_up, W_down, W_gamma_qkv, W_gamma_mlp):
         self.W_qkv = W_qkv
@@ -53,17 +54,21 @@ class Caches(NKIObject):
         if self.stacked:
             number = first_layer + index
             return LayerCaches(
-                self.K_caches[number], self.V_caches[number], self.K_caches, self.V_caches, number
+                static_layer(self.K_caches, number),
+                static_layer(self.V_caches, number),
+                self.K_caches,
+                self.V_caches,
+                number,
             )
         K_cache = self.K_caches[index]
         V_cache = self.V_caches[index]
-        return LayerCaches(K_cache, V_cache, K_cache, V_cache, 0)
+        return LayerCaches(LayerTensor(K_cache), LayerTensor(V_cache), K_cache, V_cache, 0)
 
     def layer_of_loop(self, number):
         """Those of the layer whose number a register holds."""
         return LayerCaches(
-            self.K_caches.select(0, number),
-            self.V_caches.select(0, number),
+            looped_layer(self.K_caches, number),
+            looped_layer(self.V_caches, number),
             self.K_caches,
             self.V_caches,
             0,
@@ -220,7 +225,11 @@ def _sizes(X, W_gates, K_cache, prior_mask, active_mask, eps, clamp_bound):
 def _unrolled_layers(x, weights, scales, places, caches, layers, shared, reduction, sizes):
     """The residual stream after the layers, each with instructions of its own."""
     window_places, key_places, value_places = places
-    on_chip = load_places(window_places, key_places, value_places, 0)
+    on_chip = load_places(
+        static_layer(window_places, 0),
+        static_layer(key_places, 0),
+        static_layer(value_places, 0),
+    )
     for index in range(layers.count):
         own = caches.layer(index, layers.first)
         own.places = on_chip
@@ -232,12 +241,19 @@ def _unrolled_layers(x, weights, scales, places, caches, layers, shared, reducti
 def _looped_layers(x, weights, scales, places, caches, layers, shared, reduction, sizes):
     """The same by one copy of a layer's instructions, which the device repeats."""
     window_places, key_places, value_places = places
+    ring = shared.ring
+    masks = shared.masks
 
     def body(number):
         # Every iteration executes the same instructions, so it takes the same buffers.
-        shared.ring.following = 0
+        ring.restart()
+        masks.enter_loop()
         own = caches.layer_of_loop(number)
-        own.places = load_places(window_places, key_places, value_places, number)
+        own.places = load_places(
+            looped_layer(window_places, number),
+            looped_layer(key_places, number),
+            looped_layer(value_places, number),
+        )
         layer = _layer_of_loop(weights, scales, number)
         nisa.tensor_copy(dst=x, src=_layer(x, layer, own, shared, reduction, sizes))
 
@@ -249,24 +265,18 @@ def _layer_of_tuples(weights, scales, index):
     W_qkvs, W_outs, W_gates, W_ups, W_downs, W_gamma_qkvs, W_gamma_mlps = weights
     W_gate_scales, W_up_scales, W_down_scales = scales
     layer = LayerOperands(
-        W_qkvs[index],
-        W_outs[index],
-        W_gates[index],
-        W_ups[index],
-        W_downs[index],
-        W_gamma_qkvs[index],
-        W_gamma_mlps[index],
+        static_layer(W_qkvs, index),
+        static_layer(W_outs, index),
+        static_layer(W_gates, index),
+        static_layer(W_ups, index),
+        static_layer(W_downs, index),
+        static_layer(W_gamma_qkvs, index),
+        static_layer(W_gamma_mlps, index),
     )
-    layer.W_gate_scale = _entry(W_gate_scales, index)
-    layer.W_up_scale = _entry(W_up_scales, index)
-    layer.W_down_scale = _entry(W_down_scales, index)
+    layer.W_gate_scale = static_layer(W_gate_scales, index)
+    layer.W_up_scale = static_layer(W_up_scales, index)
+    layer.W_down_scale = static_layer(W_down_scales, index)
     return layer
-
-
-def _entry(scales, index):
-    if scales == None:
-        return None
-    return scales[index]
 
 
 def _layer_of_loop(weights, scales, number):
@@ -274,24 +284,18 @@ def _layer_of_loop(weights, scales, number):
     W_qkvs, W_outs, W_gates, W_ups, W_downs, W_gamma_qkvs, W_gamma_mlps = weights
     W_gate_scales, W_up_scales, W_down_scales = scales
     layer = LayerOperands(
-        W_qkvs.select(0, number),
-        W_outs.select(0, number),
-        W_gates.select(0, number),
-        W_ups.select(0, number),
-        W_downs.select(0, number),
-        W_gamma_qkvs.select(0, number),
-        W_gamma_mlps.select(0, number),
+        looped_layer(W_qkvs, number),
+        looped_layer(W_outs, number),
+        looped_layer(W_gates, number),
+        looped_layer(W_ups, number),
+        looped_layer(W_downs, number),
+        looped_layer(W_gamma_qkvs, number),
+        looped_layer(W_gamma_mlps, number),
     )
-    layer.W_gate_scale = _selected(W_gate_scales, number)
-    layer.W_up_scale = _selected(W_up_scales, number)
-    layer.W_down_scale = _selected(W_down_scales, number)
+    layer.W_gate_scale = looped_layer(W_gate_scales, number)
+    layer.W_up_scale = looped_layer(W_up_scales, number)
+    layer.W_down_scale = looped_layer(W_down_scales, number)
     return layer
-
-
-def _selected(scales, number):
-    if scales == None:
-        return None
-    return scales.select(0, number)
 
 
 def _load_shared(RoPE_cos, RoPE_sin, prior_mask, active_mask, sizes):
@@ -325,7 +329,8 @@ def _layer(x, layer, caches, shared, reduction, sizes):
     x = add_reduced(x, partial, reduction.group, reduction.on_chip, sizes)
     normed = rms_norm(x, layer.W_gamma_mlp, shared.constants, sizes)
     partial = mlp(normed, layer, shared.ring, sizes)
-    if caches.places.values != None:
+    places = caches.places
+    if places.values != None:
         # Only here, so that no transfer of weights queues behind those that wait for attention.
         update_caches(caches, heads, values, sizes)
     return add_reduced(x, partial, reduction.group, reduction.on_chip, sizes)

@@ -21,6 +21,10 @@ class WeightRing(NKIObject):
             slots.append(nl.ndarray((PARTITIONS, slot_bytes), dtype=nl.uint8, buffer=nl.sbuf))
         self.slots = slots
 
+    def restart(self):
+        """The next buffer is the first."""
+        self.following = 0
+
     def take(self, dtype):
         """The next buffer, as [128, n] of `dtype`."""
         slot = self.slots[self.following]

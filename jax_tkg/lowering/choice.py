@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from jax_tkg.call.arguments import Dimensions, Operands, Parameters
+from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.installed_nki import nki_problem
 from jax_tkg.lowering.kernel_limits import check_kernel_limits
 from jax_tkg.lowering.neuron import is_dry_run

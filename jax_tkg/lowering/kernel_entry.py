@@ -1,14 +1,21 @@
-"""The kernel's entry for one launch: a function with a parameter per tensor, in a file of its own.
+"""The kernel's entry for one launch: a generated function with one parameter for each tensor.
 
-`nki.jit` finds JAX arrays among its top-level arguments only, and compiles from source on disk.
+`nki.jit` finds JAX arrays among its top-level arguments only, so it cannot be given the lists of
+arrays that the kernel takes. It compiles from a file, which must stay where it is: the compiler
+may read it after the lowering, and another process reuses a trace only for a kernel at the same
+path. What runs is the source that was generated, never what a file happens to hold.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
-import importlib.util
 import os
 import pathlib
+import stat
+import tempfile
+import types
 from collections.abc import Sequence
 from typing import Any
 
@@ -95,24 +102,77 @@ def entry_directory() -> pathlib.Path:
     """The folder of generated entries: JAX_TKG_KERNELS, or a folder in the user's cache."""
     named = os.environ.get(DIRECTORY_VARIABLE)
     if named:
-        return pathlib.Path(named)
-    cache = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-    return pathlib.Path(cache) / "jax_tkg" / "kernels"
+        return pathlib.Path(named).expanduser().absolute()
+    cache = os.environ.get("XDG_CACHE_HOME")
+    folder = pathlib.Path(cache) if cache else pathlib.Path("~/.cache").expanduser()
+    return folder.absolute() / "jax_tkg" / "kernels"
 
 
 def load_entry(source: str) -> Any:
-    """The entry, from a file that stays: the compiler may read it after the lowering."""
-    digest = hashlib.sha256(source.encode()).hexdigest()[:24]
-    path = entry_directory() / f"{ENTRY_NAME}_{digest}.py"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # Renamed when whole, for other processes write the same file.
-        partial = path.with_suffix(f".{os.getpid()}")
-        partial.write_text(source)
-        partial.replace(path)
-    specification = importlib.util.spec_from_file_location(path.stem, path)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return getattr(module, ENTRY_NAME)
+    """The entry that this source defines; the source is in a file when this returns.
+
+    Equal sources give the same function, on which NKI keeps what it has compiled.
+
+    Args:
+      source: as `entry_source` generates it.
+
+    Raises:
+      OSError: the folder cannot be made or written to, or others can write to it.
+    """
+    contents = source.encode()
+    digest = hashlib.sha256(contents).hexdigest()[:24]
+    try:
+        folder = entry_directory()
+        _make_private(folder)
+        path = folder / f"{ENTRY_NAME}_{digest}.py"
+        if _read(path) != contents:
+            _write(path, contents)
+    except (OSError, RuntimeError) as error:
+        raise OSError(
+            f"{DIRECTORY_VARIABLE}: expected a folder of your own for the generated source of "
+            f"kernels, got {error}; set {DIRECTORY_VARIABLE} to a folder that only you can write to"
+        ) from error
+    return getattr(_execute(source, str(path)), ENTRY_NAME)
+
+
+@functools.lru_cache(maxsize=256)
+def _execute(source: str, path: str) -> types.ModuleType:
+    module = types.ModuleType(pathlib.Path(path).stem)
+    module.__file__ = path
+    exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
+    return module
+
+
+def _make_private(folder: pathlib.Path) -> None:
+    """Makes the folder, or checks that nobody else can replace files in the one there is."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.stat()
+    if found.st_uid != os.geteuid():
+        raise PermissionError(f"{folder}, which belongs to user {found.st_uid}")
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        mode = stat.S_IMODE(found.st_mode)
+        raise PermissionError(f"{folder}, which others can write to (mode {mode:o})")
+
+
+def _read(path: pathlib.Path) -> bytes | None:
+    """Contents of a regular file; None if there is none. Symbolic links are not followed."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        # Whatever lies there is replaced, and if that cannot be done the error says why.
+        return None
+    with open(descriptor, "rb") as file:
+        return file.read() if stat.S_ISREG(os.fstat(descriptor).st_mode) else None
+
+
+def _write(path: pathlib.Path, contents: bytes) -> None:
+    """Writes a temporary file and renames it: others may write or read the same entry."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f"{path.stem}.")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(contents)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise

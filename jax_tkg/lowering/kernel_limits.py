@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jax_tkg.call.arguments import PARTITIONS, Dimensions
+from jax_tkg.call.arguments import PARTITIONS
+from jax_tkg.call.dimensions import Dimensions
 
 PSUM_BANK = 512
 """f32 numbers in one PSUM bank of one partition: 2 KiB."""

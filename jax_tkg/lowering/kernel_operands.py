@@ -11,7 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_tkg.call.arguments import PER_LAYER, Dimensions, Operands, is_stacked
+from jax_tkg.call.arguments import PER_LAYER, Operands, is_stacked
+from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.reference.cache_update import write_slots
 
 SKIPPED = 2**32 - 1

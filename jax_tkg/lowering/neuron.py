@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import contextvars
-import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,17 +11,10 @@ import jax
 
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.installed_nki import nki_problem
-from jax_tkg.lowering import kernel_entry
+from jax_tkg.lowering import custom_call, kernel_entry
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.launches import run_launches
-from jax_tkg.lowering.neuron_settings import logical_cores
-
-CUSTOM_CALL = "AwsNeuronCustomNativeKernel"
-"""Target of the custom call that Neuron's compiler replaces by a compiled kernel; from the NKI
-guide to custom operators."""
-
-STATUS_RETURNING = 2
-"""Its API version, API_VERSION_STATUS_RETURNING."""
+from jax_tkg.lowering.neuron_settings import logical_cores, nc_version
 
 _dry = contextvars.ContextVar("jax_tkg_dry_run", default=False)
 
@@ -45,9 +36,9 @@ def _dry_running() -> Iterator[None]:
 def dry_run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
     """Lowers a function for platform "neuron" on this machine, without compiling anything.
 
-    Where AWS's nki is not installed the kernel's custom calls name no compiled kernel; all else is
-    as it is on a Trainium machine: targets, operands, aliases, and in the config the entry's name,
-    its inputs, outputs and replica groups.
+    Where AWS's nki (0.6 or later) is not installed, the kernel's custom calls name no compiled
+    kernel. All else is as it is on a Trainium machine: targets, operands, aliases, and the config,
+    to which this adds the replica groups and the number of layers.
 
     Args:
       function: jitted or not.
@@ -79,7 +70,15 @@ def neuron_transformer(
             source = kernel_entry.entry_source(tensors, launch, kernel)
             results = _call_kernel(source, values, launch, cores)
         else:
-            results = _describe_call(names, values, launch, cores)
+            config = custom_call.kernel_config(
+                kernel_entry.ENTRY_NAME,
+                names,
+                launch,
+                cores,
+                nc_version(tensors),
+                custom_call.multiplications(operands, launch.num_layers),
+            )
+            results = custom_call.described_call(names, values, config)
         hidden, *caches = results
         half = len(caches) // 2
         if launch.stacked_caches:
@@ -101,37 +100,3 @@ def _call_kernel(
         return entry[cores](*values)
     with set_xla_metadata(has_collectives="1"):
         return entry[cores](*values)
-
-
-def _describe_call(
-    names: list[str], values: list[Any], launch: Launch, cores: int
-) -> tuple[jax.Array, ...]:
-    """The same custom call, with a config that names no compiled kernel."""
-    caches = [name for name in names if name.startswith(("K_caches", "V_caches"))]
-    results = ["X", *caches]
-    types = [
-        jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (values[names.index(r)] for r in results)
-    ]
-    aliases = {names.index(name): 1 + index for index, name in enumerate(caches)}
-    config = {
-        "kernel_version": 1,
-        "klir_binary": {
-            "binary": "",
-            "input_names": names,
-            "output_names": ["hidden", *caches],
-        },
-        "func_name": kernel_entry.ENTRY_NAME,
-        "grid": [cores],
-        "has_collectives": launch.replica_groups is not None,
-        "replica_groups": launch.replica_groups,
-        "num_layers": launch.num_layers,
-    }
-    encoded = base64.b64encode(json.dumps(config, sort_keys=True).encode()).decode()
-    call = jax.ffi.ffi_call(
-        CUSTOM_CALL,
-        types,
-        custom_call_api_version=STATUS_RETURNING,
-        legacy_backend_config=encoded,
-        input_output_aliases=aliases,
-    )
-    return tuple(call(*values))

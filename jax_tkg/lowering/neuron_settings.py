@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from jax_tkg.call.arguments import Operands, Parameters, is_stacked
-from jax_tkg.simulator.machine.machine import target_named
+from jax_tkg.hardware import target_named
 
 CORES_VARIABLE = "NEURON_LOGICAL_NC_CONFIG"
 """Environment variable of Neuron's runtime: physical cores per logical core."""
@@ -71,6 +71,15 @@ def simulated_target(tensors: dict[str, Any]) -> str:
         return target_named(None).name
     newer = any(_is_newer_float8(tensors.get(name)) for name in QUANTIZABLE)
     return "trn3" if newer else "trn2"
+
+
+def nc_version(tensors: dict[str, Any]) -> int:
+    """The number in NeuronCore-v<number> of the machine that the tensors' kernel is made for.
+
+    Args:
+      tensors: a kernel's tensors by name.
+    """
+    return target_named(simulated_target(tensors)).generation
 
 
 def _first_newer_float8(operands: Operands) -> str | None:

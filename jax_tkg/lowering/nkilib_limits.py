@@ -11,14 +11,8 @@ from collections.abc import Iterator
 
 import jax.numpy as jnp
 
-from jax_tkg.call.arguments import (
-    PARTITIONS,
-    PER_LAYER,
-    Dimensions,
-    Operands,
-    Parameters,
-    is_stacked,
-)
+from jax_tkg.call.arguments import PARTITIONS, PER_LAYER, Operands, Parameters, is_stacked
+from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.lowering.kernel_interface import SCALES
 
 QUANTIZED_TOKENS = 96

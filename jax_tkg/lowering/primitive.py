@@ -18,12 +18,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jax_tkg.bits import Bits, as_bits, without_bits
-from jax_tkg.call.arguments import (
-    PER_LAYER_SCALES,
-    PER_LAYER_WEIGHTS,
-    Operands,
-    Parameters,
-)
+from jax_tkg.call.arguments import Operands, Parameters, is_stacked
+from jax_tkg.call.operand_table import OPERANDS
 from jax_tkg.lowering.choice import choose
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface
 from jax_tkg.lowering.neuron import neuron_transformer
@@ -144,27 +140,15 @@ def _not_differentiable(*_: Any, **__: Any) -> Any:
 
 ad.primitive_jvps[transformer_tkg_p] = _not_differentiable
 
-_BATCH_AXES = {
-    "X": 0,
-    "K_caches": 0,
-    "V_caches": 0,
-    "RoPE_cos": 1,
-    "RoPE_sin": 1,
-    "mask_cache": 1,
-    "mask_active": 1,
-    "position_ids": 0,
-}
-"""Axis of B in every operand that has one (in one layer of it, for caches)."""
-
 
 def _batch(
     leaves: Sequence[Any], axes: Sequence[Any], *, structure: Any, parameters: Parameters
 ) -> tuple[list[jax.Array], list[int]]:
-    """Batching rule: the new axis joins B where no weight has it, else the calls run in turn."""
+    """Batching rule: the new axis joins B, unless an array without B has it (then one by one)."""
     # Axes are put in the place of arrays; -1 stands for "not batched", as None is no leaf.
     marked = jax.tree.unflatten(structure, [-1 if axis is None else axis for axis in axes])
-    per_weight = [getattr(marked, name) for name in PER_LAYER_WEIGHTS + PER_LAYER_SCALES]
-    if all(axis == -1 for axis in jax.tree.leaves(per_weight)):
+    shared = [getattr(marked, row.name) for row in OPERANDS if row.batch_axis is None]
+    if all(axis == -1 for axis in jax.tree.leaves(shared)):
         return _batch_folded(leaves, axes, structure, parameters)
     return _batch_in_turn(leaves, axes, structure, parameters)
 
@@ -203,10 +187,11 @@ def _batch_folded(
     operands = jax.tree.unflatten(structure, leaves)
     marked = jax.tree.unflatten(structure, [-1 if axis is None else axis for axis in axes])
     # A stacked cache has its layer axis before B.
-    layers = 0 if isinstance(operands.K_caches, tuple) else 1
+    layers = int(is_stacked(operands.K_caches))
     places = {
-        name: axis + (layers if name.endswith("_caches") else 0)
-        for name, axis in _BATCH_AXES.items()
+        row.name: row.batch_axis + (int(is_stacked(getattr(operands, row.name))) * row.per_layer)
+        for row in OPERANDS
+        if row.batch_axis is not None
     }
 
     def fold(leaf: Any, axis: int, place: int) -> jax.Array:

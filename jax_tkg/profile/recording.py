@@ -14,7 +14,8 @@ import ml_dtypes
 import numpy as np
 
 from jax_tkg import simulator
-from jax_tkg.call.arguments import Dimensions, Operands, Parameters
+from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.kernel_limits import check_kernel_limits
 from jax_tkg.lowering.launches import layer_tuples

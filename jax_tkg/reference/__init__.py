@@ -2,17 +2,17 @@
 
 from typing import Any
 
+from jax_tkg.call.canonical import run_checked
+from jax_tkg.call.results import TransformerTkgOutput
+from jax_tkg.call.signature import bind_arguments
 from jax_tkg.reference.transformer import transformer
 
 __all__ = ["transformer", "transformer_tkg"]
 
 
-def transformer_tkg(*args: Any, **kwargs: Any) -> Any:
+def transformer_tkg(*args: Any, **kwargs: Any) -> TransformerTkgOutput:
     """`jax_tkg.transformer_tkg` as plain jax.numpy, without the primitive around it.
 
     Takes the same arguments, makes the same checks and returns the same results; differentiable.
     """
-    # Imported late: the public function itself is built on this package.
-    from jax_tkg.api import call_with_signature
-
-    return call_with_signature(transformer, *args, **kwargs)
+    return TransformerTkgOutput(*run_checked(transformer, bind_arguments(*args, **kwargs)))

@@ -15,13 +15,13 @@ def all_reduce(partial: jax.Array, parameters: Parameters) -> jax.Array:
 
     Args:
       partial: this rank's part of the sum, any shape.
-      parameters: whose `axis_names` or `replica_groups` say over which ranks.
+      parameters: whose `axis_name` or `replica_groups` say over which ranks.
 
     Returns:
       The sum, of the same shape and dtype; `partial` itself where nothing is reduced.
     """
-    if parameters.axis_names:
-        return jax.lax.psum(partial, parameters.axis_names)
+    if parameters.axis_name:
+        return jax.lax.psum(partial, parameters.axis_name)
     groups = parameters.replica_groups
     if groups is None or all(len(group) == 1 for group in groups):
         return partial

@@ -12,8 +12,9 @@ from typing import Any
 
 import jax
 
-from jax_tkg.bits import MATRICES, Bits, as_bits
+from jax_tkg.bits import Bits, as_bits
 from jax_tkg.call.arguments import FLOAT8_DTYPES, PER_LAYER_CACHES, Operands, is_stacked
+from jax_tkg.call.operand_table import names
 from jax_tkg.reference.formulation import moves_freely
 
 
@@ -24,7 +25,7 @@ def for_cpu(operands: Operands) -> Operands:
     alone: a copy of each costs more than multiplying it as it is.
     """
     caches = {name: _converted(getattr(operands, name)) for name in PER_LAYER_CACHES}
-    weights = {name: _converted_weights(getattr(operands, name)) for name in MATRICES}
+    weights = {name: _converted_weights(getattr(operands, name)) for name in names("weight")}
     return dataclasses.replace(operands, **caches, **weights)
 
 

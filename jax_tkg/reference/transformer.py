@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jax_tkg.bits import Bits
-from jax_tkg.call.arguments import PER_LAYER, Dimensions, Operands, Parameters, is_stacked
+from jax_tkg.call.arguments import PER_LAYER, Operands, Parameters, is_stacked
+from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.reference import cache_update, prepare
 from jax_tkg.reference.all_reduce import all_reduce
 from jax_tkg.reference.attention import attention, attention_mask

@@ -25,7 +25,8 @@ rank runs `lnc` cores, all of them at once; collectives and barriers really meet
 arrays are never changed. ``Options`` says what to check and keep: ``record`` (the instruction
 stream), and for ``uninitialized`` reads, ``races`` between cores and ``capacity`` of SBUF and PSUM
 whether to raise ("error", the default), to collect in `findings` ("report"), or not to look
-("ignore"). ``ordering="dependencies"`` makes the race detector stricter.
+("ignore"). ``ordering="dependencies"`` makes the race detector stricter, and
+``core_barriers="error"`` demands a core barrier wherever AWS's checker does.
 
 ``nki.simulate(kernel)(...)`` runs one rank and updates arrays in place, as in NKI.
 """

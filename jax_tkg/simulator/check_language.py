@@ -3,9 +3,33 @@
 ``python -m jax_tkg.simulator.check_language module:kernel ...``
 """
 
+import importlib
 import sys
+from collections.abc import Sequence
 
-from jax_tkg.simulator.source_check.check_language import main
+from jax_tkg.simulator.install import install
+from jax_tkg.simulator.source_check.check_language import check_language
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Checks the kernels named "module:function", and prints what it finds.
+
+    Returns:
+      0 where nothing was found, 1 where something was, 2 for arguments that name no kernel.
+    """
+    if not arguments or any(":" not in argument for argument in arguments):
+        print("usage: python -m jax_tkg.simulator.check_language MODULE:KERNEL ...")
+        return 2
+    install()
+    found = 0
+    for argument in arguments:
+        module, name = argument.split(":", 1)
+        for finding in check_language(getattr(importlib.import_module(module), name)):
+            print(finding)
+            found += 1
+    print(f"{found} findings")
+    return 1 if found else 0
+
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

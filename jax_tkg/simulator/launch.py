@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_tkg.hardware import target_named
 from jax_tkg.simulator import errors
 from jax_tkg.simulator.machine import capacity
 from jax_tkg.simulator.machine.blas_threads import one_blas_thread
@@ -18,12 +19,12 @@ from jax_tkg.simulator.machine.machine import (
     Options,
     running_core,
     set_current_core,
-    target_named,
 )
 from jax_tkg.simulator.machine.record import Record
-from jax_tkg.simulator.memory import dtypes, memory
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.storage import MemoryRegion
 from jax_tkg.simulator.memory.tensor import NkiTensor
-from jax_tkg.simulator.ordering import races
+from jax_tkg.simulator.ordering import core_barriers, races
 
 
 @dataclasses.dataclass
@@ -47,15 +48,26 @@ class Result:
 class Kernel:
     """A function decorated with `jit`."""
 
-    def __init__(self, function: Callable[..., Any], lnc: int | None = None):
+    def __init__(
+        self, function: Callable[..., Any], lnc: int | None = None, barrier_check: bool = False
+    ):
         functools.update_wrapper(self, function)
         self.function = function
         self.lnc = lnc
+        self.barrier_check = barrier_check
 
     def __getitem__(self, lnc: Any) -> "Kernel":
         if isinstance(lnc, tuple) and len(lnc) == 1:
             lnc = lnc[0]
-        return Kernel(self.function, int(lnc))
+        return Kernel(self.function, int(lnc), self.barrier_check)
+
+    def enable_core_barrier_checker(self) -> "Kernel":
+        """The same kernel, run with ``Options(core_barriers="error")``."""
+        return Kernel(self.function, self.lnc, True)
+
+    def disable_core_barrier_checker(self) -> "Kernel":
+        """The same kernel, run as the options say."""
+        return Kernel(self.function, self.lnc, False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Runs the kernel: as part of the running kernel, or else simulated on its own."""
@@ -115,6 +127,8 @@ def run(
     function = kernel.function if isinstance(kernel, Kernel) else kernel
     cores = lnc or getattr(kernel, "lnc", None) or 1
     chosen = options or Options()
+    if isinstance(kernel, Kernel) and kernel.barrier_check:
+        chosen = dataclasses.replace(chosen, core_barriers="error")
     machine = Machine(target_named(target), len(rank_arguments), cores, chosen)
     launches = [
         _Launch(machine, rank, *_split_arguments(arguments))
@@ -142,6 +156,8 @@ def run(
     _raise_first(failures)
     if chosen.races != "ignore" and cores > 1:
         races.check(machine)
+    if chosen.core_barriers != "ignore" and cores > 1:
+        core_barriers.check(machine)
     if chosen.capacity != "ignore":
         capacity.check(machine)
     return Result(
@@ -236,8 +252,8 @@ class _Launch:
             return value
         info = dtypes.info(array.dtype)
         stored = np.ascontiguousarray(array, dtype=None if info.kind == "bool" else info.storage)
-        storage = memory.adopt_input(self.core, memory.MemoryRegion.shared_hbm, path, stored)
-        tensor = NkiTensor(array.shape, info.name, storage, memory.MemoryRegion.shared_hbm, path)
+        storage = self.core.memory.adopt_input(path, stored)
+        tensor = NkiTensor(array.shape, info.name, storage, MemoryRegion.shared_hbm, path)
         self.tensors[path] = tensor
         return tensor
 

@@ -15,6 +15,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import jax_tkg
+from jax_tkg.call.operand_table import BY_NAME, OPERANDS
+from jax_tkg.call.options import OPTIONS, canonical_options
 from tests import cases
 
 SHAPE = cases.Shape(B=2, S=2, q=4, k=2, d=64, H=128, I=256, L=2, S_ctx=20, S_max=24)
@@ -25,6 +27,13 @@ def good(shape: cases.Shape = SHAPE) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     arguments = {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
     return {**arguments, **cases.options(shape)}
+
+
+DEFAULT_OPTIONS = {option.name: option.default for option in OPTIONS}
+
+
+def _only_options(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in arguments.items() if name in DEFAULT_OPTIONS}
 
 
 def put(name: str, value: Any) -> Change:
@@ -62,46 +71,25 @@ FLOAT8 = np.dtype(jnp.float8_e4m3)
 SHAPES: dict[str, tuple[Change, list[str]]] = {
     # name: (change, what the message holds: argument, expected, actual)
     "X_rank": (put("X", zeros(2, 128)), ["X:", "[B, S, H]", "3 dimensions", "[2, 128]"]),
-    "no_sequences": (put("X", zeros(0, 2, 128)), ["X:", "B >= 1", "B = 0"]),
-    "too_many_tokens": (put("X", zeros(2, 9, 128)), ["X:", "1 <= S <= 8", "S = 9"]),
-    "no_tokens": (put("X", zeros(2, 0, 128)), ["X:", "1 <= S <= 8", "S = 0"]),
-    "H_not_of_128": (
-        put("X", zeros(2, 2, 192)),
-        ["X:", "multiple of 128", "H = 192", "192 % 128 = 64"],
-    ),
-    "I_not_of_128": (
-        put("W_gates", [zeros(128, 100)] * 2),
-        ["W_gates:", "multiple of 128", "I = 100", "100 % 128 = 100"],
-    ),
     "W_gates_rank": (put_layer("W_gates", zeros(128), 0), ["W_gates[0]", "[H, I]", "[128]"]),
-    "odd_d": (
-        put("K_caches", [zeros(2, 2, 63, 24)] * 2),
-        ["K_caches:", "even", "2..128", "d = 63"],
-    ),
-    "large_d": (
-        put("K_caches", [zeros(2, 2, 256, 24)] * 2),
-        ["K_caches:", "2..128", "d = 256"],
-    ),
-    "q_not_of_k": (
-        put("mask_cache", zeros(20, 2, 3, 2)),
-        ["mask_cache:", "q in [S_ctx, B, q, S]", "multiple of k = 2", "q = 3"],
-    ),
-    "no_query_heads": (put("mask_cache", zeros(20, 2, 0, 2)), ["mask_cache:", "k = 2", "q = 0"]),
     "S_ctx_over_S_max": (
-        put("mask_cache", zeros(25, 2, 4, 2)),
+        put("mask_cache", zeros(25, 2, 4, 2, dtype=np.bool_)),
         ["mask_cache:", "S_ctx <= S_max = 24", "S_ctx = 25"],
     ),
     "unified_mask_too_short": (
-        both(put("mask_cache", zeros(1, 2, 4, 2)), put("mask_active", None)),
+        both(put("mask_cache", zeros(1, 2, 4, 2, dtype=np.bool_)), put("mask_active", None)),
         ["mask_cache:", "S_ctx >= S = 2", "S_ctx = 1"],
     ),
-    "mask_cache_rank": (put("mask_cache", zeros(20, 2, 4)), ["mask_cache:", "4", "[20, 2, 4]"]),
+    "mask_cache_rank": (
+        put("mask_cache", zeros(20, 2, 4, dtype=np.bool_)),
+        ["mask_cache:", "4", "[20, 2, 4]"],
+    ),
     "mask_cache_batch": (
-        put("mask_cache", zeros(20, 3, 4, 2)),
+        put("mask_cache", zeros(20, 3, 4, 2, dtype=np.bool_)),
         ["mask_cache:", "[20, 2, 4, 2]", "[20, 3, 4, 2]"],
     ),
     "mask_active": (
-        put("mask_active", zeros(2, 2, 4, 3)),
+        put("mask_active", zeros(2, 2, 4, 3, dtype=np.bool_)),
         ["mask_active:", "[S, B, q, S]", "[2, 2, 4, 2]", "[2, 2, 4, 3]"],
     ),
     "W_qkvs": (
@@ -117,7 +105,7 @@ SHAPES: dict[str, tuple[Change, list[str]]] = {
     "W_downs": (put_layer("W_downs", zeros(128, 256)), ["W_downs[1]", "[256, 128]", "[128, 256]"]),
     "W_gamma_qkvs": (
         put_layer("W_gamma_qkvs", zeros(128)),
-        ["W_gamma_qkvs[1]", "[1, H] = [1, 128]", "[128]"],
+        ["W_gamma_qkvs[1]", "2 dimensions", "[1, H]", "[128]"],
     ),
     "W_gamma_mlps": (
         put_layer("W_gamma_mlps", zeros(1, 64)),
@@ -136,7 +124,7 @@ SHAPES: dict[str, tuple[Change, list[str]]] = {
     "RoPE_sin": (put("RoPE_sin", zeros(32, 2, 1)), ["RoPE_sin:", "[32, 2, 2]", "[32, 2, 1]"]),
     "position_ids": (
         put("position_ids", zeros(2, dtype=np.int32)),
-        ["position_ids:", "[B, 1] or [B, S]", "[2, 1] or [2, 2]", "got [2]"],
+        ["position_ids:", "[B, 1] or [B, S]", "[B, 1] or [B, S]", "got 1: [2]"],
     ),
     "W_gate_scales": (
         both(
@@ -150,7 +138,7 @@ SHAPES: dict[str, tuple[Change, list[str]]] = {
             put("W_downs", [zeros(256, 128, dtype=FLOAT8)] * 2),
             put("W_down_scales", [zeros(1, 128), zeros(128)]),
         ),
-        ["W_down_scales[1]", "[128, H] or [1, H]", "[128, 128] or [1, 128]", "got [128]"],
+        ["W_down_scales[1]", "2 dimensions", "[128, H] or [1, H]", "got 1: [128]"],
     ),
     "stacked_layer": (
         put("W_outs", zeros(2, 128, 256)),
@@ -208,7 +196,7 @@ VALUES: dict[str, tuple[Change, list[str]]] = {
 TYPES: dict[str, tuple[Change, list[str]]] = {
     "X_dtype": (
         of("X", lambda X: X.astype(np.int32)),
-        ["X:", "bfloat16, float16, float32", "int32"],
+        ["X:", "bfloat16 or float16 or float32", "int32"],
     ),
     "X_none": (put("X", None), ["X:", "array", "None"]),
     "X_list": (of("X", lambda X: X.tolist()), ["X:", "array", "list"]),
@@ -270,6 +258,105 @@ TYPES: dict[str, tuple[Change, list[str]]] = {
 }
 
 
+LIMITS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    # name: (sizes of an otherwise consistent call, what the message holds)
+    "no_sequences": ({"B": 0}, ["X:", "B >= 1", "B = 0"]),
+    "too_many_tokens": ({"S": 9}, ["X:", "1 <= S <= 8", "S = 9"]),
+    "no_tokens": ({"S": 0}, ["X:", "1 <= S <= 8", "S = 0"]),
+    "H_not_of_128": ({"H": 192}, ["X:", "multiple of 128", "H = 192", "192 % 128 = 64"]),
+    "I_not_of_128": ({"I": 100}, ["W_gates:", "multiple of 128", "I = 100", "100 % 128 = 100"]),
+    "large_d": ({"d": 256}, ["K_caches:", "2..128", "d = 256"]),
+    "q_not_of_k": (
+        {"q": 3},
+        ["mask_cache:", "q in [S_ctx, B, q, S]", "multiple of k = 2", "q = 3"],
+    ),
+    "no_query_heads": ({"q": 0}, ["mask_cache:", "k = 2", "q = 0"]),
+    "S_ctx_over_S_max": ({"S_ctx": 25}, ["mask_cache:", "S_ctx <= S_max = 24", "S_ctx = 25"]),
+}
+
+BLAME: dict[str, tuple[Change, list[str]]] = {
+    # Several arrays may be wrong in the same way; the message names one of them, with its layout.
+    "keys_in_the_layout_of_values": (
+        of("K_caches", lambda caches: [np.swapaxes(cache, 2, 3) for cache in caches]),
+        ["K_caches[0]:", "[B, k, d, S_max] = [2, 2, 64, 24]", "[2, 2, 24, 64]"],
+    ),
+    "values_in_the_layout_of_keys": (
+        of("V_caches", lambda caches: [np.swapaxes(cache, 2, 3) for cache in caches]),
+        ["V_caches[0]:", "[B, k, S_max, d] = [2, 2, 24, 64]", "[2, 2, 64, 24]"],
+    ),
+    "caches_with_heads_last": (
+        both(
+            of("K_caches", lambda caches: [np.transpose(cache, (0, 3, 1, 2)) for cache in caches]),
+            of("V_caches", lambda caches: [np.swapaxes(cache, 1, 2) for cache in caches]),
+        ),
+        ["K_caches[0]:", "[B, k, d, S_max]", "[2, 24, 2, 64]"],
+    ),
+    "masks_over_kv_heads": (
+        both(
+            of("mask_cache", lambda mask: mask[:, :, :2]),
+            of("mask_active", lambda mask: mask[:, :, :2]),
+        ),
+        ["mask_cache:", "[S_ctx, B, q, S] = [20, 2, 4, 2]", "[20, 2, 2, 2]"],
+    ),
+    "one_mask_over_kv_heads": (
+        of("mask_active", lambda mask: mask[:, :, :2]),
+        ["mask_active:", "[2, 2, 4, 2]", "[2, 2, 2, 2]"],
+    ),
+    "tables_of_whole_heads": (
+        both(
+            of("RoPE_cos", lambda table: np.tile(table, (2, 1, 1))),
+            of("RoPE_sin", lambda table: np.tile(table, (2, 1, 1))),
+        ),
+        ["RoPE_cos:", "[d/2, B, S] = [64/2, 2, 2] = [32, 2, 2]", "[64, 2, 2]"],
+    ),
+    "transposed_projection": (
+        of("W_qkvs", lambda layers: [layer.T for layer in layers]),
+        ["W_qkvs[0]:", "[128, 512]", "[512, 128]"],
+    ),
+    "tokens_without_batch": (
+        of("X", lambda X: np.swapaxes(np.concatenate([X, X[:, :1]], 1), 0, 1)),
+        ["X:", "[2, 2, 128]", "[3, 2, 128]"],
+    ),
+}
+
+
+class _Foreign:
+    """An array of another library, such as PyTorch."""
+
+    shape, dtype = (2, 2, 128), "torch.float32"
+
+
+OPTION_TYPES: dict[str, tuple[Change, list[str]]] = {
+    "lnc_bool": (put("lnc", True), ["lnc:", "integer 1 or 2", "True"]),
+    "lnc_float": (put("lnc", 2.0), ["lnc:", "integer 1 or 2", "2.0"]),
+    "eps_bool": (put("eps", True), ["eps:", "Python number", "True"]),
+    "clamp_bool": (put("clamp_bound", False), ["clamp_bound:", "Python number", "False"]),
+    "residual_flag": (put("sbuf_residual_and_cc", 1), ["sbuf_residual_and_cc:", "True", "1"]),
+    "layers_per_launch": (put("layers_per_launch", True), ["layers_per_launch:", "integer"]),
+    "float_mask": (
+        put("mask_cache", zeros(20, 2, 4, 2)),
+        ["mask_cache:", "boolean or integer", "no additive bias", "float32"],
+    ),
+    "additive_bias": (
+        put("mask_active", np.full((2, 2, 4, 2), -1e9, np.float32)),
+        ["mask_active:", "boolean or integer", "float32"],
+    ),
+    "foreign_array": (put("X", _Foreign()), ["X:", "JAX or NumPy", "_Foreign"]),
+    "shape_only": (
+        put("K_caches", [jax.ShapeDtypeStruct((2, 2, 64, 24), np.float32)] * 2),
+        ["K_caches[0]:", "JAX or NumPy", "ShapeDtypeStruct"],
+    ),
+    "random_key": (
+        put("position_ids", jax.random.split(jax.random.key(0), (2, 1))),
+        ["position_ids:", "numbers", "key<fry>"],
+    ),
+    "bits_of_tokens": (
+        of("X", lambda X: jax_tkg.bits.as_bits(jnp.asarray(X, jnp.bfloat16))),
+        ["X:", "array", "Bits"],
+    ),
+}
+
+
 def _named(rows: dict[str, tuple[Change, list[str]]]) -> list[tuple[Any, ...]]:
     return [(name, *row) for name, row in rows.items()]
 
@@ -305,6 +392,55 @@ class BadInputTest(parameterized.TestCase):
     @parameterized.named_parameters(*_named(SHAPES))
     def test_shape_while_tracing(self, change: Change, parts: list[str]) -> None:
         self._assert_message(ValueError, change, parts, jit=True)
+
+    @parameterized.named_parameters(*_named(LIMITS))
+    def test_limit(self, sizes: dict[str, int], parts: list[str]) -> None:
+        arguments = good()
+        letters = {**dataclasses.asdict(SHAPE), **sizes}
+        for row in OPERANDS:
+            value = arguments.get(row.name)
+            if value is not None and row.kind != "scale":
+                made = np.zeros(row.layout.shape(letters), jax.tree.leaves(value)[0].dtype)
+                arguments[row.name] = [made] * 2 if row.per_layer else made
+        with self.assertRaises(ValueError) as caught:
+            jax_tkg.transformer_tkg(**arguments)
+        for part in parts:
+            self.assertIn(part, str(caught.exception))
+
+    def test_odd_head_size(self) -> None:
+        """All arrays but the tables, whose layout d/2 cannot say that d is odd."""
+        arguments = good()
+        for name in ("W_qkvs", "W_outs", "K_caches", "V_caches"):
+            shape = BY_NAME[name].layout.shape({**dataclasses.asdict(SHAPE), "d": 63})
+            arguments[name] = [np.zeros(shape, np.float32)] * 2
+        for name in ("RoPE_cos", "RoPE_sin"):
+            arguments[name] = np.zeros((31, 2, 2), np.float32)
+        with self.assertRaisesRegex(ValueError, r"K_caches: expected d .* even .* got d = 63"):
+            jax_tkg.transformer_tkg(**arguments)
+
+    @parameterized.named_parameters(*_named(BLAME))
+    def test_blame(self, change: Change, parts: list[str]) -> None:
+        self._assert_message(ValueError, change, parts)
+
+    @parameterized.named_parameters(*_named(OPTION_TYPES))
+    def test_strict_type(self, change: Change, parts: list[str]) -> None:
+        self._assert_message(TypeError, change, parts)
+
+    def test_numpy_options(self) -> None:
+        """NumPy's numbers are as good as Python's, and do not stay NumPy's in the parameters."""
+        arguments = {
+            **good(),
+            "num_layers": np.int64(2),
+            "lnc": np.int32(1),
+            "eps": np.float32(1e-5),
+        }
+        found = canonical_options({**DEFAULT_OPTIONS, **_only_options(arguments)})
+        self.assertEqual([type(found[n]) for n in ("num_layers", "lnc", "eps")], [int, int, float])
+
+    def test_vanishing_eps(self) -> None:
+        for eps in (0.0, 1e-45, 1e-39):
+            with self.assertRaisesRegex(ValueError, "eps: expected at least 1.18e-38"):
+                jax_tkg.transformer_tkg(**{**good(), "eps": eps})
 
     @parameterized.named_parameters(*_named(VALUES))
     def test_value(self, change: Change, parts: list[str]) -> None:

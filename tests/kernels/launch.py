@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any
 
 import jax
@@ -11,12 +10,12 @@ import numpy as np
 import jax_tkg
 from jax_tkg import simulator
 from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.call.canonical import run_checked
+from jax_tkg.call.signature import bind_arguments
 from jax_tkg.kernels.transformer import transformer_tkg as kernel
 from jax_tkg.lowering import launches
 from jax_tkg.lowering.kernel_operands import kernel_operands
 from tests import cases, parallel_cases
-
-_public = importlib.import_module("jax_tkg.api")
 
 
 def canonical(arguments: dict[str, Any], **options: Any) -> tuple[Operands, Parameters]:
@@ -27,7 +26,7 @@ def canonical(arguments: dict[str, Any], **options: Any) -> tuple[Operands, Para
         found.append((operands, parameters))
         return operands.X, operands.K_caches, operands.V_caches
 
-    _public.call_with_signature(keep, **arguments, **options)
+    run_checked(keep, bind_arguments(**arguments, **options))
     return found[0]
 
 
@@ -68,7 +67,7 @@ def run(
         lnc=cores,
         target=target_of(shape),
         # Program order of an engine's queue alone does not make a kernel safe on two cores.
-        options=simulator.Options(record=record, ordering="dependencies"),
+        options=simulator.Options(record=record, ordering="dependencies", core_barriers="error"),
     )
     outputs = []
     for hidden, *caches in result.outputs:

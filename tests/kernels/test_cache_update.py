@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jax_tkg.call.arguments import Dimensions
+from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.lowering import kernel_operands
 from tests import cases
 from tests.kernels import launch

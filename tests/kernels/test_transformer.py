@@ -1,7 +1,7 @@
 """The megakernel in the simulator against the float64 oracle.
 
 Every run also holds the simulator's rules: no memory is read that was never written, cores do not
-race, everything fits on chip.
+race, core barriers stand where AWS's compiler wants them, everything fits on chip.
 """
 
 from __future__ import annotations

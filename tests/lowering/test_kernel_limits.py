@@ -9,7 +9,7 @@ from unittest import mock
 import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
-from jax_tkg.call.arguments import Dimensions
+from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.kernels import attention_blocks, masks, transformer
 from jax_tkg.lowering import kernel_limits
 from jax_tkg.simulator.machine import capacity

@@ -8,7 +8,6 @@ import functools
 import json
 import os
 import pathlib
-import tempfile
 import unittest
 from collections.abc import Iterator
 from typing import Any
@@ -22,10 +21,8 @@ from jaxlib.mlir.dialects import stablehlo
 
 import jax_tkg
 import jax_tkg.sharding
-from jax_tkg.lowering import kernel_entry, launches, neuron
-from jax_tkg.lowering.kernel_operands import kernel_operands
+from jax_tkg.lowering import custom_call, neuron, neuron_settings
 from tests import cases, parallel_cases
-from tests.kernels import launch as kernel_launch
 
 SHAPE = cases.Shape(L=3)
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "neuron_four_ranks.mlir"
@@ -52,7 +49,7 @@ def _calls(lowered: Any) -> list[Any]:
         operation
         for operation in _operations(module.operation)
         if operation.name == "stablehlo.custom_call"
-        and neuron.CUSTOM_CALL in str(operation.attributes["call_target_name"])
+        and custom_call.TARGET in str(operation.attributes["call_target_name"])
     ]
 
 
@@ -79,8 +76,10 @@ class CallTest(parameterized.TestCase):
         aliases = _aliases(call)
         self.assertLen(aliases, expected)
         for result, operand in aliases:
-            self.assertEqual(config["klir_binary"]["output_names"][result], names[operand])
-            self.assertRegex(names[operand], "^[KV]_caches")
+            # An aliased output carries its input's name, which NKI marks.
+            name = config["klir_binary"]["output_names"][result]
+            self.assertEqual(names[operand], f"{name}.must_alias_input")
+            self.assertRegex(name, "^[KV]_caches")
             self.assertEqual(str(call.results[result].type), str(call.operands[operand].type))
         self.assertEqual(config["replica_groups"], groups)
         self.assertEqual(config["has_collectives"], groups is not None)
@@ -158,6 +157,46 @@ class CallTest(parameterized.TestCase):
         self.assertLen(counts, -(-SHAPE.L // size))
         self.assertLessEqual(max(counts), size)
 
+    @parameterized.named_parameters(
+        ("trn2", "trn2", 1, 3), ("trn3", "gen4", 2, 4), ("unsaid", "", 2, 3)
+    )
+    def test_config(self, target: str, cores: int, nc_version: int) -> None:
+        """Field by field as NKI's `NirResult.build_config` writes it."""
+        shape = cases.Shape(L=2, B=1, S=2, q=2, k=1, d=32, H=128, I=256, S_ctx=8, S_max=16)
+        environment = {neuron_settings.TARGET_VARIABLE: target}
+        with mock.patch.dict("os.environ", environment):
+            lowered = neuron.lower_for_neuron(
+                lambda a: jax_tkg.transformer_tkg(**a, **cases.options(shape), lnc=cores),
+                _arguments(shape),
+            )
+        (only,) = _calls(lowered)
+        config = _config(only)
+        binary = config.pop("klir_binary")
+        # By hand, per layer: QKV, output, MLP, and two products with eight slots and two new keys.
+        multiplications = 2 * (128 * 4 * 32 + 2 * 32 * 128 + 3 * 128 * 256 + 2 * 2 * 32 * 10)
+        self.assertEqual(
+            config,
+            {
+                "func_name": "transformer_tkg_entry",
+                "platform_target": nc_version,
+                "kernel_format": "bir",
+                "kernel_version": 1,
+                "grid": cores,
+                "has_collectives": False,
+                "mac_count": 2 * multiplications,
+                "replica_groups": None,
+                "num_layers": 2,
+            },
+        )
+        self.assertEqual(
+            set(binary),
+            {"binary", "input_names", "output_names", "version_identifier", "aliases"},
+        )
+        self.assertEqual((binary["binary"], binary["version_identifier"]), ("", ""))
+        swapped = [[operand, result] for result, operand in _aliases(only)]
+        self.assertEqual(sorted(binary["aliases"]), sorted(swapped))
+        self.assertLen(binary["aliases"], 4)
+
     def test_no_update_has_no_places(self) -> None:
         shape = dataclasses.replace(SHAPE, positions="none")
         lowered = neuron.lower_for_neuron(
@@ -171,7 +210,7 @@ class CallTest(parameterized.TestCase):
         text = jax_tkg.dry_run(
             lambda a: jax_tkg.transformer_tkg(**a, **cases.options(SHAPE)), _arguments()
         )
-        self.assertEqual(text.count(f"@{neuron.CUSTOM_CALL}("), 1)
+        self.assertEqual(text.count(f"@{custom_call.TARGET}("), 1)
 
     def test_donation(self) -> None:
         arguments = _arguments()
@@ -260,60 +299,7 @@ class ChoiceTest(parameterized.TestCase):
             arguments
         )
         text = str(traced.lower(lowering_platforms=("cpu", "neuron")).compiler_ir("stablehlo"))
-        self.assertNotIn(neuron.CUSTOM_CALL, text)
-
-
-class EntryTest(parameterized.TestCase):
-    """The generated entry runs in the simulator as the kernel itself does."""
-
-    @parameterized.product(stacked=(False, True), quantized=(False, True))
-    def test_runs(self, stacked: bool, quantized: bool) -> None:
-        kinds = (("float8_e4m3",) * 3,) * 2 if quantized else ()
-        if quantized and not stacked:
-            kinds = (kinds[0], (None, None, None))
-        shape = cases.Shape(L=2, quantized=kinds)
-        arguments = _arguments(shape)
-        operands, parameters = kernel_launch.canonical(
-            cases.stack(arguments) if stacked else arguments, **cases.options(shape)
-        )
-        seen: list[Any] = []
-
-        def simulate(tensors: dict[str, Any], launch: launches.Launch) -> Any:
-            source = kernel_entry.entry_source(tensors, launch)
-            entry = kernel_entry.load_entry(source)
-            _, values = kernel_entry.flatten(jax.tree.map(np.asarray, tensors))
-            result = kernel_launch.simulator.run(entry, [tuple(values)])
-            seen.append(source)
-            hidden, *caches = result.outputs[0]
-            half = len(caches) // 2
-            if stacked:
-                return hidden, caches[0], caches[1]
-            return hidden, tuple(caches[:half]), tuple(caches[half:])
-
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            mock.patch.dict("os.environ", {kernel_entry.DIRECTORY_VARIABLE: folder}),
-        ):
-            out = jax_tkg.TransformerTkgOutput(
-                *launches.run_launches(operands, parameters, simulate)
-            )
-            self.assertLen(list(pathlib.Path(folder).glob("*.py")), 1)
-        hidden, K, V, written = cases.expected(shape, [arguments], [arguments])
-        cases.check(out, shape, arguments, hidden, K[0], V[0], written)
-        self.assertLen(seen, 1)
-
-    def test_equal_launches_share_a_file(self) -> None:
-        operands, parameters = kernel_launch.canonical(_arguments(), **cases.options(SHAPE))
-        tensors = kernel_operands(operands)
-        launch = launches.Launch(1e-5, None, False, 0.0, 0, SHAPE.L, False)
-        del parameters
-        self.assertEqual(
-            kernel_entry.entry_source(tensors, launch), kernel_entry.entry_source(tensors, launch)
-        )
-        other = dataclasses.replace(launch, eps=1e-6)
-        self.assertNotEqual(
-            kernel_entry.entry_source(tensors, launch), kernel_entry.entry_source(tensors, other)
-        )
+        self.assertNotIn(custom_call.TARGET, text)
 
 
 if __name__ == "__main__":

@@ -113,6 +113,17 @@ class KnownDefectTest(parameterized.TestCase):
         with self.assertRaisesRegex(simulator.RaceError, "race on HBM tensor 'K_caches"):
             _run(found, size, 2)
 
+    @parameterized.parameters(1, 3)
+    def test_unsharded_attention_has_no_core_barrier_before_the_cache_update(self, B):
+        size = cases.Size(B=B, S_ctx=128)
+        found = cases.arguments(size, np.float32)
+        result = _run(found, size, 2, races="ignore", core_barriers="report")
+        messages = [f.message for f in result.findings if f.kind == "core_barrier"]
+        for cache in ("K_caches[0]", "V_caches[0]"):
+            (message,) = (m for m in messages if f"'{cache}'" in m)
+            self.assertRegex(message, "reads src of dma_copy at .*attention_tkg.py")
+            self.assertRegex(message, "writes dst of dma_copy at .*attention_block_tkg.py")
+
     def test_sharded_attention_races_if_only_dependencies_order(self):
         # The core that writes the new value into the cache does not wait for anything that the
         # other core computes from the old ones.

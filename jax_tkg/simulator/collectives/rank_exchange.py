@@ -6,8 +6,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jax_tkg.simulator import errors
+from jax_tkg.simulator.caller import caller
 from jax_tkg.simulator.isa.operands import Step
-from jax_tkg.simulator.machine.machine import caller, require_generation
+from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.tensor import NkiTensor
 

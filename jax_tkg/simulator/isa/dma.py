@@ -6,10 +6,11 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.simulator import errors
+from jax_tkg.simulator.caller import caller
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step, digest_of
 from jax_tkg.simulator.isa.operators import operator_name
-from jax_tkg.simulator.machine.machine import caller, require_generation
+from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.tensor import NkiTensor
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from jax_tkg.hardware import PARTITIONS
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
 from jax_tkg.simulator.isa.operators import operator
-from jax_tkg.simulator.machine.machine import PARTITIONS, require_generation
+from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.tensor import NkiTensor
 

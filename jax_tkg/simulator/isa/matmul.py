@@ -4,9 +4,10 @@ from typing import Any
 
 import numpy as np
 
+from jax_tkg.hardware import PARTITIONS, PSUM_BANK_BYTES
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
-from jax_tkg.simulator.machine.machine import PARTITIONS, PSUM_BANK_BYTES, require_generation
+from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.tensor import NkiTensor
 

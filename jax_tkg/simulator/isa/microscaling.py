@@ -8,9 +8,10 @@ of group i of a tile of more than 32 partitions is in row ``i // 4 * 32 + i % 4`
 import ml_dtypes
 import numpy as np
 
+from jax_tkg.hardware import PARTITIONS
 from jax_tkg.simulator.isa.matmul import write_product
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
-from jax_tkg.simulator.machine.machine import PARTITIONS, require_generation
+from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.tensor import NkiTensor
 

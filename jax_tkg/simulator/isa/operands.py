@@ -7,13 +7,14 @@ from typing import Any, NoReturn
 import numpy as np
 
 from jax_tkg.simulator import errors
+from jax_tkg.simulator.caller import caller
 from jax_tkg.simulator.isa import constants
-from jax_tkg.simulator.machine.machine import Core, caller, current_core
+from jax_tkg.simulator.machine.machine import Core, current_core
 from jax_tkg.simulator.machine.record import Access, Instruction
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.addressing import VirtualRegister
 from jax_tkg.simulator.memory.layout import Layout
-from jax_tkg.simulator.memory.memory import WRITTEN, Storage
+from jax_tkg.simulator.memory.storage import WRITTEN, Storage
 from jax_tkg.simulator.memory.tensor import NkiTensor
 
 _ALL_WRITTEN = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF}

@@ -6,12 +6,13 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.simulator import errors
+from jax_tkg.simulator.caller import caller
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
-from jax_tkg.simulator.machine.machine import caller, current_core, require_generation
+from jax_tkg.simulator.machine.machine import current_core, require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.addressing import VirtualRegister
-from jax_tkg.simulator.memory.memory import MemoryRegion
+from jax_tkg.simulator.memory.storage import MemoryRegion
 from jax_tkg.simulator.memory.tensor import NkiTensor
 
 # Bytes per partition that the GpSimd Engine's own DMA moves at most, by bytes per element.

@@ -120,8 +120,8 @@ from jax_tkg.simulator.language.reduce import (
     transpose,
     var,
 )
-from jax_tkg.simulator.memory.memory import MemoryRegion
 from jax_tkg.simulator.memory.objects import NKIObject
+from jax_tkg.simulator.memory.storage import MemoryRegion
 from jax_tkg.simulator.memory.tensor import NkiTensor
 
 # Dtypes are strings.

@@ -5,19 +5,21 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.simulator import isa
-from jax_tkg.simulator.machine.machine import (
+from jax_tkg.hardware import (
     KIB,
+    MATMUL_MOVING_COLUMNS,
+    MATMUL_STATIONARY_COLUMNS,
     PARTITIONS,
     PSUM_BANK_BYTES,
     PSUM_BANKS,
-    current_core,
-    running_core,
     target_named,
 )
-from jax_tkg.simulator.memory import dtypes, memory
-from jax_tkg.simulator.memory.memory import ON_CHIP, MemoryRegion
+from jax_tkg.simulator import errors, isa
+from jax_tkg.simulator.machine.machine import current_core, running_core
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.allocation import PSUM_MIN_ALIGN, SBUF_MIN_ALIGN
 from jax_tkg.simulator.memory.objects import NKIObject
+from jax_tkg.simulator.memory.storage import ON_CHIP, MemoryRegion
 from jax_tkg.simulator.memory.tensor import NkiTensor
 
 sbuf = MemoryRegion.sbuf
@@ -36,11 +38,11 @@ class _TileSize(NKIObject):
     psum_bank_fmax = PSUM_BANK_BYTES // _FLOAT32_BYTES
     psum_fmax = psum_bank_fmax
     psum_bank_fmax_bytes = PSUM_BANK_BYTES
-    gemm_stationary_fmax = 128
-    gemm_moving_fmax = 512
+    gemm_stationary_fmax = MATMUL_STATIONARY_COLUMNS
+    gemm_moving_fmax = MATMUL_MOVING_COLUMNS
     bn_stats_fmax = 512
-    psum_min_align = memory.PSUM_MIN_ALIGN
-    sbuf_min_align = memory.SBUF_MIN_ALIGN
+    psum_min_align = PSUM_MIN_ALIGN
+    sbuf_min_align = SBUF_MIN_ALIGN
     psum_num_banks = PSUM_BANKS
 
     @property
@@ -98,13 +100,13 @@ def ndarray(
     label = name or ""
     if region in ON_CHIP:
         sizes = tuple(shape) if len(shape) > 1 else (*shape, 1)
-        storage = memory.allocate_on_chip(core, region, sizes, info, label, address)
+        storage = core.memory.allocate_on_chip(region, sizes, info, label, address)
         return NkiTensor(sizes, info.name, storage, region, label)
     if address is not None:
-        raise memory.errors.NkiValidationError(
+        raise errors.NkiValidationError(
             f"ndarray {label!r}: address is for SBUF and PSUM, got {region.name}"
         )
-    storage = memory.allocate_hbm(core, region, tuple(shape), info, label)
+    storage = core.memory.allocate_hbm(region, tuple(shape), info, label)
     return NkiTensor(shape, info.name, storage, region, label)
 
 
@@ -199,7 +201,7 @@ def copy(x: NkiTensor, dtype: Any = None) -> NkiTensor:
 def shared_constant(constant: Any) -> NkiTensor:
     """A tensor in shared HBM with constant data, from an array or the path of a .npy file."""
     array = np.ascontiguousarray(np.load(constant) if isinstance(constant, str) else constant)
-    storage = memory.adopt_input(current_core(), shared_hbm, "constant", array)
+    storage = current_core().memory.adopt_input("constant", array)
     return NkiTensor(array.shape, dtypes.info(array.dtype).name, storage, shared_hbm, "constant")
 
 

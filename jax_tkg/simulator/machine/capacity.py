@@ -12,7 +12,7 @@ import numpy as np
 
 from jax_tkg.simulator import errors
 from jax_tkg.simulator.machine.machine import Core, Machine
-from jax_tkg.simulator.memory.memory import Lifetime
+from jax_tkg.simulator.memory.storage import Lifetime
 
 
 def check(machine: Machine) -> None:
@@ -37,7 +37,7 @@ def peak_bytes(core: Core, space: str) -> int:
 
 
 def _used(core: Core, space: str) -> list[Lifetime]:
-    return [s for s in core.lifetimes if s.space == space and s.first_use is not None]
+    return [s for s in core.memory.lifetimes if s.space == space and s.first_use is not None]
 
 
 def _peak(core: Core, space: str) -> tuple[int, int]:
@@ -45,7 +45,7 @@ def _peak(core: Core, space: str) -> tuple[int, int]:
     lifetimes = sorted(_used(core, space), key=lambda s: s.first_use or 0)
     best, when = 0, 0
     floating = 0
-    covered = np.zeros(core.partition_bytes(space), np.int32)
+    covered = np.zeros(core.memory.partition_bytes(space), np.int32)
     ends: list[tuple[int, int, Lifetime]] = []
     placed_bytes = 0
     for life in lifetimes:
@@ -73,7 +73,7 @@ def _peak(core: Core, space: str) -> tuple[int, int]:
 
 
 def _overflow(core: Core, space: str) -> str | None:
-    capacity = core.partition_bytes(space)
+    capacity = core.memory.partition_bytes(space)
     peak, when = _peak(core, space)
     if peak <= capacity:
         return None

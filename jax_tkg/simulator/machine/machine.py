@@ -1,69 +1,16 @@
-"""The simulated machine: targets, ranks, cores, and which core the current thread is."""
+"""The simulated machine: ranks, cores, and which core the current thread is."""
 
 import dataclasses
-import os
-import sys
 import threading
-import weakref
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from jax_tkg.hardware import PARTITIONS, Target
 from jax_tkg.simulator import errors
 from jax_tkg.simulator.machine.meeting import MeetingBoard
 from jax_tkg.simulator.machine.record import Instruction, Record
-
-if TYPE_CHECKING:
-    from jax_tkg.simulator.memory.memory import Lifetime, Storage
-
-PARTITIONS = 128
-KIB = 1024
-PSUM_BANKS = 8
-PSUM_BANK_BYTES = 2 * KIB
-PSUM_PARTITION_BYTES = PSUM_BANKS * PSUM_BANK_BYTES
-
-
-@dataclasses.dataclass(frozen=True)
-class Target:
-    """One generation of hardware.
-
-    Attributes:
-      name: the instance family: trn1, trn2 or trn3.
-      generation: the number in NeuronCore-v<number>.
-      sbuf_partition_bytes: SBUF capacity of one partition. AWS's architecture guides: 192 KiB on
-        NeuronCore-v2, 224 KiB on v3, 256 KiB on v4.
-    """
-
-    name: str
-    generation: int
-    sbuf_partition_bytes: int
-
-
-TARGETS = {
-    target.name: target
-    for target in (
-        Target("trn1", 2, 192 * KIB),
-        Target("trn2", 3, 224 * KIB),
-        Target("trn3", 4, 256 * KIB),
-    )
-}
-
-# The names that NKI's NEURON_PLATFORM_TARGET_OVERRIDE accepts.
-_TARGET_ALIASES = {"inf2": "trn1", "gen2": "trn1", "gen3": "trn2", "gen4": "trn3"}
-
-
-def target_named(name: str | None) -> Target:
-    """The target of a name; None means $NEURON_PLATFORM_TARGET_OVERRIDE or else trn2.
-
-    Raises:
-      ValueError: there is no such target.
-    """
-    chosen = name or os.environ.get("NEURON_PLATFORM_TARGET_OVERRIDE") or "trn2"
-    target = TARGETS.get(_TARGET_ALIASES.get(chosen, chosen))
-    if target is None:
-        known = [*TARGETS, *_TARGET_ALIASES]
-        raise ValueError(f"target {chosen!r} is unknown; expected one of {known}")
-    return target
+from jax_tkg.simulator.memory.allocation import CoreMemory, RunMemory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +22,10 @@ class Options:
       uninitialized: what a read of never-written bytes does: "error", "report" (a finding in the
         result, the run goes on) or "ignore" (the bytes are not tracked at all).
       races: what unordered conflicting accesses of two cores do: "error", "report" or "ignore".
+      core_barriers: what conflicting accesses of two cores do that no core barrier separates, as
+        under `enable_core_barrier_checker()` of a kernel: "error", "report" or "ignore".
       ordering: what orders the two cores of a rank at a meeting: "program", all that stands before
-        it, or "dependencies", only what it depends on, for the compiler may start the rest later.
+        it, or "dependencies", only what it depends on: the compiler may start the rest later.
       capacity: what tensors that do not fit in SBUF or PSUM do: "error", "report" or "ignore".
 
     A read of a tensor whose bytes another one at an overlapping address has overwritten counts as
@@ -88,9 +37,10 @@ class Options:
     races: str = "error"
     capacity: str = "error"
     ordering: str = "program"
+    core_barriers: str = "ignore"
 
     def __post_init__(self) -> None:
-        for field in ("uninitialized", "races", "capacity"):
+        for field in ("uninitialized", "races", "capacity", "core_barriers"):
             value = getattr(self, field)
             if value not in ("error", "report", "ignore"):
                 raise ValueError(f"{field}={value!r}: expected 'error', 'report' or 'ignore'")
@@ -103,8 +53,8 @@ class Finding:
     """Something wrong that a run was asked to report, and not to stop at.
 
     Attributes:
-      kind: "uninitialized", "race", "capacity", or "overflow" (finite values became infinity or
-        NaN in a float8 format, which is never an error).
+      kind: "uninitialized", "race", "core_barrier", "capacity", or "overflow" (finite values became
+        infinity or NaN in a float8 format, which is never an error).
       message: what, where.
     """
 
@@ -122,12 +72,7 @@ class Core:
         self.instructions: list[Instruction] = []
         self.instruction_count = 0
         self.epoch = 0
-        self.lifetimes: list[Lifetime] = []
-        self.placed: dict[str, weakref.WeakSet[Storage]] = {
-            "sbuf": weakref.WeakSet(),
-            "psum": weakref.WeakSet(),
-        }
-        self._memories: dict[str, np.ndarray] = {}
+        self.memory = CoreMemory(machine.memory, machine.target, rank, index)
         self._occurrences: dict[Any, int] = {}
         self.scalar_accumulators = np.zeros(PARTITIONS, np.float32)
         self.vector_accumulators = np.zeros(PARTITIONS, np.float32)
@@ -137,20 +82,6 @@ class Core:
     def target(self) -> Target:
         """The hardware generation."""
         return self.machine.target
-
-    def memory(self, space: str) -> np.ndarray:
-        """The bytes of this core's SBUF or PSUM, [128 * bytes per partition], made on first use."""
-        array = self._memories.get(space)
-        if array is None:
-            array = np.full(PARTITIONS * self.partition_bytes(space), 0xFF, np.uint8)
-            self._memories[space] = array
-        return array
-
-    def partition_bytes(self, space: str) -> int:
-        """Capacity of one partition of SBUF or PSUM."""
-        if space == "psum":
-            return PSUM_PARTITION_BYTES
-        return self.target.sbuf_partition_bytes
 
     def occurrence(self, key: Any) -> int:
         """How often this core asked with this key before: 0, 1, 2, ..."""
@@ -178,25 +109,19 @@ class Machine:
         # A grid of one core has no dimension, as AWS's kernels expect of LNC=1.
         self.grid_ndim = int(lnc > 1) if grid is None else int(grid)
         self.options = options
-        # The race detector works on the record, also when the caller does not want to keep it.
-        self.keeps_record = options.record or (options.races != "ignore" and lnc > 1)
+        # What is checked between cores is found in the record, also if the caller wants none.
+        checks = (options.races, options.core_barriers)
+        self.keeps_record = options.record or (lnc > 1 and checks != ("ignore", "ignore"))
+        self.memory = RunMemory(lnc, options.uninitialized != "ignore")
         self.cores = {(r, c): Core(self, r, c) for r in range(ranks) for c in range(lnc)}
         self.board = MeetingBoard(list(self.cores))
-        self.shared: dict[Any, Any] = {}
-        self.lock = threading.RLock()
+        self._lock = threading.Lock()
         self.findings: list[Finding] = []
-        self._storage_count = 0
-
-    def next_storage(self) -> int:
-        """A fresh number for an allocation."""
-        with self.lock:
-            self._storage_count += 1
-            return self._storage_count
 
     def report(self, kind: str, message: str) -> None:
         """Keeps a finding, once."""
         finding = Finding(kind, message)
-        with self.lock:
+        with self._lock:
             if finding not in self.findings:
                 self.findings.append(finding)
 
@@ -233,20 +158,6 @@ def running_core() -> Core | None:
 def set_current_core(core: Core | None) -> None:
     """Makes this thread execute the program of `core` (None: of no core)."""
     _current.core = core
-
-
-_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
-
-
-def caller() -> tuple[str, int]:
-    """File and line of the innermost frame outside the simulator: the kernel's statement."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        filename = frame.f_code.co_filename
-        if not filename.startswith(_PACKAGE):
-            return filename, frame.f_lineno
-        frame = frame.f_back  # type: ignore[assignment]
-    return "<unknown>", 0
 
 
 def require_generation(core: Core, generation: int, what: str) -> None:

@@ -1,4 +1,4 @@
-"""`NkiTensor`: a strided view of an allocation."""
+"""`NkiTensor`: what a kernel holds of a tensor, with NKI's methods that make other views of it."""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -9,85 +9,25 @@ from jax_tkg.simulator import errors
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.addressing import DynamicSlice, Indirection, VirtualRegister
 from jax_tkg.simulator.memory.layout import (
-    Layout,
     Shape,
+    element_count,
     merge_contiguous,
-    place_in_hbm,
-    place_on_chip,
     reshaped_strides,
     trivial_strides,
 )
-from jax_tkg.simulator.memory.memory import ON_CHIP, MemoryRegion, Storage, element_count
-from jax_tkg.simulator.memory.objects import NKIObject
+from jax_tkg.simulator.memory.view import View
 
 
-class NkiTensor(NKIObject):
-    """NKI tensor with shape-based view operations; see the NKI documentation of each.
+class NkiTensor(View):
+    """NKI tensor with shape-based view operations; see the NKI documentation of each."""
 
-    Attributes:
-      shape: sizes; dimension 0 is the partition on chip.
-      strides: elements between neighbours per dimension.
-      offset: elements from the start of the storage to the first one.
-      dtype: NKI dtype string.
-      storage: the allocation.
-      buffer: the memory region.
-      name: debug name.
-    """
-
-    __slots__ = (
-        "_layout",
-        "buffer",
-        "dtype",
-        "indirection",
-        "name",
-        "offset",
-        "shape",
-        "storage",
-        "strides",
-    )
-
-    def __init__(
-        self,
-        shape: Sequence[int],
-        dtype: Any,
-        storage: Storage | None,
-        buffer: MemoryRegion = MemoryRegion.sbuf,
-        name: str = "",
-    ):
-        self.shape = tuple(int(size) for size in shape)
-        self.strides = trivial_strides(self.shape)
-        self.offset = 0
-        self.dtype = dtypes.info(dtype).name
-        self.storage = storage
-        self.buffer = buffer
-        self.name = name
-        self.indirection: Indirection | None = None
-        self._layout: Layout | None = None
-
-    @property
-    def ndim(self) -> int:
-        """Number of dimensions."""
-        return len(self.shape)
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return element_count(self.shape)
-
-    @property
-    def on_chip(self) -> bool:
-        """Whether the tensor is in SBUF or PSUM."""
-        return self.buffer in ON_CHIP
+    __slots__ = ()
 
     def __bool__(self) -> bool:
         return True
 
     def __len__(self) -> int:
         return self.shape[0]
-
-    def __repr__(self) -> str:
-        name = f" {self.name!r}" if self.name else ""
-        return f"<{self.buffer.name} tensor{name} {list(self.shape)} {self.dtype}>"
 
     def _view(
         self,
@@ -125,28 +65,6 @@ class NkiTensor(NKIObject):
         actual = dim + self.ndim if dim < 0 else dim
         self._require(0 <= actual < self.ndim, method, f"dim must be in 0..{self.ndim - 1}", dim)
         return actual
-
-    # Queries
-
-    def is_contiguous(self) -> bool:
-        """Whether the view covers its storage densely; on chip, within each partition."""
-        expected = 1
-        first = 1 if self.on_chip else 0
-        for size, stride in zip(
-            reversed(self.shape[first:]), reversed(self.strides[first:]), strict=True
-        ):
-            if size != 1 and stride != expected:
-                return False
-            expected *= size
-        return True
-
-    def get_pattern(self) -> list[list[int]]:
-        """The access pattern, ``[[stride, count], ...]``."""
-        return [[s, n] for s, n in zip(self.strides, self.shape, strict=True)]
-
-    def is_indirect(self) -> bool:
-        """Whether an address of the view is known only at run time."""
-        return self.indirection is not None
 
     # Indexing
 
@@ -552,31 +470,3 @@ class NkiTensor(NKIObject):
         raise errors.NotSimulatedError(
             "NkiTensor.indirect (tensor indirection of NeuronCore-v4) is not simulated"
         )
-
-    # Where the view lies
-
-    def layout(self) -> Layout:
-        """The place of the view in its allocation.
-
-        Raises:
-          NkiValidationError: the pattern leaves the tensor, or steps over partitions.
-        """
-        if self._layout is None:
-            self._layout = place_on_chip(self) if self.on_chip else place_in_hbm(self)
-        return self._layout
-
-    @property
-    def partition_start(self) -> int:
-        """First physical partition of an on-chip view (for an unplaced tensor, from its own 0)."""
-        assert self.storage is not None
-        return self.storage.partition_start + self.layout().partition
-
-    def numpy(self) -> np.ndarray:
-        """A copy of the elements as a NumPy array, for looking at them; checks nothing."""
-        assert self.storage is not None
-        if self.indirection is not None:
-            raise ValueError(f"{self!r} has a run-time address; copy it with dma_copy first")
-        place = self.layout()
-        return self.storage.view(
-            dtypes.info(self.dtype).storage, self.shape, place.partition, place.start, place.strides
-        ).copy()

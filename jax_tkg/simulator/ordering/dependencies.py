@@ -7,6 +7,8 @@ a meeting (`core_barrier`, `sendrecv`, a collective on HBM). A barrier takes par
 waits for the earlier accesses to it and holds back the later ones.
 """
 
+from collections.abc import Callable
+
 from jax_tkg.simulator.machine.machine import Machine
 from jax_tkg.simulator.machine.record import Instruction
 from jax_tkg.simulator.ordering.hazards import UNORDERED, Hazards
@@ -14,18 +16,48 @@ from jax_tkg.simulator.ordering.hazards import UNORDERED, Hazards
 Node = tuple[int, int]
 
 
-class DependencyGraph:
-    """The order that the hardware keeps between the instructions of one rank's cores."""
+def is_meeting(instruction: Instruction) -> bool:
+    """Whether an instruction waits for the other core of its rank."""
+    return "meeting" in instruction.attributes
 
-    def __init__(self, machine: Machine, rank: int):
+
+class DependencyGraph:
+    """The order that the hardware keeps between the instructions of one rank's cores.
+
+    It is found when it is first asked for, because few programs need it.
+    """
+
+    def __init__(self, machine: Machine, rank: int, meets: Callable[[Instruction], bool]):
+        """Args:
+        machine: after a run.
+        rank: whose cores.
+        meets: which instructions count as meetings: the n-th of one core meets the other's n-th.
+        """
+        self._machine = machine
+        self._rank = rank
+        self._meets = meets
+        self._is_built = False
         self._after: dict[Node, list[Node]] = {}
         self._before: dict[Node, list[Node]] = {}
-        meetings = []
-        for core in range(machine.lnc):
-            stream = machine.cores[(rank, core)].instructions
-            self._add_core(core, stream)
-            meetings.append([i.index for i in stream if "meeting" in i.attributes])
         self._partner: dict[Node, Node] = {}
+        self._reached: dict[tuple[Node, bool], set[Node]] = {}
+
+    def leads(self, start: Instruction, end: Instruction, forward: bool) -> bool:
+        """Whether `end` runs after (or, if not `forward`, before) `start` on the other core."""
+        if not self._is_built:
+            self._build()
+        key = ((start.core, start.index), forward)
+        if key not in self._reached:
+            self._reached[key] = self._reachable(*key)
+        return (end.core, end.index) in self._reached[key]
+
+    def _build(self) -> None:
+        self._is_built = True
+        meetings = []
+        for core in range(self._machine.lnc):
+            stream = self._machine.cores[(self._rank, core)].instructions
+            self._add_core(core, stream)
+            meetings.append([i.index for i in stream if self._meets(i)])
         for first, second in zip(*meetings, strict=False):
             self._partner[(0, first)] = (1, second)
             self._partner[(1, second)] = (0, first)
@@ -39,7 +71,7 @@ class DependencyGraph:
                 self._after.setdefault((core, index), []).append(node)
                 self._before.setdefault(node, []).append((core, index))
 
-    def reachable(self, start: Node, forward: bool) -> set[Node]:
+    def _reachable(self, start: Node, forward: bool) -> set[Node]:
         """All instructions that run after (or before) `start`, on both cores.
 
         What precedes a meeting on one core precedes what follows it on the other.

@@ -13,14 +13,12 @@ own write. Whichever write comes last, the bytes are the same, so such twin writ
 """
 
 import collections
-import dataclasses
-
-import numpy as np
 
 from jax_tkg.simulator import errors
 from jax_tkg.simulator.machine.machine import Machine
-from jax_tkg.simulator.machine.record import Access, Instruction
-from jax_tkg.simulator.ordering.dependencies import DependencyGraph
+from jax_tkg.simulator.machine.record import Instruction
+from jax_tkg.simulator.ordering.dependencies import DependencyGraph, is_meeting
+from jax_tkg.simulator.ordering.shared_hbm import Use, overlap, shared_uses
 
 
 def check(machine: Machine) -> None:
@@ -36,43 +34,20 @@ def check(machine: Machine) -> None:
             machine.report("race", message)
 
 
-@dataclasses.dataclass(slots=True)
-class _Use:
-    """One access to a shared tensor.
-
-    Attributes:
-      meetings: how many meetings about this tensor its core had passed; half a meeting more for an
-        access of a meeting itself.
-      fingerprint: equal for writes of equal values to the same place between the same meetings.
-    """
-
-    core: int
-    instruction: Instruction
-    access: Access
-    meetings: float
-    fingerprint: tuple
-
-
 def _races_of(machine: Machine, rank: int) -> list[str]:
-    graph: DependencyGraph | None = None
-    reached: dict[tuple[int, int, bool], set[tuple[int, int]]] = {}
+    graph = DependencyGraph(machine, rank, is_meeting)
 
-    def is_ordered(write: _Use, peer: _Use) -> bool:
+    def is_ordered(write: Use, peer: Use) -> bool:
         """Whether a meeting, or a chain of dependencies, leads from one to the other."""
-        nonlocal graph
         if write.instruction.epoch == peer.instruction.epoch:
             return False
         if machine.options.ordering == "program" or write.meetings != peer.meetings:
             return True
         forward = write.instruction.epoch < peer.instruction.epoch
-        graph = graph or DependencyGraph(machine, rank)
-        key = (write.core, write.instruction.index, forward)
-        if key not in reached:
-            reached[key] = graph.reachable(key[:2], forward)
-        return (peer.core, peer.instruction.index) in reached[key]
+        return graph.leads(write.instruction, peer.instruction, forward)
 
     messages: list[str] = []
-    for uses in _shared_uses(machine, rank).values():
+    for uses in shared_uses(machine, rank, _met).values():
         twins = _twins(uses)
         first, second = ([u for u in uses if u.core == core] for core in (0, 1))
         for one in first:
@@ -84,35 +59,11 @@ def _races_of(machine: Machine, rank: int) -> list[str]:
     return list(collections.OrderedDict.fromkeys(messages))
 
 
-def _shared_uses(machine: Machine, rank: int) -> dict[int, list[_Use]]:
-    """The accesses to every shared tensor that is written, in program order of each core."""
-    uses: dict[int, list[_Use]] = {}
-    written: set[int] = set()
-    for core in range(machine.lnc):
-        passed: dict[int, int] = {}
-        for instruction in machine.cores[(rank, core)].instructions:
-            meeting = instruction.attributes.get("meeting", ())
-            for access in instruction.accesses:
-                if access.space != "hbm" or access.core is not None:
-                    continue
-                count = passed.get(access.storage, 0) + 0.5 * (access.storage in meeting)
-                mark = _fingerprint(instruction, access)
-                use = _Use(core, instruction, access, count, mark)
-                uses.setdefault(access.storage, []).append(use)
-                if access.is_write:
-                    written.add(access.storage)
-            for storage in set(meeting):
-                passed[storage] = passed.get(storage, 0) + 1
-    return {storage: found for storage, found in uses.items() if storage in written}
+def _met(instruction: Instruction) -> tuple[int, ...]:
+    return instruction.attributes.get("meeting", ())
 
 
-def _fingerprint(instruction: Instruction, access: Access) -> tuple:
-    rows = None if access.rows is None else access.rows.tobytes()
-    where = (access.offset, access.shape, access.strides, access.itemsize, rows)
-    return (instruction.epoch, where, access.digest)
-
-
-def _twins(uses: list[_Use]) -> dict[tuple[int, tuple], int]:
+def _twins(uses: list[Use]) -> dict[tuple[int, tuple], int]:
     """For writes of one core: the index of the other core's first write of the same values to the
     same place, by the other core and the fingerprint."""
     twins: dict[tuple[int, tuple], int] = {}
@@ -122,7 +73,7 @@ def _twins(uses: list[_Use]) -> dict[tuple[int, tuple], int]:
     return twins
 
 
-def _is_conflict(one: _Use, other: _Use, twins: dict[tuple[int, tuple], int]) -> bool:
+def _is_conflict(one: Use, other: Use, twins: dict[tuple[int, tuple], int]) -> bool:
     """Whether two accesses of different cores must be ordered."""
     if not (one.access.is_write or other.access.is_write):
         return False
@@ -131,10 +82,10 @@ def _is_conflict(one: _Use, other: _Use, twins: dict[tuple[int, tuple], int]) ->
         for write, peer in ((one, other), (other, one))
         if write.access.is_write
     )
-    return not harmless and _overlap(one.access, other.access)
+    return not harmless and overlap(one.access, other.access)
 
 
-def _is_benign(write: _Use, peer: _Use, twins: dict[tuple[int, tuple], int]) -> bool:
+def _is_benign(write: Use, peer: Use, twins: dict[tuple[int, tuple], int]) -> bool:
     """Whether a write cannot change what the other core's access sees or leaves: that core has
     written the same itself, before."""
     own = twins.get((peer.core, write.fingerprint))
@@ -145,52 +96,6 @@ def _is_benign(write: _Use, peer: _Use, twins: dict[tuple[int, tuple], int]) -> 
     return own < peer.instruction.index
 
 
-def _describe(one: _Use, other: _Use) -> str:
-    sides = [
-        f"core {use.core} {'writes' if use.access.is_write else 'reads'} {use.access.operand} of "
-        f"{use.instruction.opcode} at {use.instruction.where}"
-        for use in (one, other)
-    ]
+def _describe(one: Use, other: Use) -> str:
     tensor = one.access.name
-    return f"race on HBM tensor {tensor!r}: {sides[0]}, {sides[1]}, and nothing orders the two"
-
-
-def _overlap(one: Access, other: Access) -> bool:
-    """Whether two accesses to one allocation touch a common byte."""
-    low, high = _extent(one)
-    other_low, other_high = _extent(other)
-    start, end = max(low, other_low), min(high, other_high)
-    if start >= end:
-        return False
-    if _is_dense(one) and _is_dense(other):
-        return True
-    return bool((_touched(one, start, end) & _touched(other, start, end)).any())
-
-
-def _extent(access: Access) -> tuple[int, int]:
-    if access.rows is None:
-        return access.byte_start, access.byte_end
-    if not len(access.rows):
-        return 0, 0
-    row = access.byte_end - access.byte_start - (access.shape[0] - 1) * access.strides[0]
-    start = access.byte_start
-    return start + int(min(access.rows)), start + int(max(access.rows)) + row
-
-
-def _is_dense(access: Access) -> bool:
-    return access.rows is None and access.nbytes == access.byte_end - access.byte_start
-
-
-def _touched(access: Access, start: int, end: int) -> np.ndarray:
-    """Which of the bytes start..end of the allocation an access touches."""
-    low, high = _extent(access)
-    bytes_touched = np.zeros(high - low, bool)
-    shape = (*access.shape, access.itemsize)
-    strides = (*access.strides, 1)
-    if access.rows is None:
-        np.ndarray(shape, bool, bytes_touched, 0, strides)[...] = True
-    else:
-        first = int(min(access.rows))
-        for row in access.rows:
-            np.ndarray(shape[1:], bool, bytes_touched, int(row) - first, strides[1:])[...] = True
-    return bytes_touched[start - low : end - low]
+    return f"race on HBM tensor {tensor!r}: {one}, {other}, and nothing orders the two"

@@ -11,12 +11,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import enum
-import importlib
 import inspect
 import sys
 import textwrap
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jax_tkg.simulator.source_check.language_rules import RULES, Rule
@@ -383,25 +382,3 @@ _CHECKS: dict[str, Callable[[Any, _Source], Iterator[tuple[str, str]]]] = {
     "ImportFrom": _check_import,
     "Call": _check_call,
 }
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Checks the kernels named "module:function"; 1 where something was found."""
-    if not arguments or any(":" not in argument for argument in arguments):
-        print("usage: python -m jax_tkg.simulator.check_language MODULE:KERNEL ...")
-        return 2
-    from jax_tkg.simulator.install import install
-
-    install()
-    found = 0
-    for argument in arguments:
-        module, name = argument.split(":", 1)
-        for finding in check_language(getattr(importlib.import_module(module), name)):
-            print(finding)
-            found += 1
-    print(f"{found} findings")
-    return 1 if found else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -77,7 +77,7 @@ module @jit__lambda attributes {mhlo.num_partitions = 4 : i32, mhlo.num_replicas
       %c_14 = stablehlo.constant dense<4294967295> : tensor<ui32>
       %58 = func.call @_where_0(%38, %52, %c_14) : (tensor<1x1xi1>, tensor<1x1x1xui32>, tensor<ui32>) -> tensor<1x1x1xui32>
       %59 = stablehlo.reshape %58 : (tensor<1x1x1xui32>) -> tensor<1x1xui32>
-      %60:5 = stablehlo.custom_call @AwsNeuronCustomNativeKernel(%arg43, %arg39, %arg40, %arg37, %arg38, %arg35, %arg36, %arg41, %arg42, %arg29, %arg30, %arg33, %arg34, %arg31, %arg32, %arg23, %arg24, %arg27, %arg28, %arg25, %arg26, %6, %23, %57, %59) {api_version = 2 : i32, backend_config = "eyJmdW5jX25hbWUiOiAidHJhbnNmb3JtZXJfdGtnX2VudHJ5IiwgImdyaWQiOiBbMl0sICJoYXNfY29sbGVjdGl2ZXMiOiB0cnVlLCAia2VybmVsX3ZlcnNpb24iOiAxLCAia2xpcl9iaW5hcnkiOiB7ImJpbmFyeSI6ICIiLCAiaW5wdXRfbmFtZXMiOiBbIlgiLCAiV19xa3ZzXzAiLCAiV19xa3ZzXzEiLCAiV19vdXRzXzAiLCAiV19vdXRzXzEiLCAiV19nYXRlc18wIiwgIldfZ2F0ZXNfMSIsICJXX3Vwc18wIiwgIldfdXBzXzEiLCAiV19kb3duc18wIiwgIldfZG93bnNfMSIsICJXX2dhbW1hX3FrdnNfMCIsICJXX2dhbW1hX3FrdnNfMSIsICJXX2dhbW1hX21scHNfMCIsICJXX2dhbW1hX21scHNfMSIsICJLX2NhY2hlc18wIiwgIktfY2FjaGVzXzEiLCAiVl9jYWNoZXNfMCIsICJWX2NhY2hlc18xIiwgIlJvUEVfY29zIiwgIlJvUEVfc2luIiwgInByaW9yX21hc2siLCAiYWN0aXZlX21hc2siLCAid2luZG93X3BsYWNlcyIsICJ2YWx1ZV9wbGFjZXMiXSwgIm91dHB1dF9uYW1lcyI6IFsiaGlkZGVuIiwgIktfY2FjaGVzXzAiLCAiS19jYWNoZXNfMSIsICJWX2NhY2hlc18wIiwgIlZfY2FjaGVzXzEiXX0sICJudW1fbGF5ZXJzIjogMiwgInJlcGxpY2FfZ3JvdXBzIjogW1swLCAxLCAyLCAzXV19", operand_layouts = [dense<[2, 1, 0]> : tensor<3xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[2, 1, 0]> : tensor<3xindex>, dense<[2, 1, 0]> : tensor<3xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>], output_operand_aliases = [#stablehlo.output_operand_alias<output_tuple_indices = [1], operand_index = 15, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [2], operand_index = 16, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [3], operand_index = 17, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [4], operand_index = 18, operand_tuple_indices = []>], result_layouts = [dense<[2, 1, 0]> : tensor<3xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>]} : (tensor<1x1x128xf32>, tensor<128x192xf32>, tensor<128x192xf32>, tensor<64x128xf32>, tensor<64x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x1x64x8xf32>, tensor<1x1x64x8xf32>, tensor<1x1x8x64xf32>, tensor<1x1x8x64xf32>, tensor<32x1x1xf32>, tensor<32x1x1xf32>, tensor<7x1xui8>, tensor<1x1xui8>, tensor<1x1xui32>, tensor<1x1xui32>) -> (tensor<1x1x128xf32>, tensor<1x1x64x8xf32>, tensor<1x1x64x8xf32>, tensor<1x1x8x64xf32>, tensor<1x1x8x64xf32>)
+      %60:5 = stablehlo.custom_call @AwsNeuronCustomNativeKernel(%arg43, %arg39, %arg40, %arg37, %arg38, %arg35, %arg36, %arg41, %arg42, %arg29, %arg30, %arg33, %arg34, %arg31, %arg32, %arg23, %arg24, %arg27, %arg28, %arg25, %arg26, %6, %23, %57, %59) {api_version = 2 : i32, backend_config = "eyJmdW5jX25hbWUiOiAidHJhbnNmb3JtZXJfdGtnX2VudHJ5IiwgInBsYXRmb3JtX3RhcmdldCI6IDMsICJrZXJuZWxfZm9ybWF0IjogImJpciIsICJrZXJuZWxfdmVyc2lvbiI6IDEsICJrbGlyX2JpbmFyeSI6IHsiYmluYXJ5IjogIiIsICJpbnB1dF9uYW1lcyI6IFsiWCIsICJXX3FrdnNfMCIsICJXX3FrdnNfMSIsICJXX291dHNfMCIsICJXX291dHNfMSIsICJXX2dhdGVzXzAiLCAiV19nYXRlc18xIiwgIldfdXBzXzAiLCAiV191cHNfMSIsICJXX2Rvd25zXzAiLCAiV19kb3duc18xIiwgIldfZ2FtbWFfcWt2c18wIiwgIldfZ2FtbWFfcWt2c18xIiwgIldfZ2FtbWFfbWxwc18wIiwgIldfZ2FtbWFfbWxwc18xIiwgIktfY2FjaGVzXzAubXVzdF9hbGlhc19pbnB1dCIsICJLX2NhY2hlc18xLm11c3RfYWxpYXNfaW5wdXQiLCAiVl9jYWNoZXNfMC5tdXN0X2FsaWFzX2lucHV0IiwgIlZfY2FjaGVzXzEubXVzdF9hbGlhc19pbnB1dCIsICJSb1BFX2NvcyIsICJSb1BFX3NpbiIsICJwcmlvcl9tYXNrIiwgImFjdGl2ZV9tYXNrIiwgIndpbmRvd19wbGFjZXMiLCAidmFsdWVfcGxhY2VzIl0sICJvdXRwdXRfbmFtZXMiOiBbImhpZGRlbiIsICJLX2NhY2hlc18wIiwgIktfY2FjaGVzXzEiLCAiVl9jYWNoZXNfMCIsICJWX2NhY2hlc18xIl0sICJ2ZXJzaW9uX2lkZW50aWZpZXIiOiAiIiwgImFsaWFzZXMiOiBbWzE1LCAxXSwgWzE2LCAyXSwgWzE3LCAzXSwgWzE4LCA0XV19LCAiZ3JpZCI6IDIsICJoYXNfY29sbGVjdGl2ZXMiOiB0cnVlLCAibWFjX2NvdW50IjogMTY1ODg4LCAicmVwbGljYV9ncm91cHMiOiBbWzAsIDEsIDIsIDNdXSwgIm51bV9sYXllcnMiOiAyfQ==", operand_layouts = [dense<[2, 1, 0]> : tensor<3xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[2, 1, 0]> : tensor<3xindex>, dense<[2, 1, 0]> : tensor<3xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>], output_operand_aliases = [#stablehlo.output_operand_alias<output_tuple_indices = [1], operand_index = 15, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [2], operand_index = 16, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [3], operand_index = 17, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [4], operand_index = 18, operand_tuple_indices = []>], result_layouts = [dense<[2, 1, 0]> : tensor<3xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>]} : (tensor<1x1x128xf32>, tensor<128x192xf32>, tensor<128x192xf32>, tensor<64x128xf32>, tensor<64x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x1x64x8xf32>, tensor<1x1x64x8xf32>, tensor<1x1x8x64xf32>, tensor<1x1x8x64xf32>, tensor<32x1x1xf32>, tensor<32x1x1xf32>, tensor<7x1xui8>, tensor<1x1xui8>, tensor<1x1xui32>, tensor<1x1xui32>) -> (tensor<1x1x128xf32>, tensor<1x1x64x8xf32>, tensor<1x1x64x8xf32>, tensor<1x1x8x64xf32>, tensor<1x1x8x64xf32>)
       sdy.return %60#0, %60#1, %60#2, %60#3, %60#4 : tensor<1x1x128xf32>, tensor<1x1x64x8xf32>, tensor<1x1x64x8xf32>, tensor<1x1x8x64xf32>, tensor<1x1x8x64xf32>
     } : (tensor<1x4x64x8xf32>, tensor<1x4x64x8xf32>, tensor<32x1x1xf32>, tensor<32x1x1xf32>, tensor<1x4x8x64xf32>, tensor<1x4x8x64xf32>, tensor<512x128xf32>, tensor<512x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<128x512xf32>, tensor<128x512xf32>, tensor<256x128xf32>, tensor<256x128xf32>, tensor<128x768xf32>, tensor<128x768xf32>, tensor<128x512xf32>, tensor<128x512xf32>, tensor<1x1x128xf32>, tensor<8x1x4x1xi1>, tensor<1x1xi32>) -> (tensor<1x1x128xf32>, tensor<1x4x64x8xf32>, tensor<1x4x64x8xf32>, tensor<1x4x8x64xf32>, tensor<1x4x8x64xf32>)
     return %0#0, %0#1, %0#2, %0#3, %0#4 : tensor<1x1x128xf32>, tensor<1x4x64x8xf32>, tensor<1x4x64x8xf32>, tensor<1x4x8x64xf32>, tensor<1x4x8x64xf32>
@@ -111,12 +111,29 @@ module @jit__lambda attributes {mhlo.num_partitions = 4 : i32, mhlo.num_replicas
 // backend_config:
 // {
 //   "func_name": "transformer_tkg_entry",
-//   "grid": [
-//     2
-//   ],
+//   "grid": 2,
 //   "has_collectives": true,
+//   "kernel_format": "bir",
 //   "kernel_version": 1,
 //   "klir_binary": {
+//     "aliases": [
+//       [
+//         15,
+//         1
+//       ],
+//       [
+//         16,
+//         2
+//       ],
+//       [
+//         17,
+//         3
+//       ],
+//       [
+//         18,
+//         4
+//       ]
+//     ],
 //     "binary": "",
 //     "input_names": [
 //       "X",
@@ -134,10 +151,10 @@ module @jit__lambda attributes {mhlo.num_partitions = 4 : i32, mhlo.num_replicas
 //       "W_gamma_qkvs_1",
 //       "W_gamma_mlps_0",
 //       "W_gamma_mlps_1",
-//       "K_caches_0",
-//       "K_caches_1",
-//       "V_caches_0",
-//       "V_caches_1",
+//       "K_caches_0.must_alias_input",
+//       "K_caches_1.must_alias_input",
+//       "V_caches_0.must_alias_input",
+//       "V_caches_1.must_alias_input",
 //       "RoPE_cos",
 //       "RoPE_sin",
 //       "prior_mask",
@@ -151,9 +168,12 @@ module @jit__lambda attributes {mhlo.num_partitions = 4 : i32, mhlo.num_replicas
 //       "K_caches_1",
 //       "V_caches_0",
 //       "V_caches_1"
-//     ]
+//     ],
+//     "version_identifier": ""
 //   },
+//   "mac_count": 165888,
 //   "num_layers": 2,
+//   "platform_target": 3,
 //   "replica_groups": [
 //     [
 //       0,

@@ -1,24 +1,18 @@
-"""Allocations in SBUF, PSUM and HBM: their bytes, and which of them have been written.
+"""One allocation in SBUF, PSUM or HBM: its bytes, and which of them have been written.
 
 Every allocation keeps a shadow of its bytes (0xFF written, 0x00 not), laid out like the data, so
 that a view of the data is also a view of the shadow. Tensors placed at explicit addresses share
-the bytes of the core's memory; writing one clears the shadow of those that overlap it, so reading
-an overwritten tensor is found just like reading one that was never written. Tensors without an
-address each have bytes of their own, since the compiler is free to place them; whether they fit is
-checked by `capacity`.
+the bytes of the core's memory. A write to one of them clears the shadow of the others that it
+overlaps, so the simulator finds a read of an overwritten tensor in the same way as a read of a
+tensor that was never written. A tensor without an address has bytes of its own, because the
+compiler is free to place it; `machine.capacity` checks that all of them fit.
 """
 
 import enum
-import math
 import threading
 import weakref
-from typing import Any
 
 import numpy as np
-
-from jax_tkg.simulator import errors
-from jax_tkg.simulator.machine.machine import PARTITIONS, Core, caller
-from jax_tkg.simulator.memory import dtypes
 
 
 class MemoryRegion(enum.Enum):
@@ -32,11 +26,11 @@ class MemoryRegion(enum.Enum):
 
 ON_CHIP = (MemoryRegion.sbuf, MemoryRegion.psum)
 
-# nl.tile_size.psum_min_align: PSUM is accessed in words of 4 bytes.
-PSUM_MIN_ALIGN = 4
-SBUF_MIN_ALIGN = 1
-
 WRITTEN = 0xFF
+"""Of a byte of a shadow: written."""
+
+POISON = 0xFF
+"""Every byte of fresh memory: NaN in every floating dtype."""
 
 _copying = threading.Lock()
 
@@ -82,6 +76,7 @@ class Storage:
       bytes: the flat byte array that holds the data.
       pitch: bytes from one partition to the next in `bytes`.
       base: position of the first byte in `bytes`.
+      track: whether the run wants to know which bytes are written.
       shadow: which bytes are written, [partitions * row_bytes], or None if all are.
       matmul_shadow: for PSUM, which bytes were last written by a matmul.
       lifetime: for on-chip tensors, when it is used.
@@ -115,20 +110,23 @@ class Storage:
 
     def __init__(
         self,
-        core: Core,
+        number: int,
+        rank: int,
+        core: int | None,
         buffer: MemoryRegion,
         name: str,
         partitions: int,
         row_bytes: int,
         where: tuple[str, int],
+        track: bool,
     ):
-        self.number = core.machine.next_storage()
+        self.number = number
         self.buffer = buffer
         self.space = buffer.value if buffer in ON_CHIP else "hbm"
         self.name = name
         self.where = where
-        self.rank = core.rank
-        self.core = None if buffer is MemoryRegion.shared_hbm else core.index
+        self.rank = rank
+        self.core = core
         self.partitions = partitions
         self.partition_start = 0
         self.row_bytes = row_bytes
@@ -136,7 +134,7 @@ class Storage:
         self.pitch = row_bytes
         self.base = 0
         self.bytes: np.ndarray = _NO_BYTES
-        self.track = core.machine.options.uninitialized != "ignore"
+        self.track = track
         self.shadow: np.ndarray | None = None
         self.matmul_shadow: np.ndarray | None = None
         self.overlaps: list[weakref.ref[Storage]] = []
@@ -252,149 +250,3 @@ class Storage:
 
 
 _NO_BYTES = np.zeros(0, np.uint8)
-
-
-def element_count(shape: tuple[int, ...]) -> int:
-    """Product of the sizes."""
-    return math.prod(shape)
-
-
-def _checked_shape(shape: Any) -> tuple[int, ...]:
-    sizes = tuple(int(size) for size in shape)
-    if not sizes or any(size <= 0 for size in sizes):
-        raise errors.NkiValidationError(
-            f"ndarray: shape {sizes} must have one or more dimensions, each of 1 or more"
-        )
-    return sizes
-
-
-def allocate_on_chip(
-    core: Core,
-    buffer: MemoryRegion,
-    shape: tuple[int, ...],
-    dtype: dtypes.DTypeInfo,
-    name: str,
-    address: tuple[int, int] | None,
-) -> Storage:
-    """Allocates an SBUF or PSUM tensor; dimension 0 of `shape` is the partition.
-
-    Raises:
-      NkiValidationError: shape or address outside the memory, or misaligned.
-    """
-    shape = _checked_shape(shape)
-    if len(shape) < 2:
-        shape = (*shape, 1)
-    space = buffer.value
-    capacity = core.partition_bytes(space)
-    row_bytes = element_count(shape[1:]) * dtype.itemsize
-    if shape[0] > PARTITIONS:
-        raise errors.NkiValidationError(
-            f"ndarray {name!r} in {space}: partition dimension {shape[0]} exceeds {PARTITIONS}"
-        )
-    if row_bytes > capacity:
-        raise errors.NkiValidationError(
-            f"ndarray {name!r} in {space}: shape {shape} of {dtype.name} needs {row_bytes} bytes "
-            f"per partition, but {core.target.name} has {capacity}"
-        )
-    storage = Storage(core, buffer, name, shape[0], row_bytes, caller())
-    if address is None:
-        storage.bytes = np.full(storage.nbytes, WRITTEN, np.uint8)
-    else:
-        _place(core, storage, address)
-    if storage.track:
-        storage.shadow = storage.blank_shadow()
-    if buffer is MemoryRegion.psum:
-        storage.matmul_shadow = storage.blank_shadow()
-    storage.lifetime = Lifetime(storage)
-    core.lifetimes.append(storage.lifetime)
-    return storage
-
-
-def _place(core: Core, storage: Storage, address: tuple[int, int]) -> None:
-    partition, byte = (int(part) for part in address)
-    capacity = core.partition_bytes(storage.space)
-    label = f"ndarray {storage.name!r} in {storage.space}: address ({partition}, {byte})"
-    if partition < 0 or partition + storage.partitions > PARTITIONS:
-        raise errors.NkiValidationError(
-            f"{label} plus {storage.partitions} partitions exceeds the {PARTITIONS} partitions"
-        )
-    if byte < 0 or byte + storage.row_bytes > capacity:
-        raise errors.NkiValidationError(
-            f"{label} plus {storage.row_bytes} bytes per partition exceeds the {capacity} bytes "
-            f"of {core.target.name}"
-        )
-    align = PSUM_MIN_ALIGN if storage.space == "psum" else SBUF_MIN_ALIGN
-    if byte % align:
-        raise errors.NkiValidationError(f"{label}: the byte address must be a multiple of {align}")
-    storage.partition_start = partition
-    storage.address = byte
-    storage.bytes = core.memory(storage.space)
-    storage.pitch = capacity
-    storage.base = partition * capacity + byte
-    for other in core.placed[storage.space]:
-        assert other.address is not None
-        if (
-            other.partition_start < partition + storage.partitions
-            and partition < other.partition_start + other.partitions
-            and other.address < byte + storage.row_bytes
-            and byte < other.address + other.row_bytes
-        ):
-            storage.overlaps.append(weakref.ref(other))
-            other.overlaps.append(weakref.ref(storage))
-    core.placed[storage.space].add(storage)
-
-
-def allocate_hbm(
-    core: Core,
-    buffer: MemoryRegion,
-    shape: tuple[int, ...],
-    dtype: dtypes.DTypeInfo,
-    name: str,
-) -> Storage:
-    """Allocates an HBM tensor. Shared tensors are one allocation for the cores of a rank: the
-    cores find it by its name, or by the source line where it has none, and by how often they
-    allocated that before, for all cores run the same program.
-
-    Raises:
-      NkiValidationError: the cores allocate a shared tensor with different shapes or dtypes.
-    """
-    shape = _checked_shape(shape)
-    where = caller()
-    nbytes = element_count(shape) * dtype.itemsize
-    if buffer is not MemoryRegion.shared_hbm or core.machine.lnc == 1:
-        return _new_hbm(core, buffer, name, nbytes, where)
-    label: Any = name or where
-    key = (core.rank, label, core.occurrence(("shared", label)))
-    with core.machine.lock:
-        found = core.machine.shared.get(key)
-        if found is None:
-            storage = _new_hbm(core, buffer, name, nbytes, where)
-            core.machine.shared[key] = (storage, shape, dtype.name)
-            return storage
-    storage, its_shape, its_dtype = found
-    if (its_shape, its_dtype) != (shape, dtype.name):
-        raise errors.NkiValidationError(
-            f"the cores of rank {core.rank} disagree about the {storage.describe()}: "
-            f"{its_shape} {its_dtype} against {shape} {dtype.name} in {core}; the cores of an LNC "
-            "pair must specialise identically"
-        )
-    return storage
-
-
-def _new_hbm(
-    core: Core, buffer: MemoryRegion, name: str, nbytes: int, where: tuple[str, int]
-) -> Storage:
-    storage = Storage(core, buffer, name, 1, nbytes, where)
-    storage.bytes = np.full(nbytes, WRITTEN, np.uint8)
-    if storage.track:
-        storage.shadow = storage.blank_shadow()
-    return storage
-
-
-def adopt_input(core: Core, buffer: MemoryRegion, name: str, array: np.ndarray) -> Storage:
-    """An HBM allocation over a caller's contiguous array, copied when first written."""
-    storage = Storage(core, buffer, name, 1, array.nbytes, ("kernel argument", 0))
-    storage.bytes = array.reshape(-1).view(np.uint8)
-    storage.is_input = True
-    storage.core = None
-    return storage

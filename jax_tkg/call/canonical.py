@@ -1,0 +1,83 @@
+"""The public arguments in canonical form, and the results in the form of the arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_tkg.bits import Bits
+from jax_tkg.call.arguments import PER_LAYER_CACHES, Operands, Parameters, is_stacked
+from jax_tkg.call.checks import check_operands
+from jax_tkg.call.operand_table import BY_NAME, OPERANDS
+from jax_tkg.call.options import OPTION_NAMES, canonical_options
+
+RunOperation = Callable[[Operands, Parameters], tuple[jax.Array, Any, Any]]
+"""Runs the operation; gives hidden states, key caches and value caches as `Operands` holds them."""
+
+
+def run_checked(run: RunOperation, arguments: Mapping[str, Any]) -> tuple[jax.Array, Any, Any]:
+    """Checks the public arguments, runs the operation on them, and restores the caches' form.
+
+    Args:
+      run: the operation.
+      arguments: a value for every public argument, by name.
+
+    Returns:
+      Hidden states, key caches and value caches; the caches in the container and rank of the given
+      ones.
+
+    Raises:
+      TypeError: an argument is missing or has a wrong type or dtype.
+      ValueError: a shape, size or option is wrong.
+    """
+    options = canonical_options({name: arguments[name] for name in OPTION_NAMES})
+    num_layers = options["num_layers"]
+    arrays = {row.name: arguments[row.name] for row in OPERANDS}
+    check_operands(arrays, num_layers)
+    operands = Operands(
+        **{name: _canonical(name, value, num_layers) for name, value in arrays.items()}
+    )
+    hidden, *caches = run(operands, Parameters(**options))
+    K_caches, V_caches = (
+        _as_given(updated, arrays[name], num_layers)
+        for name, updated in zip(PER_LAYER_CACHES, caches, strict=True)
+    )
+    return hidden, K_caches, V_caches
+
+
+def _canonical(name: str, value: Any, num_layers: int) -> Any:
+    """The argument as `Operands` holds it: a tuple of L arrays, or one array."""
+    if value is None:
+        return None
+    row = BY_NAME[name]
+    if not row.per_layer:
+        return jnp.asarray(value)
+    # Caches of one KV head may come without its axis, which follows the batch's.
+    is_cache = row.kind == "cache"
+    if is_stacked(value):
+        return _as_array(value if not is_cache or value.ndim == 5 else value[:, :, None])
+    layers = value[:num_layers]
+    if is_cache:
+        layers = [layer if layer.ndim == 4 else layer[:, None] for layer in layers]
+    if all(layer is None for layer in layers):
+        return None
+    return tuple(None if layer is None else _as_array(layer) for layer in layers)
+
+
+def _as_array(value: Any) -> Any:
+    return value if isinstance(value, Bits) else jnp.asarray(value)
+
+
+def _as_given(caches: Any, given: Any, num_layers: int) -> Any:
+    """Updated caches in the container and rank of the given ones; further layers as they came."""
+    if is_stacked(given):
+        return caches if given.ndim == 5 else caches[:, :, 0]
+    updated = [
+        cache if before.ndim == 4 else cache[:, 0]
+        for cache, before in zip(caches, given[:num_layers], strict=True)
+    ]
+    container = tuple if isinstance(given, tuple) else list
+    return container([*updated, *given[num_layers:]])

@@ -1,0 +1,150 @@
+"""The sizes of one call, inferred from all of its arrays together.
+
+Every axis of every array is an equation in the dimension letters. Where arrays disagree about a
+letter the majority decides, so that the array that is wrong gets the blame and not the one that
+happens to be read first.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+
+from jax_tkg.call.arguments import Operands, is_stacked
+from jax_tkg.call.layouts import Axis, Layout
+from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+"""Names of the given operands with their shapes (of the first layer)."""
+
+SOLVING_ORDER = ("B", "S", "H", "I", "d", "S_max", "S_ctx", "q", "k")
+"""Letters in an order in which each has an axis of its own or only earlier letters beside it."""
+
+_HALF_A_VOTE = ("mask", "index")
+"""Kinds that a caller makes anew for each call: more often wrong than weights and caches."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dimensions:
+    """The sizes of one call; `operand_table` explains the letters."""
+
+    B: int
+    S: int
+    H: int
+    I: int  # noqa: E741 - the field's letter for the MLP intermediate size
+    d: int
+    q: int
+    k: int
+    L: int
+    S_ctx: int
+    S_max: int
+    dtype: Any
+
+    @property
+    def qkv_columns(self) -> int:
+        """Columns of W_qkv: (q + 2k) * d."""
+        return (self.q + 2 * self.k) * self.d
+
+    @property
+    def queries_per_kv_head(self) -> int:
+        """How many query heads share one KV head: q // k."""
+        return self.q // self.k
+
+    def sizes(self) -> dict[str, int]:
+        """The letters of the layouts with their sizes."""
+        return {letter: getattr(self, letter) for letter in SOLVING_ORDER}
+
+    @classmethod
+    def of(cls, operands: Operands) -> Dimensions:
+        """Reads the sizes off arrays that have been checked."""
+        B, S, H = operands.X.shape
+        _, k, d, S_max = operands.layer_shape("K_caches")
+        S_ctx, _, q, _ = operands.mask_cache.shape
+        caches = operands.K_caches
+        return cls(
+            B=B,
+            S=S,
+            H=H,
+            I=operands.layer_shape("W_gates")[-1],
+            d=d,
+            q=q,
+            k=k,
+            L=caches.shape[0] if is_stacked(caches) else len(caches),
+            S_ctx=S_ctx,
+            S_max=S_max,
+            dtype=jnp.dtype(operands.X.dtype),
+        )
+
+
+def layout_of_rank(row: Operand, rank: int) -> Layout | None:
+    """The layout of an operand that has `rank` axes, or None."""
+    return next((layout for layout in row.layouts if len(layout.axes) == rank), None)
+
+
+@functools.lru_cache(maxsize=128)
+def infer_sizes(shapes: Shapes) -> dict[str, int]:
+    """The size of each letter that most arrays agree on.
+
+    Args:
+      shapes: the given operands by name, each of a rank that one of its layouts has.
+
+    Returns:
+      A size for every letter of `SOLVING_ORDER`; the caller must not change it.
+    """
+    equations = [(name, axis, size) for name, shape in shapes for axis, size in _axes(name, shape)]
+    sizes: dict[str, int] = {}
+    suspects: set[str] = set()
+    for letter in SOLVING_ORDER:
+        every_vote = [
+            (name, value)
+            for name, axis, size in equations
+            for value in [_solution(axis, letter, sizes, size)]
+            if value is not None
+        ]
+        votes = [vote for vote in every_vote if vote[0] not in suspects] or every_vote
+        sizes[letter] = _majority(votes)
+        suspects.update(name for name, value in votes if value != sizes[letter])
+        # An array none of whose axes can be explained has nothing to say of later letters either.
+        suspects.update(
+            name
+            for name, axis, size in equations
+            if letter in axis.letters
+            and axis.letters <= sizes.keys()
+            and axis.evaluate(sizes) != size
+        )
+    return sizes
+
+
+def _axes(name: str, shape: tuple[int, ...]) -> Iterator[tuple[Axis, int]]:
+    row = BY_NAME[name]
+    layout = layout_of_rank(row, len(shape))
+    assert layout is not None, (name, shape)
+    same_rank = [one for one in row.layouts if len(one.axes) == len(shape)]
+    for index, size in enumerate(shape):
+        # [B, 1] or [B, S]: an axis that may be written in two ways says nothing.
+        if len({one.axes[index].text for one in same_rank}) == 1:
+            yield layout.axes[index], size
+    if row.kind == "cache" and layout is not row.layout:
+        # A cache without a KV-head axis has one KV head.
+        yield Axis("k"), 1
+
+
+def _solution(axis: Axis, letter: str, sizes: dict[str, int], size: int) -> int | None:
+    if letter not in axis.letters or not (axis.letters - {letter}) <= sizes.keys():
+        return None
+    return axis.solve(letter, sizes, size)
+
+
+def _majority(votes: list[tuple[str, int]]) -> int:
+    """The value with most votes; of equals the one that an earlier row of the table gives."""
+    counts: collections.Counter[int] = collections.Counter()
+    for name, value in votes:
+        counts[value] += 1 if BY_NAME[name].kind in _HALF_A_VOTE else 2
+    order = {row.name: index for index, row in enumerate(OPERANDS)}
+    best = min(votes, key=lambda vote: (-counts[vote[1]], order[vote[0]]), default=("", 0))
+    return best[1]

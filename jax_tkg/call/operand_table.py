@@ -1,0 +1,171 @@
+"""The arrays of `transformer_tkg`, one row each. What lists arguments elsewhere derives from it.
+
+Derived are the containers (`Operands`, `TransformerWeights`, `TransformerTkgSpecs`), the checks and
+their messages, batching, PartitionSpecs, low-precision storage, the kernel's tensors, the profile's
+arrays and traffic, the tests' random inputs, and docs/arguments.md.
+
+Letters: B batch, S (S_tkg) new tokens, H hidden, I MLP intermediate per rank, d (d_head) size of
+one head, q query heads and k KV heads per rank, S_ctx context bucket, S_max cache capacity.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+
+from jax_tkg.call.layouts import Layout
+
+PER_RANK_LETTERS = ("q", "k", "I")
+"""Sizes that tensor parallelism divides by the number of ranks."""
+
+WEIGHT_KINDS = ("weight", "gain", "bias", "scale")
+"""Kinds that belong to the model and not to a sequence."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Operand:
+    """One array argument.
+
+    Attributes:
+      name: of the public argument.
+      kind: "activation", "weight" (a matrix), "gain" (of a normalization), "bias", "scale" (of a
+        float8 weight), "cache", "table", "mask" or "index". It decides the accepted dtypes.
+      layouts: accepted shapes (of one layer), the usual one first.
+      description: one sentence for docs/arguments.md.
+      per_layer: whether there is one array for each layer.
+      optional: whether None is accepted.
+      scaled_by: name of the scale that makes float8 a legal dtype of this weight, or None.
+    """
+
+    name: str
+    kind: str
+    layouts: tuple[Layout, ...]
+    description: str
+    per_layer: bool = False
+    optional: bool = False
+    scaled_by: str | None = None
+
+    @property
+    def layout(self) -> Layout:
+        """The usual shape."""
+        return self.layouts[0]
+
+    @functools.cached_property
+    def batch_axis(self) -> int | None:
+        """The axis of B, or None for an array that all sequences share."""
+        return self.layout.axis_with("B")
+
+    @functools.cached_property
+    def tensor_axis(self) -> int | None:
+        """The axis that tensor-parallel ranks split, or None for an array that they share."""
+        return self.layout.axis_with(*PER_RANK_LETTERS)
+
+
+def _row(
+    name: str,
+    kind: str,
+    layouts: str,
+    description: str,
+    per_layer: bool = False,
+    optional: bool = False,
+    scaled_by: str | None = None,
+) -> Operand:
+    shapes = tuple(Layout(text) for text in layouts.split(" or "))
+    return Operand(name, kind, shapes, description, per_layer, optional, scaled_by)
+
+
+_layer = functools.partial(_row, per_layer=True)
+
+OPERANDS: tuple[Operand, ...] = (
+    _row("X", "activation", "[B, S, H]", "Embedded tokens. Their dtype is the compute dtype."),
+    _layer(
+        "W_qkvs",
+        "weight",
+        "[H, (q + 2k)*d]",
+        "QKV projection: columns of the query heads, then the key heads, then the value heads.",
+    ),
+    _layer("W_outs", "weight", "[q*d, H]", "Output projection of attention."),
+    _layer("W_gates", "weight", "[H, I]", "Gate projection.", scaled_by="W_gate_scales"),
+    _layer("W_ups", "weight", "[H, I]", "Up projection.", scaled_by="W_up_scales"),
+    _layer("W_downs", "weight", "[I, H]", "Down projection.", scaled_by="W_down_scales"),
+    _layer("W_gamma_qkvs", "gain", "[1, H]", "Gain of the RMSNorm before attention."),
+    _layer("W_gamma_mlps", "gain", "[1, H]", "Gain of the RMSNorm before the MLP."),
+    _layer(
+        "K_caches",
+        "cache",
+        "[B, k, d, S_max] or [B, d, S_max]",
+        "Key caches, transposed. The KV-head axis may be absent if k = 1.",
+    ),
+    _layer(
+        "V_caches",
+        "cache",
+        "[B, k, S_max, d] or [B, S_max, d]",
+        "Value caches. The KV-head axis may be absent if k = 1.",
+    ),
+    _row("RoPE_cos", "table", "[d/2, B, S]", "Cosines of the new tokens' rotations."),
+    _row("RoPE_sin", "table", "[d/2, B, S]", "Sines of the new tokens' rotations."),
+    _row(
+        "mask_cache",
+        "mask",
+        "[S_ctx, B, q, S]",
+        "Non-zero where a query attends a cache slot.",
+    ),
+    _row(
+        "mask_active",
+        "mask",
+        "[S, B, q, S]",
+        "Non-zero where a query (last axis) attends a new key (first axis). "
+        "None: the last S rows of mask_cache are this mask.",
+        optional=True,
+    ),
+    _row(
+        "position_ids",
+        "index",
+        "[B, 1] or [B, S]",
+        "Cache slot of each sequence's first new token, or of each new token. "
+        "2**32 - 1 or a negative number skips the write. None: the caches stay as they are.",
+        optional=True,
+    ),
+    _layer(
+        "W_gate_scales",
+        "scale",
+        "[128, I] or [1, I]",
+        "Scales of float8 gate columns (equal rows); an entry is None if its weight is not float8.",
+        optional=True,
+    ),
+    _layer(
+        "W_up_scales",
+        "scale",
+        "[128, I] or [1, I]",
+        "Scales of float8 up columns, like W_gate_scales.",
+        optional=True,
+    ),
+    _layer(
+        "W_down_scales",
+        "scale",
+        "[128, H] or [1, H]",
+        "Scales of float8 down columns, like W_gate_scales.",
+        optional=True,
+    ),
+)
+"""All rows, in the order of the public arguments."""
+
+BY_NAME = {row.name: row for row in OPERANDS}
+"""The rows by name."""
+
+
+def names(*kinds: str, per_layer: bool | None = None) -> tuple[str, ...]:
+    """Names of the operands of these kinds (of all kinds where none is given), in order.
+
+    Args:
+      *kinds: values of `Operand.kind`.
+      per_layer: restricts to operands that are, or are not, per layer.
+    """
+    return tuple(row.name for row in _rows(kinds, per_layer))
+
+
+def _rows(kinds: tuple[str, ...], per_layer: bool | None) -> Iterator[Operand]:
+    for row in OPERANDS:
+        if (not kinds or row.kind in kinds) and per_layer in (None, row.per_layer):
+            yield row

@@ -1,0 +1,163 @@
+"""The static options of `transformer_tkg`, one row each: default, check and meaning."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jax_tkg.call.replica_groups import check_axis_name, check_replica_groups
+
+IMPLEMENTATIONS = ("auto", "reference", "nki", "simulate", "nkilib")
+"""Values of `implementation`."""
+
+SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
+"""Smallest normal float32. A smaller eps becomes 0, which gives 0 / 0 for tokens of zeros."""
+
+REQUIRED = object()
+"""Default of an option that must be given."""
+
+
+def _count(name: str, value: Any) -> int:
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return int(value)
+
+
+def _number(name: str, value: Any) -> float:
+    is_number = isinstance(value, int | float | np.integer | np.floating)
+    if isinstance(value, bool | np.bool_) or not is_number:
+        raise TypeError(f"{name}: expected a Python number (it is static), got {value!r}")
+    if not value >= 0 or not math.isfinite(value):
+        raise ValueError(f"{name}: expected a finite number >= 0, got {value}")
+    return float(value)
+
+
+def _epsilon(name: str, value: Any) -> float:
+    number = _number(name, value)
+    if number < SMALLEST_NORMAL:
+        raise ValueError(
+            f"{name}: expected at least {SMALLEST_NORMAL:.3g}, float32's smallest normal number, "
+            f"got {value}"
+        )
+    return number
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise TypeError(f"{name}: expected True or False, got {value!r}")
+    return bool(value)
+
+
+def _cores(name: str, value: Any) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected the integer 1 or 2, or None, got {value!r}")
+    if value not in (1, 2):
+        raise ValueError(f"{name}: expected 1, 2 or None, got {value!r}")
+    return int(value)
+
+
+def _optional_count(name: str, value: Any) -> int | None:
+    return None if value is None else _count(name, value)
+
+
+def _implementation(name: str, value: Any) -> str:
+    if not isinstance(value, str) or value not in IMPLEMENTATIONS:
+        known = ", ".join(map(repr, IMPLEMENTATIONS))
+        raise ValueError(f"{name}: expected one of {known}, got {value!r}")
+    return value
+
+
+def _axes(name: str, value: Any) -> tuple[str, ...]:
+    del name
+    return check_axis_name(value)
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One static argument.
+
+    Attributes:
+      name: of the public argument.
+      default: its default, or `REQUIRED`.
+      check: takes name and value; returns the canonical value or raises TypeError or ValueError.
+      description: one sentence for docs/arguments.md.
+      arithmetic: whether it changes what is computed. An implementation that does not take such an
+        option refuses every value but the default.
+    """
+
+    name: str
+    default: Any
+    check: Callable[[str, Any], Any]
+    description: str
+    arithmetic: bool = False
+
+
+OPTIONS: tuple[Option, ...] = (
+    Option("num_layers", REQUIRED, _count, "Layers to execute, L."),
+    Option("eps", 1e-6, _epsilon, "Epsilon of the RMSNorms.", arithmetic=True),
+    Option(
+        "replica_groups",
+        None,
+        lambda name, value: value,  # Checked together with axis_name.
+        "Lists of ranks that sum their partial results, if axis_name is not given. Ranks number "
+        "the mesh's devices in row-major order.",
+    ),
+    Option(
+        "sbuf_residual_and_cc",
+        False,
+        _flag,
+        "Keep residual and all-reduce on chip (Neuron). The result is the same up to rounding.",
+    ),
+    Option(
+        "clamp_bound",
+        0.0,
+        _number,
+        "If positive, inputs of float8 products are clipped to +-clamp_bound.",
+        arithmetic=True,
+    ),
+    Option("axis_name", None, _axes, "Axis or axes of the enclosing shard_map to sum over."),
+    Option(
+        "lnc",
+        None,
+        _cores,
+        "Physical cores per logical Neuron core, 1 or 2. None: NEURON_LOGICAL_NC_CONFIG, else 2.",
+    ),
+    Option(
+        "implementation",
+        "auto",
+        _implementation,
+        "What the call lowers to: " + ", ".join(f'"{name}"' for name in IMPLEMENTATIONS) + ".",
+    ),
+    Option(
+        "layers_per_launch",
+        None,
+        _optional_count,
+        "Most layers in one launch of the Neuron kernel. None: all.",
+    ),
+)
+"""All options, in the order of the public arguments."""
+
+OPTION_NAMES = tuple(option.name for option in OPTIONS)
+
+
+def canonical_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Checks the static options and gives each its canonical value.
+
+    Args:
+      given: a value for every option, by name.
+
+    Raises:
+      TypeError: a value has a wrong type.
+      ValueError: a value is out of its range, or `replica_groups` and `axis_name` disagree.
+    """
+    values = {option.name: option.check(option.name, given[option.name]) for option in OPTIONS}
+    values["replica_groups"] = check_replica_groups(values["replica_groups"], values["axis_name"])
+    return values

@@ -1,0 +1,175 @@
+"""A strided view of an allocation: what it is, and where its elements lie."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_tkg.simulator import errors
+from jax_tkg.simulator.memory import dtypes
+from jax_tkg.simulator.memory.addressing import Indirection
+from jax_tkg.simulator.memory.layout import Layout, element_count, trivial_strides
+from jax_tkg.simulator.memory.objects import NKIObject
+from jax_tkg.simulator.memory.storage import ON_CHIP, MemoryRegion, Storage
+
+
+class View(NKIObject):
+    """A strided view of an allocation.
+
+    Attributes:
+      shape: sizes; dimension 0 is the partition on chip.
+      strides: elements between neighbours per dimension.
+      offset: elements from the start of the storage to the first one.
+      dtype: NKI dtype string.
+      storage: the allocation.
+      buffer: the memory region.
+      name: debug name.
+    """
+
+    __slots__ = (
+        "_layout",
+        "buffer",
+        "dtype",
+        "indirection",
+        "name",
+        "offset",
+        "shape",
+        "storage",
+        "strides",
+    )
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        dtype: Any,
+        storage: Storage | None,
+        buffer: MemoryRegion = MemoryRegion.sbuf,
+        name: str = "",
+    ):
+        self.shape = tuple(int(size) for size in shape)
+        self.strides = trivial_strides(self.shape)
+        self.offset = 0
+        self.dtype = dtypes.info(dtype).name
+        self.storage = storage
+        self.buffer = buffer
+        self.name = name
+        self.indirection: Indirection | None = None
+        self._layout: Layout | None = None
+
+    @property
+    def ndim(self) -> int:
+        """Number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return element_count(self.shape)
+
+    @property
+    def on_chip(self) -> bool:
+        """Whether the tensor is in SBUF or PSUM."""
+        return self.buffer in ON_CHIP
+
+    def __repr__(self) -> str:
+        name = f" {self.name!r}" if self.name else ""
+        return f"<{self.buffer.name} tensor{name} {list(self.shape)} {self.dtype}>"
+
+    def is_contiguous(self) -> bool:
+        """Whether the view covers its storage densely; on chip, within each partition."""
+        expected = 1
+        first = 1 if self.on_chip else 0
+        for size, stride in zip(
+            reversed(self.shape[first:]), reversed(self.strides[first:]), strict=True
+        ):
+            if size != 1 and stride != expected:
+                return False
+            expected *= size
+        return True
+
+    def get_pattern(self) -> list[list[int]]:
+        """The access pattern, ``[[stride, count], ...]``."""
+        return [[s, n] for s, n in zip(self.strides, self.shape, strict=True)]
+
+    def is_indirect(self) -> bool:
+        """Whether an address of the view is known only at run time."""
+        return self.indirection is not None
+
+    def layout(self) -> Layout:
+        """The place of the view in its allocation.
+
+        Raises:
+          NkiValidationError: the pattern leaves the tensor, or steps over partitions.
+        """
+        if self._layout is None:
+            self._layout = _place_on_chip(self) if self.on_chip else _place_in_hbm(self)
+        return self._layout
+
+    @property
+    def partition_start(self) -> int:
+        """First physical partition of an on-chip view (for an unplaced tensor, from its own 0)."""
+        assert self.storage is not None
+        return self.storage.partition_start + self.layout().partition
+
+    def numpy(self) -> np.ndarray:
+        """A copy of the elements as a NumPy array, for looking at them; checks nothing."""
+        assert self.storage is not None
+        if self.indirection is not None:
+            raise ValueError(f"{self!r} has a run-time address; copy it with dma_copy first")
+        place = self.layout()
+        return self.storage.view(
+            dtypes.info(self.dtype).storage, self.shape, place.partition, place.start, place.strides
+        ).copy()
+
+
+def _place_in_hbm(tensor: View) -> Layout:
+    """Where a view of an HBM tensor lies.
+
+    Raises:
+      NkiValidationError: the pattern leaves the tensor.
+    """
+    assert tensor.storage is not None
+    size = dtypes.info(tensor.dtype).itemsize
+    span = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.strides, strict=True)) + 1
+    start = tensor.offset * size
+    if tensor.indirection is None and (start < 0 or start + span * size > tensor.storage.row_bytes):
+        raise errors.NkiValidationError(
+            f"{tensor!r}: pattern {tensor.get_pattern()} at offset {tensor.offset} reaches byte "
+            f"{start + span * size} of the {tensor.storage.row_bytes} of the "
+            f"{tensor.storage.describe()}"
+        )
+    return Layout(0, start, tuple(s * size for s in tensor.strides), span * size)
+
+
+def _place_on_chip(tensor: View) -> Layout:
+    """Where a view of an SBUF or PSUM tensor lies.
+
+    Raises:
+      NkiValidationError: the pattern leaves the tensor, or steps over partitions.
+    """
+    storage = tensor.storage
+    assert storage is not None
+    size = dtypes.info(tensor.dtype).itemsize
+    pitch, rest = divmod(storage.row_bytes, size)
+    if rest:
+        raise errors.NkiValidationError(
+            f"{tensor!r}: {storage.row_bytes} bytes per partition of the {storage.describe()} "
+            f"are no whole number of {tensor.dtype}"
+        )
+    partition, free = divmod(tensor.offset, pitch)
+    step = tensor.strides[0]
+    if tensor.shape[0] > 1 and step != pitch:
+        raise errors.NkiValidationError(
+            f"{tensor!r}: the partition stride must be {pitch}, the elements of one partition "
+            f"of the {storage.describe()}, got {step}"
+        )
+    span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape[1:], tensor.strides[1:], strict=True))
+    limit = pitch if tensor.indirection is None else pitch + free
+    if partition + tensor.shape[0] > storage.partitions or free + span > limit:
+        raise errors.NkiValidationError(
+            f"{tensor!r}: pattern {tensor.get_pattern()} at offset {tensor.offset} reaches "
+            f"partition {partition + tensor.shape[0]} of {storage.partitions} and element "
+            f"{free + span} of {pitch} of the {storage.describe()}"
+        )
+    strides = (1, *(s * size for s in tensor.strides[1:]))
+    return Layout(partition, free * size, strides, span * size)
