@@ -13,7 +13,8 @@ from typing import Any
 
 import jax
 
-from jax_tkg.call.arguments import PER_LAYER_CACHES, Dimensions, Operands
+from jax_tkg.call.arguments import PER_LAYER_CACHES, Operands
+from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.lowering.kernel_interface import Launch
 
 TARGET = "AwsNeuronCustomNativeKernel"
