@@ -33,7 +33,9 @@ def linear(
     # Products are read out as many at a time as are then swapped, or as lie in a bank.
     at_once = min(per_bank, tiles_at_once(tiles, sizes.T))
     # A group's products share PSUM, and one row chunk of its columns fits in a buffer.
-    group = min(per_bank * PSUM_GROUP_BANKS, ring.slot_bytes // (width * bytes_of(weight.view.dtype)))
+    group = min(
+        per_bank * PSUM_GROUP_BANKS, ring.slot_bytes // (width * bytes_of(weight.view.dtype))
+    )
     done = 0
     while done < tiles:
         count = min(group, tiles - done)

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.installed_nki import nki_problem
+from jax_tkg.lowering.kernel_interface import MEGAKERNEL
 from jax_tkg.lowering.kernel_limits import check_kernel_limits
 from jax_tkg.lowering.neuron import is_dry_run
 from jax_tkg.lowering.neuron_settings import check_target, logical_cores
-from jax_tkg.lowering.nkilib import find_module
+from jax_tkg.lowering.nkilib import NKILIB, find_module
 from jax_tkg.lowering.nkilib_limits import check_nkilib_limits
 
 
@@ -52,6 +53,7 @@ def choose(operands: Operands, parameters: Parameters, platforms: Sequence[str])
     if asked == "nkilib":
         if not is_dry_run():
             find_module()
+        NKILIB.check_supported(operands, parameters)
         check_nkilib_limits(operands, parameters, dimensions, cores)
         return choice
     problem = _nki_problem()
@@ -60,6 +62,7 @@ def choose(operands: Operands, parameters: Parameters, platforms: Sequence[str])
             "implementation: expected AWS's nki package, from AWS's own package repository, for "
             f"'nki': {problem}"
         )
+    MEGAKERNEL.check_supported(operands, parameters)
     check_kernel_limits(dimensions, parameters.num_layers, cores)
     return choice
 
@@ -100,6 +103,7 @@ def _choose_automatically(
         return Choice("reference", problem)
     try:
         check_target(operands)
+        MEGAKERNEL.check_supported(operands, parameters)
         check_kernel_limits(dimensions, parameters.num_layers, cores)
     except ValueError as error:
         return Choice("reference", f"the kernel's limits are exceeded: {error}")

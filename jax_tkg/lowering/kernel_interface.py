@@ -1,18 +1,25 @@
-"""How a kernel is called: its tensors, its static arguments and what it returns."""
+"""How a kernel is called: its tensors, its static arguments and what it returns.
+
+A kernel is closed by default: an operand or an arithmetic option that it does not name is refused
+by its name, never dropped. Our kernel names what it takes by the parameters of its function.
+"""
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
+import importlib.util
 from collections.abc import Callable
 from typing import Any
 
-from jax_tkg.call.arguments import PER_LAYER, PER_LAYER_CACHES, Operands
-from jax_tkg.lowering.kernel_operands import kernel_operands, layers_loop
+from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.call.operand_table import BY_NAME
+from jax_tkg.call.options import OPTIONS
+from jax_tkg.lowering.kernel_operands import CONSUMED, PREPARED, kernel_operands, layers_loop
 
-WEIGHTS = tuple(
-    name for name in PER_LAYER if name not in PER_LAYER_CACHES and not name.endswith("_scales")
-)
-SCALES = tuple(name for name in PER_LAYER if name.endswith("_scales"))
+KERNEL_FUNCTION = "transformer_tkg"
+"""Name of the kernel's function, in our module and in AWS's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,28 +27,25 @@ class Launch:
     """What is static in one launch; hashable.
 
     Attributes:
-      eps: RMSNorm epsilon.
+      parameters: those of the call.
       replica_groups: groups of ranks, or None for no all-reduce.
-      sbuf_residual_and_cc: all-reduce from SBUF to SBUF.
-      clamp_bound: bound of the inputs of float8 products.
       first_layer: where it begins in layer-stacked tensors; 0 with a tensor per layer.
       num_layers: how many layers it runs.
       stacked_caches: whether the caches have a layer axis.
       looped: whether all per-layer tensors have one, and the layers loop on the device.
     """
 
-    eps: float
+    parameters: Parameters
     replica_groups: tuple[tuple[int, ...], ...] | None
-    sbuf_residual_and_cc: bool
-    clamp_bound: float
     first_layer: int
     num_layers: int
     stacked_caches: bool
     looped: bool = False
 
-    def arguments(self) -> dict[str, Any]:
-        """By the names of our kernel's parameters."""
-        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+    def argument(self, name: str) -> Any:
+        """The value of a kernel's static parameter: the launch's own, or the call's."""
+        own = {field.name for field in dataclasses.fields(self)} - {"parameters"}
+        return getattr(self if name in own else self.parameters, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +53,11 @@ class KernelInterface:
     """A kernel and how to call it.
 
     Attributes:
+      description: what messages call it.
       tensors: names of its tensor parameters, in order.
-      operands: makes those tensors, by name, of the primitive's operands, for layers that loop on
+      consumed: operands that it gets in another form, among `tensors` under other names.
+      options: names of the arithmetic options that it takes.
+      operands: makes its tensors, by name, of the primitive's operands, for layers that loop on
         the device or not.
       loops: whether the layers of these operands can loop.
       static_arguments: its other arguments, by name.
@@ -58,32 +65,76 @@ class KernelInterface:
       module: gives the name of the module that it can be imported from.
     """
 
+    description: str
     tensors: tuple[str, ...]
+    consumed: tuple[str, ...]
+    options: tuple[str, ...]
     operands: Callable[[Operands, bool], dict[str, Any]]
     loops: Callable[[Operands], bool]
     static_arguments: Callable[[Launch], dict[str, Any]]
     returns_caches: bool
     module: Callable[[], str]
 
+    def check_supported(self, operands: Operands, parameters: Parameters) -> None:
+        """Checks that the kernel takes every operand and option that is given.
 
-MEGAKERNEL = KernelInterface(
-    tensors=(
-        "X",
-        *WEIGHTS,
-        *PER_LAYER_CACHES,
-        "RoPE_cos",
-        "RoPE_sin",
-        "prior_mask",
-        "active_mask",
-        "window_places",
-        "key_places",
-        "value_places",
-        *SCALES,
-    ),
-    operands=kernel_operands,
-    loops=layers_loop,
-    static_arguments=Launch.arguments,
-    returns_caches=True,
-    module=lambda: "jax_tkg.kernels.transformer",
-)
+        Raises:
+          ValueError: it does not; the message names the argument.
+        """
+        for name in operands.given():
+            if name not in self.tensors and name not in self.consumed:
+                raise ValueError(
+                    f"{name}: expected None for {self.description}, which does not take it, got "
+                    "an array"
+                )
+        for option in OPTIONS:
+            value = getattr(parameters, option.name)
+            if option.arithmetic and option.name not in self.options and value != option.default:
+                raise ValueError(
+                    f"{option.name}: expected {option.default!r} for {self.description}, which "
+                    f"does not take it, got {value!r}"
+                )
+
+
+def parameters_of(module: str, function: str = KERNEL_FUNCTION) -> tuple[str, ...]:
+    """Names of a function's parameters, read from the module's source.
+
+    The module is not imported, for kernels import nki.
+
+    Raises:
+      ValueError: the module has no such function.
+    """
+    specification = importlib.util.find_spec(module)
+    source = getattr(specification and specification.loader, "get_source", lambda _: None)(module)
+    for node in ast.parse(source or "").body:
+        if isinstance(node, ast.FunctionDef) and node.name == function:
+            return tuple(argument.arg for argument in node.args.args)
+    raise ValueError(f"{module}: expected a function {function}, got none")
+
+
+_MODULE = "jax_tkg.kernels.transformer"
+
+
+def _megakernel() -> KernelInterface:
+    names = parameters_of(_MODULE)
+    tensors = tuple(name for name in names if name in BY_NAME or name in PREPARED)
+    static = tuple(name for name in names if name not in tensors)
+
+    def static_arguments(launch: Launch) -> dict[str, Any]:
+        return {name: launch.argument(name) for name in static}
+
+    return KernelInterface(
+        description="the Neuron kernel",
+        tensors=tensors,
+        consumed=CONSUMED,
+        options=static,
+        operands=functools.partial(kernel_operands, names=tensors),
+        loops=layers_loop,
+        static_arguments=static_arguments,
+        returns_caches=True,
+        module=lambda: _MODULE,
+    )
+
+
+MEGAKERNEL = _megakernel()
 """`jax_tkg.kernels.transformer.transformer_tkg`."""

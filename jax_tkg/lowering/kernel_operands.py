@@ -6,6 +6,7 @@ This runs in the traced program, before the kernel, on arrays that are small bes
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from jax_tkg.call.arguments import PER_LAYER, Operands, is_stacked
 from jax_tkg.call.dimensions import Dimensions
+from jax_tkg.call.operand_table import OPERANDS
 from jax_tkg.reference.cache_update import write_slots
 
 SKIPPED = 2**32 - 1
@@ -20,6 +22,12 @@ SKIPPED = 2**32 - 1
 
 LARGEST_PLACE = 2**31 - 1
 """Largest offset that a register of the machine holds, signed."""
+
+CONSUMED = ("mask_cache", "mask_active", "position_ids")
+"""Operands that the kernel gets in another form."""
+
+PREPARED = ("prior_mask", "active_mask", "window_places", "key_places", "value_places")
+"""The kernel's tensors that are made of them."""
 
 Places = dict[str, jax.Array | None]
 
@@ -116,22 +124,21 @@ def _places(places: jax.Array, written: jax.Array) -> jax.Array:
     return kept.reshape(places.shape[0], -1)
 
 
-def kernel_operands(operands: Operands, looped: bool = False) -> dict[str, Any]:
+def kernel_operands(
+    operands: Operands, looped: bool = False, names: Collection[str] | None = None
+) -> dict[str, Any]:
     """The kernel's tensors by its parameters' names; per-layer ones as `Operands` holds them.
 
     Args:
       operands: of the primitive.
       looped: whether the layers loop on the device, which `layers_loop` allows.
+      names: of the kernel's tensor parameters; None: all operands, and what is prepared.
     """
     dimensions = Dimensions.of(operands)
-    given = {
-        name: getattr(operands, name)
-        for name in operands.__dataclass_fields__
-        if name not in ("mask_cache", "mask_active", "position_ids")
-    }
-    return {
-        **given,
+    tensors = {
+        **{row.name: getattr(operands, row.name) for row in OPERANDS if row.name not in CONSUMED},
         "prior_mask": prior_mask(operands, dimensions),
         "active_mask": active_mask(operands, dimensions),
         **cache_places(operands, dimensions, looped),
     }
+    return tensors if names is None else {name: tensors[name] for name in names}

@@ -38,10 +38,8 @@ def run_launches(
         if stacked:
             given["K_caches"], given["V_caches"] = K_caches, V_caches
         launch = Launch(
-            eps=parameters.eps,
+            parameters=parameters,
             replica_groups=groups,
-            sbuf_residual_and_cc=parameters.sbuf_residual_and_cc,
-            clamp_bound=parameters.clamp_bound,
             first_layer=first,
             num_layers=count,
             stacked_caches=stacked,
@@ -73,7 +71,7 @@ def _layers(tensors: dict[str, Any], first: int, count: int) -> dict[str, Any]:
     """The per-layer tensors of one launch; stacked ones go whole."""
     chosen = {}
     for name in PER_LAYER:
-        value = tensors[name]
+        value = tensors.get(name)
         if isinstance(value, tuple):
             value = value[first : first + count]
             # A launch none of whose layers is quantised has no scales.

@@ -11,11 +11,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_tkg.call.arguments import PARTITIONS, PER_LAYER_CACHES, Operands
-from jax_tkg.lowering.kernel_interface import SCALES, WEIGHTS, KernelInterface, Launch
+from jax_tkg.call.arguments import PARTITIONS, Operands
+from jax_tkg.call.operand_table import names
+from jax_tkg.lowering.kernel_interface import KernelInterface, Launch
 
 CHECKOUT_VARIABLE = "NKILIB"
 """Environment variable that names a checkout of aws-neuron/nki-library, branch 2.29_release."""
+
+SCALES = names("scale")
 
 _MODULE = "experimental.transformer.transformer_tkg"
 
@@ -76,22 +79,33 @@ def _static_arguments(launch: Launch) -> dict[str, Any]:
     return {
         "mask_active": None,
         "num_layers": launch.num_layers,
-        "eps": launch.eps,
+        "eps": launch.parameters.eps,
         "replica_groups": None if groups is None else [list(group) for group in groups],
     }
 
 
 NKILIB = KernelInterface(
+    description="'nkilib'",
+    # Written out: what this list does not name is refused.
     tensors=(
         "X",
-        *WEIGHTS,
-        *PER_LAYER_CACHES,
+        "W_qkvs",
+        "W_outs",
+        "W_gates",
+        "W_ups",
+        "W_downs",
+        "W_gamma_qkvs",
+        "W_gamma_mlps",
+        "K_caches",
+        "V_caches",
         "RoPE_cos",
         "RoPE_sin",
         "mask_cache",
         "position_ids",
         *SCALES,
     ),
+    consumed=("mask_active",),
+    options=("eps", "clamp_bound"),
     operands=_operands,
     loops=lambda _: False,
     static_arguments=_static_arguments,

@@ -13,7 +13,9 @@ import jax.numpy as jnp
 
 from jax_tkg.call.arguments import PARTITIONS, PER_LAYER, Operands, Parameters, is_stacked
 from jax_tkg.call.dimensions import Dimensions
-from jax_tkg.lowering.kernel_interface import SCALES
+from jax_tkg.call.operand_table import names
+
+SCALES = names("scale")
 
 QUANTIZED_TOKENS = 96
 """B * S up to which its MLP takes the decode path; above, float8 weights fail to transpose."""

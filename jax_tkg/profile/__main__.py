@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import sys
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -60,6 +61,7 @@ def _model() -> ModelShape:
 
 
 def _case(model: ModelShape) -> Case:
+    sizes: dict[str, Any] = rank_sizes(model, _TENSOR_PARALLEL.value)
     return Case(
         B=_BATCH.value,
         S=_S_TKG.value,
@@ -70,7 +72,7 @@ def _case(model: ModelShape) -> Case:
         lnc=_LNC.value,
         target=_TARGET.value,
         residual_on_chip=_RESIDUAL.value == "sbuf",
-        **rank_sizes(model, _TENSOR_PARALLEL.value),
+        **sizes,
     )
 
 

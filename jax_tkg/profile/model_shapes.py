@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
 from jax_tkg.call.arguments import FLOAT8_DTYPES, PARTITIONS
+from jax_tkg.call.operand_table import OPERANDS, WEIGHT_KINDS, Operand, names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Case:
       lnc: physical cores per logical core.
       target: "trn2" or "trn3".
       residual_on_chip: all-reduce from SBUF to SBUF; else through HBM.
+      options: optional operands of the operation that the model has, by name.
     """
 
     B: int
@@ -66,6 +69,7 @@ class Case:
     lnc: int = 2
     target: str = "trn2"
     residual_on_chip: bool = False
+    options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the options that are names."""
@@ -73,15 +77,36 @@ class Case:
         if self.quantized_mlp is not None and self.quantized_mlp not in known:
             raise ValueError(f"quantized_mlp={self.quantized_mlp!r}: expected one of {known}")
 
+    def sizes(self) -> dict[str, int]:
+        """The letters of the operand table's layouts with their sizes."""
+        letters = {letter: getattr(self, letter) for letter in "BSHIdqk"}
+        return {**letters, "S_ctx": self.S_ctx, "S_max": self.S_ctx}
+
+    def rows(self) -> tuple[Operand, ...]:
+        """The operands that the case has: those that every call has, and the chosen options."""
+        chosen = set(self.options)
+        if self.quantized_mlp is not None:
+            chosen.update(names("scale"))
+        return tuple(row for row in OPERANDS if not row.optional or row.name in chosen)
+
+    def dtype_of(self, row: Operand) -> str:
+        """The name of an operand's dtype."""
+        if row.scaled_by is not None:
+            return self.quantized_mlp or self.dtype
+        return {"scale": "float32", "mask": "bool", "index": "int32"}.get(row.kind, self.dtype)
+
     def weight_bytes(self) -> int:
-        """Bytes of one layer's weights, gains and scales on one rank, each counted once."""
-        item = itemsize(self.dtype)
-        attention = self.H * (self.q + 2 * self.k) * self.d + self.q * self.d * self.H
-        mlp = 3 * self.H * self.I
-        if self.quantized_mlp is None:
-            return item * (attention + mlp + 2 * self.H)
-        scales = 4 * (2 * self.I + self.H)
-        return item * (attention + 2 * self.H) + mlp * itemsize(self.quantized_mlp) + scales
+        """Bytes of one layer's weights, gains, biases and scales on one rank, each counted once.
+
+        Of a scale's equal rows one is counted.
+        """
+        total = 0
+        for row in self.rows():
+            if row.kind in WEIGHT_KINDS:
+                shape = row.layout.shape(self.sizes())
+                count = shape[-1] if row.kind == "scale" else math.prod(shape)
+                total += count * itemsize(self.dtype_of(row))
+        return total
 
     def cache_bytes(self) -> int:
         """Bytes of one layer's caches that its new tokens attend on one rank, each counted once."""

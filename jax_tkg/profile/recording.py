@@ -16,6 +16,7 @@ import numpy as np
 from jax_tkg import simulator
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.dimensions import Dimensions
+from jax_tkg.call.operand_table import OPERANDS, names
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.kernel_limits import check_kernel_limits
 from jax_tkg.lowering.launches import layer_tuples
@@ -46,10 +47,10 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
     operands = _operands(case, layers)
     _check(operands, case, layers, kernel)
     launch = Launch(
-        eps=1e-6,
+        parameters=Parameters(
+            layers, sbuf_residual_and_cc=case.residual_on_chip and kernel == "ours"
+        ),
         replica_groups=((0,),) if case.tensor_parallel > 1 else None,
-        sbuf_residual_and_cc=case.residual_on_chip and kernel == "ours",
-        clamp_bound=0.0,
         first_layer=0,
         num_layers=layers,
         stacked_caches=False,
@@ -72,8 +73,7 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
 
 def _prepared(interface: KernelInterface, operands: Operands, launch: Launch) -> dict[str, Any]:
     """The kernel's tensors by name; what is made of masks and positions in one compilation."""
-    names = ("mask_cache", "mask_active", "position_ids", "RoPE_cos", "RoPE_sin")
-    small = {name: getattr(operands, name) for name in names}
+    small = {name: getattr(operands, name) for name in names("mask", "index", "table")}
     as_they_are: dict[str, Any] = {}
 
     def prepare(small: dict[str, Any]) -> dict[str, Any]:
@@ -98,48 +98,24 @@ def _load(interface: KernelInterface) -> object:
 def _check(operands: Operands, case: Case, layers: int, kernel: str) -> None:
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
     dimensions = Dimensions.of(shapes)
+    # AWS's residual always goes through HBM.
+    parameters = Parameters(layers)
+    KERNELS[kernel].check_supported(shapes, parameters)
     if kernel == "ours":
         check_kernel_limits(dimensions, layers, case.lnc)
         return
-    # Its residual always goes through HBM.
-    parameters = Parameters(layers)
     check_nkilib_limits(shapes, parameters, dimensions, case.lnc)
 
 
 def _operands(case: Case, layers: int) -> Operands:
-    """Zeros that all layers share, as NumPy arrays: the system gives no memory to what is zero."""
-    c = case
-    compute = _dtype(c.dtype)
-    mlp = compute if c.quantized_mlp is None else _dtype(c.quantized_mlp)
-
-    def each(*shape: int, dtype: np.dtype = compute) -> tuple[np.ndarray, ...]:
-        return (np.zeros(shape, dtype),) * layers
-
-    def scales(columns: int) -> tuple[np.ndarray, ...] | None:
-        if c.quantized_mlp is None:
-            return None
-        return (np.ones((128, columns), np.float32),) * layers
-
-    return Operands(
-        X=np.zeros((c.B, c.S, c.H), compute),
-        W_qkvs=each(c.H, (c.q + 2 * c.k) * c.d),
-        W_outs=each(c.q * c.d, c.H),
-        W_gates=each(c.H, c.I, dtype=mlp),
-        W_ups=each(c.H, c.I, dtype=mlp),
-        W_downs=each(c.I, c.H, dtype=mlp),
-        W_gamma_qkvs=each(1, c.H),
-        W_gamma_mlps=each(1, c.H),
-        K_caches=each(c.B, c.k, c.d, c.S_ctx),
-        V_caches=each(c.B, c.k, c.S_ctx, c.d),
-        RoPE_cos=np.ones((c.d // 2, c.B, c.S), compute),
-        RoPE_sin=np.zeros((c.d // 2, c.B, c.S), compute),
-        mask_cache=np.ones((c.S_ctx, c.B, c.q, c.S), np.bool_),
-        mask_active=None,
-        position_ids=np.full((c.B, 1), c.S_ctx - c.S, np.int32),
-        W_gate_scales=scales(c.I),
-        W_up_scales=scales(c.I),
-        W_down_scales=scales(c.H),
-    )
+    """Arrays that all layers share, as NumPy arrays: zeros, which the system gives no memory."""
+    arrays: dict[str, Any] = dict.fromkeys(row.name for row in OPERANDS)
+    for row in case.rows():
+        array = np.zeros(row.layout.shape(case.sizes()), _dtype(case.dtype_of(row)))
+        arrays[row.name] = (array,) * layers if row.per_layer else array
+    arrays["mask_cache"] = np.ones_like(arrays["mask_cache"])
+    arrays["position_ids"] = np.full((case.B, 1), case.S_ctx - case.S, np.int32)
+    return Operands(**arrays)
 
 
 def _dtype(name: str) -> np.dtype:

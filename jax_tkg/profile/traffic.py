@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-from jax_tkg.lowering.kernel_interface import SCALES, WEIGHTS
+from jax_tkg.call.operand_table import OPERANDS, WEIGHT_KINDS
+from jax_tkg.lowering.kernel_operands import PREPARED
 
 KINDS = ("weights", "cache", "activations", "other")
 
+_TRAFFIC = {**dict.fromkeys(WEIGHT_KINDS, "weights"), "cache": "cache", "activation": "activations"}
+
 _KIND_OF = {
-    **dict.fromkeys((*WEIGHTS, *SCALES), "weights"),
-    "K_caches": "cache",
-    "V_caches": "cache",
-    "RoPE_cos": "other",
-    "RoPE_sin": "other",
-    "mask_cache": "other",
-    "prior_mask": "other",
-    "active_mask": "other",
-    "window_places": "other",
-    "key_places": "other",
-    "value_places": "other",
-    "position_ids": "other",
+    **dict.fromkeys(PREPARED, "other"),
+    **{row.name: _TRAFFIC.get(row.kind, "other") for row in OPERANDS},
 }
 
 

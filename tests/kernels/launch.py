@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jax_tkg.call.canonical import run_checked
 from jax_tkg.call.signature import bind_arguments
 from jax_tkg.kernels.transformer import transformer_tkg as kernel
 from jax_tkg.lowering import launches
-from jax_tkg.lowering.kernel_operands import kernel_operands
+from jax_tkg.lowering.kernel_interface import MEGAKERNEL
 from tests import cases, parallel_cases
 
 
@@ -57,10 +58,17 @@ def run(
             cases.stack(arguments) if stacked else arguments, **cases.options(shape)
         )
         launch = launches.Launch(
-            parameters.eps, groups, on_chip, parameters.clamp_bound, 0, shape.L, stacked, stacked
+            dataclasses.replace(parameters, sbuf_residual_and_cc=on_chip),
+            groups,
+            0,
+            shape.L,
+            stacked,
+            stacked,
         )
-        tensors = jax.tree.map(np.asarray, kernel_operands(operands, stacked))
-        given.append({**launches.layer_tuples(tensors, launch), **launch.arguments()})
+        tensors = jax.tree.map(np.asarray, MEGAKERNEL.operands(operands, stacked))
+        given.append(
+            {**launches.layer_tuples(tensors, launch), **MEGAKERNEL.static_arguments(launch)}
+        )
     result = simulator.run(
         kernel,
         given,

@@ -20,9 +20,7 @@ class InputsTest(parameterized.TestCase):
     @parameterized.product(
         cores=(1, 2), masks_stay=(True, False), positions=("first", "each"), float8=(True, False)
     )
-    def test_addresses(
-        self, cores: int, masks_stay: bool, positions: str, float8: bool
-    ) -> None:
+    def test_addresses(self, cores: int, masks_stay: bool, positions: str, float8: bool) -> None:
         shape = cases.Shape(
             L=3,
             S_ctx=300,

@@ -19,6 +19,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import jax_tkg
+from jax_tkg.call.arguments import Parameters
 from jax_tkg.lowering import kernel_entry, launches
 from jax_tkg.lowering.kernel_operands import kernel_operands
 from tests import cases
@@ -76,12 +77,12 @@ class SourceTest(parameterized.TestCase):
     def test_equal_launches_share_a_file(self) -> None:
         operands, parameters = kernel_launch.canonical(_arguments(), **cases.options(SHAPE))
         tensors = kernel_operands(operands)
-        launch = launches.Launch(1e-5, None, False, 0.0, 0, SHAPE.L, False)
+        launch = launches.Launch(Parameters(SHAPE.L, eps=1e-5), None, 0, SHAPE.L, False)
         del parameters
         self.assertEqual(
             kernel_entry.entry_source(tensors, launch), kernel_entry.entry_source(tensors, launch)
         )
-        other = dataclasses.replace(launch, eps=1e-6)
+        other = dataclasses.replace(launch, parameters=Parameters(SHAPE.L, eps=1e-6))
         self.assertNotEqual(
             kernel_entry.entry_source(tensors, launch), kernel_entry.entry_source(tensors, other)
         )

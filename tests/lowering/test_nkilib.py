@@ -15,6 +15,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import jax_tkg
+from jax_tkg.call.arguments import Parameters
 from jax_tkg.lowering import kernel_entry, nkilib
 from jax_tkg.lowering.kernel_interface import Launch
 from tests import cases
@@ -157,7 +158,7 @@ class LoweringTest(parameterized.TestCase):
     def test_entry_returns_what_it_writes(self) -> None:
         operands, _ = launch.canonical(_arguments(SHAPE), **cases.options(SHAPE))
         tensors = nkilib.NKILIB.operands(operands)
-        one = Launch(1e-5, ((0, 1),), False, 0.0, 0, SHAPE.L, False)
+        one = Launch(Parameters(SHAPE.L, eps=1e-5), ((0, 1),), 0, SHAPE.L, False)
         kernel = dataclasses.replace(nkilib.NKILIB, module=lambda: "published")
         source = kernel_entry.entry_source(tensors, one, kernel)
         self.assertIn("from published import transformer_tkg\n", source)
