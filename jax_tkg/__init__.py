@@ -1,23 +1,72 @@
-"""The token-generation forward pass of a Llama-style transformer as one JAX primitive."""
+"""The token-generation forward pass of a Llama-style transformer as one JAX primitive.
 
-from jax_tkg import caches, masks, quantize, reference, rope, sharding, weights
-from jax_tkg.api import transformer_tkg
-from jax_tkg.call.results import TransformerTkgOutput
-from jax_tkg.explain import explain
-from jax_tkg.lowering.neuron import dry_run
+`transformer_tkg` is the operation. `explain` says which implementation a call uses, `dry_run` shows
+what a program lowers to on AWS Neuron. The modules below hold what a decode loop needs beside it.
+
+Names are loaded on first use: `import jax_tkg` alone imports neither JAX nor the simulator, and
+`jax_tkg.simulator` works where JAX is not installed.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jax_tkg import (
+        bits,
+        caches,
+        masks,
+        models,
+        quantize,
+        reference,
+        rope,
+        sharding,
+        simulator,
+        weights,
+    )
+    from jax_tkg.api import explain, transformer_tkg
+    from jax_tkg.call.results import TransformerTkgOutput
+    from jax_tkg.lowering.neuron import dry_run
 
 __version__ = "0.1.0"
 
 __all__ = [
     "TransformerTkgOutput",
+    "bits",
     "caches",
     "dry_run",
     "explain",
     "masks",
+    "models",
     "quantize",
     "reference",
     "rope",
     "sharding",
+    "simulator",
     "transformer_tkg",
     "weights",
 ]
+
+_HOMES = {
+    "TransformerTkgOutput": "jax_tkg.call.results",
+    "dry_run": "jax_tkg.lowering.neuron",
+    "explain": "jax_tkg.api",
+    "transformer_tkg": "jax_tkg.api",
+}
+"""Where public names that are not modules are defined."""
+
+# Type checkers read the imports above; a __getattr__ would make every misspelt name pass.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Loads a public name on its first use."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        home = _HOMES.get(name)
+        if home is None:
+            return importlib.import_module(f"{__name__}.{name}")
+        value = globals()[name] = getattr(importlib.import_module(home), name)
+        return value
+
+    def __dir__() -> list[str]:
+        """All names, also those that are not loaded yet."""
+        return sorted({*globals(), *__all__})

@@ -1,17 +1,21 @@
-"""Eight CPU devices for the tests under shard_map, set before JAX starts; the NKI simulator."""
+"""What all tests share: the simulator under the name `nki`, hypothesis's settings, time limits.
+
+Where JAX is installed, also what `tests/with_jax.py` sets. The simulator's tests need none.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
-from collections.abc import Iterator
 
 import hypothesis
-import jax
 import pytest
 
 from jax_tkg import simulator
 
-jax.config.update("jax_num_cpu_devices", 8)
+if importlib.util.find_spec("jax") is not None:
+    from tests.with_jax import forget_compiled_programs  # noqa: F401
+
 # Kernels import nki.
 simulator.install()
 
@@ -41,10 +45,3 @@ def pytest_sessionstart(session: pytest.Session) -> None:
     """Sends the stacks of a hanging test to stderr: workers of pytest-xdist have no stdout."""
     if hasattr(session.config, "workerinput"):
         session.config.get_terminal_writer()._file = sys.__stderr__  # type: ignore[assignment]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _forget_compiled_programs() -> Iterator[None]:
-    """Hundreds of compiled programs per module would fill the memory of a small machine."""
-    yield
-    jax.clear_caches()
