@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import functools
 import json
 import os
 import pathlib
 import unittest
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -17,12 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
-from jaxlib.mlir.dialects import stablehlo
 
 import jax_tkg
 import jax_tkg.sharding
 from jax_tkg.lowering import custom_call, neuron, neuron_settings
 from tests import cases, parallel_cases
+from tests.lowering import custom_calls
 
 SHAPE = cases.Shape(L=3)
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "neuron_four_ranks.mlir"
@@ -34,46 +32,13 @@ def _arguments(shape: cases.Shape = SHAPE, stacked: bool = False) -> dict[str, A
     return cases.stack(arguments) if stacked else arguments
 
 
-def _operations(operation: Any) -> Iterator[Any]:
-    yield operation
-    for region in operation.regions:
-        for block in region.blocks:
-            for inner in block.operations:
-                yield from _operations(inner.operation)
-
-
-def _calls(lowered: Any) -> list[Any]:
-    """The Neuron custom calls of a lowered program."""
-    module = lowered.compiler_ir("stablehlo")
-    return [
-        operation
-        for operation in _operations(module.operation)
-        if operation.name == "stablehlo.custom_call"
-        and custom_call.TARGET in str(operation.attributes["call_target_name"])
-    ]
-
-
-def _config(call: Any) -> dict[str, Any]:
-    text = str(call.attributes["backend_config"]).strip('"')
-    return json.loads(base64.b64decode(text))
-
-
-def _aliases(call: Any) -> list[tuple[int, int]]:
-    """(result, operand) of every alias."""
-    pairs = []
-    for alias in call.attributes["output_operand_aliases"]:
-        typed = stablehlo.OutputOperandAlias(alias)
-        pairs.append((typed.output_tuple_indices[0], typed.operand_index))
-    return pairs
-
-
 class CallTest(parameterized.TestCase):
     def _check(self, call: Any, layers: int, stacked: bool, groups: Any = None) -> None:
-        config = _config(call)
+        config = custom_calls.config(call)
         names = config["klir_binary"]["input_names"]
         self.assertEqual(len(call.operands), len(names))
         expected = 2 if stacked else 2 * layers
-        aliases = _aliases(call)
+        aliases = custom_calls.aliases(call)
         self.assertLen(aliases, expected)
         for result, operand in aliases:
             # An aliased output carries its input's name, which NKI marks.
@@ -100,7 +65,7 @@ class CallTest(parameterized.TestCase):
             "fori_loop": lambda a: jax.lax.fori_loop(0, 4, lambda _, c: step(c), a),
         }
         lowered = neuron.lower_for_neuron(programs[loop], jax.tree.map(jnp.asarray, arguments))
-        (only,) = _calls(lowered)
+        (only,) = custom_calls.calls(lowered)
         self._check(only, SHAPE.L, stacked)
 
     @parameterized.named_parameters(
@@ -123,7 +88,7 @@ class CallTest(parameterized.TestCase):
             in_specs=({name: getattr(specs, name) for name in whole},),
             out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
         )
-        (only,) = _calls(neuron.lower_for_neuron(step, whole))
+        (only,) = custom_calls.calls(neuron.lower_for_neuron(step, whole))
         self._check(only, SHAPE.L, False, groups)
 
     def test_explicit_groups(self) -> None:
@@ -142,7 +107,7 @@ class CallTest(parameterized.TestCase):
             out_specs=jax.sharding.PartitionSpec("ranks"),
             check_vma=False,
         )
-        (only,) = _calls(neuron.lower_for_neuron(step, arguments["X"]))
+        (only,) = custom_calls.calls(neuron.lower_for_neuron(step, arguments["X"]))
         self._check(only, SHAPE.L, False, groups)
 
     @parameterized.product(stacked=(False, True), size=(1, 2, 3, 4))
@@ -152,7 +117,7 @@ class CallTest(parameterized.TestCase):
             lambda a: jax_tkg.transformer_tkg(**a, **cases.options(SHAPE), layers_per_launch=size),
             arguments,
         )
-        counts = [_config(call)["num_layers"] for call in _calls(lowered)]
+        counts = [custom_calls.config(call)["num_layers"] for call in custom_calls.calls(lowered)]
         self.assertEqual(sum(counts), SHAPE.L)
         self.assertLen(counts, -(-SHAPE.L // size))
         self.assertLessEqual(max(counts), size)
@@ -169,8 +134,8 @@ class CallTest(parameterized.TestCase):
                 lambda a: jax_tkg.transformer_tkg(**a, **cases.options(shape), lnc=cores),
                 _arguments(shape),
             )
-        (only,) = _calls(lowered)
-        config = _config(only)
+        (only,) = custom_calls.calls(lowered)
+        config = custom_calls.config(only)
         binary = config.pop("klir_binary")
         # By hand, per layer: QKV, output, MLP, and two products with eight slots and two new keys.
         multiplications = 2 * (128 * 4 * 32 + 2 * 32 * 128 + 3 * 128 * 256 + 2 * 2 * 32 * 10)
@@ -193,7 +158,7 @@ class CallTest(parameterized.TestCase):
             {"binary", "input_names", "output_names", "version_identifier", "aliases"},
         )
         self.assertEqual((binary["binary"], binary["version_identifier"]), ("", ""))
-        swapped = [[operand, result] for result, operand in _aliases(only)]
+        swapped = [[operand, result] for result, operand in custom_calls.aliases(only)]
         self.assertEqual(sorted(binary["aliases"]), sorted(swapped))
         self.assertLen(binary["aliases"], 4)
 
@@ -202,8 +167,8 @@ class CallTest(parameterized.TestCase):
         lowered = neuron.lower_for_neuron(
             lambda a: jax_tkg.transformer_tkg(**a, **cases.options(shape)), _arguments(shape)
         )
-        (only,) = _calls(lowered)
-        names = _config(only)["klir_binary"]["input_names"]
+        (only,) = custom_calls.calls(lowered)
+        names = custom_calls.config(only)["klir_binary"]["input_names"]
         self.assertEmpty([name for name in names if name.endswith("places")])
 
     def test_text(self) -> None:
@@ -239,8 +204,8 @@ class GoldenTest(absltest.TestCase):
             out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
         )
         lowered = neuron.lower_for_neuron(step, whole)
-        (call,) = _calls(lowered)
-        config = json.dumps(_config(call), indent=2, sort_keys=True)
+        (call,) = custom_calls.calls(lowered)
+        config = json.dumps(custom_calls.config(call), indent=2, sort_keys=True)
         text = (
             f"{lowered.as_text()}\n// backend_config:\n// " + config.replace("\n", "\n// ") + "\n"
         )

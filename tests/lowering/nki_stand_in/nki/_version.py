@@ -1,0 +1,3 @@
+"""The stand-in's version."""
+
+__version__ = "0.6.0+stand.in"

@@ -1,0 +1,1 @@
+"""Kernels as objects, and how each framework calls them."""
