@@ -7,7 +7,7 @@ DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-nkilib mutation-check lint versions clean
+.PHONY: demo test test-nkilib test-simulator-without-jax mutation-check lint versions clean
 
 demo: $(VENV)/.models
 	$(BIN)/python scripts/fetch_model.py
@@ -22,6 +22,10 @@ test: $(VENV)/.test lint
 # branch 2.29_release, without which the tests are skipped.
 test-nkilib: $(VENV)/.test
 	$(BIN)/python -m pytest tests/nkilib $(PYTEST_FLAGS)
+
+# The simulator's tests in an environment of their own that has no JAX.
+test-simulator-without-jax: $(VENV)/.test
+	$(BIN)/nox -s simulator-without-jax
 
 # Breaks instructions of the simulator one by one; the tests must fail each time.
 mutation-check: $(VENV)/.test

@@ -1,4 +1,7 @@
-"""The tests on the oldest, a middle and the newest JAX: `nox`, or `nox -s jax-0.7.0`."""
+"""The tests on the oldest, a middle and the newest JAX, and the simulator's without JAX.
+
+`nox` runs all sessions, `nox -s simulator-without-jax` one.
+"""
 
 from __future__ import annotations
 
@@ -59,3 +62,14 @@ def _define() -> None:
 
 
 _define()
+
+
+@nox.session(name="simulator-without-jax")
+def simulator_without_jax(session: nox.Session) -> None:
+    """The simulator's tests where the package is installed without JAX."""
+    project = nox.project.load_toml("pyproject.toml")["project"]
+    needed = [name for name in project["dependencies"] if not name.startswith("jax")]
+    session.install(*needed, *project["optional-dependencies"]["test"], "absl-py")
+    session.install("--no-deps", "-e", ".")
+    session.run("python", "-c", "import importlib.util as u; assert u.find_spec('jax') is None")
+    session.run("python", "-m", "pytest", "-n", "2", "tests/simulator", *session.posargs)

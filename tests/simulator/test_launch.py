@@ -139,6 +139,15 @@ class SimulateTest(parameterized.TestCase):
         output = simulator.simulate(simulator.jit(_grid)[2])()
         np.testing.assert_array_equal(output, [[1, 2, 1]])
 
+    def test_arrays_of_other_libraries(self):
+        class Array:
+            shape, dtype = _X.shape, _X.dtype
+
+            def __array__(self, dtype=None, copy=None):
+                return _X
+
+        np.testing.assert_array_equal(simulator.simulate(_double)(Array()), 2 * _X)
+
     def test_torch(self):
         torch = pytest.importorskip("torch")
         x = torch.arange(6, dtype=torch.bfloat16).reshape(2, 3)
@@ -147,8 +156,7 @@ class SimulateTest(parameterized.TestCase):
         self.assertTrue(torch.equal(result, 2 * x))
 
     def test_jax(self):
-        import jax.numpy as jnp
-
+        jnp = pytest.importorskip("jax.numpy")
         x = jnp.arange(6, dtype=jnp.bfloat16).reshape(2, 3)
         result = simulator.simulate(_double)(x)
         self.assertEqual(result.dtype, ml_dtypes.bfloat16)
