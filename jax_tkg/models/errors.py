@@ -16,7 +16,10 @@ class ModelError(ValueError):
         # Names in damaged files hold control characters and lone surrogates, which no terminal
         # and no encoding takes.
         line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
-        super().__init__(line if len(line) <= MAX_MESSAGE else line[: MAX_MESSAGE - 3] + "...")
+        if len(line) > MAX_MESSAGE:
+            # What was expected comes after the names, which are what is long.
+            line = line[: MAX_MESSAGE // 2 - 3] + "..." + line[-MAX_MESSAGE // 2 :]
+        super().__init__(line)
 
 
 def one_line(error: BaseException) -> str:

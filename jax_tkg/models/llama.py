@@ -20,6 +20,9 @@ from jax_tkg.models.config import LlamaConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.weights import TransformerWeights, pack_qkv
 
+LAYER_NUMBER = r"0|[1-9][0-9]{0,5}"
+"""The layer's number in tensors' names, as a regular expression: without leading zeros."""
+
 Progress = Callable[[int, int], None]
 """Called with the layers read so far and the layers there are."""
 
@@ -114,6 +117,28 @@ def padded_intermediate_size(config: LlamaConfig, ranks: int) -> int:
     return ranks * _round_up(share, PARTITIONS)
 
 
+def check_values(where: str, values: np.ndarray, dtype: jax.typing.DTypeLike) -> None:
+    """Checks that a tensor holds finite numbers, also after its conversion to the model's dtype.
+
+    Args:
+      where: file and tensor, for the message.
+      values: the tensor, of any float dtype.
+      dtype: what matrices will be converted to; vectors, which are gains, become float32.
+
+    Raises:
+      ModelError: it holds NaN, an infinity, or a number that becomes one.
+    """
+    dtype = jnp.dtype(np.float32 if values.ndim == 1 else dtype)
+    largest = float(min(jnp.finfo(dtype).max, jnp.finfo(np.float32).max))
+    # Unlike a comparison of each element, these two need no memory; NaN is passed on by both.
+    for extreme in (float(values.min()), float(values.max())):
+        if not abs(extreme) <= largest:
+            raise ModelError(
+                f"{where}: expected finite numbers of at most {largest:.6g}, the largest of dtype "
+                f"{dtype.name}, got {extreme!r}"
+            )
+
+
 def check_layers_present(
     where: str, names: Collection[str], templates: Collection[str], layers: int
 ) -> None:
@@ -131,7 +156,10 @@ def check_layers_present(
     for layer in range(layers):
         for template in templates:
             if (name := template.format(layer=layer)) not in names:
-                raise ModelError(f"{where}: tensor {name} is missing")
+                raise ModelError(
+                    f"{where}: tensor {name}: expected in a model of {layers} layers, but it is "
+                    f"missing"
+                )
 
 
 def check_tensor_parallel(config: LlamaConfig, ranks: int) -> None:

@@ -17,10 +17,11 @@ import jax
 import numpy as np
 import safetensors
 
-from jax_tkg.models import llama
+from jax_tkg.models import json_config, llama
 from jax_tkg.models.config import LlamaConfig
 from jax_tkg.models.errors import ModelError, one_line
-from jax_tkg.rope import Llama3Scaling
+from jax_tkg.models.folder import ModelFolder
+from jax_tkg.models.typed_keys import shown
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING, _HEAD, _FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -36,6 +37,19 @@ _LAYER_TENSORS = {
     "mlp_norm": "post_attention_layernorm",
 }
 """Names of one layer's tensors by the fields of `llama.LayerTensors`."""
+
+_DTYPES = ("F64", "F32", "F16", "BF16")
+"""The dtypes of weights that are the values themselves: float8 and integers need scales."""
+
+
+def read_config(folder: pathlib.Path) -> LlamaConfig:
+    """The model's sizes from `config.json`.
+
+    Raises:
+      ModelError: another architecture than llama, a missing or impossible value, or a feature that
+        `transformer_tkg` does not have.
+    """
+    return json_config.read_config(ModelFolder(folder).json(json_config.CONFIG))
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -55,111 +69,78 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return content
 
 
-def read_config(folder: pathlib.Path) -> LlamaConfig:
-    """The model's sizes from `config.json`.
-
-    Raises:
-      ModelError: another architecture than llama, a missing or impossible value, or a feature that
-        `transformer_tkg` does not have.
-    """
-    path = folder / "config.json"
-    content = read_json(path)
-
-    def required(name: str) -> Any:
-        if content.get(name) is None:
-            raise ModelError(f"{name} is missing")
-        return content[name]
-
-    try:
-        if content.get("model_type") != "llama":
-            raise ModelError(f"model_type: expected 'llama', got {content.get('model_type')!r}")
-        for name, only in (("hidden_act", "silu"), ("attention_bias", False), ("mlp_bias", False)):
-            if content.get(name, only) != only:
-                raise ModelError(f"{name}: expected {only!r}, got {content[name]!r}")
-        heads = required("num_attention_heads")
-        head_size = content.get("head_dim") or required("hidden_size") // heads
-        theta, scaling, factors = _rope(content, head_size)
-        return LlamaConfig(
-            num_layers=required("num_hidden_layers"),
-            hidden_size=required("hidden_size"),
-            intermediate_size=required("intermediate_size"),
-            num_heads=heads,
-            num_kv_heads=content.get("num_key_value_heads") or heads,
-            head_size=head_size,
-            vocabulary_size=required("vocab_size"),
-            context_length=required("max_position_embeddings"),
-            rope_theta=theta,
-            rms_norm_eps=required("rms_norm_eps"),
-            rope_scaling=scaling,
-            rope_factors=factors,
-        )
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
-    except (TypeError, ZeroDivisionError, KeyError) as error:
-        raise ModelError(f"{path}: not a readable model description: {error!r}") from error
-
-
-def _rope(
-    content: dict[str, Any], head_size: int
-) -> tuple[float, Llama3Scaling | None, tuple[float, ...] | None]:
-    """Base, Llama 3's scaling and divisors of the RoPE frequencies."""
-    # transformers 5 writes one dictionary where earlier releases wrote two entries.
-    rope = content.get("rope_parameters") or content.get("rope_scaling") or {}
-    theta = float(rope.get("rope_theta", content.get("rope_theta", 10000.0)))
-    kind = rope.get("rope_type", rope.get("type", "default"))
-    if kind == "default":
-        return theta, None, None
-    if kind == "linear":
-        return theta, None, (float(rope["factor"]),) * (head_size // 2)
-    if kind == "llama3":
-        scaling = Llama3Scaling(
-            factor=float(rope["factor"]),
-            low_frequency_factor=float(rope["low_freq_factor"]),
-            high_frequency_factor=float(rope["high_freq_factor"]),
-            original_context_length=int(rope["original_max_position_embeddings"]),
-        )
-        return theta, scaling, None
-    raise ModelError(f"rope_type: expected default, linear or llama3, got {kind!r}")
-
-
 class _Tensors:
     """The tensors of all files of a folder, by name."""
 
-    def __init__(self, folder: pathlib.Path, stack: contextlib.ExitStack):
-        index = folder / _INDEX
-        names = {_SINGLE}
-        if not (folder / _SINGLE).exists() and index.exists():
-            weight_map = read_json(index).get("weight_map")
-            if not isinstance(weight_map, dict) or not weight_map:
-                raise ModelError(f"{index}: weight_map is missing")
-            names = set(weight_map.values())
+    def __init__(self, folder: ModelFolder, stack: contextlib.ExitStack):
+        self._folder = folder
         self._where: dict[str, tuple[pathlib.Path, Any]] = {}
-        for path in (folder / name for name in sorted(names)):
+        for name, listed in _files(folder).items():
+            path = folder.file(name)
             try:
                 file = stack.enter_context(safetensors.safe_open(path, framework="np"))
+                names = set(file.keys())
             except (OSError, safetensors.SafetensorError) as error:
                 raise ModelError(
-                    f"{path}: not a readable safetensors file: {one_line(error)}"
+                    f"{path}: expected a readable safetensors file, got {one_line(error)}"
                 ) from error
-            self._where.update((name, (path, file)) for name in file.keys())  # noqa: SIM118
-        self._folder = folder
+            for tensor in sorted(listed - names):
+                raise ModelError(
+                    f"{folder.path / _INDEX}: weight_map.{tensor}: expected a file that holds the "
+                    f"tensor, got {name!r}"
+                )
+            for tensor in names:
+                if tensor in self._where:
+                    raise ModelError(
+                        f"{path}: tensor {tensor}: expected it in one file, got it in "
+                        f"{self._where[tensor][0]} too"
+                    )
+                self._where[tensor] = (path, file)
+                dtype = file.get_slice(tensor).get_dtype()
+                if dtype not in _DTYPES:
+                    raise ModelError(
+                        f"{path}: tensor {tensor}: expected one of the dtypes "
+                        f"{', '.join(_DTYPES)}, got {dtype}"
+                    )
 
     @property
     def names(self) -> list[str]:
         return list(self._where)
 
-    def read(self, name: str, *shape: int) -> np.ndarray:
-        """A tensor that must have the given shape."""
+    def read(self, name: str, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> np.ndarray:
+        """A tensor that must have the given shape, and values that the model's dtype can hold."""
         if name not in self._where:
-            raise ModelError(f"{self._folder}: tensor {name} is missing")
+            raise ModelError(
+                f"{self._folder.path}: tensor {name}: expected shape {list(shape)}, but it is "
+                f"missing"
+            )
         path, file = self._where[name]
         actual = file.get_slice(name).get_shape()
         if list(actual) != list(shape):
             raise ModelError(f"{path}: tensor {name}: expected shape {list(shape)}, got {actual}")
         values = file.get_tensor(name)
-        if not np.isfinite(values.astype(np.float32)).all():
-            raise ModelError(f"{path}: tensor {name} holds values that are not finite")
+        llama.check_values(f"{path}: tensor {name}", values, dtype)
         return values
+
+
+def _files(folder: ModelFolder) -> dict[str, set[str]]:
+    """The files of tensors, each with the names of tensors that the index says it holds."""
+    if folder.has(_SINGLE) or not folder.has(_INDEX):
+        return {_SINGLE: set()}
+    index = folder.json(_INDEX)
+    key = "weight_map"
+    weight_map = index.raw(key)
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise index.error(key, "an object with a file's name for each tensor")
+    files: dict[str, set[str]] = {}
+    for tensor, name in weight_map.items():
+        if not isinstance(name, str):
+            raise ModelError(
+                f"{index.file}: {key}.{tensor}: expected the name of a file in the folder, got "
+                f"{shown(name)}"
+            )
+        files.setdefault(name, set()).add(tensor)
+    return files
 
 
 def load(
@@ -169,6 +150,9 @@ def load(
     progress: llama.Progress | None = None,
 ) -> llama.LlamaModel:
     """Loads a model.
+
+    Where `config.json` ties the head to the embedding and another head is stored, the stored one
+    is used. Where it does not say, the head is tied if none is stored.
 
     Args:
       folder: holds `config.json` and the tensors.
@@ -180,47 +164,70 @@ def load(
       ModelError: the folder holds no complete llama model, or tensors that such a model does not
         have, or its heads do not split over the ranks.
     """
-    config = read_config(folder)
-    vocabulary = (config.vocabulary_size, config.hidden_size)
+    files = ModelFolder(folder)
+    keys = files.json(json_config.CONFIG)
+    config = json_config.read_config(keys)
     with contextlib.ExitStack() as stack:
-        tensors = _Tensors(folder, stack)
+        tensors = _Tensors(files, stack)
         _check_names(folder, tensors.names, config)
         templates = [
             f"model.layers.{{layer}}.{tensor}.weight" for tensor in _LAYER_TENSORS.values()
         ]
         llama.check_layers_present(str(folder), set(tensors.names), templates, config.num_layers)
-        tied = bool(read_json(folder / "config.json").get("tie_word_embeddings", False))
+        embedding, head = _vocabulary(tensors, config, json_config.ties_embeddings(keys), dtype)
         return llama.build(
             config,
-            layers=_read_layers(tensors, config),
-            embedding=tensors.read(_EMBEDDING, *vocabulary),
-            head=None if tied else tensors.read(_HEAD, *vocabulary),
-            final_norm=tensors.read(_FINAL_NORM, config.hidden_size),
+            layers=_read_layers(tensors, config, dtype),
+            embedding=embedding,
+            head=head,
+            final_norm=tensors.read(_FINAL_NORM, (config.hidden_size,), dtype),
             dtype=dtype,
             tensor_parallel=tensor_parallel,
             progress=progress,
         )
 
 
+def _vocabulary(
+    tensors: _Tensors, config: LlamaConfig, tied: bool | None, dtype: jax.typing.DTypeLike
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The embedding, and the head where it is not the embedding."""
+    shape = (config.vocabulary_size, config.hidden_size)
+    has_head = _HEAD in tensors.names
+    if tied and has_head and _EMBEDDING not in tensors.names:
+        # Of two names for one tensor, tools that save the storage keep either.
+        return tensors.read(_HEAD, shape, dtype), None
+    embedding = tensors.read(_EMBEDDING, shape, dtype)
+    if tied or tied is None:
+        if not has_head:
+            return embedding, None
+        head = tensors.read(_HEAD, shape, dtype)
+        return embedding, None if tied and np.array_equal(head, embedding) else head
+    return embedding, tensors.read(_HEAD, shape, dtype)
+
+
 def _check_names(folder: pathlib.Path, names: list[str], config: LlamaConfig) -> None:
     """Refuses tensors that would be left out, such as biases: the model would be another one."""
     known = _LAYER_TENSORS.values()
     for name in names:
-        layer = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.weight", name)
+        layer = re.fullmatch(rf"model\.layers\.({llama.LAYER_NUMBER})\.(.+)\.weight", name)
         expected = layer and layer[2] in known and int(layer[1]) < config.num_layers
         # Old checkpoints store the RoPE frequencies, which follow from the configuration.
         derived = name.endswith(".rotary_emb.inv_freq")
         if not (expected or derived or name in (_EMBEDDING, _HEAD, _FINAL_NORM)):
             raise ModelError(
-                f"{folder}: tensor {name}: expected none of that name in a llama model of "
-                f"{config.num_layers} layers"
+                f"{folder}: tensor {name}: expected no tensor of that name in a llama model of "
+                f"{config.num_layers} layers, got one"
             )
 
 
-def _read_layers(tensors: _Tensors, config: LlamaConfig) -> Iterator[llama.LayerTensors]:
+def _read_layers(
+    tensors: _Tensors, config: LlamaConfig, dtype: jax.typing.DTypeLike
+) -> Iterator[llama.LayerTensors]:
     for index in range(config.num_layers):
         layer = {
-            field: tensors.read(f"model.layers.{index}.{_LAYER_TENSORS[field]}.weight", *shape)
+            field: tensors.read(
+                f"model.layers.{index}.{_LAYER_TENSORS[field]}.weight", shape, dtype
+            )
             for field, shape in llama.layer_shapes(config).items()
         }
         yield llama.LayerTensors(**layer)

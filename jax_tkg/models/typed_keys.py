@@ -147,6 +147,22 @@ class TypedKeys:
             expected = f"an integer from {limits} or a list of them"
             raise self.error(key, expected) from None
 
+    def check_neutral(self, key: str, neutral: Any) -> None:
+        """Checks that a key is absent or has a value with which it changes nothing.
+
+        Args:
+          key: its key.
+          neutral: such a value, or a tuple of them, which may be empty; 1 and 1.0 are the same,
+            1 and True are not.
+
+        Raises:
+          ModelError: it has another value.
+        """
+        value = self._values.get(key)
+        allowed = neutral if isinstance(neutral, tuple) else (neutral,)
+        if value is not None and not any(_equal(value, one) for one in allowed):
+            raise self.error(key, " or ".join(repr(one) for one in allowed) or "no such key")
+
     def object(self, key: str) -> TypedKeys:
         """The keys of an object inside the file; none where the key is absent.
 
@@ -167,6 +183,13 @@ class TypedKeys:
         if not fits(value):
             raise self.error(key, expected)
         return value
+
+
+def _equal(value: Any, other: Any) -> bool:
+    numbers = (int, float)
+    if type(value) in numbers and type(other) in numbers:
+        return value == other
+    return type(value) is type(other) and value == other
 
 
 def _is_integer(limits: Range) -> Any:

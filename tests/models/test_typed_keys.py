@@ -107,7 +107,9 @@ class MessageTest(parameterized.TestCase):
         self.assertRegex(message, "^a.+b: wrong$")
 
     def test_bounded(self) -> None:
-        self.assertLen(str(ModelError("x" * 10**6)), MAX_MESSAGE)
+        message = str(ModelError(f"file: tensor {'x' * 10**6}: expected a, got b"))
+        self.assertLen(message, MAX_MESSAGE)
+        self.assertRegex(message, r"^file: tensor xxx.*\.\.\..*xxx: expected a, got b$")
 
 
 if __name__ == "__main__":

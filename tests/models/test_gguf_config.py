@@ -1,0 +1,206 @@
+"""What the metadata of a GGUF file says of the model, and what it may not say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from absl.testing import absltest, parameterized
+
+from jax_tkg.models import gguf
+from jax_tkg.models.config import LlamaConfig
+from jax_tkg.models.errors import ModelError
+from tests.models import files, tiny
+
+TYPE, FACTOR, OLD_FACTOR = (
+    "llama.rope.scaling.type",
+    "llama.rope.scaling.factor",
+    "llama.rope.scale_linear",
+)
+
+
+class ConfigTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = files.folder(self) / "model.gguf"
+
+    def config(self, changes: dict[str, Any], shape: tiny.Tiny | None = None) -> LlamaConfig:
+        shape = shape or tiny.Tiny()
+        tiny.write(self.path, shape.tensors(), shape.metadata() | changes)
+        return gguf.read_config(gguf.GgufFile(self.path))
+
+    def assert_refused(
+        self, changes: dict[str, Any], message: str, shape: tiny.Tiny | None = None
+    ) -> None:
+        with self.assertRaisesRegex(ModelError, f"^{self.path}: {message}") as caught:
+            self.config(changes, shape)
+        self.assertRegex(str(caught.exception), ", (got|but) ")
+
+    def test_values(self) -> None:
+        self.assertEqual(
+            self.config({}),
+            LlamaConfig(
+                num_layers=2,
+                hidden_size=96,
+                intermediate_size=160,
+                num_heads=6,
+                num_kv_heads=2,
+                head_size=16,
+                vocabulary_size=len(tiny.VOCABULARY),
+                context_length=512,
+                rope_theta=500.0,
+                rms_norm_eps=np.float32(1e-2).item(),
+            ),
+        )
+
+    def test_defaults(self) -> None:
+        config = self.config(
+            {
+                "llama.attention.key_length": None,
+                "llama.attention.head_count_kv": None,
+                "llama.rope.freq_base": None,
+            }
+        )
+        self.assertEqual((config.head_size, config.num_kv_heads), (16, 6))
+        self.assertEqual(config.rope_theta, 10000.0)
+
+    def test_one_number_for_each_layer(self) -> None:
+        self.assertEqual(self.config({"llama.attention.head_count_kv": [2, 2]}).num_kv_heads, 2)
+        self.assert_refused(
+            {"llama.attention.head_count_kv": [2, 3]},
+            r"llama.attention.head_count_kv: expected the same number for all layers, got \[2, 3\]",
+        )
+
+    def test_embedding_with_more_rows_than_tokens(self) -> None:
+        count = len(tiny.VOCABULARY)
+        self.assertEqual(self.config({"llama.vocab_size": count + 8}).vocabulary_size, count + 8)
+        self.assert_refused(
+            {"llama.vocab_size": count - 1}, f"llama.vocab_size: expected at least {count}, the"
+        )
+
+    @parameterized.named_parameters(
+        ("architecture", {"general.type": "adapter"}, "general.type: expected 'model', got 'adap"),
+        ("partly_turned", {"llama.rope.dimension_count": 8}, "llama.rope.dimension_count: expect"),
+        ("values", {"llama.attention.value_length": 8}, "llama.attention.value_length: expected t"),
+        ("eps", {"llama.attention.layer_norm_rms_epsilon": 0.0}, "llama.attention.layer_norm_rms_"),
+        ("eps_nan", {"llama.attention.layer_norm_rms_epsilon": np.nan}, "llama.attention.layer_n"),
+        ("theta", {"llama.rope.freq_base": -1.0}, "llama.rope.freq_base: expected a number from"),
+        ("theta_small", {"llama.rope.freq_base": 1e-9}, "llama.rope.freq_base: expected a number "),
+        ("theta_text", {"llama.rope.freq_base": "1"}, "llama.rope.freq_base: expected a number fr"),
+        (
+            "heads",
+            {"llama.attention.head_count_kv": 4},
+            "llama.attention.head_count_kv: expected a divisor of the 6 query heads, got 4",
+        ),
+        (
+            "no_head",
+            {"llama.attention.head_count": 0},
+            "llama.attention.head_count: expected an in",
+        ),
+        (
+            "uneven",
+            {"llama.attention.key_length": None, "llama.attention.head_count": 7},
+            "llama.attention.key_length: expected an integer from 2 to 128 .* but the key is miss",
+        ),
+        ("odd", {"llama.attention.key_length": 15}, "llama.attention.key_length: expected an even"),
+        ("wide", {"llama.attention.key_length": 2**32 - 2}, "llama.attention.key_length: expected"),
+        ("flag", {"llama.block_count": True}, "llama.block_count: expected an integer .* got True"),
+        ("float", {"llama.block_count": 2.0}, "llama.block_count: expected an integer .* got 2.0"),
+        ("deep", {"llama.block_count": 2**32 - 1}, "llama.block_count: expected an integer from 1"),
+        ("long", {"llama.context_length": 2**31}, "llama.context_length: expected an integer from"),
+        ("no_tokens", {"tokenizer.ggml.tokens": None}, "tokenizer.ggml.tokens: expected a list of"),
+        ("number_tokens", {"tokenizer.ggml.tokens": [1, 2]}, "tokenizer.ggml.tokens: expected a l"),
+    )
+    def test_out_of_range(self, changes: dict[str, Any], message: str) -> None:
+        self.assert_refused(changes, message)
+
+    @parameterized.named_parameters(
+        ("experts", "llama.expert_count", 8, 0),
+        ("window", "llama.attention.sliding_window", 4096, 0),
+        ("scale", "llama.attention.scale", 0.5, 0.0),
+        ("clamp", "llama.attention.clamp_kqv", 8.0, 0.0),
+        ("logits", "llama.logit_scale", 0.25, 1.0),
+        ("cap", "llama.final_logit_softcapping", 30.0, 0.0),
+        ("bidirectional", "llama.attention.causal", False, True),
+        ("concentration", "llama.rope.scaling.attn_factor", 1.2, 1.0),
+        ("parallel", "llama.use_parallel_residual", True, False),
+    )
+    def test_arithmetic_that_is_not_there(self, key: str, value: Any, neutral: Any) -> None:
+        self.assert_refused({key: value}, f"{key}: expected ")
+        self.config({key: neutral})
+
+    def test_unknown_key(self) -> None:
+        self.assert_refused(
+            {"llama.attention.gate": 1}, "llama.attention.gate: expected no such ke"
+        )
+        self.config({"other.attention.gate": 1, "general.file_type": 0})
+
+
+class RopeScalingTest(parameterized.TestCase):
+    """As llama.cpp reads it: hparams in llama-model.cpp, and rope_freq_scale in llama-context."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.path = files.folder(self) / "model.gguf"
+
+    @parameterized.named_parameters(
+        ("nothing", {}, False, None),
+        ("linear", {TYPE: "linear", FACTOR: 4.0}, False, 4.0),
+        ("without_type", {FACTOR: 4.0}, False, 4.0),
+        ("old_name", {OLD_FACTOR: 4.0}, False, 4.0),
+        ("old_name_with_type", {TYPE: "linear", OLD_FACTOR: 4.0}, False, 4.0),
+        ("new_name_before_old", {FACTOR: 4.0, OLD_FACTOR: 2.0}, False, 4.0),
+        ("none_with_factor", {TYPE: "none", FACTOR: 4.0}, False, None),
+        ("factor_one", {FACTOR: 1.0}, False, None),
+        ("tensor", {}, True, 1.0),
+        ("tensor_and_linear", {TYPE: "linear", FACTOR: 4.0}, True, 4.0),
+        ("tensor_without_type", {FACTOR: 4.0}, True, 4.0),
+        ("tensor_and_none", {TYPE: "none", FACTOR: 4.0}, True, 1.0),
+    )
+    def test_factors(self, changes: dict[str, Any], tensor: bool, linear: float | None) -> None:
+        shape = tiny.Tiny(rope_factors=tensor)
+        tensors = shape.tensors()
+        tiny.write(self.path, tensors, shape.metadata() | changes)
+        actual = gguf.read_config(gguf.GgufFile(self.path)).rope_factors
+        if linear is None:
+            self.assertIsNone(actual)
+        else:
+            stored = tensors.get("rope_freqs.weight", np.ones(8))
+            np.testing.assert_allclose(actual, linear * stored, rtol=1e-12)
+
+    @parameterized.named_parameters(
+        ("yarn", {TYPE: "yarn", FACTOR: 4.0}, "type: expected 'none' or 'linear', got 'yarn'"),
+        ("longrope", {TYPE: "longrope"}, "type: expected 'none' or 'linear', got 'longrope'"),
+        ("linear", {TYPE: "linear"}, "factor: expected a number from .*, but the key is missing"),
+        ("zero", {FACTOR: 0.0}, "factor: expected a number from 0.001 to .*, got 0.0"),
+        ("negative", {FACTOR: -2.0}, "factor: expected a number from 0.001 to .*, got -2.0"),
+        ("nan", {FACTOR: np.nan}, "factor: expected a number from 0.001 to .*, got nan"),
+        ("infinite", {FACTOR: np.inf}, "factor: expected a number from 0.001 to .*, got inf"),
+        (
+            "nan_and_none",
+            {TYPE: "none", FACTOR: np.nan},
+            "factor: expected a number from .*, got n",
+        ),
+        ("old_zero", {OLD_FACTOR: 0.0}, "scale_linear: expected a number from 0.001 to .*, got 0."),
+    )
+    def test_refused(self, changes: dict[str, Any], message: str) -> None:
+        for tensor in (False, True):
+            shape = tiny.Tiny(rope_factors=tensor)
+            tiny.write(self.path, shape.tensors(), shape.metadata() | changes)
+            with self.assertRaisesRegex(ModelError, message):
+                gguf.read_config(gguf.GgufFile(self.path))
+
+    @parameterized.parameters(0.0, -1.0, np.nan, np.inf)
+    def test_refused_tensor(self, value: float) -> None:
+        shape = tiny.Tiny(rope_factors=True)
+        tensors = shape.tensors()
+        tensors["rope_freqs.weight"][3] = value
+        tiny.write(self.path, tensors, shape.metadata())
+        with self.assertRaisesRegex(
+            ModelError, "rope_freqs.weight: expected numbers from 0.001 to"
+        ):
+            gguf.read_config(gguf.GgufFile(self.path))
+
+
+if __name__ == "__main__":
+    absltest.main()
