@@ -7,10 +7,15 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from jax_tkg.models import gguf, gguf_tokenizer, json_tokenizer, safetensors
+from jax_tkg.models import gguf, gguf_tokenizer, json_config, json_tokenizer, safetensors
 from jax_tkg.models.config import LlamaConfig
+from jax_tkg.models.errors import ModelError
 from jax_tkg.models.llama import LlamaModel
 from jax_tkg.models.tokenizer import Tokenizer
+
+_EXPECTED = "a GGUF file, or a folder with config.json, safetensors and tokenizer.json"
+_FIRST_PART = "-00001-of-"
+_LATER_PART = r"*-[0-9][0-9][0-9][0-9][0-9]-of-[0-9][0-9][0-9][0-9][0-9].gguf"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,17 +34,29 @@ class Checkpoint:
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens a GGUF file, or a folder with `config.json`, safetensors and `tokenizer.json`.
+    """Opens a model.
+
+    Args:
+      path: a GGUF file (of several parts, any), a folder with `config.json`, safetensors and
+        `tokenizer.json`, or a folder with one model in GGUF; `~` is the home folder.
 
     Raises:
       ModelError: it is absent, damaged or no llama model; the message is one line.
     """
-    if os.path.isdir(path):
-        folder = pathlib.Path(path)
+    path = _expanded(path)
+    if path.is_dir() and not os.path.lexists(path / json_config.CONFIG):
+        path = _gguf_in(path)
+    if path.is_dir():
         return Checkpoint(
-            config=safetensors.read_config(folder),
-            tokenizer=json_tokenizer.read_tokenizer(folder),
-            load=lambda *options: safetensors.load(folder, *options),
+            config=safetensors.read_config(path),
+            tokenizer=json_tokenizer.read_tokenizer(path),
+            load=lambda *options: safetensors.load(path, *options),
+        )
+    if not os.path.lexists(path):
+        raise ModelError(f"{path}: expected {_EXPECTED}, got no such file or folder")
+    if path.suffix in (".safetensors", ".json", ".bin", ".pt", ".pth"):
+        raise ModelError(
+            f"{path}: expected {_EXPECTED}, got a single file; the folder is {path.parent}"
         )
     file = gguf.GgufFile(path)
     return Checkpoint(
@@ -47,3 +64,23 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         tokenizer=gguf_tokenizer.read_tokenizer(file),
         load=lambda *options: gguf.load(file, *options),
     )
+
+
+def _expanded(path: str | os.PathLike[str]) -> pathlib.Path:
+    """A path with the home folder in the place of `~`."""
+    if "\0" in os.fspath(path):
+        raise ModelError(f"{path}: expected {_EXPECTED}, got no such file or folder")
+    return pathlib.Path(os.path.expanduser(path))
+
+
+def _gguf_in(folder: pathlib.Path) -> pathlib.Path:
+    """The one model in GGUF files in a folder; of several parts, the first."""
+    files = sorted(folder.glob("*.gguf"))
+    parts = set(folder.glob(_LATER_PART))
+    models = [file for file in files if file not in parts or _FIRST_PART in file.name]
+    if len(models) == 1:
+        return models[0]
+    if models:
+        names = ", ".join(file.name for file in models)
+        raise ModelError(f"{folder}: expected one model, got {len(models)} GGUF files: {names}")
+    raise ModelError(f"{folder}: expected {_EXPECTED}, got a folder without config.json or GGUF")

@@ -17,7 +17,7 @@ DIRECTORY_VARIABLE = "JAX_TKG_MODELS"
 
 def model_directory() -> pathlib.Path:
     """The folder that models are stored in."""
-    return pathlib.Path(os.environ.get(DIRECTORY_VARIABLE) or ".cache/models")
+    return pathlib.Path(os.environ.get(DIRECTORY_VARIABLE) or ".cache/models").expanduser()
 
 
 def default_model() -> pathlib.Path:

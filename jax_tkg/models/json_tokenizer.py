@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import tokenizers
 from tokenizers import decoders
 
+from jax_tkg.models import json_config
 from jax_tkg.models.chat import ChatTemplate
 from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.folder import ModelFolder
 from jax_tkg.models.tokenizer import Tokenizer
-from jax_tkg.models.typed_keys import Range, TypedKeys
+from jax_tkg.models.typed_keys import TypedKeys
 
 _TOKENIZER, _DESCRIPTION = "tokenizer.json", "tokenizer_config.json"
 _SPECIAL_TOKENS = "special_tokens_map.json"
@@ -23,8 +24,6 @@ _MORE_TOKENS = (
     "model_specific_special_tokens",
 )
 """Keys of further special tokens: lists, or objects that give them names."""
-
-_IDS = Range(0, 2**31 - 1)
 
 
 def read_tokenizer(path: pathlib.Path) -> Tokenizer:
@@ -101,13 +100,7 @@ def _token_text(keys: TypedKeys, key: str, token: object) -> str:
 def _stop_tokens(
     folder: ModelFolder, backend: tokenizers.Tokenizer, eos_token: str | list[str] | None
 ) -> list[int]:
-    stops: set[int] = set()
-    # transformers takes config.json's where there is no generation_config.json.
-    for name in ("generation_config.json", "config.json"):
-        keys = folder.optional_json(name)
-        if "eos_token_id" in keys:
-            stops.update(keys.integer_or_integers("eos_token_id", _IDS))
-            break
+    stops = set(json_config.stop_tokens(folder))
     if isinstance(eos_token, str):
         end = backend.token_to_id(eos_token)
         if end is None and not stops:

@@ -7,7 +7,6 @@ Such a folder holds `config.json` and `model.safetensors`, or several files of t
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 import re
 from collections.abc import Iterator
@@ -50,23 +49,6 @@ def read_config(folder: pathlib.Path) -> LlamaConfig:
         `transformer_tkg` does not have.
     """
     return json_config.read_config(ModelFolder(folder).json(json_config.CONFIG))
-
-
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """The object in a JSON file.
-
-    Raises:
-      ModelError: the file is absent or holds no JSON object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelError(f"{path}: {error.strerror}") from error
-    except ValueError as error:
-        raise ModelError(f"{path}: not a readable JSON file: {one_line(error)}") from error
-    if not isinstance(content, dict):
-        raise ModelError(f"{path}: expected a JSON object, got {type(content).__name__}")
-    return content
 
 
 class _Tensors:

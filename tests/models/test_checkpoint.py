@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from unittest import mock
+
 import numpy as np
 import pytest
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from jax_tkg.models import decode
 from jax_tkg.models.checkpoint import open_checkpoint
 from jax_tkg.models.errors import ModelError
-from tests.models import files, tiny, tokenizer_files
+from tests.models import files, tiny, tiny_folder, tokenizer_files
 
 END = tiny.VOCABULARY.index(tiny.END)
 
@@ -46,9 +49,68 @@ class OpenTest(absltest.TestCase):
         actual = decode.Decoder(checkpoint.load("float32"), 64).logits(ids)
         self.assertLess(np.abs(actual - expected).max(), 2e-5 * np.abs(expected).max())
 
-    def test_absent(self) -> None:
-        with self.assertRaisesRegex(ModelError, "nowhere: no such file"):
-            open_checkpoint("nowhere")
+
+class PathTest(parameterized.TestCase):
+    """What a user may name, and what is said of the rest."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.folder = files.folder(self)
+
+    def assert_refused(self, name: str, message: str) -> None:
+        with self.assertRaisesRegex(ModelError, message):
+            open_checkpoint(self.folder / name)
+
+    def test_home(self) -> None:
+        self.enter_context(mock.patch.dict(os.environ, {"HOME": str(self.folder)}))
+        tiny.write_tiny(self.folder / "model.gguf")
+        self.assertEqual(open_checkpoint("~/model.gguf").config.hidden_size, 96)
+        self.assertEqual(open_checkpoint("~").config.hidden_size, 96)
+
+    def test_folder_with_a_gguf_file(self) -> None:
+        tiny.write_tiny(self.folder / "model.gguf")
+        (self.folder / "README.md").touch()
+        self.assertEqual(open_checkpoint(self.folder).config.hidden_size, 96)
+        tiny.write_tiny(self.folder / "other.gguf")
+        self.assert_refused("", "expected one model, got 2 GGUF files: model.gguf, other.gguf")
+
+    def test_folder_with_a_gguf_file_in_parts(self) -> None:
+        tensors = list(tiny.Tiny().tensors().items())
+        for number in range(2):
+            fields = {"split.no": number, "split.count": 2}
+            tiny.write(
+                self.folder / f"model-{number + 1:05}-of-00002.gguf",
+                dict(tensors[number::2]),
+                (tiny.Tiny().metadata() if not number else {}) | fields,
+            )
+        checkpoint = open_checkpoint(self.folder)
+        self.assertEqual(checkpoint.load("float32").config.num_layers, 2)
+
+    def test_folder_with_both(self) -> None:
+        tiny.write_tiny(self.folder / "model.gguf", llama__context_length=77)
+        tiny_folder.write(self.folder)
+        tokenizer_files.write(self.folder)
+        self.assertEqual(open_checkpoint(self.folder).config.context_length, 512)
+
+    def test_folder_without_a_model(self) -> None:
+        self.assert_refused("", "expected a GGUF file, or a folder .*, got a folder without config")
+
+    @parameterized.parameters(
+        "model.safetensors", "config.json", "tokenizer.json", "pytorch_model.bin"
+    )
+    def test_one_file_of_a_folder(self, name: str) -> None:
+        (self.folder / name).touch()
+        self.assert_refused(name, f"expected a GGUF file, or .*; the folder is {self.folder}$")
+
+    @parameterized.parameters("nowhere", "HuggingFaceTB/SmolLM2-135M", "~nobody/model", "a\0b")
+    def test_absent(self, name: str) -> None:
+        message = "expected a GGUF file, or a folder with config.json, .*, got no such file or fold"
+        with self.assertRaisesRegex(ModelError, message):
+            open_checkpoint(name)
+
+    def test_link_to_nothing(self) -> None:
+        (self.folder / "model.gguf").symlink_to("nothing")
+        self.assert_refused("model.gguf", "model.gguf: expected a GGUF file, got no such file")
 
 
 if __name__ == "__main__":
