@@ -41,7 +41,7 @@ from jax_tkg.simulator.errors import (
     RaceError,
     UninitializedReadError,
 )
-from jax_tkg.simulator.install import install
+from jax_tkg.simulator.install import install, uninstall
 from jax_tkg.simulator.launch import Kernel, Result, jit, run, simulate
 from jax_tkg.simulator.machine.machine import Finding, Options
 from jax_tkg.simulator.machine.record import Access, Instruction, Record
@@ -66,4 +66,5 @@ __all__ = [
     "jit",
     "run",
     "simulate",
+    "uninstall",
 ]

@@ -4,6 +4,21 @@ import enum
 import warnings
 from typing import Any, TypeVar
 
+__all__ = [
+    "dge_mode",
+    "dma_engine",
+    "engine",
+    "gpsimd_engine",
+    "matmul_perf_mode",
+    "nc_version",
+    "oob_mode",
+    "reduce_cmd",
+    "scalar_engine",
+    "tensor_engine",
+    "unknown_engine",
+    "vector_engine",
+]
+
 
 class engine(enum.Enum):
     """Neuron Device engines."""
