@@ -292,8 +292,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _prepare() -> None:
-    # The reference runs on four host devices; the simulator's ranks need one to spare.
-    jax.config.update("jax_num_cpu_devices", 5)
+    # The reference and the simulator run on four host devices.
+    jax.config.update("jax_num_cpu_devices", 4)
 
 
 if __name__ == "__main__":

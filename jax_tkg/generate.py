@@ -161,9 +161,7 @@ def _mesh(ranks: int) -> jax.sharding.Mesh | None:
     if ranks == 1:
         return None
     # Takes effect only before JAX starts its CPU backend, and for that backend only.
-    # The simulator's ranks wait for each other, for which they need one more than there are ranks.
-    spare = 1 if _IMPLEMENTATION.value == "simulate" else 0
-    jax.config.update("jax_num_cpu_devices", ranks + spare)
+    jax.config.update("jax_num_cpu_devices", ranks)
     devices = jax.devices()
     if len(devices) < ranks:
         raise UsageError(

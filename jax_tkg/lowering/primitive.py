@@ -21,6 +21,7 @@ from jax_tkg.bits import Bits, as_bits, without_bits
 from jax_tkg.call.arguments import Operands, Parameters, is_stacked
 from jax_tkg.call.operand_table import OPERANDS
 from jax_tkg.lowering.choice import choose
+from jax_tkg.lowering.host_call import own_exceptions
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface
 from jax_tkg.lowering.neuron import neuron_transformer
 from jax_tkg.lowering.nkilib import NKILIB
@@ -71,7 +72,11 @@ def _evaluate(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.
     """Eager use: one jitted call, so that it lowers exactly as it does inside a jit."""
     # Under jax.disable_jit the jitted call would come back here without end.
     with jax.disable_jit(False):
-        return _compiled_bind(structure, parameters)(*leaves)
+        call = _compiled_bind(structure, parameters)
+        if parameters.implementation not in ("simulate", "nkilib"):
+            return call(*leaves)
+        with own_exceptions():
+            return jax.block_until_ready(call(*leaves))
 
 
 @transformer_tkg_p.def_abstract_eval

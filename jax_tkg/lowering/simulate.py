@@ -1,8 +1,8 @@
 """Running a megakernel in the NKI simulator from inside a jitted program on a CPU.
 
-A host callback stands in the place of the kernel. Under `shard_map` every device makes its own
-callback; those of one replica group meet here, and the last to come runs the simulator for all of
-them, so that the kernel's all-reduces really exchange the ranks' data.
+The program calls a host function in place of the kernel. Under `shard_map` every device calls it;
+the calls of one replica group meet, and the last to come runs the simulator for all of them, so
+that the kernel's all-reduces exchange the ranks' data.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib
-import os
-import threading
-from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -22,12 +19,11 @@ import numpy as np
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.replica_groups import current_mesh, is_bound
 from jax_tkg.installed_nki import find_nki
+from jax_tkg.lowering.host_call import host_call
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.launches import layer_tuples, run_launches
 from jax_tkg.lowering.neuron_settings import logical_cores, simulated_target
-
-PATIENCE_SECONDS = 600.0
-"""How long a rank waits for another to reach the same call."""
+from jax_tkg.lowering.rank_meetings import RankMeetings
 
 
 def simulated_transformer(
@@ -44,29 +40,10 @@ def _simulated(
     leaves, structure = jax.tree.flatten(tensors)
     cores, target = logical_cores(parameters), simulated_target(tensors)
     call = _Call(structure, launch, cores, target, kernel)
-    like = (tensors["X"], tensors["K_caches"], tensors["V_caches"])
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(like))
-    # One result: JAX 0.7 gives a callback with several a wrong sharding inside a shard_map.
-    packed = jax.ShapeDtypeStruct((size,), jnp.uint8)
-    return _unpack(jax.pure_callback(call.run, packed, _rank(parameters), *leaves), like)
-
-
-def _pack(results: Any) -> np.ndarray:
-    """The bytes of all arrays, one after the other."""
-    arrays = [np.ascontiguousarray(leaf) for leaf in jax.tree.leaves(results)]
-    return np.concatenate([array.reshape(-1).view(np.uint8) for array in arrays])
-
-
-def _unpack(packed: jax.Array, like: Any) -> Any:
-    """Arrays with the shapes and dtypes of those in `like`."""
-    leaves, structure = jax.tree.flatten(like)
-    unpacked, start = [], 0
-    for leaf in leaves:
-        itemsize = leaf.dtype.itemsize
-        part = packed[start : start + leaf.size * itemsize].reshape(*leaf.shape, itemsize)
-        unpacked.append(jax.lax.bitcast_convert_type(part, leaf.dtype))
-        start += leaf.size * itemsize
-    return jax.tree.unflatten(structure, unpacked)
+    # The results are like the operands that they take the place of.
+    places = jax.tree.unflatten(structure, range(1, len(leaves) + 1))
+    like, results = jax.tree.flatten((places["X"], places["K_caches"], places["V_caches"]))
+    return jax.tree.unflatten(results, host_call(call.run, [_rank(parameters), *leaves], like))
 
 
 def _rank(parameters: Parameters) -> jax.Array:
@@ -82,22 +59,7 @@ def _rank(parameters: Parameters) -> jax.Array:
         )
     if not bound:
         return jnp.int32(0)
-    _check_threads(mesh.size)
     return jnp.int32(jax.lax.axis_index(tuple(bound)))
-
-
-def _check_threads(devices: int) -> None:
-    """Every waiting callback holds a thread of XLA's, which has as many as cores or CPU devices.
-
-    The last one to come needs another, for its arguments.
-    """
-    threads = max(len(jax.devices("cpu")), os.cpu_count() or 1)
-    if threads <= devices:
-        raise ValueError(
-            f"implementation: expected more CPU devices than the {devices} of the mesh for "
-            f"'simulate', got {len(jax.devices('cpu'))}; make one more before JAX starts: "
-            f"jax.config.update('jax_num_cpu_devices', {devices + 1})"
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -110,16 +72,25 @@ class _Call:
     target: str
     kernel: KernelInterface
 
-    def run(self, rank: Any, *leaves: Any) -> np.ndarray:
-        """The host's side: waits for the replica group, and returns this rank's results packed."""
+    def run(self, rank: Any, *leaves: np.ndarray) -> list[np.ndarray]:
+        """The host's side: waits for the replica group, and returns this rank's results."""
+        from jax_tkg.simulator.errors import NkiValidationError
+
         number = int(rank)
         groups = self.launch.replica_groups or ((number,),)
         group = next(members for members in groups if number in members)
-        arguments = jax.tree.unflatten(self.structure, [np.asarray(leaf) for leaf in leaves])
-        results = _board.meet(
-            (self, group), group.index(number), len(group), arguments, self._launch
-        )
-        return _pack(results)
+        try:
+            results = _meetings.meet(
+                (self, group),
+                number,
+                group,
+                lambda: jax.tree.unflatten(self.structure, leaves),
+                self._launch,
+            )
+        except NkiValidationError as error:
+            # The message says where; JAX would put the simulator's frames before it.
+            raise error.with_traceback(None) from None
+        return jax.tree.leaves(results)
 
     def _launch(self, arguments: list[dict[str, Any]]) -> list[Any]:
         """Runs the kernel on all ranks of a group."""
@@ -170,48 +141,4 @@ def _returning_caches(run: Any) -> Any:
     return transformer_tkg
 
 
-class _Board:
-    """Where the callbacks of a replica group meet."""
-
-    def __init__(self) -> None:
-        self._condition = threading.Condition()
-        self._meetings: dict[Hashable, _Meeting] = {}
-
-    def meet(self, key: Hashable, index: int, size: int, brought: Any, launch: Any) -> Any:
-        with self._condition:
-            meeting = self._meetings.setdefault(key, _Meeting())
-            meeting.brought[index] = brought
-            last = len(meeting.brought) == size
-            if last:
-                # The next round of a loop begins a meeting of its own.
-                del self._meetings[key]
-        if last:
-            try:
-                meeting.results = launch([meeting.brought[rank] for rank in range(size)])
-            except BaseException as error:
-                meeting.failure = error
-            with self._condition:
-                meeting.done = True
-                self._condition.notify_all()
-        else:
-            with self._condition:
-                if not self._condition.wait_for(lambda: meeting.done, PATIENCE_SECONDS):
-                    missing = sorted(set(range(size)) - set(meeting.brought))
-                    raise RuntimeError(
-                        f"simulated transformer_tkg: ranks {missing} of a replica group of {size} "
-                        f"did not come within {PATIENCE_SECONDS:.0f} s"
-                    )
-        if meeting.failure is not None:
-            raise RuntimeError(f"simulated transformer_tkg: {meeting.failure}") from meeting.failure
-        return meeting.results[index]
-
-
-@dataclasses.dataclass
-class _Meeting:
-    brought: dict[int, Any] = dataclasses.field(default_factory=dict)
-    results: Any = None
-    failure: BaseException | None = None
-    done: bool = False
-
-
-_board = _Board()
+_meetings = RankMeetings()

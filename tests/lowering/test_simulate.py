@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
+import subprocess
+import sys
 from typing import Any
 from unittest import mock
 
@@ -13,7 +16,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import jax_tkg
-from jax_tkg.lowering import simulate
+from jax_tkg import simulator
 from tests import cases, test_parallel
 
 SHAPE = cases.Shape()
@@ -86,19 +89,6 @@ class OneDeviceTest(parameterized.TestCase):
         for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
-    def test_error_names_what_broke(self) -> None:
-        """A rule of the machine that the kernel breaks reaches the user: e4m3fn needs trn3.
-
-        The call itself would be refused, were this not left out.
-        """
-        shape = cases.Shape(quantized=(("float8_e4m3fn",) * 3,) * 2)
-        with (
-            mock.patch("jax_tkg.lowering.choice.check_target"),
-            mock.patch.dict("os.environ", NEURON_PLATFORM_TARGET_OVERRIDE="trn2"),
-            self.assertRaisesRegex(Exception, "float8_e4m3fn"),
-        ):
-            self._check(dataclasses.replace(shape, dtype="bfloat16"))
-
 
 class ParallelTest(parameterized.TestCase):
     @parameterized.product(
@@ -116,13 +106,71 @@ class ParallelTest(parameterized.TestCase):
             lnc=lnc,
         )
 
-    def test_too_few_threads(self) -> None:
-        with (
-            mock.patch.object(simulate.os, "cpu_count", return_value=2),
-            mock.patch.object(simulate.jax, "devices", return_value=[None] * 2),
-            self.assertRaisesRegex(ValueError, "implementation: .*jax_num_cpu_devices', 3"),
-        ):
-            simulate._check_threads(2)
+    @parameterized.parameters(1, 2)
+    def test_one_cpu_and_no_device_to_spare(self, ranks: int) -> None:
+        worker = pathlib.Path(__file__).with_name("one_cpu_worker.py")
+        done = subprocess.run(
+            [sys.executable, str(worker), str(ranks)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=200,
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn(f"{ranks} ranks on one CPU agree with the oracle", done.stdout)
+
+
+class ErrorsTest(parameterized.TestCase):
+    """A rule of the machine that the kernel breaks reaches the user: e4m3fn needs trn3.
+
+    The call itself would be refused, were the check of the target not left out.
+    """
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.enterContext(mock.patch("jax_tkg.lowering.choice.check_target"))
+        self.enterContext(mock.patch.dict("os.environ", NEURON_PLATFORM_TARGET_OVERRIDE="trn2"))
+
+    def _call(self, **options: Any) -> tuple[Any, dict[str, Any]]:
+        shape = dataclasses.replace(
+            SHAPE, dtype="bfloat16", quantized=(("float8_e4m3fn",) * 3,) * 2
+        )
+        weights, inputs = _case(shape)
+        call = functools.partial(
+            jax_tkg.transformer_tkg, **cases.options(shape), implementation="simulate", **options
+        )
+        return call, {**weights, **inputs}
+
+    def test_in_a_jitted_program_the_last_line_names_it(self) -> None:
+        call, arguments = self._call()
+        with self.assertRaises(jax.errors.JaxRuntimeError) as caught:
+            jax.block_until_ready(jax.jit(call)(**arguments))
+        text = str(caught.exception).strip()
+        self.assertRegex(text.splitlines()[-1], "^NkiValidationError: .*float8_e4m3fn")
+        # The simulator's frames, deeper than the call of the host function, are left out.
+        self.assertNotIn("/jax_tkg/simulator/", text)
+        self.assertNotIn("/jax_tkg/kernels/", text)
+
+    def test_outside_of_one_it_is_the_simulators_own(self) -> None:
+        call, arguments = self._call()
+        with self.assertRaisesRegex(simulator.errors.NkiValidationError, "float8_e4m3fn"):
+            call(**arguments)
+
+    def test_on_several_ranks(self) -> None:
+        call, arguments = self._call(axis_name="ranks")
+        mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:2]), ("ranks",))
+        every = jax.sharding.PartitionSpec()
+        run = jax.shard_map(
+            lambda given: tuple(call(**given)),
+            mesh=mesh,
+            in_specs=every,
+            out_specs=every,
+            check_vma=False,
+        )
+        with self.assertRaises(jax.errors.JaxRuntimeError) as caught:
+            jax.block_until_ready(jax.jit(run)(arguments))
+        last = str(caught.exception).strip().splitlines()[-1]
+        self.assertRegex(last, "^(PeerRankError: )?NkiValidationError: .*float8_e4m3fn")
 
 
 if __name__ == "__main__":
