@@ -17,6 +17,7 @@ from rich import console as rich_console
 from rich import progress as rich_progress
 
 from jax_tkg.call.options import IMPLEMENTATIONS
+from jax_tkg.lowering.host_call import own_exceptions
 from jax_tkg.models import default_model as find
 from jax_tkg.models.checkpoint import Checkpoint, open_checkpoint
 from jax_tkg.models.decode import NO_TOKEN, Decoder, DecodeState, context_bucket
@@ -72,7 +73,9 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if len(arguments) > 1:
             raise UsageError(f"expected flags only, got {arguments[1]!r}; see --help")
-        _run(_PROMPT.value or [])
+        # An interrupt of the simulator ends the command as one outside of it does.
+        with own_exceptions():
+            _run(_PROMPT.value or [])
     except (ModelError, UsageError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1

@@ -148,6 +148,29 @@ class BadModelTest(parameterized.TestCase):
         _assert_one_line(self, done, "fetch_model.py")
 
 
+INTERRUPTED = """
+from unittest import mock
+from jax_tkg import generate, simulator
+
+with mock.patch.object(simulator, "run", side_effect=KeyboardInterrupt):
+    generate.run()
+"""
+
+
+class InterruptTest(absltest.TestCase):
+    def test_while_the_simulator_runs(self) -> None:
+        model = files.folder(self) / "model.gguf"
+        tiny.write_tiny(model)
+        flags = [f"--model={model}", "--prompt=the cat", "--implementation=simulate"]
+        done = subprocess.run(
+            [sys.executable, "-c", INTERRUPTED, *flags],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            check=False,
+        )
+        self.assertEqual(done.returncode, 130, done.stderr)
+
+
 class DisplayTest(absltest.TestCase):
     def test_progress_on_a_terminal(self) -> None:
         """Bars for loading and reading are drawn, on stderr only."""
