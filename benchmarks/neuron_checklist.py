@@ -207,7 +207,7 @@ def _parallel(implementation: str, on_chip: bool, stacked: bool = False) -> str:
     mesh = jax.sharding.Mesh(np.asarray(devices[:4]).reshape(2, 2), ("dp", "tp"))
     specs = sharding.partition_specs("tp", "dp", stacked=stacked)
     whole = _arguments(5)
-    K_caches, V_caches = caches.allocate_caches(L, B, k, d, S_MAX, jnp.bfloat16)
+    K_caches, V_caches = caches.allocate_caches(L, B=B, k=k, d=d, S_max=S_MAX, dtype=jnp.bfloat16)
     whole["K_caches"], whole["V_caches"] = K_caches, V_caches
     whole["mask_cache"] = jnp.zeros_like(whole["mask_cache"])
     if stacked:

@@ -79,7 +79,9 @@ def random_caches(
     shape: Shape, batch: int, capacity: int, dtype: str, stacked: bool = False
 ) -> tuple[Any, Any]:
     """Caches filled with uniform [-1, 1]."""
-    empty = allocate_caches(shape.L, batch, shape.k, shape.d, capacity, dtype, stacked)
+    empty = allocate_caches(
+        shape.L, B=batch, k=shape.k, d=shape.d, S_max=capacity, dtype=dtype, stacked=stacked
+    )
     rng = np.random.default_rng(0)
 
     def fill(cache: jax.Array) -> jax.Array:

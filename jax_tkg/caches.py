@@ -7,9 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_tkg.call.operand_table import BY_NAME, names
+
 
 def allocate_caches(
     num_layers: int,
+    *,
     B: int,
     k: int,
     d: int,
@@ -34,7 +37,8 @@ def allocate_caches(
       K_caches (each [B, k, d, S_max]) and V_caches (each [B, k, S_max, d]): lists of L arrays, or
       two arrays with a leading axis of L.
     """
-    K_shape, V_shape = (B, k, d, S_max), (B, k, S_max, d)
+    sizes = {"B": B, "k": k, "d": d, "S_max": S_max}
+    K_shape, V_shape = (BY_NAME[name].layout.shape(sizes) for name in names("cache"))
     if stacked:
         return (
             jnp.zeros((num_layers, *K_shape), dtype, device=sharding),

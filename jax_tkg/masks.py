@@ -31,7 +31,7 @@ def active_mask(
     S_tkg: int,
     B: int,
     q: int,
-    lengths: jax.Array | None = None,
+    new_lengths: jax.Array | None = None,
     dtype: jax.typing.DTypeLike = jnp.bool_,
 ) -> jax.Array:
     """Causal mask over the new tokens.
@@ -40,7 +40,7 @@ def active_mask(
       S_tkg: S, new tokens.
       B: batch.
       q: query heads per rank.
-      lengths: [B] integers, how many of the S new tokens of each sequence are real (the first
+      new_lengths: [B] integers, how many of the S new tokens of each sequence are real (the first
         ones), or None where all are. Padding attends nothing, nor is it attended.
       dtype: dtype of the mask.
 
@@ -50,8 +50,8 @@ def active_mask(
     token = jnp.arange(S_tkg)
     causal = token[:, None, None] <= token[None, None, :]
     mask = jnp.broadcast_to(causal, (S_tkg, B, S_tkg))
-    if lengths is not None:
-        real = token[None, :] < jnp.asarray(lengths)[:, None]
+    if new_lengths is not None:
+        real = token[None, :] < jnp.asarray(new_lengths)[:, None]
         mask = mask & real.T[:, :, None] & real[None]
     return jnp.broadcast_to(mask[:, :, None, :], (S_tkg, B, q, S_tkg)).astype(dtype)
 

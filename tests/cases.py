@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from jax_tkg.call.dimensions import SOLVING_ORDER
+from jax_tkg.call.operand_table import BY_NAME, OPERANDS, names
 from tests import oracle
 
-SCALE_NAMES = {"W_gates": "W_gate_scales", "W_ups": "W_up_scales", "W_downs": "W_down_scales"}
+SCALE_NAMES = {row.name: row.scaled_by for row in OPERANDS if row.scaled_by is not None}
 FLOAT8 = ("float8_e4m3", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -40,6 +42,14 @@ class Shape:
     """Per layer the float8 dtypes of gate, up and down, each or None; empty for none at all."""
     clamp_bound: float = 0.0
     scale_rows: int = 128
+    options: tuple[str, ...] = ()
+    """Optional operands, beside scales and masks, that the case has."""
+
+    def array_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of an operand, of one layer where it is per layer."""
+        return BY_NAME[name].layout.shape(
+            {letter: getattr(self, letter) for letter in SOLVING_ORDER}
+        )
 
 
 SHAPES = {
@@ -90,14 +100,15 @@ def quantize(weight: np.ndarray, dtype: str, rows: int) -> tuple[np.ndarray, np.
 def random_weights(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
     """One rank's weights, as lists of NumPy arrays."""
     s = shape
+    draws = {
+        "weight": projection,
+        "gain": lambda rng, *sizes: uniform(rng, sizes, 0.5, 1.5),
+        "bias": lambda rng, *sizes: uniform(rng, sizes, -0.5, 0.5),
+    }
     weights: dict[str, Any] = {
-        "W_qkvs": [projection(rng, s.H, (s.q + 2 * s.k) * s.d) for _ in range(s.L)],
-        "W_outs": [projection(rng, s.q * s.d, s.H) for _ in range(s.L)],
-        "W_gates": [projection(rng, s.H, s.I) for _ in range(s.L)],
-        "W_ups": [projection(rng, s.H, s.I) for _ in range(s.L)],
-        "W_downs": [projection(rng, s.I, s.H) for _ in range(s.L)],
-        "W_gamma_qkvs": [uniform(rng, (1, s.H), 0.5, 1.5) for _ in range(s.L)],
-        "W_gamma_mlps": [uniform(rng, (1, s.H), 0.5, 1.5) for _ in range(s.L)],
+        row.name: [draws[row.kind](rng, *s.array_shape(row.name)) for _ in range(s.L)]
+        for row in OPERANDS
+        if row.kind in draws and (not row.optional or row.name in s.options)
     }
     dtype = jnp.dtype(s.dtype)
     weights = {name: [array.astype(dtype) for array in arrays] for name, arrays in weights.items()}
@@ -162,12 +173,10 @@ def random_inputs(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
     mask_cache, mask_active = random_masks(s, rng)
     return {
         "X": uniform(rng, (s.B, s.S, s.H), -1, 1).astype(dtype),
-        "K_caches": [
-            uniform(rng, (s.B, s.k, s.d, s.S_max), -1, 1).astype(dtype) for _ in range(s.L)
-        ],
-        "V_caches": [
-            uniform(rng, (s.B, s.k, s.S_max, s.d), -1, 1).astype(dtype) for _ in range(s.L)
-        ],
+        **{
+            name: [uniform(rng, s.array_shape(name), -1, 1).astype(dtype) for _ in range(s.L)]
+            for name in names("cache")
+        },
         "RoPE_cos": np.cos(angles),
         "RoPE_sin": np.sin(angles),
         "mask_cache": mask_cache,
@@ -198,12 +207,9 @@ def expected(
 
     Tokens, gammas, tables and positions are those of the first rank.
     """
+    fields = [field.name for field in dataclasses.fields(oracle.Rank)]
     ranks = [
-        oracle.Rank(
-            **{name: w[name] for name in ("W_qkvs", "W_outs", "W_gates", "W_ups", "W_downs")},
-            **{name: i[name] for name in ("K_caches", "V_caches", "mask_cache", "mask_active")},
-            **{name: w.get(name) for name in SCALE_NAMES.values()},
-        )
+        oracle.Rank(**{name: {**w, **i}.get(name) for name in fields})
         for w, i in zip(weights, inputs, strict=True)
     ]
     common = {name: inputs[0][name] for name in ("RoPE_cos", "RoPE_sin", "position_ids")}

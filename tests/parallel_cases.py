@@ -9,13 +9,21 @@ import numpy as np
 import jax_tkg
 import jax_tkg.sharding
 from jax_tkg.call.arguments import PER_LAYER
+from jax_tkg.call.operand_table import OPERANDS
 from tests import cases
 
 Ranks = list[list[dict[str, Any]]]
 """[data-parallel group][tensor-parallel rank] -> the arguments of one rank."""
 
-REPLICATED = ("X", "RoPE_cos", "RoPE_sin", "position_ids")
-"""What every rank of one tensor-parallel group holds alike."""
+REPLICATED = tuple(
+    row.name for row in OPERANDS if row.batch_axis is not None and row.tensor_axis is None
+)
+"""Inputs that every rank of one tensor-parallel group holds alike."""
+
+SHARED_WEIGHTS = tuple(
+    row.name for row in OPERANDS if row.batch_axis is None and row.tensor_axis is None
+)
+"""Weights that every rank holds alike: gains, and scales of output columns that are whole."""
 
 
 def random_ranks(shape: cases.Shape, groups: int, ranks: int, seed: int) -> Ranks:
@@ -23,11 +31,7 @@ def random_ranks(shape: cases.Shape, groups: int, ranks: int, seed: int) -> Rank
     rng = np.random.default_rng(seed)
     weights = [cases.random_weights(shape, rng) for _ in range(ranks)]
     for other in weights[1:]:
-        for name in ("W_gamma_qkvs", "W_gamma_mlps"):
-            other[name] = weights[0][name]
-        # The output columns of W_down are whole on every rank, and so are their scales.
-        if "W_down_scales" in other:
-            other["W_down_scales"] = weights[0]["W_down_scales"]
+        other.update({name: weights[0][name] for name in SHARED_WEIGHTS if name in other})
     rows = []
     for _ in range(groups):
         inputs = [cases.random_inputs(shape, rng) for _ in range(ranks)]

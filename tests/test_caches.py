@@ -12,7 +12,7 @@ from jax_tkg.caches import allocate_caches
 
 class AllocateCachesTest(absltest.TestCase):
     def test_lists(self) -> None:
-        K_caches, V_caches = allocate_caches(3, 2, 4, 64, 10, jnp.bfloat16)
+        K_caches, V_caches = allocate_caches(3, B=2, k=4, d=64, S_max=10, dtype=jnp.bfloat16)
         self.assertEqual([c.shape for c in K_caches], [(2, 4, 64, 10)] * 3)
         self.assertEqual([c.shape for c in V_caches], [(2, 4, 10, 64)] * 3)
         arrays = [*K_caches, *V_caches]
@@ -21,7 +21,9 @@ class AllocateCachesTest(absltest.TestCase):
         self.assertLen({c.unsafe_buffer_pointer() for c in arrays}, 6)
 
     def test_stacked(self) -> None:
-        K_caches, V_caches = allocate_caches(3, 2, 4, 64, 10, jnp.float32, stacked=True)
+        K_caches, V_caches = allocate_caches(
+            3, B=2, k=4, d=64, S_max=10, dtype=jnp.float32, stacked=True
+        )
         self.assertEqual(K_caches.shape, (3, 2, 4, 64, 10))
         self.assertEqual(V_caches.shape, (3, 2, 4, 10, 64))
         self.assertFalse(K_caches.any() or V_caches.any())
@@ -30,7 +32,8 @@ class AllocateCachesTest(absltest.TestCase):
         mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:2]), ("tp",))
         spec = jax.sharding.PartitionSpec(None, "tp")
         sharding = jax.sharding.NamedSharding(mesh, spec)
-        for caches in allocate_caches(2, 1, 4, 64, 10, jnp.float32, sharding=sharding):
+        sizes = {"B": 1, "k": 4, "d": 64, "S_max": 10}
+        for caches in allocate_caches(2, **sizes, dtype=jnp.float32, sharding=sharding):
             for cache in caches:
                 self.assertEqual(cache.sharding, sharding)
                 self.assertEqual(cache.addressable_shards[0].data.shape[1], 2)

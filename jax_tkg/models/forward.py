@@ -100,11 +100,11 @@ class LlamaForward:
         config = self.model.config
         caches = allocate_caches(
             config.num_layers,
-            batch,
-            config.num_kv_heads,
-            config.head_size,
-            capacity,
-            self.model.parameters.head.dtype,
+            B=batch,
+            k=config.num_kv_heads,
+            d=config.head_size,
+            S_max=capacity,
+            dtype=self.model.parameters.head.dtype,
             stacked=self._stacked,
             sharding=self.cache_sharding,
         )

@@ -39,7 +39,8 @@ weights = TransformerWeights(
     W_gamma_mlps=[jnp.ones((1, H))] * L,
 )
 weights = weights_as_bits(stack_layers(weights) if stacked else weights)
-kept = jax.tree.map(as_bits, caches.allocate_caches(L, B, k, d, S_max, dtype, stacked))
+kept = jax.tree.map(as_bits, caches.allocate_caches(
+    L, B=B, k=k, d=d, S_max=S_max, dtype=dtype, stacked=stacked))
 x, lengths = jnp.ones((B, 1, H), dtype), jnp.zeros(B, jnp.int32)
 
 
