@@ -35,6 +35,12 @@ GUIDES = {
     "ap_": "deep dive on access patterns; nki.language.NkiTensor",
     "dynamic_index_range": "deep dive on access patterns; nki.language.NkiTensor",
     "one_bank": "architecture guide, PSUM; nki.isa.nc_matmul, tile size",
+    "loop_psum": "public reports of NCC_IBIR092 from the compiler's back end",
+    "loop_dge_none": "a public report of NCC_ISQI001 from the compiler's back end",
+    "loop_turns": "release notes of NKI 0.3, known issues, LNC2: identical control flow",
+    "loop_on_one_core": "release notes of NKI 0.3, known issues, LNC2: identical control flow",
+    "loop_in_no_reorder": "deep dive on dynamic loops; migration guide to NKI 0.6",
+    "loop_": "migration guide to NKI 0.6, rules for migrated loops",
 }
 
 # The namespace that a test's name for a module stands for.
@@ -108,6 +114,8 @@ def _call(body: ast.expr) -> str:
     """The call of NKI that a test's body is about: the outermost one."""
     assert isinstance(body, ast.Lambda)
     node: ast.AST = body.body
+    if isinstance(node, ast.IfExp):
+        node = node.body
     while isinstance(node, ast.Call):
         function = node.func
         if isinstance(function, ast.Attribute):

@@ -12,6 +12,7 @@ from jax_tkg.hardware import target_named
 from jax_tkg.simulator import errors
 from jax_tkg.simulator.machine import capacity
 from jax_tkg.simulator.machine.blas_threads import one_blas_thread
+from jax_tkg.simulator.machine.device_loops import check_equal_turns
 from jax_tkg.simulator.machine.machine import (
     Core,
     Finding,
@@ -153,7 +154,8 @@ def run(
 
     with one_blas_thread():
         _run_threads(execute, list(machine.cores.values()))
-    _raise_first(failures)
+    _raise_first(failures, machine)
+    _check_turns(machine, finished=True)
     if chosen.races != "ignore" and cores > 1:
         races.check(machine)
     if chosen.core_barriers != "ignore" and cores > 1:
@@ -180,13 +182,22 @@ def _run_threads(execute: Callable[[Core], None], cores: list[Core]) -> None:
         thread.join()
 
 
-def _raise_first(failures: dict[tuple[int, int], BaseException]) -> None:
+def _raise_first(failures: dict[tuple[int, int], BaseException], machine: Machine) -> None:
     """Raises the error that stopped the run, not those of cores stopped by it."""
     own = [e for _, e in sorted(failures.items()) if not isinstance(e, errors.PeerFailedError)]
+    if own and isinstance(own[0], errors.MissingPeerError):
+        # A core that makes more turns of a loop than its peer waits in vain in one of them.
+        _check_turns(machine, finished=False)
     if own:
         raise own[0]
     if failures:
         raise next(iter(failures.values()))
+
+
+def _check_turns(machine: Machine, finished: bool) -> None:
+    for rank in range(machine.ranks):
+        loops = [machine.cores[(rank, core)].loops for core in range(machine.lnc)]
+        check_equal_turns(rank, loops, finished)
 
 
 def _split_arguments(arguments: Any) -> tuple[tuple, dict[str, Any]]:
@@ -289,6 +300,11 @@ def _check_output(tensor: NkiTensor, machine: Machine) -> None:
     assert storage is not None
     if storage.space != "hbm":
         raise errors.NkiValidationError(f"a kernel returns tensors in HBM, got {tensor!r}")
+    if storage.scope:
+        raise errors.NkiValidationError(
+            f"the kernel returns the {storage.describe()}, which was allocated in the body of a "
+            "device loop and does not exist outside of it"
+        )
     if storage.shadow is None or storage.shadow.all():
         return
     missing = int((storage.shadow == 0).sum())

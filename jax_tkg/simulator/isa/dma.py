@@ -183,7 +183,34 @@ def _dma_step(
         step.fail("a run-time address needs a descriptor generation mode, got dge_mode.none")
     if step.instruction is not None and indirect:
         step.instruction.attributes["indirect"] = True
+    if step.core.loops.scope:
+        _check_in_loop(step, mode, dst, sources)
     return step, mode
+
+
+def _check_in_loop(
+    step: Step, mode: constants.dge_mode, dst: NkiTensor, sources: Sequence[NkiTensor]
+) -> None:
+    """In a device loop descriptors cannot be made before the kernel runs. The compiler may choose
+    to make them so where the address is static and the mode is left to it."""
+    if mode is _DGE.none:
+        step.fail(
+            "dge_mode.none is not possible inside a device loop, whose DMAs need their descriptors "
+            "in each turn; the compiler fails with NCC_ISQI001"
+        )
+    for operand, tensor in (("dst", dst), *(("src", s) for s in sources)):
+        storage = tensor.storage
+        if mode is not _DGE.unknown or storage is None or not storage.is_input:
+            continue
+        if tensor.indirection is None:
+            file, line = caller()
+            step.core.machine.report(
+                "device_loop",
+                f"{step.opcode}: {operand} is the kernel's argument {storage.name!r} at a static "
+                "address inside a device loop: the compiler was reported to fail on this with "
+                "NCC_ISQI001; name dge_mode.hwdge or swdge, or copy before the loop "
+                f"({file}:{line})",
+            )
 
 
 def dma_copy(

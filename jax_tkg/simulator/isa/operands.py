@@ -9,6 +9,7 @@ import numpy as np
 from jax_tkg.simulator import errors
 from jax_tkg.simulator.caller import caller
 from jax_tkg.simulator.isa import constants
+from jax_tkg.simulator.machine.device_loops import loop_of
 from jax_tkg.simulator.machine.machine import Core, current_core
 from jax_tkg.simulator.machine.record import Access, Instruction
 from jax_tkg.simulator.memory import dtypes
@@ -307,6 +308,8 @@ class Step:
         digest: bytes | None = None,
     ) -> None:
         """Records an access, and that the allocation is in use."""
+        if self.core.loops.scope or storage.scope:
+            self._check_scope(operand, tensor, storage, is_write)
         index = self.core.instruction_count - 1
         lifetime = storage.lifetime
         if lifetime is not None:
@@ -340,6 +343,34 @@ class Step:
         self.instruction.accesses.append(access)
 
     # Checks
+
+    def _check_scope(
+        self, operand: str, tensor: NkiTensor, storage: Storage, is_write: bool
+    ) -> None:
+        """What is allocated in the body of a device loop exists in that turn only, and PSUM that a
+        device loop writes must be allocated in its body."""
+        scope = self.core.loops.scope
+        around = storage.scope
+        if scope[: len(around)] != around:
+            self.fail(
+                f"{operand} {tensor!r}: the {storage.describe()} was allocated in the body of a "
+                "device loop, and cannot be used outside of that turn of the loop"
+            )
+        if storage.space != "psum" or scope == around:
+            return
+        outside = (
+            f"{operand} {tensor!r}: the {storage.describe()} was not allocated in the body of the "
+            "device loop that"
+        )
+        if is_write:
+            self.fail(f"{outside} writes it; the compiler fails with NCC_IBIR092")
+        loop = loop_of(scope)
+        if storage.reading_loop not in (None, loop):
+            self.fail(
+                f"{outside} reads it, and another loop reads it too; the compiler fails with "
+                "NCC_IBIR092"
+            )
+        storage.reading_loop = loop
 
     def check_spaces(self, allowed: Sequence[str], **tensors: Any) -> None:
         """Checks in which memories the operands are."""

@@ -101,12 +101,14 @@ def ndarray(
     if region in ON_CHIP:
         sizes = tuple(shape) if len(shape) > 1 else (*shape, 1)
         storage = core.memory.allocate_on_chip(region, sizes, info, label, address)
+        storage.scope = core.loops.scope
         return NkiTensor(sizes, info.name, storage, region, label)
     if address is not None:
         raise errors.NkiValidationError(
             f"ndarray {label!r}: address is for SBUF and PSUM, got {region.name}"
         )
     storage = core.memory.allocate_hbm(region, tuple(shape), info, label)
+    storage.scope = core.loops.scope
     return NkiTensor(shape, info.name, storage, region, label)
 
 

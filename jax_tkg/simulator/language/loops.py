@@ -4,6 +4,11 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
+from jax_tkg.simulator import errors
+from jax_tkg.simulator.caller import caller
+from jax_tkg.simulator.isa.operands import Step
 from jax_tkg.simulator.machine.machine import current_core
 from jax_tkg.simulator.memory.addressing import DynamicSlice, VirtualRegister
 
@@ -32,34 +37,114 @@ def dynamic_range(start: Any, stop: Any = None, step: int = 1) -> Iterator[Virtu
     """A loop on the device; its bounds may be registers, and it yields registers.
 
     Raises:
-      ValueError: `step` is not a positive integer.
+      NkiValidationError: `step` is not a positive integer, a bound is neither an integer nor a
+        register, or the loop is inside `no_reorder`.
     """
-    if not isinstance(step, int) or step < 1:
-        raise ValueError(f"dynamic_range: step must be a positive integer, got {step!r}")
-    first, last = (0, int(start)) if stop is None else (int(start), int(stop))
-    for i in range(first, last, step):
-        yield VirtualRegister(i)
+    first, last = (0, start) if stop is None else (start, stop)
+    return _counted("dynamic_range", first, last, step)
 
 
 def fori_loop(
-    lower: Any, upper: Any, body_fun: Callable[[VirtualRegister], None], step: int = 1
+    lower: Any, upper: Any, body_fun: Callable[[VirtualRegister], object], step: int = 1
 ) -> None:
-    """Calls ``body_fun(i)`` for every i of a loop on the device."""
-    for i in dynamic_range(lower, upper, step):
-        body_fun(i)
+    """Calls ``body_fun(i)`` for every i of a loop on the device.
+
+    Raises:
+      NkiValidationError: as for `dynamic_range`; or the body returns something.
+    """
+    for i in _counted("fori_loop", lower, upper, step):
+        returned = body_fun(i)
+        if returned is not None:
+            raise errors.NkiValidationError(
+                f"fori_loop: body_fun must return None, got {returned!r} ({_place()})"
+            )
 
 
-def while_loop(init: Any, body_fun: Callable[[VirtualRegister], VirtualRegister]) -> None:
-    """Calls ``register = body_fun(register)`` while the register is not 0."""
-    register = VirtualRegister(int(init))
-    while register.read() != 0:
-        register = VirtualRegister(int(body_fun(VirtualRegister(register.read()))))
+def while_loop(
+    init: VirtualRegister, body_fun: Callable[[VirtualRegister], VirtualRegister]
+) -> None:
+    """Calls ``register = body_fun(register)`` while the register is not 0.
+
+    Raises:
+      NkiValidationError: `init` or what the body returns is no register, or the loop is inside
+        `no_reorder`.
+    """
+    register = _condition("init", init)
+    loops = current_core().loops
+    with loops.loop("while_loop", _place(), None) as run:
+        turns = 0
+        while register.read() != 0:
+            _mark("loop_turn", turns)
+            with loops.turn(turns):
+                returned = body_fun(VirtualRegister(register.read()))
+            register = _condition("body_fun's result", returned)
+            turns += 1
+        run.turns = turns
+        _mark("loop_end", turns)
+
+
+def _counted(opcode: str, first: Any, last: Any, step: Any) -> Iterator[VirtualRegister]:
+    if not isinstance(step, int) or step < 1:
+        raise errors.NkiValidationError(
+            f"{opcode}: step must be a positive integer, got {step!r} ({_place()})"
+        )
+    return _turns(opcode, range(_bound(opcode, first), _bound(opcode, last), step))
+
+
+def _turns(opcode: str, values: range) -> Iterator[VirtualRegister]:
+    loops = current_core().loops
+    with loops.loop(opcode, _place(), len(values)):
+        for number, value in enumerate(values):
+            _mark("loop_turn", number)
+            with loops.turn(number):
+                yield VirtualRegister(value)
+        _mark("loop_end", len(values))
+
+
+def _mark(opcode: str, number: int) -> None:
+    """Records that a turn begins, or that the last has ended.
+
+    The device branches back, and nothing of the next turn starts before all of this one has ended.
+    """
+    Step(opcode, "sync", attributes={"turn": number}).done()
+
+
+def _bound(opcode: str, value: Any) -> int:
+    if isinstance(value, VirtualRegister):
+        return value.read()
+    if isinstance(value, (int, np.integer)):
+        return int(value)
+    raise errors.NkiValidationError(
+        f"{opcode}: a bound must be an integer or a register, got {value!r} ({_place()})"
+    )
+
+
+def _condition(what: str, value: Any) -> VirtualRegister:
+    if isinstance(value, VirtualRegister):
+        return value
+    raise errors.NkiValidationError(
+        f"while_loop: {what} must be a register, got {value!r} ({_place()})"
+    )
+
+
+def _place() -> str:
+    file, line = caller()
+    return f"{file}:{line}"
 
 
 @contextlib.contextmanager
 def no_reorder() -> Iterator[None]:
-    """Program order within the block, which the simulator always keeps."""
-    yield
+    """Program order within the block, which the simulator always keeps.
+
+    A loop on the device cannot stand in the block.
+    """
+    loops = current_core().loops
+    around = loops.keeps_order
+    loops.keeps_order = True
+    try:
+        yield
+    finally:
+        loops.keeps_order = around
 
 
 def program_id(axis: int = 0) -> int:

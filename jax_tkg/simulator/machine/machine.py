@@ -8,6 +8,7 @@ import numpy as np
 
 from jax_tkg.hardware import PARTITIONS, Target
 from jax_tkg.simulator import errors
+from jax_tkg.simulator.machine.device_loops import DeviceLoops
 from jax_tkg.simulator.machine.meeting import MeetingBoard
 from jax_tkg.simulator.machine.record import Instruction, Record
 from jax_tkg.simulator.memory.allocation import CoreMemory, RunMemory
@@ -53,8 +54,9 @@ class Finding:
     """Something wrong that a run was asked to report, and not to stop at.
 
     Attributes:
-      kind: "uninitialized", "race", "core_barrier", "capacity", or "overflow" (finite values became
-        infinity or NaN in a float8 format, which is never an error).
+      kind: "uninitialized", "race", "core_barrier" or "capacity"; or, for what is never an error,
+        "overflow" (finite values became infinity or NaN in a float8 format) and "device_loop" (a
+        construct that one release of the compiler was reported to refuse in a loop).
       message: what, where.
     """
 
@@ -72,6 +74,7 @@ class Core:
         self.instructions: list[Instruction] = []
         self.instruction_count = 0
         self.epoch = 0
+        self.loops = DeviceLoops()
         self.memory = CoreMemory(machine.memory, machine.target, rank, index)
         self._occurrences: dict[Any, int] = {}
         self.scalar_accumulators = np.zeros(PARTITIONS, np.float32)

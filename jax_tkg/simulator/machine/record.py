@@ -119,7 +119,8 @@ class Instruction:
     Attributes:
       index: position in its core's program order.
       engine: "tensor", "vector", "scalar", "gpsimd", "dma" or "sync".
-      opcode: the name of the ``nki.isa`` or ``nki.collectives`` function.
+      opcode: the name of the ``nki.isa`` or ``nki.collectives`` function; or "loop_turn" where a
+        turn of a loop on the device begins, and "loop_end" behind the last.
       rank, core: who executed it.
       epoch: how many meetings (barriers, exchanges, collectives) the core had passed.
       file, line: the statement of the kernel.

@@ -80,6 +80,8 @@ class Storage:
       shadow: which bytes are written, [partitions * row_bytes], or None if all are.
       matmul_shadow: for PSUM, which bytes were last written by a matmul.
       lifetime: for on-chip tensors, when it is used.
+      scope: the turns of device loops, outermost first, in which it was allocated.
+      reading_loop: for PSUM, the device loop that read it without allocating it, or None.
     """
 
     __slots__ = (
@@ -100,7 +102,9 @@ class Storage:
         "partitions",
         "pitch",
         "rank",
+        "reading_loop",
         "row_bytes",
+        "scope",
         "shadow",
         "space",
         "track",
@@ -142,6 +146,8 @@ class Storage:
         self.copied = False
         self.written = False
         self.lifetime: Lifetime | None = None
+        self.scope: tuple[tuple[int, int], ...] = ()
+        self.reading_loop: tuple[int, ...] | None = None
 
     @property
     def nbytes(self) -> int:

@@ -77,6 +77,7 @@ class Costs:
       all_reduce_latency: of any collective, apart from the transfer.
       collective_bandwidth: a core's share of the links between chips.
       barrier: of two cores of a logical core that wait for each other.
+      loop_turn: of each turn of a loop on the device, once all that the core did before has ended.
     """
 
     target: str
@@ -111,6 +112,7 @@ class Costs:
     all_reduce_latency: float
     collective_bandwidth: float
     barrier: float
+    loop_turn: float
 
     def clock(self, engine: str) -> float:
         """Cycles per ns of "tensor", "vector", "scalar", "gpsimd" or "sync".
@@ -174,6 +176,13 @@ TRN2 = Costs(
     ),
     collective_bandwidth=Figure(160, "bytes/ns", f"{HARDWARE}: 1.28 TB/s over 8 cores"),
     barrier=Figure(1000, "ns", "no document gives it", assumed=True),
+    loop_turn=Figure(
+        9000,
+        "ns",
+        "a design note of AWS says about 9 us; others measured from 1.4 us (each of 64 turns of "
+        "one instruction, Trainium1) to 37 us (all of a loop of one turn)",
+        assumed=True,
+    ),
 )
 
 TRN3 = dataclasses.replace(

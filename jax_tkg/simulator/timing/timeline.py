@@ -5,6 +5,9 @@ core's queues in program order and blocks it until its data dependencies are met
 DMA engines of its partitions busy, first come, first served. Nothing starts before its data
 dependencies are met. Costs are those of `costs`.
 
+A turn of a loop on the device begins when everything before it has ended on all engines and in all
+queues of its core, and takes a time of its own; so nothing of a turn runs ahead in the one before.
+
 What is not modelled: contention of collectives with other DMA traffic, bank conflicts, the
 compiler's reordering, instruction fetch, and a race's outcome. One rank is scheduled; the others
 are taken to arrive at each collective at the same time.
@@ -32,6 +35,9 @@ from jax_tkg.simulator.timing.pricing import (
 TENSOR_RATES = ("half", "ramp", "full")
 _ENGINES = ("tensor", "vector", "scalar", "gpsimd", "sync")
 
+# The records of a turn's begin, and of a loop's end.
+_LOOP_MARKS = ("loop_turn", "loop_end")
+
 # What can happen to an event.
 _LEAVES_QUEUE = "leaves its queue"
 _REACHES_ENGINES = "reaches the DMA engines"
@@ -51,7 +57,8 @@ class Event:
       waited_for: number of the event that it could not start before, or None.
       why: "data" (reads what that wrote), "reuse" (overwrites what that read), "overwrite",
         "explicit", "engine" (the engine was busy), "queue" (an earlier DMA blocked the last queue
-        until that event), "dma engine" (the DMA engines were busy), "descriptor", or "start".
+        until that event), "dma engine" (the DMA engines were busy), "descriptor", "loop" (a turn of
+        a loop begins when all before has ended, and holds all of its own back), or "start".
       engines: of a DMA, (DMA engine, start, end) of each that it used.
     """
 
@@ -273,6 +280,8 @@ class _Scheduler:
         self.cores.append(state)
         by_index: dict[int, _Node] = {}
         meetings = []
+        turn: _Node | None = None
+        of_turn: list[_Node] = []
         for instruction, waits in zip(stream, dependencies, strict=True):
             resource = _resource(instruction)
             node = first = self._new_node(core, instruction, resource)
@@ -287,6 +296,14 @@ class _Scheduler:
             for index, kind in waits.items():
                 self._follow(first, by_index[index], kind)
             by_index[instruction.index] = node
+            if turn is not None:
+                self._follow(first, turn, "loop")
+            if instruction.opcode in _LOOP_MARKS:
+                for earlier in of_turn:
+                    self._follow(node, earlier, "loop")
+                turn, of_turn = node, []
+            else:
+                of_turn.append(node)
             if "meeting" in instruction.attributes:
                 meetings.append(node)
         self._meetings.append(meetings)
@@ -353,6 +370,8 @@ class _Scheduler:
 
     def _lag(self, producer: _Node, consumer: _Node, why: str) -> float:
         """From a producer's end until its consumer may start."""
+        if why == "loop":
+            return 0.0
         first, second = producer.event.resource, consumer.event.resource
         is_engine = first in _ENGINES
         result = self.costs.overhead / self.costs.clock(first) if is_engine else 0.0
@@ -411,6 +430,8 @@ class _Scheduler:
             return float(costs.software_descriptor)
         if instruction.opcode == "core_barrier":
             return float(costs.barrier)
+        if instruction.opcode in _LOOP_MARKS:
+            return float(costs.loop_turn) if instruction.opcode == "loop_turn" else 0.0
         time = engine_time(costs, instruction)
         if event.resource == "tensor":
             return time / self._tensor_rate(node)

@@ -22,6 +22,7 @@ _WORDS = {
     "queue": "waited for a DMA queue",
     "dma engine": "waited for the DMA engines",
     "descriptor": "waited for its descriptors",
+    "loop": "waited for a turn of its loop",
     "start": "waited for nothing",
 }
 

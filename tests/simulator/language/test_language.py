@@ -4,7 +4,6 @@ import numpy as np
 from absl.testing import parameterized
 
 from jax_tkg import simulator
-from jax_tkg.simulator import isa as nisa
 from jax_tkg.simulator import language as nl
 from tests.simulator import harness
 
@@ -235,83 +234,6 @@ class TensorTest(parameterized.TestCase):
         self.assertEqual((nl.tile_size.pmax, nl.tile_size.psum_bank_fmax), (128, 512))
         self.assertEqual(nl.tile_size.gemm_moving_fmax, 512)
         self.assertEqual(nl.tile_size.psum_num_banks * nl.tile_size.psum_bank_fmax_bytes, 16384)
-
-
-class LoopTest(parameterized.TestCase):
-    def test_ranges(self):
-        for function in (nl.affine_range, nl.sequential_range, nl.static_range):
-            self.assertEqual(list(function(3)), [0, 1, 2])
-            self.assertEqual(list(function(2, 9, 3)), [2, 5, 8])
-
-    def test_fori_loop_with_a_runtime_bound_of_the_documentation(self):
-        data = _G.normal(size=(1, 8)).astype(np.float32)
-
-        def kernel(data, ub_input):
-            output = nl.ndarray(data.shape, dtype=data.dtype, buffer=nl.shared_hbm)
-            ub_sb = nl.ndarray((1, 1), dtype=nl.int32, buffer=nl.sbuf)
-            nisa.dma_copy(dst=ub_sb, src=ub_input)
-            ub_reg = nisa.register_alloc()
-            nisa.register_load(ub_reg, ub_sb)
-            zeros = nl.zeros((1, 8), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.dma_copy(dst=output, src=zeros)
-            temp = nl.ndarray((1, 1), dtype=nl.float32, buffer=nl.sbuf)
-
-            def body(i):
-                nisa.dma_copy(
-                    dst=temp, src=data.ap([[1, 1], [1, 1]], scalar_offset=i, indirect_dim=1)
-                )
-                nisa.dma_copy(
-                    dst=output.ap([[1, 1], [1, 1]], scalar_offset=i, indirect_dim=1), src=temp
-                )
-
-            nl.fori_loop(0, ub_reg, body)
-            return output
-
-        result = harness.run(kernel, data, np.array([[5]], np.int32)).outputs[0]
-        np.testing.assert_array_equal(result[0, :5], data[0, :5])
-        np.testing.assert_array_equal(result[0, 5:], 0)
-
-    def test_while_loop_of_the_documentation(self):
-        def kernel(data, count_input):
-            val, count_sb = nl.load(data), nl.load(count_input)
-            acc = nl.zeros((1, 1), dtype=nl.float32, buffer=nl.sbuf)
-            one_sb = nl.full((1, 1), 1, nl.int32)
-            reg = nisa.register_alloc()
-            nisa.register_load(reg, count_sb)
-
-            def body(r):
-                nisa.tensor_tensor(dst=acc, data1=acc, data2=val, op=nl.add)
-                nisa.tensor_tensor(dst=count_sb, data1=count_sb, data2=one_sb, op=nl.subtract)
-                nisa.register_load(r, count_sb)
-                return r
-
-            nl.while_loop(reg, body)
-            out = nl.ndarray((1, 1), nl.float32, buffer=nl.shared_hbm)
-            nisa.dma_copy(out, acc)
-            return out
-
-        arguments = np.array([[2.5]], np.float32), np.array([[4]], np.int32)
-        self.assertEqual(float(harness.run(kernel, *arguments).outputs[0][0, 0]), 10.0)
-        arguments = np.array([[2.5]], np.float32), np.array([[0]], np.int32)
-        self.assertEqual(float(harness.run(kernel, *arguments).outputs[0][0, 0]), 0.0)
-
-    def test_dynamic_range_and_no_reorder(self):
-        seen = []
-
-        def body():
-            with nl.no_reorder():
-                for i in nl.dynamic_range(nisa.register_alloc(1), nisa.register_alloc(6), 2):
-                    seen.append(int(i))
-
-        harness.run(body)
-        self.assertEqual(seen, [1, 3, 5])
-        with self.assertRaisesRegex(ValueError, "step must be a positive integer"):
-            list(nl.dynamic_range(0, 3, 0))
-
-    def test_axes_of_the_grid(self):
-        for function in (lambda: nl.program_id(1), lambda: nl.num_programs(1)):
-            with self.assertRaisesRegex(ValueError, "must be 0, got 1"):
-                harness.run(lambda f=function: f() and None)
 
 
 class NameTest(parameterized.TestCase):

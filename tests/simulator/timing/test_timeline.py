@@ -430,6 +430,85 @@ class TwoCoresTest(parameterized.TestCase):
             schedule(record(first, second))
 
 
+class LoopTest(parameterized.TestCase):
+    """A turn of a device loop begins when all before it has ended, and takes a time of its own."""
+
+    def _stream(self, marks: bool) -> Stream:
+        """Two turns, each of a transfer of 20 KiB per partition and a copy that does not use it."""
+        stream = Stream()
+        for turn in range(2):
+            if marks:
+                stream.add("sync", "loop_turn", turn=turn)
+            stream.load(10 + turn, 20480)
+            stream.vector(20 + turn, 30 + turn)
+        if marks:
+            stream.add("sync", "loop_end", turn=2)
+        stream.vector(40, 41)
+        return stream
+
+    def test_turns_do_not_overlap(self):
+        timeline = schedule(record(self._stream(marks=True)))
+        first, load, copy, second, next_load, next_copy, end, after = timeline.events
+        turn = TRN2.loop_turn
+        self.assertEqual((first.start, first.end), (0, turn))
+        self.assertEqual(copy.start, turn)
+        self.assertEqual(load.start, turn + DMA_START)
+        # The copy has long ended; the transfer is what the next turn waits for.
+        self.assertEqual(second.start, load.end)
+        self.assertEqual((second.why, second.waited_for), ("loop", load.number))
+        self.assertEqual(next_copy.start, load.end + turn)
+        self.assertEqual((next_copy.why, next_copy.waited_for), ("loop", second.number))
+        self.assertEqual(next_load.start, load.end + turn + DMA_START)
+        self.assertEqual((end.start, end.end), (next_load.end, next_load.end))
+        self.assertEqual((after.start, timeline.latency), (end.end, end.end + 500))
+
+    def test_without_a_loop_they_do(self):
+        events = schedule(record(self._stream(marks=False))).events
+        self.assertEqual([e.start for e in events if e.resource == "vector"], [0, 500, 1000])
+        # The second transfer follows the first at once on the DMA engines.
+        self.assertEqual(events[2].start, events[0].end)
+
+    def test_critical_path(self):
+        timeline = schedule(record(self._stream(marks=True)))
+        shares = timeline_report.critical_shares(timeline)
+        self.assertAlmostEqual(sum(share.time for share in shares), timeline.latency)
+        words = [share.described() for share in shares if share.opcode == "loop_turn"]
+        self.assertLen(words, 2)
+        self.assertIn("loop_turn on sync, waited for a turn of its loop: kernel.py:4", words)
+        names = {row["name"] for row in timeline_report.chrome_trace(timeline)["traceEvents"]}
+        self.assertIn("loop_turn", names)
+
+    def test_time_of_a_turn_is_swept(self):
+        found = record(self._stream(marks=True))
+        longer = schedule(found, dataclasses.replace(TRN2, loop_turn=12_000.0))
+        self.assertAlmostEqual(longer.latency - schedule(found).latency, 2 * 3000)
+
+    @parameterized.parameters(1, 2)
+    def test_recorded_loop_against_the_same_instructions_unrolled(self, lnc):
+        def kernel(x, looped):
+            kept = nl.ndarray((128, 512), nl.float32)
+
+            def body(i):
+                loaded = nl.ndarray((128, 512), nl.float32)
+                nisa.dma_copy(loaded, x.select(0, i), dge_mode=nisa.dge_mode.hwdge)
+                nisa.tensor_copy(kept, loaded)
+
+            if looped:
+                nl.fori_loop(0, 3, body)
+            else:
+                for i in range(3):
+                    body(i)
+
+        x = np.ones((3, 128, 512), np.float32)
+        options = simulator.Options()
+        looped, unrolled = (
+            schedule(simulator.run(kernel, [(x, how)], lnc=lnc, options=options).record)
+            for how in (True, False)
+        )
+        self.assertEqual(looped.hbm_bytes(), unrolled.hbm_bytes())
+        self.assertGreater(looped.latency, unrolled.latency + 3 * TRN2.loop_turn)
+
+
 class ReportTest(absltest.TestCase):
     def _timeline(self):
         stream = Stream()
@@ -478,6 +557,15 @@ class ReportTest(absltest.TestCase):
             self.assertAlmostEqual(row["dur"], 8 * PACKET / 1e3)
         vector = [r for r in spans if names[r["pid"], r["tid"]] == "vector"]
         self.assertEqual([r["args"]["where"] for r in vector], ["kernel.py:2", "kernel.py:3"])
+
+
+class BoundTest(parameterized.TestCase):
+    @parameterized.parameters((1, "362"), (2, "725"))
+    def test_hbm_of_all_cores(self, lnc, shown):
+        """The chip's documented 2.9 TB/s belong to eight cores in equal parts."""
+        timeline = schedule(record(*(Stream(core) for core in range(lnc))))
+        self.assertAlmostEqual(timeline.hbm_bound(2_900_000), 1000 * 8 / lnc)
+        self.assertIn(f" GB/s of {shown}\n", timeline_report.summary(timeline))
 
 
 class HighWaterTest(absltest.TestCase):
