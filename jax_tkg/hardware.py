@@ -57,20 +57,24 @@ PSUM_BANK_BYTES = 2 * KIB
 PSUM_PARTITION_BYTES = PSUM_BANKS * PSUM_BANK_BYTES
 """Bytes of PSUM in one partition, equal on all generations (architecture guides)."""
 
-MATMUL_STATIONARY_COLUMNS = 128
+STATIONARY_FMAX = 128
 """Largest free size of the stationary operand of a matrix product (NKI API, nki.isa.nc_matmul)."""
 
-MATMUL_MOVING_COLUMNS = 512
-"""Largest free size of the moving operand up to NeuronCore-v3 (NKI API, nki.isa.nc_matmul)."""
+MOVING_FMAX = 512
+"""Largest free size of the moving operand up to NeuronCore-v3: the float32 values of a PSUM bank
+(NKI API, nki.isa.nc_matmul)."""
 
-DMA_ENGINES = 16
-"""DMA engines of a core (`BANDWIDTH`, table)."""
+DMA_ENGINES = Figure(16, "", f"{BANDWIDTH}, table")
+"""DMA engines of a core."""
 
-PARTITIONS_PER_DMA_ENGINE = 8
-"""Partitions of SBUF that one DMA engine serves (`DMA`, performance considerations)."""
+PARTITIONS_PER_DMA_ENGINE = Figure(8, "", f"{DMA}, performance considerations")
+"""Partitions of SBUF that one DMA engine serves."""
 
-DMA_QUEUES = 16
-"""Queues of a DMA engine (`DMA`: queues 0 to 15)."""
+DMA_QUEUES = Figure(16, "", f"{DMA}: queues 0 to 15 of a DMA engine")
+"""Queues of a DMA engine."""
+
+DESCRIPTOR_GENERATORS = Figure(2, "", f"{ARCH_V3}, descriptor generation engine: two instances")
+"""Hardware generators of DMA descriptors of a core."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,19 +86,75 @@ class Target:
       generation: the number in NeuronCore-v<number>.
       sbuf_partition_bytes: bytes of SBUF in one partition (architecture guide of the generation).
       float8_dtypes: the float8 formats of matrix products (NKI API, nki.isa.nc_matmul).
+      tensor_clock, vector_clock, scalar_clock, gpsimd_clock: frequencies of the engines, in GHz.
+      dma_bandwidth: of one DMA engine, in bytes/ns.
+      hbm_bandwidth: a core's share of the chip's, in bytes/ns.
+      link_bandwidth: a core's share of the links between chips, in bytes/ns; None where it is not
+        known here.
     """
 
     name: str
     generation: int
     sbuf_partition_bytes: int
     float8_dtypes: tuple[str, ...]
+    tensor_clock: Figure
+    vector_clock: Figure
+    scalar_clock: Figure
+    gpsimd_clock: Figure
+    dma_bandwidth: Figure
+    hbm_bandwidth: Figure
+    link_bandwidth: Figure | None
 
 
 _FLOAT8 = ("float8_e4m3", "float8_e5m2")
 
-TRN1 = Target("trn1", 2, 192 * KIB, _FLOAT8)
-TRN2 = Target("trn2", 3, 224 * KIB, _FLOAT8)
-TRN3 = Target("trn3", 4, 256 * KIB, (*_FLOAT8, "float8_e4m3fn"))
+_CLOCKS_V2 = f"{ARCH_V2}, compute engine specifications"
+_CLOCKS_V3 = f"{ARCH_V3}, compute engine specifications"
+_CLOCKS_V4 = f"{ARCH_V4}, compute engine specifications"
+
+TRN1 = Target(
+    name="trn1",
+    generation=2,
+    sbuf_partition_bytes=192 * KIB,
+    float8_dtypes=_FLOAT8,
+    tensor_clock=Figure(2.8, "GHz", _CLOCKS_V2),
+    vector_clock=Figure(1.12, "GHz", _CLOCKS_V2),
+    scalar_clock=Figure(1.4, "GHz", _CLOCKS_V2),
+    gpsimd_clock=Figure(1.4, "GHz", _CLOCKS_V2),
+    dma_bandwidth=Figure(17, "bytes/ns", f"{BANDWIDTH}, table"),
+    hbm_bandwidth=Figure(410, "bytes/ns", f"{HARDWARE_V1}: 820 GB/s over 2 cores"),
+    link_bandwidth=None,
+)
+
+TRN2 = Target(
+    name="trn2",
+    generation=3,
+    sbuf_partition_bytes=224 * KIB,
+    float8_dtypes=_FLOAT8,
+    tensor_clock=Figure(2.4, "GHz", _CLOCKS_V3),
+    vector_clock=Figure(0.96, "GHz", _CLOCKS_V3),
+    scalar_clock=Figure(1.2, "GHz", _CLOCKS_V3),
+    gpsimd_clock=Figure(1.2, "GHz", _CLOCKS_V3),
+    dma_bandwidth=Figure(23, "bytes/ns", f"{BANDWIDTH}, table"),
+    hbm_bandwidth=Figure(362.5, "bytes/ns", f"{HARDWARE}: 2.9 TB/s over 8 cores"),
+    link_bandwidth=Figure(160, "bytes/ns", f"{HARDWARE}: 1.28 TB/s over 8 cores"),
+)
+
+TRN3 = Target(
+    name="trn3",
+    generation=4,
+    sbuf_partition_bytes=256 * KIB,
+    float8_dtypes=(*_FLOAT8, "float8_e4m3fn"),
+    tensor_clock=Figure(2.4, "GHz", _CLOCKS_V4),
+    vector_clock=Figure(1.2, "GHz", _CLOCKS_V4),
+    scalar_clock=Figure(1.2, "GHz", _CLOCKS_V4),
+    gpsimd_clock=Figure(1.2, "GHz", _CLOCKS_V4),
+    dma_bandwidth=Figure(33, "bytes/ns", f"{BANDWIDTH}, table"),
+    hbm_bandwidth=Figure(
+        587.5, "bytes/ns", f"{ARCH_V4}: 4.7 TB/s over 8 cores (the hardware overview has 4.9)"
+    ),
+    link_bandwidth=Figure(320, "bytes/ns", f"{HARDWARE}: 2.56 TB/s over 8 cores"),
+)
 
 TARGETS = {target.name: target for target in (TRN1, TRN2, TRN3)}
 """By name, oldest first."""

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_tkg import hardware
 from jax_tkg.call.operand_table import OPERANDS, Operand, names
 from jax_tkg.call.options import OPTIONS, REQUIRED
 
@@ -26,11 +27,11 @@ FLOAT8_DTYPES = tuple(jnp.dtype(name) for name in ("float8_e4m3", "float8_e4m3fn
 MAX_NEW_TOKENS = 8
 """Largest S_tkg; the limit of token generation in AWS's `attention_tkg`."""
 
-MAX_HEAD_SIZE = 128
-"""Largest d_head: one head fills the 128 partitions of the tensor engine at most."""
-
-PARTITIONS = 128
+PARTITIONS = hardware.PARTITIONS
 """Partitions of on-chip memory: H and I are tiled by it."""
+
+MAX_HEAD_SIZE = PARTITIONS
+"""Largest d_head: one head fills the partitions of the tensor engine at most."""
 
 
 def operand_fields(rows: Iterable[Operand], defaults: bool = False) -> list[Any]:

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
+from jax_tkg import hardware
 from jax_tkg.call.arguments import PARTITIONS
 from jax_tkg.call.dimensions import Dimensions
 
-PSUM_BANK = 512
-"""f32 numbers in one PSUM bank of one partition: 2 KiB."""
+PSUM_BANK = hardware.PSUM_BANK_BYTES // 4
+"""float32 values in one PSUM bank of one partition."""
 
-SBUF_BYTES = 224 * 1024
-"""SBUF of one partition on Trainium2 (NeuronCore-v3), the smallest that the kernel is written for;
-from AWS's architecture guides."""
+SBUF_BYTES = hardware.TRN2.sbuf_partition_bytes
+"""SBUF of one partition on Trainium2, the smallest that the kernel is written for."""
 
 RING_BYTES = 6 * 16384
 """Buffers through which weights and caches stream: `kernels.transformer.RING_SLOTS` of

@@ -6,22 +6,13 @@ import os
 from typing import Any
 
 from jax_tkg.call.arguments import Operands, Parameters, is_stacked
-from jax_tkg.hardware import target_named
+from jax_tkg.hardware import TARGET_VARIABLE, TARGETS, TRN2, Target, target_named
 
 CORES_VARIABLE = "NEURON_LOGICAL_NC_CONFIG"
 """Environment variable of Neuron's runtime: physical cores per logical core."""
 
-TARGET_VARIABLE = "NEURON_PLATFORM_TARGET_OVERRIDE"
-"""Environment variable of NKI's compiler: the machine that kernels are compiled for."""
-
 DEFAULT_CORES = 2
 """Physical cores per logical core on Trainium2, where nothing says otherwise."""
-
-NEWER_FLOAT8 = "float8_e4m3fn"
-"""The float8 format that Trainium3 has and Trainium2 has not."""
-
-NEWER_FLOAT8_GENERATION = 4
-"""The NeuronCore version of Trainium3."""
 
 QUANTIZABLE = ("W_gates", "W_ups", "W_downs")
 """The arguments that may be float8."""
@@ -53,12 +44,13 @@ def check_target(operands: Operands) -> None:
     if not os.environ.get(TARGET_VARIABLE):
         return
     target = target_named(None)
-    name = _first_newer_float8(operands)
-    if name is not None and target.generation < NEWER_FLOAT8_GENERATION:
-        raise ValueError(
-            f"{name}: expected float8_e4m3 or float8_e5m2 on {target.name}, the machine that "
-            f"{TARGET_VARIABLE} names ({NEWER_FLOAT8} needs trn3), got {NEWER_FLOAT8}"
-        )
+    for name in QUANTIZABLE:
+        for dtype in sorted(_float8_dtypes(getattr(operands, name)) - {*target.float8_dtypes}):
+            raise ValueError(
+                f"{name}: expected {' or '.join(target.float8_dtypes)} on {target.name}, the "
+                f"machine that {TARGET_VARIABLE} names ({dtype} needs "
+                f"{_oldest_target({dtype}).name}), got {dtype}"
+            )
 
 
 def simulated_target(tensors: dict[str, Any]) -> str:
@@ -69,8 +61,8 @@ def simulated_target(tensors: dict[str, Any]) -> str:
     """
     if os.environ.get(TARGET_VARIABLE):
         return target_named(None).name
-    newer = any(_is_newer_float8(tensors.get(name)) for name in QUANTIZABLE)
-    return "trn3" if newer else "trn2"
+    used = {dtype for name in QUANTIZABLE for dtype in _float8_dtypes(tensors.get(name))}
+    return _oldest_target(used).name
 
 
 def nc_version(tensors: dict[str, Any]) -> int:
@@ -82,13 +74,13 @@ def nc_version(tensors: dict[str, Any]) -> int:
     return target_named(simulated_target(tensors)).generation
 
 
-def _first_newer_float8(operands: Operands) -> str | None:
-    for name in QUANTIZABLE:
-        if _is_newer_float8(getattr(operands, name)):
-            return name
-    return None
+def _oldest_target(float8_dtypes: set[str]) -> Target:
+    """The oldest target of those that the kernel is written for, that has these dtypes."""
+    written_for = [target for target in TARGETS.values() if target.generation >= TRN2.generation]
+    return next(target for target in written_for if float8_dtypes <= {*target.float8_dtypes})
 
 
-def _is_newer_float8(field: Any) -> bool:
+def _float8_dtypes(field: Any) -> set[str]:
+    """The names of the float8 dtypes among the arrays of one argument."""
     entries = (field,) if is_stacked(field) else field or ()
-    return any(entry.dtype.name == NEWER_FLOAT8 for entry in entries)
+    return {entry.dtype.name for entry in entries if entry.dtype.name.startswith("float8")}

@@ -4,21 +4,24 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.hardware import PARTITIONS, PSUM_BANK_BYTES
+from jax_tkg.hardware import (
+    MOVING_FMAX,
+    PARTITIONS,
+    PSUM_BANK_BYTES,
+    PSUM_PARTITION_BYTES,
+    STATIONARY_FMAX,
+    TRN3,
+)
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
 from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.tensor import NkiTensor
 
-STATIONARY_FMAX = 128
-MOVING_FMAX = 512
 VECTOR_TRANSPOSE_MAX = 32
 
 _MATMUL_DTYPES = (
-    "float8_e4m3",
-    "float8_e5m2",
-    "float8_e4m3fn",
+    *TRN3.float8_dtypes,
     "bfloat16",
     "float16",
     "tfloat32",
@@ -83,11 +86,12 @@ def _check_matmul_dtypes(
     double_row: bool,
     is_transpose: bool,
 ) -> None:
-    generation = step.core.target.generation
+    target = step.core.target
     step.check_dtype(_MATMUL_DTYPES, stationary=stationary, moving=moving)
     for operand, tensor in (("stationary", stationary), ("moving", moving)):
-        if tensor.dtype == "float8_e4m3fn":
-            require_generation(step.core, 4, f"nc_matmul: {operand} of float8_e4m3fn")
+        if tensor.dtype in TRN3.float8_dtypes and tensor.dtype not in target.float8_dtypes:
+            what = f"nc_matmul: {operand} of {tensor.dtype}"
+            require_generation(step.core, TRN3.generation, what)
     kinds = {stationary.dtype, moving.dtype}
     if kinds == {"float8_e4m3", "float8_e4m3fn"}:
         step.fail("float8_e4m3 and float8_e4m3fn cannot be mixed in one matmul")
@@ -101,7 +105,7 @@ def _check_matmul_dtypes(
         step.check_dtype(dtypes.FLOAT8, stationary=stationary, moving=moving)
     if is_transpose:
         return
-    if generation >= 4:
+    if target.generation >= 4:
         step.check_dtype(("float32", "bfloat16"), dst=dst)
     else:
         step.check_dtype(("float32",), dst=dst)
@@ -133,7 +137,7 @@ def _matmul_sizes(
         step.fail(f"the free size of stationary must be at most {STATIONARY_FMAX}, got {columns}")
     limit = MOVING_FMAX
     if step.core.target.generation >= 4:
-        limit = 8192 if dst.dtype == "bfloat16" else 4096
+        limit = PSUM_PARTITION_BYTES // dtypes.info(dst.dtype).itemsize
     if outputs > limit:
         step.fail(f"the free size of moving must be at most {limit}, got {outputs}")
     if dst.shape[0] != columns or dst.size // dst.shape[0] != outputs:
@@ -158,21 +162,21 @@ def _check_tiling(
         return
     if not position or not size:
         step.fail("tile_position and tile_size must both be set to enable tiling")
-    row_sizes = (64, 128) if step.core.target.generation < 3 else (32, 64, 128)
+    row_sizes = (64, PARTITIONS) if step.core.target.generation < 3 else (32, 64, PARTITIONS)
     for axis, label, used in ((0, "row", rows), (1, "column", columns)):
         if size[axis] not in row_sizes:
             step.fail(f"tile_size {label} must be one of {row_sizes}, got {size[axis]}")
-        if position[axis] % size[axis] or not 0 <= position[axis] < 128:
+        if position[axis] % size[axis] or not 0 <= position[axis] < PARTITIONS:
             step.fail(
                 f"tile_position {label} must be a multiple of the tile size {size[axis]} below "
-                f"128, got {position[axis]}"
+                f"{PARTITIONS}, got {position[axis]}"
             )
         if used > size[axis]:
             step.fail(
                 f"stationary uses {used} {label}s, more than the tile's {size[axis]} "
                 f"(tile_size {tuple(size)})"
             )
-    if double_row and size[1] != 128:
+    if double_row and size[1] != PARTITIONS:
         step.fail("double_row cannot be combined with column tiling")
     if stationary.partition_start not in (position[0], 0):
         step.fail(

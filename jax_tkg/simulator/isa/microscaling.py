@@ -8,7 +8,7 @@ of group i of a tile of more than 32 partitions is in row ``i // 4 * 32 + i % 4`
 import ml_dtypes
 import numpy as np
 
-from jax_tkg.hardware import PARTITIONS
+from jax_tkg.hardware import PARTITIONS, PSUM_PARTITION_BYTES, STATIONARY_FMAX
 from jax_tkg.simulator.isa.matmul import write_product
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
 from jax_tkg.simulator.machine.machine import require_generation
@@ -20,8 +20,6 @@ GROUP_PARTITIONS = 8
 GROUP_ELEMENTS = 4
 _SCALE_DTYPES = ("float8_e8m0fnu", "uint8")
 _EXPONENT_BIAS = 127
-_STATIONARY_FMAX = 128
-_MOVING_FMAX = {"float32": 4096, "bfloat16": 8192}
 
 # The unpacked dtype of a packed one, and the largest exponent of its values.
 _FLOAT8 = {
@@ -145,15 +143,14 @@ def nc_matmul_mx(
     step.check_same_partitions(stationary=stationary, moving=moving)
     rows = stationary.shape[0]
     columns, outputs = stationary.size // rows, moving.size // rows
-    if columns % 2 or columns > _STATIONARY_FMAX:
+    if columns % 2 or columns > STATIONARY_FMAX:
         step.fail(
-            f"the free size of stationary must be even and at most {_STATIONARY_FMAX}, got "
-            f"{columns}"
+            f"the free size of stationary must be even and at most {STATIONARY_FMAX}, got {columns}"
         )
-    if outputs > _MOVING_FMAX[dst.dtype]:
+    limit = PSUM_PARTITION_BYTES // dtypes.info(dst.dtype).itemsize
+    if outputs > limit:
         step.fail(
-            f"the free size of moving must be at most {_MOVING_FMAX[dst.dtype]} for a "
-            f"{dst.dtype} dst, got {outputs}"
+            f"the free size of moving must be at most {limit} for a {dst.dtype} dst, got {outputs}"
         )
     if dst.shape[0] != columns or dst.size != columns * outputs:
         step.fail(f"dst must have shape [{columns}, {outputs}], got {list(dst.shape)}")
@@ -184,8 +181,8 @@ def _check_row_tiling(
             f"only rows are tiled: tile_size must end with {PARTITIONS} and tile_position with 0, "
             f"got {tuple(size)} and {tuple(position)}"
         )
-    if size[0] not in (32, 64, 128) or position[0] % size[0] or rows > size[0]:
+    if size[0] not in (32, 64, PARTITIONS) or position[0] % size[0] or rows > size[0]:
         step.fail(
-            f"tile_size row must be 32, 64 or 128, hold the {rows} rows, and divide tile_position "
-            f"row, got {tuple(size)} and {tuple(position)}"
+            f"tile_size row must be 32, 64 or {PARTITIONS}, hold the {rows} rows, and divide "
+            f"tile_position row, got {tuple(size)} and {tuple(position)}"
         )

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from jax_tkg.hardware import PARTITIONS
 from jax_tkg.simulator import errors
 from jax_tkg.simulator.caller import caller
 from jax_tkg.simulator.isa import constants
@@ -404,9 +405,9 @@ class Step:
         start = tensor.partition_start
         if start == 0:
             return
-        step = 128 if count > 64 else 64 if count > 32 else 32
+        step = PARTITIONS if count > 64 else 64 if count > 32 else 32
         if start % step:
-            allowed = list(range(0, 128, step))
+            allowed = list(range(0, PARTITIONS, step))
             self.fail(
                 f"{operand} {tensor!r} with {count} partitions must start at partition "
                 f"{' or '.join(map(str, allowed))}, got {start}"

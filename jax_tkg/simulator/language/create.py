@@ -7,14 +7,15 @@ import numpy as np
 
 from jax_tkg.hardware import (
     KIB,
-    MATMUL_MOVING_COLUMNS,
-    MATMUL_STATIONARY_COLUMNS,
+    MOVING_FMAX,
     PARTITIONS,
     PSUM_BANK_BYTES,
     PSUM_BANKS,
+    STATIONARY_FMAX,
     target_named,
 )
 from jax_tkg.simulator import errors, isa
+from jax_tkg.simulator.isa.vector_search import BN_STATS_FMAX
 from jax_tkg.simulator.machine.machine import current_core, running_core
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.allocation import PSUM_MIN_ALIGN, SBUF_MIN_ALIGN
@@ -38,9 +39,9 @@ class _TileSize(NKIObject):
     psum_bank_fmax = PSUM_BANK_BYTES // _FLOAT32_BYTES
     psum_fmax = psum_bank_fmax
     psum_bank_fmax_bytes = PSUM_BANK_BYTES
-    gemm_stationary_fmax = MATMUL_STATIONARY_COLUMNS
-    gemm_moving_fmax = MATMUL_MOVING_COLUMNS
-    bn_stats_fmax = 512
+    gemm_stationary_fmax = STATIONARY_FMAX
+    gemm_moving_fmax = MOVING_FMAX
+    bn_stats_fmax = BN_STATS_FMAX
     psum_min_align = PSUM_MIN_ALIGN
     sbuf_min_align = SBUF_MIN_ALIGN
     psum_num_banks = PSUM_BANKS

@@ -8,41 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
+
+from jax_tkg import hardware
+from jax_tkg.hardware import ARCH_V2, ARCH_V3, ARCH_V4, BANDWIDTH, DGE, DMA, Figure
 
 ISA = "NKI API reference of Neuron SDK 2.26.1, nki.isa, estimated instruction cost"
-ARCH_V2 = "Trainium/Inferentia2 architecture guide for NKI"
-ARCH_V3 = "Trainium2 architecture guide for NKI"
-ARCH_V4 = "Trainium3 architecture guide for NKI"
-BANDWIDTH = "NKI guideline to avoid under-utilizing DMA bandwidth"
-DMA = "NKI DMA overview"
-DGE = "NKI descriptor generation engine guide"
 PERFORMANCE = "NKI performance guide"
-HARDWARE = "Neuron hardware overview, Trainium2 and Trainium3"
-HARDWARE_V1 = "Neuron hardware overview, Trainium1"
 THROTTLE = "Neuron Explorer summary viewer, understanding throttling"
 COLLECTIVES = "Neuron intra-node collectives guide"
-
-
-class Figure(float):
-    """A number, its unit, and where it comes from.
-
-    Attributes:
-      unit: such as "GHz", "cycles", "ns", "bytes/ns" or "".
-      source: the document, and what in it.
-      assumed: no document gives the number; `source` says what it rests on.
-    """
-
-    unit: str
-    source: str
-    assumed: bool
-
-    def __new__(cls, value: float, unit: str, source: str, assumed: bool = False) -> Figure:
-        """A figure of that value."""
-        figure = super().__new__(cls, value)
-        figure.unit = unit
-        figure.source = source
-        figure.assumed = assumed
-        return figure
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,13 +101,26 @@ class Costs:
 
 _ENGINES = ("tensor", "vector", "scalar", "gpsimd", "sync")
 
+
+def _rates(target: hardware.Target) -> dict[str, Any]:
+    """The fields of `Costs` that are figures of the hardware alone."""
+    rates = {
+        "target": target.name,
+        "tensor_clock": target.tensor_clock,
+        "vector_clock": target.vector_clock,
+        "scalar_clock": target.scalar_clock,
+        "gpsimd_clock": target.gpsimd_clock,
+        "dma_bandwidth": target.dma_bandwidth,
+        "hbm_bandwidth": target.hbm_bandwidth,
+    }
+    if target.link_bandwidth is not None:
+        rates["collective_bandwidth"] = target.link_bandwidth
+    return rates
+
+
 TRN2 = Costs(
-    target="trn2",
-    tensor_clock=Figure(2.4, "GHz", f"{ARCH_V3}, compute engine specifications"),
-    vector_clock=Figure(0.96, "GHz", f"{ARCH_V3}, compute engine specifications"),
-    scalar_clock=Figure(1.2, "GHz", f"{ARCH_V3}, compute engine specifications"),
-    gpsimd_clock=Figure(1.2, "GHz", f"{ARCH_V3}, compute engine specifications"),
-    sync_clock=Figure(1.2, "GHz", "that of the Scalar Engine", assumed=True),
+    **_rates(hardware.TRN2),
+    sync_clock=Figure(hardware.TRN2.scalar_clock, "GHz", "that of the Scalar Engine", assumed=True),
     minimum_interval=Figure(64, "cycles", f"{ISA}: MIN_II"),
     gpsimd_start=Figure(150, "cycles", f"{ISA}: GPSIMD_START"),
     overhead=Figure(100, "cycles", f"{ARCH_V2}, Vector Engine cost model: static overhead"),
@@ -150,9 +137,8 @@ TRN2 = Costs(
     tensor_throttled_rate=Figure(0.5, "", f"{THROTTLE}: roughly 50% at first"),
     tensor_ramp=Figure(3000, "ns", f"{THROTTLE}: about 3 microseconds"),
     float32_passes=Figure(4, "", f"{ISA}: nc_matmul of float32"),
-    dma_engines=Figure(16, "", f"{BANDWIDTH}, table"),
-    dma_bandwidth=Figure(23, "bytes/ns", f"{BANDWIDTH}, table"),
-    partitions_per_dma_engine=Figure(8, "", f"{DMA}, performance considerations"),
+    dma_engines=hardware.DMA_ENGINES,
+    partitions_per_dma_engine=hardware.PARTITIONS_PER_DMA_ENGINE,
     dma_packet=Figure(
         107.5,
         "ns",
@@ -161,20 +147,18 @@ TRN2 = Costs(
     ),
     dma_run_bytes=Figure(64, "bytes", "no document gives the cost of short runs", assumed=True),
     dma_start=Figure(1300, "ns", f"{BANDWIDTH}: semaphore to start, across engines"),
-    dma_queues=Figure(16, "", f"{DMA}: queues 0 to 15 of a DMA engine"),
+    dma_queues=hardware.DMA_QUEUES,
     dge_interval=Figure(600, "ns", f"{DGE}, performance implications"),
-    dge_queues=Figure(2, "", f"{ARCH_V3}, descriptor generation engine: two instances"),
+    dge_queues=hardware.DESCRIPTOR_GENERATORS,
     software_descriptor=Figure(
         500, "ns", f"{DGE} says only that it uses GpSimd cycles", assumed=True
     ),
     dma_transpose_hbm=Figure(0.9, "", f"{ARCH_V3}, DMA transpose from HBM"),
     dma_transpose_sbuf=Figure(0.5, "", f"{ARCH_V3}, DMA transpose from SBUF"),
     dma_compute=Figure(0.5, "", f"{ARCH_V4}, SBUF read-add-write: before NeuronCore-v4"),
-    hbm_bandwidth=Figure(362.5, "bytes/ns", f"{HARDWARE}: 2.9 TB/s over 8 cores"),
     all_reduce_latency=Figure(
         10_000, "ns", f"{COLLECTIVES}: 1 to 10 us, 1-2 us a hop; to be swept", assumed=True
     ),
-    collective_bandwidth=Figure(160, "bytes/ns", f"{HARDWARE}: 1.28 TB/s over 8 cores"),
     barrier=Figure(1000, "ns", "no document gives it", assumed=True),
     loop_turn=Figure(
         9000,
@@ -187,39 +171,24 @@ TRN2 = Costs(
 
 TRN3 = dataclasses.replace(
     TRN2,
-    target="trn3",
-    tensor_clock=Figure(2.4, "GHz", f"{ARCH_V4}, compute engine specifications"),
-    vector_clock=Figure(1.2, "GHz", f"{ARCH_V4}, compute engine specifications"),
-    scalar_clock=Figure(1.2, "GHz", f"{ARCH_V4}, compute engine specifications"),
-    gpsimd_clock=Figure(1.2, "GHz", f"{ARCH_V4}, compute engine specifications"),
-    dma_bandwidth=Figure(33, "bytes/ns", f"{BANDWIDTH}, table"),
+    **_rates(hardware.TRN3),
     dma_packet=Figure(
         74.9,
         "ns",
         "that of Trainium2, shortened as the bandwidth of an engine is raised",
         assumed=True,
     ),
-    hbm_bandwidth=Figure(
-        587.5, "bytes/ns", f"{ARCH_V4}: 4.7 TB/s over 8 cores (the hardware overview has 4.9)"
-    ),
-    collective_bandwidth=Figure(320, "bytes/ns", f"{HARDWARE}: 2.56 TB/s over 8 cores"),
 )
 
 TRN1 = dataclasses.replace(
     TRN2,
-    target="trn1",
-    tensor_clock=Figure(2.8, "GHz", f"{ARCH_V2}, compute engine specifications"),
-    vector_clock=Figure(1.12, "GHz", f"{ARCH_V2}, compute engine specifications"),
-    scalar_clock=Figure(1.4, "GHz", f"{ARCH_V2}, compute engine specifications"),
-    gpsimd_clock=Figure(1.4, "GHz", f"{ARCH_V2}, compute engine specifications"),
-    dma_bandwidth=Figure(17, "bytes/ns", f"{BANDWIDTH}, table"),
+    **_rates(hardware.TRN1),
     dma_packet=Figure(
         145.4,
         "ns",
         "that of Trainium2, lengthened as the bandwidth of an engine is lower",
         assumed=True,
     ),
-    hbm_bandwidth=Figure(410, "bytes/ns", f"{HARDWARE_V1}: 820 GB/s over 2 cores"),
 )
 """One core of Trainium1, for kernels whose latency is published; not its collectives."""
 
