@@ -5,16 +5,12 @@ All imports count, also those inside functions and under TYPE_CHECKING.
 
 from __future__ import annotations
 
-import ast
-import functools
 import graphlib
-import pathlib
 import sys
-from collections.abc import Iterator
 
 from absl.testing import absltest
 
-ROOT = pathlib.Path(__file__).parents[1]
+from scripts.package_imports import imported, is_inside, modules
 
 # Lowest first: a module imports its own room and those above it in this list. A room is a module
 # or a folder; where parts of a folder have lines of their own, its line is its __init__ alone.
@@ -71,39 +67,6 @@ OUTSIDE = {
 EXCEPTIONS: set[tuple[str, str]] = set()
 
 
-def _module_name(path: pathlib.Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-
-
-@functools.cache
-def _modules() -> dict[str, pathlib.Path]:
-    return {_module_name(path): path for path in sorted((ROOT / "jax_tkg").rglob("*.py"))}
-
-
-def _imported(module: str) -> Iterator[str]:
-    """The modules that a module imports; from outside of the package, their first names."""
-    path = _modules()[module]
-    package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-    for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.Import):
-            names = [(alias.name, None) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            above = package.split(".")[: len(package.split(".")) + 1 - node.level]
-            source = ".".join([*(above if node.level else ()), *filter(None, [node.module])])
-            names = [(source, alias.name) for alias in node.names]
-        else:
-            continue
-        for source, name in names:
-            if not source.startswith("jax_tkg"):
-                yield source.split(".")[0]
-            elif f"{source}.{name}" in _modules():
-                yield f"{source}.{name}"
-            else:
-                assert source in _modules(), f"{module} imports {source}, which is no module"
-                yield source
-
-
 def _room(module: str) -> str:
     """The room of a module: its longest prefix among the rooms."""
     parts = module.split(".")
@@ -117,23 +80,19 @@ def _room(module: str) -> str:
     raise AssertionError(f"{module} is in no room: add it to ROOMS")
 
 
-def _is_inside(module: str) -> bool:
-    return module.split(".")[0] == "jax_tkg"
-
-
 def _upward_imports() -> set[tuple[str, str]]:
     height = {room: index for index, room in enumerate(ROOMS)}
     return {
         (module, other)
-        for module in _modules()
-        for other in _imported(module)
-        if _is_inside(other) and height[_room(other)] > height[_room(module)]
+        for module in modules()
+        for other in imported(module)
+        if is_inside(other) and height[_room(other)] > height[_room(module)]
     }
 
 
 class ImportsTest(absltest.TestCase):
     def test_every_room_exists(self) -> None:
-        self.assertEqual([room for room in ROOMS if room not in _modules()], [])
+        self.assertEqual([room for room in ROOMS if room not in modules()], [])
 
     def test_imports_run_downwards(self) -> None:
         self.assertEqual(sorted(_upward_imports() - EXCEPTIONS), [])
@@ -145,10 +104,10 @@ class ImportsTest(absltest.TestCase):
         graph = {
             module: {
                 other
-                for other in _imported(module)
-                if _is_inside(other) and (module, other) not in EXCEPTIONS
+                for other in imported(module)
+                if is_inside(other) and (module, other) not in EXCEPTIONS
             }
-            for module in _modules()
+            for module in modules()
         }
         try:
             graphlib.TopologicalSorter(graph).prepare()
@@ -157,25 +116,25 @@ class ImportsTest(absltest.TestCase):
 
     def test_imports_from_outside(self) -> None:
         found = []
-        for module in _modules():
+        for module in modules():
             limits = [room for room in OUTSIDE if room == module or module.startswith(f"{room}.")]
             room = max(limits, key=len)
             if room == "jax_tkg" and module != room:
                 continue
             found += [
                 f"{module} imports {other}"
-                for other in _imported(module)
-                if not _is_inside(other) and other not in OUTSIDE[room]
+                for other in imported(module)
+                if not is_inside(other) and other not in OUTSIDE[room]
             ]
         self.assertEqual(found, [])
 
     def test_kernels_import_no_other_room(self) -> None:
         found = [
             f"{module} imports {other}"
-            for module in _modules()
+            for module in modules()
             if _room(module) == "jax_tkg.kernels"
-            for other in _imported(module)
-            if _is_inside(other) and _room(other) != "jax_tkg.kernels"
+            for other in imported(module)
+            if is_inside(other) and _room(other) != "jax_tkg.kernels"
         ]
         self.assertEqual(found, [])
 

@@ -1,4 +1,4 @@
-"""docs/arguments.md is what the tables say."""
+"""Pages that are made from the code are current."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import pathlib
 import subprocess
 import sys
 
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-class ArgumentsPageTest(absltest.TestCase):
-    def test_the_page_is_current(self) -> None:
-        command = [sys.executable, "scripts/arguments_page.py", "--check"]
+class GeneratedPagesTest(parameterized.TestCase):
+    @parameterized.parameters("arguments_page", "architecture")
+    def test_current(self, script: str) -> None:
+        command = [sys.executable, "-m", f"scripts.{script}", "--check"]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
 

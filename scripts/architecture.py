@@ -1,0 +1,228 @@
+"""Draws docs/architecture.svg: the package's rooms and which of them import which.
+
+Rooms and arrows are read from the source. An arrow that others imply is left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import html
+import sys
+import textwrap
+
+from scripts.package_imports import PACKAGE, ROOT, imported, is_inside, modules
+
+PICTURE = ROOT / "docs" / "architecture.svg"
+
+COLUMNS = 24
+
+BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
+    # From the top. A band is a row of boxes; a box has a title, the modules or folders in it, and
+    # the columns where it begins and ends.
+    (
+        ("generate", ("generate",), 0, 5),
+        ("models", ("models",), 5, 13),
+        ("profile", ("profile",), 14, 24),
+    ),
+    (
+        ("api", ("api",), 0, 13),
+        (
+            "simulator: launch, install, check_language",
+            ("simulator.launch", "simulator.install", "simulator.check_language", "simulator"),
+            14,
+            24,
+        ),
+    ),
+    (
+        ("lowering", ("lowering",), 0, 13),
+        ("simulator/timing", ("simulator.timing",), 14, 19),
+        ("simulator/source_check", ("simulator.source_check",), 19, 24),
+    ),
+    (
+        ("reference", ("reference",), 0, 13),
+        ("simulator/ordering", ("simulator.ordering",), 14, 19),
+        ("simulator/collectives", ("simulator.collectives",), 19, 24),
+    ),
+    (
+        (
+            "caches masks rope weights quantize sharding",
+            ("caches", "masks", "rope", "weights", "quantize", "sharding"),
+            0,
+            13,
+        ),
+        ("simulator/language", ("simulator.language",), 14, 24),
+    ),
+    (
+        ("call", ("call", "bits"), 0, 13),
+        ("simulator/isa", ("simulator.isa",), 14, 24),
+    ),
+    (
+        ("kernels", ("kernels",), 0, 13),
+        ("simulator/machine", ("simulator.machine",), 14, 19),
+        ("simulator/memory", ("simulator.memory", "simulator.errors", "simulator.caller"), 19, 24),
+    ),
+    (("hardware, installed_nki", ("hardware", "installed_nki"), 0, 24),),
+)
+
+DESCRIPTIONS = {
+    "generate": "The command: a model writes text.",
+    "caches masks rope weights quantize sharding": "Helpers of a decode loop.",
+    "api": "transformer_tkg, explain: signatures and documentation.",
+    "hardware, installed_nki": "Trainium's numbers; whether AWS's nki is here.",
+    "simulator: launch, install, check_language": "Runs kernels; takes the place of nki.",
+}
+"""Of boxes that are several modules, or whose module's first sentence is too long."""
+
+WIDTH, BOX_HEIGHT, BAND_GAP, GAP, MARGIN = 1080, 74, 34, 18, 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Box:
+    """One box of the picture, in pixels."""
+
+    title: str
+    members: tuple[str, ...]
+    band: int
+    left: float
+    width: float
+
+    @property
+    def top(self) -> float:
+        """Distance from the picture's upper edge."""
+        return MARGIN + self.band * (BOX_HEIGHT + BAND_GAP)
+
+
+def boxes() -> list[Box]:
+    """All boxes with their places."""
+    column = (WIDTH - 2 * MARGIN + GAP) / COLUMNS
+    return [
+        Box(
+            title,
+            tuple(f"{PACKAGE}.{member}" for member in members),
+            band,
+            MARGIN + start * column,
+            (end - start) * column - GAP,
+        )
+        for band, row in enumerate(BANDS)
+        for title, members, start, end in row
+    ]
+
+
+def box_of(module: str, all_boxes: list[Box]) -> Box | None:
+    """The box of a module: the one with its longest prefix; None for the package's own file."""
+    best: tuple[int, Box] | None = None
+    for box in all_boxes:
+        for member in box.members:
+            if module == member or module.startswith(f"{member}."):
+                best = max(best or (0, box), (len(member), box), key=lambda pair: pair[0])
+    return best[1] if best else None
+
+
+def edges(all_boxes: list[Box]) -> list[tuple[Box, Box]]:
+    """Pairs (importer, imported) of boxes, without those that a longer way implies."""
+    direct: dict[Box, set[Box]] = {box: set() for box in all_boxes}
+    for module in modules():
+        importer = box_of(module, all_boxes)
+        for other in imported(module):
+            target = box_of(other, all_boxes) if is_inside(other) else None
+            if importer is not None and target is not None and target != importer:
+                direct[importer].add(target)
+
+    def reachable(start: Box) -> set[Box]:
+        seen: set[Box] = set()
+        waiting = list(direct[start])
+        while waiting:
+            box = waiting.pop()
+            if box not in seen:
+                seen.add(box)
+                waiting.extend(direct[box])
+        return seen
+
+    return [
+        (importer, target)
+        for importer, targets in direct.items()
+        for target in sorted(targets, key=lambda box: box.title)
+        if not any(target in reachable(other) for other in targets - {target})
+    ]
+
+
+def description(box: Box) -> str:
+    """The first sentence of the box's module, or what `DESCRIPTIONS` says."""
+    if box.title in DESCRIPTIONS:
+        return DESCRIPTIONS[box.title]
+    documentation = ast.get_docstring(ast.parse(modules()[box.members[0]].read_text())) or ""
+    return " ".join(documentation.split("\n\n")[0].split()).replace("`", "")
+
+
+def picture() -> str:
+    """The SVG's text."""
+    all_boxes = boxes()
+    height = MARGIN * 2 + len(BANDS) * (BOX_HEIGHT + BAND_GAP) - BAND_GAP
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
+        'font-family="sans-serif" role="img" aria-label="Rooms of jax_tkg and their imports">',
+        '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
+        'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#7a869a"/></marker></defs>',
+        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+    ]
+    lines += [_arrow(importer, target) for importer, target in edges(all_boxes)]
+    for box in all_boxes:
+        lines += _drawn(box)
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _arrow(importer: Box, target: Box) -> str:
+    if importer.band == target.band:
+        forward = importer.left < target.left
+        x1 = importer.left + (importer.width if forward else 0)
+        x2 = target.left + (0 if forward else target.width)
+        y = importer.top + BOX_HEIGHT / 2
+        path = f"M{x1:.0f} {y:.0f}L{x2:.0f} {y:.0f}"
+    else:
+        # Between boxes of different width an arrow is as upright as their overlap allows.
+        low = max(importer.left, target.left) + 12
+        high = min(importer.left + importer.width, target.left + target.width) - 12
+        centers = (importer.left + importer.width / 2, target.left + target.width / 2)
+        x1, x2 = ((low + high) / 2,) * 2 if low < high else centers
+        y1, y2 = importer.top + BOX_HEIGHT, target.top
+        path = f"M{x1:.0f} {y1:.0f}C{x1:.0f} {y1 + 30:.0f} {x2:.0f} {y2 - 30:.0f} {x2:.0f} {y2:.0f}"
+    return f'<path d="{path}" fill="none" stroke="#7a869a" marker-end="url(#arrow)"/>'
+
+
+def _drawn(box: Box) -> list[str]:
+    color = "#fdf3e1" if "simulator" in box.title else "#e8f1fb"
+    if box.title == "kernels":
+        color = "#e6f5ea"
+    text = textwrap.wrap(description(box), max(20, int(box.width / 6.2)))[:3]
+    middle = box.left + box.width / 2
+    lines = [
+        f'<rect x="{box.left:.0f}" y="{box.top:.0f}" width="{box.width:.0f}" height="{BOX_HEIGHT}" '
+        f'rx="6" fill="{color}" stroke="#5b6b82"/>',
+        f'<text x="{middle:.0f}" y="{box.top + 19:.0f}" font-size="13" font-weight="bold" '
+        f'text-anchor="middle" fill="#1b2a41">{html.escape(box.title)}</text>',
+    ]
+    for index, line in enumerate(text):
+        lines.append(
+            f'<text x="{middle:.0f}" y="{box.top + 36 + 14 * index:.0f}" font-size="11.5" '
+            f'text-anchor="middle" fill="#33415c">{html.escape(line)}</text>'
+        )
+    return lines
+
+
+def main() -> int:
+    """Writes or checks the picture."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only compare the picture there is")
+    if parser.parse_args().check:
+        if not PICTURE.exists() or PICTURE.read_text() != picture():
+            print(f"{PICTURE.relative_to(ROOT)} is out of date; run python -m scripts.architecture")
+            return 1
+        return 0
+    PICTURE.write_text(picture())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
