@@ -26,8 +26,9 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
         ("models", ("models",), 5, 13),
         ("profile", ("profile",), 14, 24),
     ),
+    (("api", ("api",), 0, 13),),
     (
-        ("api", ("api",), 0, 13),
+        ("lowering", ("lowering",), 0, 13),
         (
             "simulator: launch, install, check_language",
             ("simulator.launch", "simulator.install", "simulator.check_language", "simulator"),
@@ -36,14 +37,9 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
         ),
     ),
     (
-        ("lowering", ("lowering",), 0, 13),
+        ("reference", ("reference",), 0, 13),
         ("simulator/timing", ("simulator.timing",), 14, 19),
         ("simulator/source_check", ("simulator.source_check",), 19, 24),
-    ),
-    (
-        ("reference", ("reference",), 0, 13),
-        ("simulator/ordering", ("simulator.ordering",), 14, 19),
-        ("simulator/collectives", ("simulator.collectives",), 19, 24),
     ),
     (
         (
@@ -52,12 +48,14 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
             0,
             13,
         ),
-        ("simulator/language", ("simulator.language",), 14, 24),
+        ("simulator/ordering", ("simulator.ordering",), 14, 19),
+        ("simulator/collectives", ("simulator.collectives",), 19, 24),
     ),
     (
         ("call", ("call", "bits"), 0, 13),
-        ("simulator/isa", ("simulator.isa",), 14, 24),
+        ("simulator/language", ("simulator.language",), 14, 24),
     ),
+    (("simulator/isa", ("simulator.isa",), 14, 24),),
     (
         ("kernels", ("kernels",), 0, 13),
         ("simulator/machine", ("simulator.machine",), 14, 19),
@@ -75,7 +73,7 @@ DESCRIPTIONS = {
 }
 """Of boxes that are several modules, or whose module's first sentence is too long."""
 
-WIDTH, BOX_HEIGHT, BAND_GAP, GAP, MARGIN = 1080, 74, 34, 18, 16
+WIDTH, BOX_HEIGHT, BAND_GAP, GAP, MARGIN = 1080, 70, 30, 18, 16
 
 
 @dataclasses.dataclass(frozen=True)
