@@ -47,63 +47,64 @@ def transformer_tkg(
 ) -> TransformerTkgOutput:
     """Runs all layers of a Llama-style transformer on S new tokens of each of B sequences.
 
+    docs/operation.md gives the mathematics. The embedding, the final norm and the head are not
+    included.
+
     Letters: B batch, S new tokens (1..8), H hidden, I MLP intermediate per rank, d head size,
     q query heads and k KV heads per rank, S_ctx context bucket, S_max cache capacity. H and I are
     multiples of 128, d is even and at most 128, q is a multiple of k, S_ctx <= S_max.
 
-    Each per-layer argument (`W_*`, `*_caches`) is a list or tuple of `num_layers` arrays or more,
-    of which the first `num_layers` are used, or one array with a leading layer axis. Matrices and
+    A per-layer argument (`W_*`, `*_caches`) is a list or tuple of at least `num_layers` arrays, of
+    which the first `num_layers` are used, or one array with a leading layer axis. Matrices and
     caches may be given as `jax_tkg.bits.Bits`, which is faster on CPUs.
 
     Args:
-      X: [B, S, H] bfloat16, float16 or float32: the embedded tokens. Its dtype is the compute and
+      X: [B, S, H] bfloat16, float16 or float32: the embedded tokens. Their dtype is the compute and
         output dtype.
       W_qkvs: each [H, (q + 2k)*d] in X's dtype: columns of the q query heads, then of the k key
         heads, then of the k value heads.
       W_outs: each [q*d, H] in X's dtype.
       W_gates: each [H, I] in X's dtype, or float8_e4m3, float8_e4m3fn or float8_e5m2 with a scale.
-      W_ups: each [H, I], likewise.
-      W_downs: each [I, H], likewise.
+      W_ups: each [H, I] in the dtypes of `W_gates`.
+      W_downs: each [I, H] in the dtypes of `W_gates`.
       W_gamma_qkvs: each [1, H], gain of the RMSNorm before attention.
       W_gamma_mlps: each [1, H], gain of the RMSNorm before the MLP.
-      K_caches: each [B, k, d, S_max] in X's dtype, or [B, d, S_max] where k = 1.
-      V_caches: each [B, k, S_max, d] in X's dtype, or [B, S_max, d] where k = 1.
-      RoPE_cos: [d//2, B, S] for the new tokens' positions (`jax_tkg.rope.rope_tables`).
-      RoPE_sin: [d//2, B, S].
-      mask_cache: [S_ctx, B, q, S]; non-zero where a query attends a cache slot.
-      mask_active: [S (key), B, q, S (query)]; non-zero where a query attends a new key. None: the
-        last S rows of `mask_cache` are the active mask, and the cache slots with their numbers
-        are not attended.
-      position_ids: [B, 1] integers, the first cache slot written for each sequence, or [B, S],
-        the slot of each token. 2**32 - 1 or a negative number skips; slots outside 0..S_max-1 are
-        never written. None: the caches are returned as they came.
+      K_caches: each [B, k, d, S_max] in X's dtype, or [B, d, S_max] if k = 1.
+      V_caches: each [B, k, S_max, d] in X's dtype, or [B, S_max, d] if k = 1.
+      RoPE_cos: [d/2, B, S], cosines for the new tokens' positions (`jax_tkg.rope.rope_tables`).
+      RoPE_sin: [d/2, B, S], their sines.
+      mask_cache: [S_ctx, B, q, S] booleans or integers; non-zero where a query attends a cache
+        slot. An additive bias is refused.
+      mask_active: [S (key), B, q, S (query)] booleans or integers; non-zero where a query attends a
+        new key. None: the last S rows of `mask_cache` are this mask, and the cache slots with their
+        numbers are not attended.
+      position_ids: [B, 1] integers, the first cache slot to write for each sequence, or [B, S], the
+        slot of each token. 2**32 - 1 or a negative number skips the write; slots outside
+        0..S_max-1 are never written. None: the caches are returned unchanged.
       num_layers: how many layers to execute.
-      eps: RMSNorm epsilon.
-      replica_groups: lists of ranks that sum their partial results, where `axis_name` is not
-        given; ranks number the devices of the mesh of the enclosing `jax.shard_map` in row-major
-        order.
-      sbuf_residual_and_cc: on Neuron, keep residual and all-reduce on chip. The result is the
-        same up to rounding.
-      clamp_bound: where positive, the inputs of float8 matrix products are clipped to
-        +-clamp_bound.
-      W_gate_scales: None, or each [128, I] (equal rows) or [1, I] float32, or None for a layer
-        that is not quantised.
-      W_up_scales: likewise.
-      W_down_scales: likewise, [128, H] or [1, H].
+      eps: epsilon of the RMSNorms, at least float32's smallest normal number.
+      replica_groups: lists of ranks that sum their partial results, if `axis_name` is not given.
+        Ranks number the devices of the enclosing `jax.shard_map`'s mesh in row-major order.
+      sbuf_residual_and_cc: on Neuron, keep residual and all-reduce on chip. The result is the same
+        up to rounding.
+      clamp_bound: if positive, the inputs of float8 matrix products are clipped to +-clamp_bound.
+      W_gate_scales: None, or each [128, I] (equal rows) or [1, I] float32; an entry is None if that
+        layer's weight is not float8.
+      W_up_scales: scales of `W_ups`, in the shapes of `W_gate_scales`.
+      W_down_scales: scales of `W_downs`: each [128, H] (equal rows) or [1, H] float32, or None.
       axis_name: axis or axes of the enclosing `jax.shard_map` to sum over: the tensor-parallel
         ones.
-      lnc: physical cores per logical Neuron core, 1 or 2; None: the platform's setting.
-      implementation: "auto" chooses by the platform being lowered for (`jax_tkg.explain` says
-        what and why); "reference" is plain jax.numpy everywhere; "nki" is the Neuron kernel;
-        "simulate" is the Neuron kernel in the NKI simulator, on a CPU; "nkilib" is AWS's published
-        kernel where its limits fit, on Neuron or in the simulator (`jax_tkg.lowering.nkilib` says
+      lnc: physical cores per logical Neuron core, 1 or 2. None: the environment's setting, or 2.
+      implementation: "auto" chooses by the platform that is lowered for (`jax_tkg.explain` says
+        what and why). "reference" is plain jax.numpy everywhere. "nki" is the Neuron kernel.
+        "simulate" is the Neuron kernel in the NKI simulator, on a CPU. "nkilib" is AWS's published
+        kernel, within its limits, on Neuron or in the simulator (`jax_tkg.lowering.nkilib` says
         where it is looked for).
-      layers_per_launch: most layers that one launch of the Neuron kernel runs; None: all. Very
-        large kernels compile slowly.
+      layers_per_launch: most layers in one launch of the Neuron kernel; None: all. Very large
+        kernels compile slowly.
 
     Returns:
-      `TransformerTkgOutput(hidden, K_caches, V_caches)`. The caches are updated in place where
-      they are donated.
+      `TransformerTkgOutput(hidden, K_caches, V_caches)`. Donated caches are updated in place.
 
     Raises:
       TypeError: an argument is missing or has a wrong type or dtype.

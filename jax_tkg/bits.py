@@ -1,6 +1,6 @@
-"""Low-precision arrays held as unsigned integers: the form that XLA reads fastest on a CPU.
+"""Low-precision arrays held as unsigned integers, the form that XLA reads fastest on a CPU.
 
-XLA:CPU carries bfloat16 and float8 arrays through f32 (its float normalisation; up to JAX 0.10 for
+XLA:CPU carries bfloat16 and float8 arrays through f32 (its float normalization; up to JAX 0.10 for
 bfloat16, on every version for float8), so that taking a block of a weight up-casts all of it first
 and updating a cache copies it. Integers are left alone: blocks of them are decoded where they are
 needed. The bits are the same, so nothing is rounded and no memory is added; only the dtype that

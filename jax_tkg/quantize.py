@@ -1,4 +1,4 @@
-"""FP8 quantisation of weights, one scale per output column."""
+"""FP8 quantization of weights, one scale per output column."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jax_tkg.call.arguments import FLOAT8_DTYPES, PARTITIONS
 def quantize_float8(
     weight: jax.Array, dtype: jax.typing.DTypeLike = jnp.float8_e4m3, rows: int = PARTITIONS
 ) -> tuple[jax.Array, jax.Array]:
-    """Rounds a weight to float8, so that weight is about quantised * scale.
+    """Rounds a weight to float8, so that weight is approximately quantized * scale.
 
     Args:
       weight: [n, m], or [L, n, m] for stacked layers; any floating dtype.

@@ -47,7 +47,7 @@ def stack_layers(weights: TransformerWeights) -> TransformerWeights:
     """Weights with one array per field in place of a list, layers along the first axis.
 
     Raises:
-      ValueError: layers differ in shape or dtype, as when only some are quantised.
+      ValueError: layers differ in shape or dtype, as when only some are quantized.
     """
 
     def stack(name: str, layers: Any) -> Any:

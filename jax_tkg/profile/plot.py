@@ -1,4 +1,4 @@
-"""A picture of one layer: what each engine does when, coloured by what it works on."""
+"""A picture of one layer: what each engine does when, colored by what it works on."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def write_plot(figures: LayerFigures, title: str, path: str | pathlib.Path) -> N
     shown = [bar for bar in bars(timeline) if bar[3] > first and bar[2] < last]
     labels = list(dict.fromkeys(label for _, label, _, _ in shown))
     palette = pyplot.get_cmap("tab20")
-    colours = {label: palette(i % palette.N) for i, label in enumerate(labels)}
+    colors = {label: palette(i % palette.N) for i, label in enumerate(labels)}
     figure, axes = pyplot.subplots(figsize=(16, 5.5), layout="constrained")
     rows = [row for row in ROWS if any(bar[0] == row for bar in shown)]
     for row, label, start, end in shown:
@@ -123,14 +123,14 @@ def write_plot(figures: LayerFigures, title: str, path: str | pathlib.Path) -> N
             (right - left) / 1e3,
             left=(left - first) / 1e3,
             height=0.8,
-            color=colours[label],
+            color=colors[label],
             linewidth=0,
         )
     axes.set_yticks(range(len(rows)), rows[::-1])
     axes.set_xlim(0, (last - first) / 1e3)
     axes.set_xlabel("modelled time in us, from a layer's first product to the next layer's")
     axes.set_title(title)
-    handles = [patches.Patch(color=colours[label], label=label) for label in labels]
+    handles = [patches.Patch(color=colors[label], label=label) for label in labels]
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
