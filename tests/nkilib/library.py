@@ -57,6 +57,11 @@ def _neuron_dtypes() -> types.ModuleType:
     return package
 
 
+def package_folder() -> pathlib.Path:
+    """The folder of the library's package."""
+    return pathlib.Path(os.environ["NKILIB"]) / SOURCE
+
+
 def module(name: str) -> Any:
     """A module of the library: ``core.cumsum.cumsum``."""
     return importlib.import_module(f"nkilib_src.nkilib.{name}")

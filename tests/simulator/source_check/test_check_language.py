@@ -21,214 +21,7 @@ from nki.language import NKIObject
 
 from jax_tkg.simulator.source_check import language_rules
 from jax_tkg.simulator.source_check.check_language import check_language
-
-PREAMBLE = """
-from enum import Enum
-import nki
-import nki.isa as nisa
-import nki.language as nl
-from nki.language import NKIObject
-"""
-
-# rule -> (source that breaks it, the line within it, source that does not)
-CASES: dict[str, tuple[str, int, str]] = {
-    "identity": (
-        "def kernel(x):\n    if x is None:\n        return x\n",
-        2,
-        "def kernel(x):\n    if x == None:\n        return x\n",
-    ),
-    "identity_not": (
-        "def kernel(x):\n    y = 1 if x is not None else 2\n    return y\n",
-        2,
-        "def kernel(x):\n    y = 1 if x != None else 2\n    return y\n",
-    ),
-    "keyword-only": (
-        "def kernel(x, *, scale):\n    return x\n",
-        1,
-        "def kernel(x, scale=1.0):\n    return x\n",
-    ),
-    "list-argument": (
-        "def kernel(x: list):\n    return x\n",
-        1,
-        "def kernel(x: tuple):\n    return x\n",
-    ),
-    "list-argument_of_tensors": (
-        "def kernel(x: list[int]):\n    return x\n",
-        1,
-        "def kernel(x: tuple[int, ...]):\n    return x\n",
-    ),
-    "list-argument_default": (
-        "def kernel(x=[1]):\n    return x\n",
-        1,
-        "def kernel(x=(1,)):\n    return x\n",
-    ),
-    "raw-enum": (
-        "def kernel(x, y):\n    nisa.dma_copy(dst=x, src=y, dge_mode=3)\n",
-        2,
-        "def kernel(x, y):\n    nisa.dma_copy(dst=x, src=y, dge_mode=nisa.dge_mode.none)\n",
-    ),
-    "raw-enum_engine": (
-        "def kernel(x, y):\n    nisa.tensor_copy(dst=x, src=y, engine=5)\n",
-        2,
-        "def kernel(x, y):\n    nisa.tensor_copy(dst=x, src=y, engine=nisa.engine.vector)\n",
-    ),
-    "raw-enum_by_name": (
-        "NONE = 3\n\ndef kernel(x, y):\n    nisa.dma_copy(dst=x, src=y, dge_mode=NONE)\n",
-        4,
-        "MODE = nisa.dge_mode.none\n\n"
-        "def kernel(x, y):\n    nisa.dma_copy(dst=x, src=y, dge_mode=MODE)\n",
-    ),
-    "scalar-seed": (
-        "def kernel(x):\n    nl.random_seed(42)\n",
-        2,
-        "def kernel(x):\n    nl.random_seed(nl.full((1, 1), 42, dtype=nl.int32))\n",
-    ),
-    "loop-in-no-reorder": (
-        "def kernel(n, body):\n    with nl.no_reorder():\n        nl.fori_loop(0, n, body)\n",
-        2,
-        "def kernel(n):\n    with nl.no_reorder():\n"
-        "        for i in nl.affine_range(4):\n            pass\n",
-    ),
-    "renamed-parameter": (
-        "def kernel(x, y):\n    nisa.nc_matmul(x, y, y, is_moving_zero=True)\n",
-        2,
-        "def kernel(x, y):\n    nisa.nc_matmul(x, y, y, is_moving_onezero=True)\n",
-    ),
-    "mask-parameter": (
-        "def kernel(x, m):\n    nisa.memset(x, 0, mask=m)\n",
-        2,
-        "def helper(x, mask):\n    return x\n\ndef kernel(x, m):\n    helper(x, mask=m)\n",
-    ),
-    "index-grid": (
-        "def kernel(x):\n    return x[nl.arange(4)]\n",
-        2,
-        "def kernel(x):\n    return x[0:4]\n",
-    ),
-    "no-such-instruction_by_another_name": (
-        "import nki.language as language\n\ndef kernel(x):\n    return language.fmod(x, x)\n",
-        4,
-        "import nki.language as language\n\ndef kernel(x):\n    return language.add(x, x)\n",
-    ),
-    "string-buffer": (
-        "def kernel(x):\n    t = nl.ndarray((1, 1), dtype=nl.float32, buffer='sbuf')\n",
-        2,
-        "def kernel(x):\n    t = nl.ndarray((1, 1), dtype=nl.float32, buffer=nl.sbuf)\n",
-    ),
-    "hbm-output": (
-        "def kernel(x):\n    return nl.ndarray((1, 1), dtype=nl.float32, buffer=nl.hbm)\n",
-        2,
-        "def kernel(x):\n    return nl.ndarray((1, 1), dtype=nl.float32, buffer=nl.shared_hbm)\n",
-    ),
-    "removed-parameter": (
-        "def kernel(x, y):\n    nisa.dma_copy(dst=x, src=y, dst_rmw_op=nl.add)\n",
-        2,
-        "def kernel(x, y):\n    nisa.dma_compute(dst=x, srcs=[x, y], reduce_op=nl.add)\n",
-    ),
-    "removed-parameter_of_sendrecv": (
-        "def kernel(x, y):\n    nisa.sendrecv(x, y, 0, 1, 0, use_gpsimd_dma=True)\n",
-        2,
-        "def kernel(x, y):\n    nisa.sendrecv(x, y, 0, 1, 0, dma_engine=nisa.dma_engine.dma)\n",
-    ),
-    "removed-parameter_of_register_move": (
-        "def kernel(r):\n    nisa.register_move(r, imm=3)\n",
-        2,
-        "def kernel(r):\n    nisa.register_move(r, src=3)\n",
-    ),
-    "affine-select-offset": (
-        "def kernel(x):\n    nisa.affine_select(x, [[1, 2]], 0, 0, x, 0.0)\n",
-        2,
-        "def kernel(x):\n    nisa.affine_select(x, [[1, 2]], 0, on_true_tile=x)\n",
-    ),
-    "removed-function": (
-        "def kernel(x, y):\n    nisa.tensor_copy_dynamic_src(x, y)\n",
-        2,
-        "def kernel(x, y):\n    nisa.tensor_copy(x, y)\n",
-    ),
-    "old-namespace": (
-        "def kernel(x):\n    import neuronxcc.nki.language as nl\n    return x\n",
-        2,
-        "def kernel(x):\n    return nl.add(x, x)\n",
-    ),
-    "no-such-instruction": (
-        "def kernel(x):\n    return nl.divide(x, x)\n",
-        2,
-        "def kernel(x):\n    return nl.multiply(x, nl.reciprocal(x))\n",
-    ),
-    "no-such-instruction_mod": (
-        "def kernel(x):\n    return nl.mod(x, x)\n",
-        2,
-        "def kernel(x):\n    return 7 % 4\n",
-    ),
-    "scalar-power": (
-        "def kernel(x):\n    return nl.power(x, 2)\n",
-        2,
-        "def kernel(x):\n    return nl.power(x, x)\n",
-    ),
-    "plain-matmul": (
-        "def kernel(x):\n    return nl.matmul(x, x)\n",
-        2,
-        "def kernel(x):\n    return nl.matmul(x, x, transpose_x=True)\n",
-    ),
-    "dynamic-range": (
-        "def kernel(n):\n    for i in nl.dynamic_range(n):\n        pass\n",
-        2,
-        "def kernel(n):\n    for i in nl.affine_range(4):\n        pass\n",
-    ),
-    "loop-result": (
-        "def kernel(n):\n    def body(i):\n        return i\n    nl.fori_loop(0, n, body)\n",
-        4,
-        "def kernel(n):\n    def body(i):\n        pass\n    nl.fori_loop(0, n, body)\n",
-    ),
-    "loop-step": (
-        "def kernel(n, body):\n    nl.fori_loop(0, n, body, step=-1)\n",
-        2,
-        "def kernel(n, body):\n    nl.fori_loop(0, n, body, step=2)\n",
-    ),
-    "base-class": (
-        "class Sizes:\n    n: int = 1\n\ndef kernel(x):\n    return Sizes()\n",
-        1,
-        "class Sizes(NKIObject):\n    n: int = 1\n\ndef kernel(x):\n    return Sizes()\n",
-    ),
-    "base-class_two": (
-        "class A(NKIObject):\n    pass\n\nclass B(A, NKIObject):\n    pass\n\n"
-        "def kernel(x):\n    return B()\n",
-        4,
-        "class E(Enum):\n    a = 1\n\ndef kernel(x):\n    return E.a\n",
-    ),
-    "dictionary-key": (
-        "def kernel(x):\n    return {1: x}\n",
-        2,
-        "def kernel(x):\n    return {'a': x}\n",
-    ),
-    "value": ("def kernel(x):\n    return {1, 2}\n", 2, "def kernel(x):\n    return [1, 2]\n"),
-    "value_bytes": ("def kernel(x):\n    return b'1'\n", 2, "def kernel(x):\n    return '1'\n"),
-    "value_complex": ("def kernel(x):\n    return 2j\n", 2, "def kernel(x):\n    return 2.0\n"),
-    "statement": (
-        "def kernel(x):\n    try:\n        return x\n    finally:\n        print(x)\n",
-        2,
-        "def kernel(x):\n    while False:\n        print(x)\n",
-    ),
-    "statement_with": (
-        "def kernel(x):\n    with open(x):\n        return x\n",
-        2,
-        "def kernel(x):\n    with nl.no_reorder():\n        return x\n",
-    ),
-    "statement_raise": (
-        "def kernel(x):\n    raise ValueError(x)\n",
-        2,
-        "def kernel(x):\n    assert x, 'x'\n",
-    ),
-    "statement_yield": (
-        "def kernel(x):\n    yield x\n",
-        2,
-        "def kernel(x):\n    return x\n",
-    ),
-    "outer-state": (
-        "n = 1\n\ndef kernel(x):\n    global n\n    n = 2\n",
-        4,
-        "n = 1\n\ndef kernel(x):\n    return n\n",
-    ),
-}
+from tests.simulator.source_check import constructs
 
 
 class RulesTest(parameterized.TestCase):
@@ -236,31 +29,38 @@ class RulesTest(parameterized.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         path = pathlib.Path(folder.name) / "checked_kernel.py"
-        path.write_text(PREAMBLE + source)
+        path.write_text(constructs.PREAMBLE + source)
         self.enter_context(_path(folder.name))
         sys.modules.pop("checked_kernel", None)
         self.addCleanup(sys.modules.pop, "checked_kernel", None)
         importlib.invalidate_caches()
         return importlib.import_module("checked_kernel")
 
-    @parameterized.named_parameters((name, name, *case) for name, case in CASES.items())
+    @parameterized.named_parameters((name, name, *case) for name, case in constructs.CASES.items())
     def test_rule(self, name: str, broken: str, line: int, kept: str) -> None:
         rule = language_rules.RULES[name.split("_")[0]]
-        (finding,) = check_language(self._load(broken).kernel)
-        self.assertEqual(finding.rule, rule)
-        self.assertEqual(finding.line, line + PREAMBLE.count("\n"))
+        findings = check_language(self._load(broken).kernel)
+        (finding,) = [finding for finding in findings if finding.rule is rule]
+        also = {finding.rule.name for finding in findings} - {rule.name}
+        self.assertEqual(also, constructs.ALSO.get(name, set()))
+        self.assertEqual(finding.is_note, rule.note is not None)
+        self.assertEqual(finding.line, line + constructs.PREAMBLE.count("\n"))
         self.assertEndsWith(finding.file, "checked_kernel.py")
-        for part in (f":{finding.line}:", rule.name, rule.remedy, rule.source):
+        for part in (f":{finding.line}:", rule.name, rule.remedy, rule.source, rule.note or ""):
             self.assertIn(part, str(finding))
-        self.assertEqual(check_language(self._load(kept).kernel), [])
+        others = check_language(self._load(kept).kernel)
+        self.assertNotIn(rule, [finding.rule for finding in others])
+        self.assertEqual([finding for finding in others if not finding.is_note], [])
 
     def test_every_rule_has_a_case(self) -> None:
-        self.assertEqual({name.split("_")[0] for name in CASES}, set(language_rules.RULES))
+        # A name in two modules has a test of its own.
+        names = {name.split("_")[0] for name in constructs.CASES} | {"shared-name"}
+        self.assertEqual(names, set(language_rules.RULES))
 
     def test_table(self) -> None:
         table = language_rules.rules_table()
         for rule in language_rules.RULES.values():
-            self.assertIn(f"| {rule.name} | {rule.summary} |", table)
+            self.assertIn(f"| {rule.name} | {rule.summary}", table)
             self.assertIn(rule.source, table)
         for what in language_rules.NOT_CHECKED:
             self.assertIn(f"- {what}", table)
@@ -269,9 +69,65 @@ class RulesTest(parameterized.TestCase):
         (finding,) = check_language(self._load("def kernel(x):\n    raise x\n").kernel)
         self.assertIn("(implied by NKI language guide", str(finding))
 
-    def test_every_rule_names_its_document(self) -> None:
+    def test_page(self) -> None:
+        page = pathlib.Path(__file__).parents[3] / "docs" / "language_rules.md"
+        self.assertEqual(
+            page.read_text(), language_rules.PAGE_HEADER + language_rules.rules_table()
+        )
+
+    def test_every_rule_names_its_source(self) -> None:
+        documents = r"^(NKI (release notes|language guide|migration guide), |nki\.language\.).+"
+        patterns = {
+            language_rules.Basis.DOCUMENTED: documents,
+            language_rules.Basis.IMPLIED: documents,
+            language_rules.Basis.REPORTED: ".+",
+            language_rules.Basis.KLR: r"^KLR, [\w/]+\.(c|lean)$",
+        }
         for rule in language_rules.RULES.values():
-            self.assertRegex(rule.source, "^NKI (release notes|language guide|migration guide), .+")
+            self.assertRegex(rule.source, patterns[rule.basis])
+
+    def test_names_that_lists_and_tensors_have_too(self) -> None:
+        kept = "def kernel(x):\n    return x.index(1) + x.count(1) + len(x.get('a').keys())\n"
+        self.assertEqual(check_language(self._load(kept).kernel), [])
+
+    def test_annotations_are_not_evaluated(self) -> None:
+        kept = "def kernel(x: {1, 2} = None, y: sorted = 1) -> (lambda: 1):\n    return x\n"
+        self.assertEqual(check_language(self._load(kept).kernel), [])
+
+
+class SharedNameTest(parameterized.TestCase):
+    """A name of two modules, of which the compiler may take one for the other."""
+
+    CALLS = "from one_checked import start\n\ndef kernel(x):\n    return start(x) + {}\n"
+
+    def _notes(self, one: str, other: str) -> list[str]:
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.enter_context(_path(folder.name))
+        for name, source in (("one_checked", one), ("other_checked", other)):
+            pathlib.Path(folder.name, f"{name}.py").write_text(constructs.PREAMBLE + source)
+            sys.modules.pop(name, None)
+            self.addCleanup(sys.modules.pop, name, None)
+        importlib.invalidate_caches()
+        kernel = importlib.import_module("other_checked").kernel
+        return [f"{f.rule.name} {f.found} {f.is_note}" for f in check_language(kernel)]
+
+    def test_function(self) -> None:
+        one = "def _store(x):\n    return x\n\ndef start(x):\n    return _store(x)\n"
+        other = "def _store(x):\n    return 1\n\n" + self.CALLS.format("_store(x) + _store(x)")
+        (note,) = self._notes(one, other)
+        self.assertRegex(note, "^shared-name `_store`, which is another in .*_checked.py True$")
+        self.assertEqual(self._notes(one, other.replace("_store", "_keep")), [])
+
+    def test_constant(self) -> None:
+        one = "N = 1\n\ndef start(x):\n    return N\n"
+        self.assertLen(self._notes(one, "N = 2\n" + self.CALLS.format("N")), 1)
+        self.assertEqual(self._notes(one, "N = 1\n" + self.CALLS.format("N")), [])
+
+    def test_parameters_are_their_own(self) -> None:
+        one = "def size(x):\n    return x\n\ndef start(x):\n    return size(x)\n"
+        other = "from one_checked import start\n\ndef kernel(x, size=1):\n    return start(size)\n"
+        self.assertEqual(self._notes(one, other), [])
 
 
 class _path:
@@ -329,7 +185,7 @@ def _recurses(x: Any, depth: int = 0) -> Any:
 
 
 def _passes_function(x: Any) -> Any:
-    return map(_deeper, (x,))
+    return tuple(_deeper, (x,))
 
 
 def _clean(x: Any) -> Any:
@@ -384,13 +240,23 @@ class CommandTest(absltest.TestCase):
 
     def test_our_kernel(self) -> None:
         done = self._run("jax_tkg.kernels.transformer:transformer_tkg")
-        self.assertEqual((done.returncode, done.stdout), (0, "0 findings\n"), done.stderr)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        note, count = done.stdout.splitlines()
+        self.assertRegex(
+            note, r"kernels/transformer\.py:\d+: loop-body: `body`: note, allowed from"
+        )
+        self.assertEqual(count, "0 findings, 1 notes")
 
     def test_findings(self) -> None:
         done = self._run("tests.simulator.source_check.test_check_language:_nested")
         self.assertEqual(done.returncode, 1, done.stderr)
         self.assertIn("identity", done.stdout)
         self.assertEndsWith(done.stdout, "1 findings\n")
+
+    def test_rules(self) -> None:
+        done = self._run("--rules")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("| loop-target |", done.stdout)
 
     def test_usage(self) -> None:
         self.assertEqual(self._run().returncode, 2)
