@@ -71,7 +71,7 @@ class ChatTemplate:
         }
         answer = self._rendered(self._sources[_NAMED_DEFAULT], variables)
         if "error" in answer:
-            raise self._error(" ".join(answer["error"].split()))
+            raise self._failed(answer["error"])
         text = answer["text"]
         if not text:
             raise self._error("expected a text, got an empty one")
@@ -102,11 +102,14 @@ class ChatTemplate:
                 output, complaint = done.communicate(json.dumps(request).encode(), MAX_SECONDS)
             except subprocess.TimeoutExpired:
                 done.kill()
-                raise self._error(f"it took more than {MAX_SECONDS} s") from None
+                raise self._failed(f"it took more than {MAX_SECONDS} s") from None
         if done.returncode:
             last = complaint.decode(errors="replace").strip().splitlines()[-1:]
-            raise self._error(" ".join([f"its process ended with {done.returncode}:", *last]))
+            raise self._failed(" ".join([f"its process ended with {done.returncode}:", *last]))
         return json.loads(output)
+
+    def _failed(self, reason: str) -> ModelError:
+        return self._error(f"expected the text of a conversation, got an error: {reason}")
 
     def _error(self, reason: str) -> ModelError:
         return ModelError(f"{self._origin}: chat template: {reason}")

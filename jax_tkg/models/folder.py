@@ -69,14 +69,9 @@ class ModelFolder:
         """
         path = self.file(name)
         try:
-            # One byte more than may be there tells a file that is too large, whatever its size
-            # is said to be.
-            with path.open("rb") as file:
-                content = file.read(MAX_TEXT_BYTES + 1)
-            if len(content) > MAX_TEXT_BYTES:
-                raise ModelError(
-                    f"{path}: expected at most {MAX_TEXT_BYTES} bytes, got {path.stat().st_size}"
-                )
+            if (size := path.stat().st_size) > MAX_TEXT_BYTES:
+                raise ModelError(f"{path}: expected at most {MAX_TEXT_BYTES} bytes, got {size}")
+            content = path.read_bytes()
             return content.decode("utf-8")
         except OSError as error:
             raise ModelError(f"{path}: expected a readable file, got {error.strerror}") from error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 import re
-from typing import Any
 
 import gguf
 import numpy as np
@@ -15,7 +14,6 @@ from jax_tkg.models.folder import ModelFolder
 from jax_tkg.models.gguf_header import Header, TensorInfo, read_header
 from jax_tkg.models.typed_keys import Range, TypedKeys
 
-_REQUIRED = object()
 _PART_NAME = re.compile(r"(?P<prefix>.+)-\d{5}-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 """How gguf-split and llama.cpp name the parts of a model, which are numbered from 1."""
 _PARTS = Range(0, 99_999)
@@ -90,30 +88,6 @@ class GgufFile:
             raise self.metadata.error(
                 "split.tensors.count", f"{len(self._tensors)}, the number of tensors in all parts"
             )
-
-    def field(self, name: str, default: Any = _REQUIRED, kind: type | None = None) -> Any:
-        """The value of a metadata field: a Python scalar, string or list.
-
-        Args:
-          name: the field's key.
-          default: what to return where it is absent; where none is given it is required.
-          kind: the Python type it must have; an integer passes for a float.
-
-        Raises:
-          ModelError: the field is absent and no default is given, or has another type.
-        """
-        value = self.metadata.raw(name)
-        if value is None:
-            if default is _REQUIRED:
-                raise ModelError(f"{self.path}: metadata field {name} is missing")
-            return default
-        if isinstance(value, np.ndarray):
-            value = value.tolist()
-        if kind is float and type(value) is int:
-            return float(value)
-        if kind is not None and type(value) is not kind:
-            raise self.metadata.error(name, f"a value of type {kind.__name__}")
-        return value
 
     @property
     def tensor_names(self) -> list[str]:

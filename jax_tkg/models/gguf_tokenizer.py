@@ -9,11 +9,14 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from jax_tkg.models.chat import ChatTemplate
 from jax_tkg.models.errors import ModelError, one_line
-from jax_tkg.models.gguf import GgufFile
+from jax_tkg.models.gguf_file import GgufFile
 from jax_tkg.models.tokenizer import Tokenizer
+from jax_tkg.models.typed_keys import Range, TypedKeys
 
 _CONTROL_TOKEN = 3
 """`tokenizer.ggml.token_type` of tokens that are never text; from the GGUF specification."""
+_TOKEN_TYPES = Range(0, 6)
+"""The values of `tokenizer.ggml.token_type`."""
 _USER_DEFINED_TOKEN = 4
 """`tokenizer.ggml.token_type` of tokens matched whole before any other."""
 
@@ -102,40 +105,40 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
     Raises:
       ModelError: no byte-level BPE, an unknown pre-tokenizer, or missing or damaged metadata.
     """
-    kind = file.field("tokenizer.ggml.model", kind=str)
+    keys = file.metadata
+    kind = keys.string("tokenizer.ggml.model")
     if kind != "gpt2":
-        raise ModelError(
-            f"{file.path}: tokenizer.ggml.model: expected 'gpt2' (byte-level BPE), got {kind!r}"
+        raise keys.error(
+            "tokenizer.ggml.model",
+            "'gpt2', byte-level BPE (SentencePiece and other vocabularies are not supported)",
         )
-    name = file.field("tokenizer.ggml.pre", kind=str)
-    tokens = file.field("tokenizer.ggml.tokens", kind=list)
-    begin = _token_id(file, "bos", tokens)
+    name = keys.string("tokenizer.ggml.pre")
+    tokens = keys.strings("tokenizer.ggml.tokens")
+    begin = _token_id(keys, "bos", tokens)
     # Files of Llama 3 made before the field was common rely on its being true.
-    adds_begin = file.field("tokenizer.ggml.add_bos_token", name in _LLAMA3_NAMES, kind=bool)
-    named = {_token_id(file, role, tokens) for role in ("eos", "eot", "eom")} - {None}
+    adds_begin = keys.boolean("tokenizer.ggml.add_bos_token", default=name in _LLAMA3_NAMES)
+    named = {_token_id(keys, role, tokens) for role in ("eos", "eot", "eom")} - {None}
     by_text = _ends_by_text(tokens)
     stops = sorted(index for index in named | by_text if index is not None)
     if not stops:
-        raise ModelError(f"{file.path}: metadata field tokenizer.ggml.eos_token_id is missing")
-    template = file.field("tokenizer.chat_template", None, kind=str)
-    backend = _backend(file, name, tokens, by_text)
+        raise keys.error("tokenizer.ggml.eos_token_id", "the id of a token that ends a text")
+    template = "tokenizer.chat_template"
+    special_tokens = _special_tokens(keys, tokens)
+    backend = _backend(keys, name, tokens, by_text)
     return Tokenizer(
         backend,
         begin_token=begin if adds_begin else None,
         stop_tokens=stops,
-        chat_template=None
-        if template is None
-        else ChatTemplate(template, _special_tokens(file, tokens), file.path),
+        chat_template=ChatTemplate(keys.string(template), special_tokens, file.path)
+        if template in keys
+        else None,
         same_text=_repeated(backend, tokens),
     )
 
 
-def _token_id(file: GgufFile, role: str, tokens: list[str]) -> int | None:
-    name = f"tokenizer.ggml.{role}_token_id"
-    index = file.field(name, None, kind=int)
-    if index is not None and not 0 <= index < len(tokens):
-        raise ModelError(f"{file.path}: {name}: expected 0..{len(tokens) - 1}, got {index}")
-    return index
+def _token_id(keys: TypedKeys, role: str, tokens: list[str]) -> int | None:
+    key = f"tokenizer.ggml.{role}_token_id"
+    return keys.integer(key, Range(0, len(tokens) - 1)) if key in keys else None
 
 
 def _ends_by_text(tokens: list[str]) -> set[int]:
@@ -147,9 +150,9 @@ def _ends_by_text(tokens: list[str]) -> set[int]:
     return set(ends.values())
 
 
-def _special_tokens(file: GgufFile, tokens: list[str]) -> dict[str, str]:
+def _special_tokens(keys: TypedKeys, tokens: list[str]) -> dict[str, str]:
     """The texts of special tokens by the names that templates use."""
-    ids = {name: _token_id(file, role, tokens) for name, role in _TEMPLATE_NAMES.items()}
+    ids = {name: _token_id(keys, role, tokens) for name, role in _TEMPLATE_NAMES.items()}
     texts = {name: tokens[index] for name, index in ids.items() if index is not None}
     # Templates add these two to other texts without asking whether they are there.
     return {"bos_token": "", "eos_token": ""} | texts
@@ -161,27 +164,30 @@ def _repeated(backend: tokenizers.Tokenizer, tokens: list[str]) -> dict[int, int
     return {index: ids[token] for index, token in enumerate(tokens) if ids[token] != index}
 
 
-def _backend(file: GgufFile, name: str, tokens: list[str], ends: set[int]) -> tokenizers.Tokenizer:
+def _backend(keys: TypedKeys, name: str, tokens: list[str], ends: set[int]) -> tokenizers.Tokenizer:
     pre_tokenizer = _pre_tokenizer(name)
     if pre_tokenizer is None:
         known = ", ".join((*_GPT2_NAMES, *_SMOLLM_NAMES, *_LLAMA3_NAMES))
-        raise ModelError(f"{file.path}: tokenizer.ggml.pre: expected one of {known}, got {name!r}")
-    merges = file.field("tokenizer.ggml.merges", kind=list)
-    types = file.field("tokenizer.ggml.token_type", [1] * len(tokens), kind=list)
+        raise keys.error("tokenizer.ggml.pre", f"one of {known}")
+    merges = keys.strings("tokenizer.ggml.merges")
+    kinds = "tokenizer.ggml.token_type"
+    types = keys.integers(kinds, _TOKEN_TYPES) if kinds in keys else [1] * len(tokens)
     if len(types) != len(tokens):
         raise ModelError(
-            f"{file.path}: tokenizer.ggml.token_type: expected {len(tokens)} entries, one per "
-            f"token, got {len(types)}"
+            f"{keys.file}: {kinds}: expected {len(tokens)} entries, one per token, got {len(types)}"
         )
     try:
         model: Any = models.BPE(
             vocab={token: index for index, token in enumerate(tokens)},
-            merges=[tuple(merge.split(" ", 1)) for merge in merges],
+            merges=[(first, second) for first, _, second in (m.partition(" ") for m in merges)],
             ignore_merges=name in _LLAMA3_NAMES,
         )
     # The package raises plain Exception where a merge names no token of the vocabulary.
     except Exception as error:
-        raise ModelError(f"{file.path}: tokenizer.ggml.merges: {one_line(error)}") from error
+        raise ModelError(
+            f"{keys.file}: tokenizer.ggml.merges: expected pairs of the vocabulary's tokens, got "
+            f"the error {one_line(error)!r}"
+        ) from error
     backend = tokenizers.Tokenizer(model)
     backend.pre_tokenizer = pre_tokenizer
     backend.decoder = decoders.ByteLevel()

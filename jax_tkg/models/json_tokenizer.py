@@ -60,11 +60,14 @@ def _backend(folder: ModelFolder) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer.from_str(folder.text(_TOKENIZER))
     # The package raises plain Exception for whatever is wrong with the file.
     except Exception as error:
-        raise ModelError(f"{path}: not a readable tokenizer: {one_line(error)}") from error
+        raise ModelError(
+            f"{path}: expected a tokenizer of the tokenizers package, got the error "
+            f"{one_line(error)!r}"
+        ) from error
     if not isinstance(backend.decoder, decoders.ByteLevel):
         raise ModelError(
-            f"{path}: decoder: expected ByteLevel (byte-level BPE), got "
-            f"{type(backend.decoder).__name__}"
+            f"{path}: decoder: expected ByteLevel, of byte-level BPE (SentencePiece and other "
+            f"vocabularies are not supported), got {type(backend.decoder).__name__}"
         )
     # The file may hold those of the model's training, which cut prompts without a word.
     backend.no_truncation()
@@ -110,7 +113,10 @@ def _stop_tokens(
             )
         stops.update(() if end is None else (end,))
     if not stops:
-        raise ModelError(f"{folder.path / _DESCRIPTION}: eos_token is missing")
+        raise ModelError(
+            f"{folder.path / _DESCRIPTION}: eos_token: expected the token that ends a text, but "
+            f"the key is missing"
+        )
     return sorted(stops)
 
 

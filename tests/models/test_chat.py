@@ -63,6 +63,8 @@ class RenderTest(parameterized.TestCase):
 
 class ErrorsTest(parameterized.TestCase):
     def _fails(self, source: str, message: str) -> None:
+        if not message.startswith("expected"):
+            message = f"expected the text of a conversation, got an error: {message}"
         with self.assertRaisesRegex(ModelError, "^model.gguf: chat template: " + message) as caught:
             _render(source)
         self.assertLen(str(caught.exception).splitlines(), 1)

@@ -180,20 +180,26 @@ class MetadataTest(parameterized.TestCase):
 
     @parameterized.named_parameters(
         ("pre", {"pre": "qwen2"}, "tokenizer.ggml.pre: expected one of gpt-2, smollm, llama-bpe"),
-        ("no_pre", {"pre": None}, "field tokenizer.ggml.pre is missing"),
-        ("model", {"model": "llama"}, "expected 'gpt2' .byte-level BPE., got 'llama'"),
-        ("no_tokens", {"tokens": None}, "field tokenizer.ggml.tokens is missing"),
-        ("no_merges", {"merges": None}, "field tokenizer.ggml.merges is missing"),
-        ("merges", {"merges": ["foo bar"]}, "tokenizer.ggml.merges: .*Token `foo` out of voc"),
-        ("half_a_merge", {"merges": ["foo"]}, "tokenizer.ggml.merges: "),
+        ("no_pre", {"pre": None}, "tokenizer.ggml.pre: expected a string, but the key is"),
+        ("model", {"model": "llama"}, "expected 'gpt2', byte-level BPE .Sent.*, got 'llama'"),
+        ("no_tokens", {"tokens": None}, "tokenizer.ggml.tokens: expected a list of str"),
+        ("no_merges", {"merges": None}, "tokenizer.ggml.merges: expected a list of str"),
+        ("merges", {"merges": ["foo bar"]}, "ggml.merges: expected pairs .*Token `foo` out of voc"),
+        ("half_a_merge", {"merges": ["foo"]}, "tokenizer.ggml.merges: expected pairs of"),
+        ("numbers", {"merges": [1, 2]}, "tokenizer.ggml.merges: expected a list of str"),
+        ("kinds", {"token_type": [7] * 267}, "token_type: expected a list of integers from 0 to 6"),
         ("types", {"token_type": [1, 2]}, "token_type: expected 267 entries, .*, got 2"),
         (
             "no_end",
             {"eos_token_id": None, "tokens": [t.replace("end", "e") for t in tiny.VOCABULARY]},
-            "field tokenizer.ggml.eos_token_id is missing",
+            "tokenizer.ggml.eos_token_id: expected the id of a token that ends a text, but the key",
         ),
-        ("end", {"eos_token_id": 5000}, "eos_token_id: expected 0..266, got 5000"),
-        ("kind", {"eos_token_id": "<|end|>"}, "eos_token_id: expected int, got str"),
+        (
+            "end",
+            {"eos_token_id": 5000},
+            "eos_token_id: expected an integer from 0 to 266, got 5000",
+        ),
+        ("kind", {"eos_token_id": "<|end|>"}, "eos_token_id: expected an integer from 0"),
     )
     def test_errors(self, changes: dict[str, Any], message: str) -> None:
         path = files.folder(self) / "model.gguf"
