@@ -7,7 +7,7 @@ DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-nkilib test-simulator-without-jax mutation-check lint versions clean
+.PHONY: demo test test-nkilib test-simulator-without-jax mutation-check fuzz lint versions clean
 
 demo: $(VENV)/.models
 	$(BIN)/python scripts/fetch_model.py
@@ -30,6 +30,11 @@ test-simulator-without-jax: $(VENV)/.test
 # Breaks instructions of the simulator one by one; the tests must fail each time.
 mutation-check: $(VENV)/.test
 	$(BIN)/python scripts/mutation_check.py
+
+# A thousand damaged and hostile model files: each must load or be refused in one line.
+FUZZ_FLAGS ?=
+fuzz: $(VENV)/.test
+	$(BIN)/python -m scripts.fuzz_models $(FUZZ_FLAGS)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

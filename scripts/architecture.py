@@ -26,7 +26,7 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
         ("models", ("models",), 5, 13),
         ("profile", ("profile",), 14, 24),
     ),
-    (("api", ("api",), 0, 13),),
+    (("api, output_head", ("api", "output_head"), 0, 13),),
     (
         ("lowering", ("lowering",), 0, 13),
         (
@@ -61,14 +61,14 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
         ("simulator/machine", ("simulator.machine",), 14, 19),
         ("simulator/memory", ("simulator.memory", "simulator.errors", "simulator.caller"), 19, 24),
     ),
-    (("hardware, installed_nki", ("hardware", "installed_nki"), 0, 24),),
+    (("hardware, limits, installed_nki", ("hardware", "limits", "installed_nki"), 0, 24),),
 )
 
 DESCRIPTIONS = {
     "generate": "The command: a model writes text.",
     "caches masks rope weights quantize sharding": "Helpers of a decode loop.",
-    "api": "transformer_tkg, explain: signatures and documentation.",
-    "hardware, installed_nki": "Trainium's numbers; whether AWS's nki is here.",
+    "api, output_head": "transformer_tkg, explain; a model's logits.",
+    "hardware, limits, installed_nki": "Trainium's numbers; sizes; whether AWS's nki is here.",
     "simulator: launch, install, check_language": "Runs kernels; takes the place of nki.",
 }
 """Of boxes that are several modules, or whose module's first sentence is too long."""

@@ -16,6 +16,7 @@ from scripts.package_imports import imported, is_inside, modules
 # or a folder; where parts of a folder have lines of their own, its line is its __init__ alone.
 ROOMS = (
     "jax_tkg.hardware",
+    "jax_tkg.limits",
     "jax_tkg.installed_nki",
     "jax_tkg.kernels",
     # The simulator, which needs no JAX.
@@ -44,6 +45,7 @@ ROOMS = (
     "jax_tkg.sharding",
     # The operation, and what computes it.
     "jax_tkg.reference",
+    "jax_tkg.output_head",
     "jax_tkg.lowering",
     "jax_tkg.api",
     # What is built on the operation.

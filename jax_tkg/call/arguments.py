@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_tkg import hardware
+from jax_tkg import limits
 from jax_tkg.call.operand_table import OPERANDS, Operand, names
 from jax_tkg.call.options import OPTIONS, REQUIRED
 
@@ -24,14 +24,9 @@ COMPUTE_DTYPES = tuple(jnp.dtype(name) for name in ("bfloat16", "float16", "floa
 FLOAT8_DTYPES = tuple(jnp.dtype(name) for name in ("float8_e4m3", "float8_e4m3fn", "float8_e5m2"))
 """The dtypes a quantized MLP weight may have."""
 
-MAX_NEW_TOKENS = 8
-"""Largest S_tkg; the limit of token generation in AWS's `attention_tkg`."""
-
-PARTITIONS = hardware.PARTITIONS
-"""Partitions of on-chip memory: H and I are tiled by it."""
-
-MAX_HEAD_SIZE = PARTITIONS
-"""Largest d_head: one head fills the partitions of the tensor engine at most."""
+MAX_NEW_TOKENS = limits.MAX_NEW_TOKENS
+MAX_HEAD_SIZE = limits.MAX_HEAD_SIZE
+PARTITIONS = limits.SIZE_MULTIPLE
 
 
 def operand_fields(rows: Iterable[Operand], defaults: bool = False) -> list[Any]:

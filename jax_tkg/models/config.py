@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from jax_tkg.call.arguments import MAX_HEAD_SIZE
+from jax_tkg.limits import MAX_HEAD_SIZE
 from jax_tkg.models.errors import ModelError
 from jax_tkg.models.typed_keys import Range, shown
 from jax_tkg.rope import Llama3Scaling, rope_frequencies

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.call.arguments import MAX_NEW_TOKENS
+from jax_tkg.limits import MAX_NEW_TOKENS
 from jax_tkg.models.executables import Executables
 from jax_tkg.models.forward import LlamaForward, PlacedParameters
 from jax_tkg.models.llama import LlamaModel

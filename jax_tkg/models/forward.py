@@ -16,7 +16,7 @@ from jax_tkg.caches import allocate_caches
 from jax_tkg.masks import active_mask, cache_mask
 from jax_tkg.models.llama import LlamaModel, LlamaParameters
 from jax_tkg.models.vocabulary import Vocabulary
-from jax_tkg.reference.rms_norm import rms_norm
+from jax_tkg.output_head import rms_norm
 from jax_tkg.rope import tables_of_frequencies
 from jax_tkg.sharding import partition_specs
 from jax_tkg.weights import TransformerWeights, unstack_layers

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.call.arguments import PARTITIONS
+from jax_tkg.limits import SIZE_MULTIPLE
 from jax_tkg.models.config import LlamaConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.weights import TransformerWeights, pack_qkv
@@ -108,13 +108,13 @@ class LlamaModel:
 
 def padded_hidden_size(config: LlamaConfig) -> int:
     """H: the hidden size rounded up to whole tiles of 128."""
-    return _round_up(config.hidden_size, PARTITIONS)
+    return _round_up(config.hidden_size, SIZE_MULTIPLE)
 
 
 def padded_intermediate_size(config: LlamaConfig, ranks: int) -> int:
     """I over all ranks: every rank's share rounded up to whole tiles of 128."""
     share = -(-config.intermediate_size // ranks)
-    return ranks * _round_up(share, PARTITIONS)
+    return ranks * _round_up(share, SIZE_MULTIPLE)
 
 
 def check_values(where: str, values: np.ndarray, dtype: jax.typing.DTypeLike) -> None:

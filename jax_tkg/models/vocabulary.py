@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_tkg.bits import Bits
-from jax_tkg.reference.linear import linear
-from jax_tkg.reference.stored_weight import StoredWeight
+from jax_tkg.output_head import output_logits
 
 
 @jax.tree_util.register_dataclass
@@ -44,4 +43,4 @@ class Vocabulary:
           hidden: in the head's dtype.
           platform: the platform lowered for, where it is one; chooses the formulation.
         """
-        return linear(hidden, StoredWeight(self.head), platform=platform)
+        return output_logits(hidden, self.head, platform)

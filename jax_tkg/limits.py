@@ -1,0 +1,14 @@
+"""The sizes that `transformer_tkg` takes, for programs that prepare models for it."""
+
+from __future__ import annotations
+
+from jax_tkg import hardware
+
+MAX_NEW_TOKENS = 8
+"""Largest S, the new tokens of one call; the limit of token generation in AWS's `attention_tkg`."""
+
+SIZE_MULTIPLE = hardware.PARTITIONS
+"""H and I are multiples of this: they are tiled by the partitions of on-chip memory."""
+
+MAX_HEAD_SIZE = hardware.PARTITIONS
+"""Largest d: one head fills the partitions of the tensor engine at most."""

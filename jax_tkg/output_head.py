@@ -1,0 +1,33 @@
+"""From the last hidden states to logits: what a model computes after `transformer_tkg`.
+
+Both functions are the operation's own stages, so that a decode loop's head is as fast as its layers
+on every platform.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+
+from jax_tkg.reference.linear import linear
+from jax_tkg.reference.rms_norm import rms_norm
+from jax_tkg.reference.stored_weight import StoredWeight
+
+__all__ = ["output_logits", "rms_norm"]
+
+
+def output_logits(hidden: jax.Array, W_head: Any, platform: str | None = None) -> jax.Array:
+    """hidden @ W_head, accumulated in float32.
+
+    Args:
+      hidden: [B, S, H] normalized hidden states, in W_head's dtype.
+      W_head: [H, V], an array or `jax_tkg.bits.Bits`. This order, not [V, H], is what a CPU reads
+        at the speed of memory.
+      platform: the platform lowered for, such as "cpu", where the program is for one device; it
+        chooses how the product is written. None: a product that every platform and sharding takes.
+
+    Returns:
+      [B, S, V] float32.
+    """
+    return linear(hidden, StoredWeight(W_head), platform=platform)
