@@ -208,7 +208,7 @@ MUTATIONS = (
     ),
     Mutation(
         "races are seen between neighbouring rows",
-        "ordering/races.py",
+        "ordering/shared_hbm.py",
         "    if start >= end:\n        return False\n",
         "    if start > end:\n        return False\n    return True\n",
         "ordering/test_races.py",

@@ -16,17 +16,17 @@ Run a kernel on NumPy arrays, on one or more ranks::
 
     result = simulator.run(double, [{"x": x0}, {"x": x1}], lnc=2, target="trn2")
     result.outputs[1]                # what rank 1 returned
-    result.mutated[1]                # {"cache": array}: arguments that rank 1 wrote, by name
+    result.mutated[1]                # {"cache": array}: the arguments that rank 1 wrote, by name
     result.record.streams[(1, 0)]    # the instructions of rank 1, core 0
-    result.findings                  # what Options(...="report") found
+    result.findings                  # problems found under Options(...="report")
 
-`run` takes one entry per rank: a dict of keyword arguments (or a tuple of positional ones). Each
-rank runs `lnc` cores, all of them at once; collectives and barriers really meet. The caller's
-arrays are never changed. ``Options`` says what to check and keep: ``record`` (the instruction
-stream), and for ``uninitialized`` reads, ``races`` between cores and ``capacity`` of SBUF and PSUM
-whether to raise ("error", the default), to collect in `findings` ("report"), or not to look
-("ignore"). ``ordering="dependencies"`` makes the race detector stricter, and
-``core_barriers="error"`` demands a core barrier wherever AWS's checker does.
+`run` takes one entry per rank: a dict of keyword arguments, or a tuple of positional arguments.
+Each rank runs `lnc` cores. All cores run at once, and exchange data at collectives and barriers.
+The caller's arrays never change. ``Options`` selects what to keep (``record``, the instruction
+stream) and what to check. For ``uninitialized`` reads, ``races`` between cores and ``capacity`` of
+SBUF and PSUM it selects whether to raise an error ("error", the default), to add to `findings`
+("report"), or not to check ("ignore"). ``ordering="dependencies"`` makes the race detector
+stricter. ``core_barriers="error"`` demands a core barrier wherever AWS's checker does.
 
 ``nki.simulate(kernel)(...)`` runs one rank and updates arrays in place, as in NKI.
 """

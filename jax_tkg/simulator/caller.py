@@ -1,4 +1,4 @@
-"""Which statement of the kernel is being executed: what error messages and records point to."""
+"""The kernel statement that is executing: the source line that errors and records refer to."""
 
 import os
 import sys
@@ -7,9 +7,10 @@ _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
 
 def caller() -> tuple[str, int]:
-    """Returns file and line of the innermost frame outside the simulator: the kernel's statement.
+    """Returns the file and line of the innermost frame outside the simulator.
 
-    Outside of a kernel, ("<unknown>", 0).
+    While a kernel runs, that is the kernel's statement. Without such a frame, the result is
+    ("<unknown>", 0).
     """
     frame = sys._getframe(1)
     while frame is not None:

@@ -22,11 +22,11 @@ class RaceError(NkiValidationError):
 
 
 class MissingPeerError(NkiValidationError):
-    """A core or rank waits at a meeting point to which another never comes."""
+    """A core or rank waits at a meeting point that another core or rank never reaches."""
 
 
 class PeerMismatchError(NkiValidationError):
-    """Cores or ranks meet with operands that do not belong together."""
+    """Cores or ranks meet with operands that do not match."""
 
 
 class PeerFailedError(Exception):

@@ -1,4 +1,4 @@
-"""Running kernels: decorating, launching over cores and ranks, arguments in and results out."""
+"""Runs kernels: launches them on all cores and ranks, and converts arguments and results."""
 
 import dataclasses
 import functools
@@ -30,14 +30,14 @@ from jax_tkg.simulator.ordering import core_barriers, races
 
 @dataclasses.dataclass
 class Result:
-    """What a run gives back.
+    """The result of a run.
 
     Attributes:
-      outputs: per rank what the kernel returned, tensors as NumPy arrays.
-      mutated: per rank the kernel's tensor arguments that it wrote, by the argument's path
-        ("k_cache", "K_caches[0]"), with their new contents. The caller's arrays stay as they were.
+      outputs: what the kernel returned on each rank, with tensors as NumPy arrays.
+      mutated: for each rank, the new contents of the tensor arguments that the kernel wrote, by
+        the argument's path ("k_cache", "K_caches[0]"). The caller's arrays are unchanged.
       record: the instruction streams; empty with ``Options(record=False)``.
-      findings: what was reported and not raised.
+      findings: problems that the run reported instead of raising an error.
     """
 
     outputs: list[Any]
@@ -63,32 +63,32 @@ class Kernel:
         return Kernel(self.function, int(lnc), self.barrier_check)
 
     def enable_core_barrier_checker(self) -> "Kernel":
-        """The same kernel, run with ``Options(core_barriers="error")``."""
+        """Returns the same kernel, to run with ``Options(core_barriers="error")``."""
         return Kernel(self.function, self.lnc, True)
 
     def disable_core_barrier_checker(self) -> "Kernel":
-        """The same kernel, run as the options say."""
+        """Returns the same kernel, to run with the `core_barriers` of the options."""
         return Kernel(self.function, self.lnc, False)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the kernel: as part of the running kernel, or else simulated on its own."""
+        """Calls the function inside a running kernel; elsewhere, simulates the kernel."""
         if running_core() is not None:
             return self.function(*args, **kwargs)
         return simulate(self)(*args, **kwargs)
 
 
 def jit(fn: Callable[..., Any] | None = None, **kwargs: Any) -> Any:
-    """Makes a function a kernel; called from outside a kernel it is simulated."""
+    """Turns a function into a kernel. A call from outside a kernel simulates it."""
     if fn is None:
         return lambda function: jit(function, **kwargs)
     return fn if isinstance(fn, Kernel) else Kernel(fn)
 
 
 def simulate(kernel: Any) -> Callable[..., Any]:
-    """A function that runs a kernel on one rank, as ``nki.simulate``.
+    """Returns a function that runs a kernel on one rank, as ``nki.simulate`` does.
 
-    Takes and returns NumPy arrays, or PyTorch tensors if it is given some. Arrays that the kernel
-    writes are updated in place.
+    The function takes and returns NumPy arrays, or PyTorch tensors if any argument is one. Arrays
+    that the kernel writes are updated in place.
     """
 
     def simulated(*args: Any, **kwargs: Any) -> Any:
@@ -111,19 +111,20 @@ def run(
     target: str | None = None,
     options: Options | None = None,
 ) -> Result:
-    """Runs a kernel on several ranks at once; see the package's documentation.
+    """Runs a kernel on several ranks at once. The package's documentation has an example.
 
     Args:
       kernel: a function, or a `jit` kernel, which may carry its LNC: ``kernel[2]``.
-      rank_arguments: one entry per rank: a dict of keyword arguments, a tuple of positional ones,
-        or a pair (tuple, dict) of both. Arrays inside lists, tuples and dicts are tensors too.
-      lnc: cores per rank, 1 or 2; by default the kernel's, or else 1.
+      rank_arguments: one entry per rank: a dict of keyword arguments, a tuple of positional
+        arguments, or a pair (tuple, dict) of both. The kernel gets arrays as tensors, also those
+        inside lists, tuples and dicts.
+      lnc: cores per rank, 1 or 2; by default the kernel's LNC, or else 1.
       target: "trn1", "trn2" or "trn3"; by default $NEURON_PLATFORM_TARGET_OVERRIDE, or else trn2.
       options: what to check and keep.
 
     Raises:
-      NkiValidationError: (or one of its kinds, see `errors`) the kernel breaks a documented limit.
-      Exception: whatever the kernel itself raises.
+      NkiValidationError: (or a subclass, see `errors`) the kernel breaks a documented limit.
+      Exception: the kernel raised it.
     """
     function = kernel.function if isinstance(kernel, Kernel) else kernel
     cores = lnc or getattr(kernel, "lnc", None) or 1
@@ -170,7 +171,6 @@ def run(
     )
 
 
-# Kernels recurse through helpers; a thread's default stack is the interpreter's own.
 def _run_threads(execute: Callable[[Core], None], cores: list[Core]) -> None:
     if len(cores) == 1 and running_core() is None:
         execute(cores[0])
@@ -183,10 +183,10 @@ def _run_threads(execute: Callable[[Core], None], cores: list[Core]) -> None:
 
 
 def _raise_first(failures: dict[tuple[int, int], BaseException], machine: Machine) -> None:
-    """Raises the error that stopped the run, not those of cores stopped by it."""
+    """Raises the error that stopped the run, not the errors of the cores that it stopped."""
     own = [e for _, e in sorted(failures.items()) if not isinstance(e, errors.PeerFailedError)]
     if own and isinstance(own[0], errors.MissingPeerError):
-        # A core that makes more turns of a loop than its peer waits in vain in one of them.
+        # A core that makes more turns of a loop than its peer waits forever in one of them.
         _check_turns(machine, finished=False)
     if own:
         raise own[0]
@@ -214,7 +214,7 @@ def _split_arguments(arguments: Any) -> tuple[tuple, dict[str, Any]]:
 
 
 def _as_array(value: Any) -> np.ndarray | None:
-    """A NumPy array of a NumPy, PyTorch or JAX array, else None."""
+    """Converts a NumPy, PyTorch or JAX array to a NumPy array; None for any other value."""
     if isinstance(value, np.ndarray):
         return value
     module = type(value).__module__
@@ -269,7 +269,7 @@ class _Launch:
         return tensor
 
     def mutated(self) -> dict[str, np.ndarray]:
-        """The arguments that were written, by path."""
+        """The new contents of the arguments that the kernel wrote, by path."""
         return {
             path: _host_array(tensor)
             for path, tensor in self.tensors.items()
@@ -283,7 +283,7 @@ def _host_array(tensor: NkiTensor) -> np.ndarray:
 
 
 def _export(value: Any, machine: Machine) -> Any:
-    """What a kernel returned, tensors as NumPy arrays."""
+    """Converts what a kernel returned: tensors become NumPy arrays."""
     if isinstance(value, NkiTensor):
         _check_output(value, machine)
         return _host_array(value)
@@ -295,7 +295,7 @@ def _export(value: Any, machine: Machine) -> Any:
 
 
 def _check_output(tensor: NkiTensor, machine: Machine) -> None:
-    """A returned tensor must be in HBM and wholly written."""
+    """Checks that a returned tensor is in HBM and that all of it was written."""
     storage = tensor.storage
     assert storage is not None
     if storage.space != "hbm":
@@ -318,7 +318,7 @@ def _check_output(tensor: NkiTensor, machine: Machine) -> None:
 
 
 def _by_path(kernel: Any, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """The caller's array objects by the paths of `_Launch`."""
+    """The caller's array objects, by the same paths as in `_Launch`."""
     found: dict[str, Any] = {}
 
     def visit(value: Any, path: str) -> None:

@@ -1,8 +1,8 @@
-"""``nki.collectives``: communication between ranks, really exchanging their data.
+"""``nki.collectives``: communication between ranks, with their real data.
 
-At LNC 2 both cores of a rank execute the call. On HBM they name the same shared tensors, and the
-rank takes part once; on SBUF each core has a tensor of its own and meets the same core of the
-other ranks.
+At LNC 2 both cores of a rank execute the call. In HBM both refer to the same shared tensors, and
+the rank takes part once. In SBUF each core has its own tensors, and exchanges with the cores of the
+same index in the other ranks.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class ReplicaGroup(NKIObject):
                 seen.add(rank)
 
     def group_of(self, rank: int) -> list[int]:
-        """The group that contains a rank.
+        """Returns the group that contains a rank.
 
         Raises:
           NkiValidationError: no group does.
@@ -98,7 +98,7 @@ def all_reduce(
     priority: int | None = None,
     name: str | None = None,
 ) -> None:
-    """Every rank's `dsts` become the reduction of all ranks' `srcs`, in float32, in rank order."""
+    """Writes the reduction of all ranks' `srcs` to every `dsts`: in float32, in rank order."""
     step = Step("all_reduce", "dma")
     space = check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
     reduce = _reduction(step, op)
@@ -124,7 +124,7 @@ def all_gather(
     priority: int | None = None,
     name: str | None = None,
 ) -> None:
-    """Every rank's `dsts` become all ranks' `srcs`, concatenated in rank order."""
+    """Writes all ranks' `srcs`, concatenated in rank order, to every `dsts`."""
     step = Step("all_gather", "dma")
     space = check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
     _check_dim(step, collective_dim, (0,) if space == "hbm" else (0, 1))
@@ -152,7 +152,7 @@ def reduce_scatter(
     priority: int | None = None,
     name: str | None = None,
 ) -> None:
-    """Rank i of the group gets the i-th part of the reduction of all ranks' `srcs`."""
+    """Writes part i of the reduction of all ranks' `srcs` to the `dsts` of rank i of the group."""
     step = Step("reduce_scatter", "dma")
     space = check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
     _check_dim(step, collective_dim, (0,))
@@ -187,7 +187,7 @@ def all_to_all(
     priority: int | None = None,
     name: str | None = None,
 ) -> None:
-    """Rank i's `dsts` become the i-th parts of all ranks' `srcs`, concatenated in rank order."""
+    """Writes the parts i of all ranks' `srcs`, in rank order, to the `dsts` of rank i."""
     step = Step("all_to_all", "dma")
     space = check_tensors(step, srcs, dsts, ("hbm",), priority)
     _check_dim(step, collective_dim, (0,))
@@ -212,7 +212,7 @@ def collective_permute(
     priority: int | None = None,
     name: str | None = None,
 ) -> None:
-    """For each (source, target) the target's `dsts` become the source's `srcs`."""
+    """Writes, for each (source, target), the source's `srcs` to the target's `dsts`."""
     step = Step("collective_permute", "dma")
     space = check_tensors(step, srcs, dsts, ("hbm",), priority)
     if len(srcs) != 1:
@@ -269,7 +269,7 @@ def collective_permute_implicit(
     priority: int | None = None,
     name: str | None = None,
 ) -> None:
-    """Each rank sends to its successor in the ring of its group."""
+    """Sends from each rank to its successor in the ring of its group."""
     for srcs, dsts in zip(srcs_by_channel, dsts_by_channel, strict=True):
         step = Step("collective_permute_implicit", "dma")
         _check_channels(step, channel_ids, srcs_by_channel, dsts_by_channel)
@@ -289,7 +289,7 @@ def collective_permute_implicit_reduce(
     priority: int | None = None,
     name: str | None = None,
 ) -> None:
-    """Each rank sends ``op(srcs0, srcs1)`` to its successor in the ring of its group."""
+    """Sends ``op(srcs0, srcs1)`` from each rank to its successor in the ring of its group."""
     for lefts, rights, dsts in zip(
         srcs0_by_channel, srcs1_by_channel, dsts_by_channel, strict=True
     ):
@@ -321,7 +321,7 @@ def collective_permute_implicit_current_processing_rank_id(
     channel_id: int = 0,
     name: str | None = None,
 ) -> VirtualRegister:
-    """The rank whose data has reached this one after `iteration_id` steps around the ring."""
+    """Returns the rank whose data has arrived after `iteration_id` steps around the ring."""
     core: Core = current_core()
     group = replica_group.group_of(core.rank)
     position = group.index(core.rank)
@@ -329,7 +329,7 @@ def collective_permute_implicit_current_processing_rank_id(
 
 
 def rank_id(name: str | None = None) -> VirtualRegister:
-    """The number of the current rank."""
+    """Returns the number of the current rank."""
     return VirtualRegister(current_core().rank, frozen=True)
 
 

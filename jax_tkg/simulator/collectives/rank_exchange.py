@@ -1,4 +1,4 @@
-"""The meeting of ranks at a collective: what they bring, and what the last to come writes."""
+"""The meeting of ranks at a collective: their contributions, and the writing of the results."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from jax_tkg.simulator.memory.tensor import NkiTensor
 
 @dataclasses.dataclass
 class Contribution:
-    """What one rank brings to a collective."""
+    """The contribution of one rank to a collective."""
 
     rank: int
     leads: bool
@@ -26,7 +26,7 @@ class Contribution:
     place: str
 
 
-# Given the contributions in rank order, and one rank's position, the values of its destinations.
+# From the contributions in rank order and the position of one rank: the values of its `dsts`.
 Compute = Callable[[list[Contribution], int], list[np.ndarray | None]]
 
 
@@ -37,7 +37,7 @@ def check_tensors(
     spaces: tuple[str, ...],
     priority: int | None,
 ) -> str:
-    """Checks the operands that all collectives share; returns their memory."""
+    """Checks the operands that all collectives have, and returns their memory."""
     if priority is not None:
         require_generation(step.core, 4, f"{step.opcode}: priority")
     if len(srcs) != len(dsts) or not srcs:
@@ -66,27 +66,27 @@ def communicate(
     space: str,
     alike: bool = True,
 ) -> None:
-    """Meets the other ranks, and lets the last to come write every rank's destinations.
+    """Meets the other ranks. The last rank to arrive writes the destinations of all ranks.
 
     Args:
       step: the instruction.
-      srcs: what this rank brings.
-      dsts: what the results are written to.
+      srcs: the sources of this rank.
+      dsts: the destinations of this rank.
       ranks: the group, in order.
-      compute: gives the destinations' values.
+      compute: computes the values of one rank's destinations.
       space: "hbm" or "sbuf".
       alike: whether the sources of all ranks must have equal shapes and dtypes.
 
     Raises:
-      PeerMismatchError: the ranks bring what does not belong together.
-      MissingPeerError: a rank never comes.
+      PeerMismatchError: the contributions of the ranks do not match.
+      MissingPeerError: a rank never arrives.
     """
     core = step.core
     paired = space == "hbm" and core.machine.lnc > 1
     cores = range(core.machine.lnc) if paired else (core.index,)
     file, line = caller()
     leads = not paired or core.index == 0
-    # Both cores of a rank stand for one participant: the first reads and writes.
+    # Both cores of a rank are one participant: the first core reads and writes.
     sources = [step.read(f"srcs[{i}]", t).copy() for i, t in enumerate(srcs)] if leads else []
     contribution = Contribution(
         core.rank, leads, step.opcode, sources, list(dsts), step, f"{file}:{line}"

@@ -1,8 +1,9 @@
-"""Collectives whose sizes are known only at run time, by a table of counts and displacements.
+"""Collectives whose sizes are known only at run time, from a table of counts and displacements.
 
-A table has one column per rank of the group. Its rows are what this rank sends to each (counts and
-displacements in elements), what it receives (counts, written by the collective unless the caller
-knows them), and, optionally, where the chunks go; without that row they go to equally spaced slots.
+The table has one column per rank of the group. Its rows hold the counts and the displacements of
+the chunks that this rank sends, in elements; the counts of the chunks that it receives, which the
+collective writes unless the caller knows them; and, optionally, the displacements of the received
+chunks. Without the last row the received chunks go to equally spaced slots.
 """
 
 from collections.abc import Sequence
@@ -20,10 +21,10 @@ _ALL_GATHER_V_RANKS = 4
 
 
 class Group(Protocol):
-    """What this needs of a replica group."""
+    """The part of a replica group that these collectives use."""
 
     def group_of(self, rank: int) -> list[int]:
-        """The group of a rank."""
+        """Returns the group of a rank."""
 
 
 def all_gather_v(
@@ -36,7 +37,7 @@ def all_gather_v(
     priority: int | None = None,
     name: str | None = None,
 ) -> None:
-    """Every rank sends one chunk, of its own size, to all ranks of the group."""
+    """Sends one chunk of each rank, of any size, to all ranks of the group."""
     step = Step("all_gather_v", "dma")
     if has_rdispls:
         step.fail("has_rdispls=True is not supported by the collective")
@@ -60,7 +61,7 @@ def all_to_all_v(
     priority: int | None = None,
     name: str | None = None,
 ) -> None:
-    """Every rank sends a chunk of its own size to each rank of the group."""
+    """Sends a chunk of any size from each rank to each rank of the group."""
     step = Step("all_to_all_v", "dma")
     ranks = replica_group.group_of(step.core.rank)
     _exchange(
@@ -125,7 +126,7 @@ def _deliver(
     recv_counts_known: bool,
     has_rdispls: bool,
 ) -> None:
-    """Writes one sender's chunk, and its count, to one receiver."""
+    """Writes the chunk of one sender, and its count, to one receiver."""
     receiver = brought[position]
     dst, metadata = receiver.dsts
     sent = brought[sender].sources[0].reshape(-1)

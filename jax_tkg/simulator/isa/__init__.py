@@ -1,4 +1,4 @@
-"""``nki.isa``: one function per hardware instruction, executed at once on NumPy."""
+"""``nki.isa``: one function per hardware instruction, which NumPy executes immediately."""
 
 from jax_tkg.simulator.errors import NkiValidationError
 from jax_tkg.simulator.isa import constants

@@ -26,7 +26,7 @@ def reduce_free(op: Operator, values: np.ndarray) -> np.ndarray:
 
 
 def arithmetic(step: Step, op: Any, argument: str) -> Operator:
-    """The operator, which must not be bitwise."""
+    """Returns the operator, which must not be bitwise."""
     found = operator(op, step.opcode, argument)
     if found.bitvec:
         step.fail(f"{argument}={found.name}: bitvec operators are not supported here")
@@ -34,14 +34,14 @@ def arithmetic(step: Step, op: Any, argument: str) -> Operator:
 
 
 def check_integers(step: Step, op: Operator, **tensors: NkiTensor | None) -> None:
-    """Bitvec operators take and give integers, without any cast."""
+    """Checks that all operands of a bitvec operator are integers: it does not cast."""
     for operand, tensor in tensors.items():
         if tensor is not None and tensor.dtype not in _INTEGER:
             step.fail(f"{op.name} needs integers, but {operand} is {tensor.dtype}")
 
 
 def bitvec_scalar(step: Step, operand: str, value: Any, data: NkiTensor) -> np.ndarray:
-    """The integer scalar or column of a bitvec instruction, in the dtype of `data`."""
+    """Returns the integer scalar or column of a bitvec instruction, in the dtype of `data`."""
     storage = dtypes.info(data.dtype).storage
     if isinstance(value, NkiTensor):
         step.check_compute(**{operand: value})

@@ -66,7 +66,7 @@ class matmul_perf_mode(enum.Enum):
 
 
 class nc_version(enum.IntEnum):
-    """NeuronCore version; ordered, for kernels compare it."""
+    """NeuronCore version. It is ordered, because kernels compare it."""
 
     gen2 = 2
     gen3 = 3
@@ -90,7 +90,7 @@ _Member = TypeVar("_Member", bound=enum.Enum)
 
 
 def member(kind: type[_Member], value: Any, argument: str) -> _Member:
-    """The member of an enumeration, also given as its raw value, which newer NKI rejects.
+    """Returns the member of an enumeration, also for its raw value, which newer NKI rejects.
 
     Raises:
       TypeError: no member has that value.

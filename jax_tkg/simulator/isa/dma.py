@@ -1,4 +1,4 @@
-"""DMA engines: copies, gathers and scatters, transposes, and sums on the way."""
+"""DMA engines: copies, gathers, scatters, transposes and sums."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ _DMA_SPACES = ("hbm", "sbuf")
 
 
 class _Transfer:
-    """One DMA operand: its elements now, under run-time addresses and the out-of-bounds mode."""
+    """One DMA operand: the elements at its run-time addresses, under the out-of-bounds mode."""
 
     def __init__(self, step: Step, operand: str, tensor: NkiTensor, oob: constants.oob_mode):
         self.step = step
@@ -29,7 +29,7 @@ class _Transfer:
         self.info = dtypes.info(tensor.dtype)
         self.skip = oob is _OOB.skip
         self.rows: np.ndarray | None = None
-        # Which entries of dimension 0 are transferred; None for all.
+        # The entries of dimension 0 that are transferred; None: all of them.
         self.valid: np.ndarray | None = None
         self.skipped = False
         indirection = tensor.indirection
@@ -71,7 +71,7 @@ class _Transfer:
         return (first >= 0) & (first + extent <= tensor.storage.row_bytes)
 
     def _gathered(self, base: np.dtype, shadow: np.ndarray | None = None) -> np.ndarray:
-        """All rows that an index can name, as a view: rows 0..limit-1 of the indexed dimension."""
+        """A view of all rows that an index can select: rows 0..limit-1 of the indexed dimension."""
         tensor = self.tensor
         indirection, storage = tensor.indirection, tensor.storage
         assert indirection is not None
@@ -87,7 +87,7 @@ class _Transfer:
         return storage.view(base, shape, 0, place.start, strides)
 
     def read(self) -> np.ndarray:
-        """The elements as they lie in memory; rows that are skipped hold zeros."""
+        """Returns the elements in their storage dtype, with zeros in skipped rows."""
         if self.rows is None:
             return self.step.read(self.operand, self.tensor)
         storage = self.tensor.storage
@@ -108,7 +108,7 @@ class _Transfer:
         return values
 
     def write_exact(self, values: np.ndarray, source_valid: np.ndarray | None) -> None:
-        """Stores elements of the tensor's storage dtype, but not those of skipped rows."""
+        """Stores elements of the tensor's storage dtype, except in skipped rows."""
         tensor = self.tensor
         values = values if values.shape == tensor.shape else values.reshape(tensor.shape)
         if self.rows is None:
@@ -222,7 +222,7 @@ def dma_copy(
     engine: Any = constants.engine.unknown,
     name: str | None = None,
 ) -> NkiInstruction:
-    """``dst = src`` between HBM and SBUF, with gather and scatter; see NKI's documentation."""
+    """``dst = src`` between HBM and SBUF, with gather and scatter."""
     step, mode = _dma_step("dma_copy", dst, [src], dge_mode, engine, priority)
     oob = constants.member(_OOB, oob_mode, "oob_mode")
     if src.size != dst.size:
@@ -242,9 +242,9 @@ def dma_copy(
 
 
 def _convert(values: np.ndarray, src: NkiTensor, dst: NkiTensor) -> np.ndarray:
-    """From src's dtype through float32 to dst's; exact if they are equal."""
+    """Converts from src's dtype through float32 to dst's; exact if the dtypes are equal."""
     if src.dtype == dst.dtype:
-        # As bit patterns NaN stays the same NaN, and copies are faster.
+        # A copy of bit patterns keeps NaN payloads, and is faster.
         return values.view(dtypes.info(src.dtype).bits)
     return dtypes.round_to(dtypes.to_float32(values), dtypes.info(dst.dtype))
 
@@ -261,7 +261,7 @@ def dma_transpose(
     oob_mode: Any = _OOB.error,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Transposes on the way: 2D [1, 0], 3D [2, 1, 0], 4D [3, 1, 2, 0]."""
+    """Transposes during the transfer: 2D [1, 0], 3D [2, 1, 0], 4D [3, 1, 2, 0]."""
     step, mode = _dma_step(
         "dma_transpose", dst, [src], dge_mode, constants.engine.unknown, priority
     )
@@ -291,7 +291,7 @@ def dma_transpose(
     if source.valid is None:
         step.write_exact("dst", dst, np.ascontiguousarray(values))
         return step.done()
-    # A skipped row of src is a column of dst that keeps its elements.
+    # Where a row of src is skipped, a column of dst keeps its elements.
     kept = step.read("dst", dst).view(values.dtype).reshape(expected)
     step.write_exact("dst", dst, np.where(source.valid, values, kept))
     return step.done()

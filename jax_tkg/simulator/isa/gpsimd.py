@@ -66,7 +66,7 @@ def affine_select(
     offset: int = 0,
     name: str | None = None,
 ) -> NkiInstruction:
-    """`on_true_tile` where the affine value compares true with 0, else `on_false_value`."""
+    """Selects `on_true_tile` where the affine value compares true with 0, else `on_false_value`."""
     step = Step("affine_select", "gpsimd")
     step.check_spaces(("sbuf",), dst=dst, on_true_tile=on_true_tile)
     step.check_compute(dst=dst, on_true_tile=on_true_tile)
@@ -91,7 +91,7 @@ _PARTITION_REDUCTIONS = ("add", "average", "maximum", "bitwise_or", "bitwise_and
 def tensor_partition_reduce(
     dst: NkiTensor, op: Any, data: NkiTensor, name: str | None = None
 ) -> NkiInstruction:
-    """Reduces across partitions into one."""
+    """Reduces across all partitions into one partition."""
     step = Step("tensor_partition_reduce", "gpsimd")
     step.check_spaces(("sbuf",), dst=dst, data=data)
     step.check_compute(dst=dst, data=data)
@@ -143,7 +143,7 @@ def local_gather(
     num_valid_indices: int | None = None,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Each group of 16 partitions gathers free elements by the indices of its 16 partitions."""
+    """Gathers free elements. The partitions of each group of 16 share their indices."""
     step = Step("local_gather", "gpsimd")
     step.check_spaces(("sbuf",), dst=dst, src_buffer=src_buffer, index=index)
     step.check_compute(dst=dst, src_buffer=src_buffer, index=index)
@@ -193,7 +193,7 @@ def nonzero_with_count(
     padding_val: int = -1,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Indices of non-zero elements, padding, and their count, on partitions 0, 16, 32, ..."""
+    """Writes the indices of non-zero elements, padding and the count, on partitions 0, 16, ..."""
     step = Step("nonzero_with_count", "gpsimd")
     require_generation(step.core, 3, "nonzero_with_count")
     step.check_spaces(("sbuf",), dst=dst, src=src)
@@ -223,7 +223,7 @@ _TOPK_LIMIT = 65536
 def topk(
     val_dst: NkiTensor, idx_dst: NkiTensor, src: NkiTensor, n: int, name: str | None = None
 ) -> NkiInstruction:
-    """The K largest of `n` values that lie in snake order over 16 partitions, ascending."""
+    """Writes the K largest of `n` values, ascending. They lie in snake order over 16 partitions."""
     step = Step("topk", "gpsimd")
     step.check_spaces(("sbuf",), val_dst=val_dst, idx_dst=idx_dst, src=src)
     step.check_compute(val_dst=val_dst, idx_dst=idx_dst, src=src)
@@ -258,7 +258,7 @@ def topk(
 def sequence_bounds(
     dst: NkiTensor, segment_ids: NkiTensor, name: str | None = None
 ) -> NkiInstruction:
-    """For every element the start and end index of its segment; padding (id 0) gets (n, -1)."""
+    """Writes start and end index of the segment of each element; padding (id 0) gets (n, -1)."""
     step = Step("sequence_bounds", "gpsimd")
     step.check_spaces(("sbuf",), dst=dst, segment_ids=segment_ids)
     step.check_dtype(("float32", "int32"), dst=dst, segment_ids=segment_ids)

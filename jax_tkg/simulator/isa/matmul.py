@@ -43,7 +43,7 @@ def nc_matmul(
     perf_mode: Any = constants.matmul_perf_mode.none,
     name: str | None = None,
 ) -> NkiInstruction:
-    """``dst = stationary.T @ moving``, summed in float32 onto PSUM; see NKI's documentation."""
+    """``dst = stationary.T @ moving``, accumulated in float32 in PSUM."""
     step = Step("nc_matmul", "tensor", attributes={"is_transpose": is_transpose})
     mode = constants.member(constants.matmul_perf_mode, perf_mode, "perf_mode")
     double_row = mode is constants.matmul_perf_mode.double_row
@@ -60,7 +60,7 @@ def nc_matmul(
     right = dtypes.to_float32(step.read("moving", moving))
     left, right = left.reshape(-1, columns), right.reshape(-1, outputs)
     if is_transpose:
-        # In transpose mode the data passes through unchanged, so NaN and infinity stay in place.
+        # In transpose mode the data passes through unchanged, also NaN and infinity.
         product = _pass_through(left, right)
     else:
         product = left.T @ right
@@ -114,7 +114,7 @@ def _check_matmul_dtypes(
 def _matmul_sizes(
     step: Step, dst: NkiTensor, stationary: NkiTensor, moving: NkiTensor, double_row: bool
 ) -> tuple[int, int, int]:
-    """Contraction length per pass, stationary columns, moving columns."""
+    """Returns contraction length per pass, stationary columns and moving columns."""
     rows = stationary.shape[0]
     if moving.shape[0] != rows:
         step.fail(
@@ -191,7 +191,7 @@ def _check_tiling(
 
 
 def _check_bank(step: Step, dst: NkiTensor) -> None:
-    """A matmul writes within one PSUM bank on NeuronCore-v2 and v3."""
+    """Checks that a matmul writes within one PSUM bank, on NeuronCore-v2 and v3."""
     if step.core.target.generation >= 4:
         return
     assert dst.storage is not None
@@ -206,7 +206,7 @@ def _check_bank(step: Step, dst: NkiTensor) -> None:
 
 
 def write_product(step: Step, dst: NkiTensor, product: np.ndarray, accumulate: bool | None) -> None:
-    """Writes a product to PSUM, or adds it to what matmuls have accumulated there."""
+    """Writes a product to PSUM, or adds it to the products that matmuls have accumulated there."""
     storage = dst.storage
     assert storage is not None
     assert storage.matmul_shadow is not None
@@ -252,7 +252,7 @@ def _holds_other_values(step: Step, dst: NkiTensor) -> bool:
 
 
 def _partial(step: Step, dst: NkiTensor, shadow: np.ndarray) -> np.ndarray:
-    """What is accumulated already, and 0 where no matmul has written yet."""
+    """Returns the accumulated values, with 0 where no matmul has written yet."""
     storage = dst.storage
     assert storage is not None
     info = dtypes.info(dst.dtype)
@@ -267,7 +267,7 @@ def nc_transpose(
     engine: Any = constants.engine.unknown,
     name: str | None = None,
 ) -> NkiInstruction:
-    """2D transpose between partitions and free elements; see NKI's documentation."""
+    """Transposes a 2D tile: partitions become free elements."""
     step = Step("nc_transpose", "tensor")
     chosen, given = step.check_engine(engine, ("tensor", "vector"), _transpose_engine(dst, data))
     step.set_engine(chosen, given)
@@ -297,7 +297,7 @@ def nc_transpose(
 
 
 def _transpose_engine(dst: NkiTensor, data: NkiTensor) -> str:
-    """The compiler's choice: only the Vector Engine reads PSUM or writes SBUF."""
+    """The engine that the compiler chooses: only the Vector Engine reads PSUM or writes SBUF."""
     if dst.buffer.value == "psum" and data.buffer.value == "sbuf":
         return "tensor"
     return "vector"

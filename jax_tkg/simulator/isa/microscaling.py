@@ -1,8 +1,8 @@
-"""Microscaled formats of NeuronCore-v4: quantisation and matrix multiplication.
+"""Microscaled formats of NeuronCore-v4: quantization and matrix multiplication.
 
-Groups of 8 partitions by 4 neighbouring elements share one power-of-two scale. A packed element
-holds the four values; the scales of a quadrant of 32 partitions lie in its first four, so the scale
-of group i of a tile of more than 32 partitions is in row ``i // 4 * 32 + i % 4``.
+A group of 8 partitions by 4 neighboring elements shares one power-of-two scale. A packed element
+holds the four values. The scales of a quadrant of 32 partitions lie in its first four partitions,
+so the scale of group i of a tile with more than 32 partitions is in row ``i // 4 * 32 + i % 4``.
 """
 
 import ml_dtypes
@@ -21,7 +21,7 @@ GROUP_ELEMENTS = 4
 _SCALE_DTYPES = ("float8_e8m0fnu", "uint8")
 _EXPONENT_BIAS = 127
 
-# The unpacked dtype of a packed one, and the largest exponent of its values.
+# The unpacked dtype of each packed dtype, and the largest exponent of its values.
 _FLOAT8 = {
     "float8_e4m3fn_x4": (np.dtype(ml_dtypes.float8_e4m3fn), 8),
     "float8_e5m2_x4": (np.dtype(ml_dtypes.float8_e5m2), 15),
@@ -30,7 +30,7 @@ _FLOAT4_VALUES = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).ast
 
 
 def scale_rows(partitions: int) -> np.ndarray:
-    """The partitions in which the scales of a tile lie, in the order of its groups."""
+    """Returns the partitions that hold the scales of a tile, in the order of its groups."""
     group = np.arange(partitions // GROUP_PARTITIONS)
     if partitions <= QUADRANT:
         return group
@@ -60,7 +60,7 @@ def _check_partitions(step: Step, operand: str, tensor: NkiTensor) -> None:
 def quantize_mx(
     dst: NkiTensor, src: NkiTensor, dst_scale: NkiTensor, name: str | None = None
 ) -> NkiInstruction:
-    """Quantises to a microscaled float8 format: data and scales.
+    """Quantizes to a microscaled float8 format: writes data and scales.
 
     The scale of a group with largest magnitude a is 2^(floor(log2 a) - (E - 1)), E being the
     largest exponent of the format, and 2^-127 for a group of zeros.
@@ -96,7 +96,7 @@ def quantize_mx(
 
 
 def _unpack(step: Step, operand: str, tensor: NkiTensor) -> np.ndarray:
-    """The four values of every packed element, float32 [partitions, elements, 4]."""
+    """Returns the four values of every packed element, float32 [partitions, elements, 4]."""
     rows = np.ascontiguousarray(step.read_rows(operand, tensor))
     if tensor.dtype == "float4_e2m1fn_x4":
         shifts = np.arange(4, dtype=np.uint16) * 4
@@ -105,7 +105,7 @@ def _unpack(step: Step, operand: str, tensor: NkiTensor) -> np.ndarray:
     return values.reshape(rows.shape[0], -1, GROUP_ELEMENTS)
 
 
-def _dequantise(
+def _dequantize(
     step: Step, operand: str, data: NkiTensor, scale_operand: str, scale: NkiTensor
 ) -> np.ndarray:
     values = _unpack(step, operand, data)
@@ -131,7 +131,7 @@ def nc_matmul_mx(
     accumulate: bool | None = None,
     name: str | None = None,
 ) -> NkiInstruction:
-    """``dst = stationary.T @ moving`` of microscaled operands, over packed values too."""
+    """``dst = stationary.T @ moving`` of microscaled operands, summed over packed values too."""
     step = Step("nc_matmul_mx", "tensor")
     require_generation(step.core, 4, "nc_matmul_mx")
     step.check_spaces(("sbuf",), stationary=stationary, moving=moving)
@@ -157,8 +157,8 @@ def nc_matmul_mx(
     _check_row_tiling(step, tile_position, tile_size, rows)
     _check_scale(step, "stationary_scale", stationary_scale, stationary, columns)
     _check_scale(step, "moving_scale", moving_scale, moving, outputs)
-    left = _dequantise(step, "stationary", stationary, "stationary_scale", stationary_scale)
-    right = _dequantise(step, "moving", moving, "moving_scale", moving_scale)
+    left = _dequantize(step, "stationary", stationary, "stationary_scale", stationary_scale)
+    right = _dequantize(step, "moving", moving, "moving_scale", moving_scale)
     product = np.tensordot(left, right, axes=((0, 2), (0, 2)))
     if step.instruction is not None:
         step.instruction.attributes.update(contraction=rows, columns=columns, moving=outputs)

@@ -1,4 +1,4 @@
-"""Reading and writing the operands of an instruction, with the checks that all engines share."""
+"""Reads and writes the operands of an instruction, with the checks that all engines share."""
 
 import hashlib
 from collections.abc import Sequence
@@ -27,8 +27,11 @@ _MAX_FREE_DIMS = 4
 
 
 class NkiInstruction:
-    """Handle to an executed instruction; dependencies added to it change nothing, for the
-    simulator runs a core's instructions in program order."""
+    """Handle to an executed instruction.
+
+    Dependencies that a kernel adds do not change the result: the simulator executes the
+    instructions of a core in program order.
+    """
 
     def __init__(self, handle: Any):
         self.handle = handle
@@ -42,7 +45,7 @@ class NkiInstruction:
 
 
 class Step:
-    """One instruction while it executes."""
+    """One instruction during its execution."""
 
     __slots__ = ("core", "instruction", "opcode")
 
@@ -77,11 +80,11 @@ class Step:
             core.instructions.append(self.instruction)
 
     def done(self) -> NkiInstruction:
-        """The handle that the instruction returns."""
+        """Returns the handle of the instruction."""
         return NkiInstruction(self.instruction)
 
     def fail(self, message: str) -> NoReturn:
-        """Reports a broken limit.
+        """Raises the error for a broken limit.
 
         Raises:
           NkiValidationError: always.
@@ -92,7 +95,7 @@ class Step:
     # Access
 
     def read(self, operand: str, tensor: NkiTensor) -> np.ndarray:
-        """The elements as they lie in memory, in the tensor's shape; a view, not a copy."""
+        """Returns a view of the elements in their storage dtype, in the tensor's shape."""
         storage, place = self._resolve(operand, tensor)
         info = dtypes.info(tensor.dtype)
         if storage.shadow is not None:
@@ -105,8 +108,11 @@ class Step:
         return storage.view(info.storage, tensor.shape, place.partition, place.start, place.strides)
 
     def read_moved(self, operand: str, tensor: NkiTensor) -> tuple[np.ndarray, np.ndarray | None]:
-        """The elements as bit patterns, and which are written (None: all), for an instruction
-        that only moves bytes: moving bytes that were never written is no error, using them is."""
+        """Returns the elements as bit patterns, and which of them are written (None: all).
+
+        For instructions that only move bytes: they may move bytes that were never written; only
+        the use of these bytes is an error.
+        """
         storage, place = self._resolve(operand, tensor)
         info = dtypes.info(tensor.dtype)
         where = (info.bits, tensor.shape, place.partition, place.start, place.strides)
@@ -120,7 +126,7 @@ class Step:
     def write_moved(
         self, operand: str, tensor: NkiTensor, values: np.ndarray, written: np.ndarray | None
     ) -> None:
-        """Stores what `read_moved` gave, never-written elements staying never written."""
+        """Stores the result of `read_moved`. Elements that were never written stay so."""
         self.write_exact(operand, tensor, values)
         storage = tensor.storage
         if written is None or storage is None or not storage.track:
@@ -138,19 +144,21 @@ class Step:
         shadow[~written] = 0
 
     def read_float(self, operand: str, tensor: NkiTensor) -> np.ndarray:
-        """The elements as float32, [partitions, elements per partition]."""
+        """Returns the elements as float32, [partitions, elements per partition]."""
         values = dtypes.to_float32(self.read(operand, tensor))
         return values.reshape(tensor.shape[0], -1)
 
     def read_rows(self, operand: str, tensor: NkiTensor) -> np.ndarray:
-        """The elements as they lie in memory, [partitions, elements per partition]."""
+        """Returns the elements in their storage dtype, [partitions, elements per partition]."""
         return self.read(operand, tensor).reshape(tensor.shape[0], -1)
 
     def write(
         self, operand: str, tensor: NkiTensor, values: np.ndarray, matmul: bool = False
     ) -> None:
-        """Rounds computed values to the tensor's dtype and stores them; shapes may differ as long
-        as the number of elements agrees."""
+        """Rounds computed values to the tensor's dtype and stores them.
+
+        The shape of `values` may differ from the tensor's if the number of elements is equal.
+        """
         info = dtypes.info(tensor.dtype)
         rounded = dtypes.round_to(values, info)
         if info.name in dtypes.FLOAT8:
@@ -160,7 +168,7 @@ class Step:
     def _report_overflow(
         self, operand: str, tensor: NkiTensor, values: np.ndarray, rounded: np.ndarray
     ) -> None:
-        """Keeps a finding where finite values are past the largest of a float8 format."""
+        """Adds a finding if finite values exceed the largest value of a float8 format."""
         lost = np.isfinite(values) & ~np.isfinite(rounded)
         if not lost.any():
             return
@@ -174,7 +182,7 @@ class Step:
     def write_exact(
         self, operand: str, tensor: NkiTensor, values: np.ndarray, matmul: bool = False
     ) -> None:
-        """Stores values of the tensor's own storage dtype (or of the unsigned one of its size)."""
+        """Stores values of the tensor's storage dtype, or of the unsigned dtype of that size."""
         storage, place = self._resolve(operand, tensor)
         info = dtypes.info(tensor.dtype)
         storage.prepare_write()
@@ -187,7 +195,7 @@ class Step:
         )
         values = values if values.shape == tensor.shape else values.reshape(tensor.shape)
         if 0 in place.strides[1:]:
-            # Elements that fall on the same place: the last one stays.
+            # Of elements with the same address, the last one stays.
             last = tuple(
                 slice(-1, None) if stride == 0 else slice(None) for stride in place.strides
             )
@@ -232,7 +240,7 @@ class Step:
             storage.overwrite_overlaps(written.reshape(storage.partitions, storage.row_bytes))
 
     def _resolve(self, operand: str, tensor: NkiTensor) -> tuple[Storage, Layout]:
-        """Where the elements lie now, the run-time offset included."""
+        """Returns the place of the elements, including the run-time offset."""
         if not isinstance(tensor, NkiTensor):
             self.fail(f"{operand} must be a tensor, got {tensor!r}")
         storage = tensor.storage
@@ -257,7 +265,7 @@ class Step:
         return storage, Layout(place.partition, start, place.strides, place.extent)
 
     def index_values(self, operand: str, index: Any) -> np.ndarray:
-        """The run-time indices of an access, as int64."""
+        """Returns the run-time indices of an access, as int64."""
         if isinstance(index, VirtualRegister):
             return np.array([index.read()], np.int64)
         if isinstance(index, NkiTensor):
@@ -273,7 +281,7 @@ class Step:
         """Reports the elements of an operand that were never written.
 
         Raises:
-          UninitializedReadError: unless the run only collects findings.
+          UninitializedReadError: the option `uninitialized` is "error".
         """
         storage = tensor.storage
         assert storage is not None
@@ -293,7 +301,7 @@ class Step:
         self.core.machine.report("uninitialized", message)
 
     def note_access(self, operand: str, tensor: NkiTensor, is_write: bool) -> None:
-        """Records an access that was made by other means."""
+        """Records an access that was not made by a method of this class."""
         storage, place = self._resolve(operand, tensor)
         self.note(operand, tensor, storage, place, dtypes.info(tensor.dtype), is_write)
 
@@ -308,7 +316,7 @@ class Step:
         rows: np.ndarray | None = None,
         digest: bytes | None = None,
     ) -> None:
-        """Records an access, and that the allocation is in use."""
+        """Records an access, and extends the lifetime of the allocation."""
         if self.core.loops.scope or storage.scope:
             self._check_scope(operand, tensor, storage, is_write)
         index = self.core.instruction_count - 1
@@ -374,7 +382,7 @@ class Step:
         storage.reading_loop = loop
 
     def check_spaces(self, allowed: Sequence[str], **tensors: Any) -> None:
-        """Checks in which memories the operands are."""
+        """Checks that the operands are in one of the allowed memories."""
         for operand, tensor in tensors.items():
             if not isinstance(tensor, NkiTensor):
                 if tensor is None:
@@ -388,8 +396,10 @@ class Step:
                 )
 
     def check_compute(self, **tensors: NkiTensor | None) -> None:
-        """Checks what every compute engine asks of its tensors: in SBUF or PSUM, and the rules of
-        the start partition and of the access pattern."""
+        """Checks the operands of a compute engine.
+
+        They must be in SBUF or PSUM, and follow the rules for start partition and access pattern.
+        """
         for operand, tensor in tensors.items():
             if tensor is None:
                 continue
@@ -399,8 +409,11 @@ class Step:
             self.check_pattern(operand, tensor)
 
     def check_start_partition(self, operand: str, tensor: NkiTensor) -> None:
-        """An access of more than 64 partitions starts at 0, of 33 to 64 at 0 or 64, of up to 32
-        at 0, 32, 64 or 96 (AWS architecture guide, cross-partition connectivity)."""
+        """Checks the start partition.
+
+        An access of more than 64 partitions starts at 0, an access of 33 to 64 at 0 or 64, and an
+        access of up to 32 at 0, 32, 64 or 96 (architecture guide, cross-partition connectivity).
+        """
         count = tensor.shape[0]
         start = tensor.partition_start
         if start == 0:
@@ -414,7 +427,7 @@ class Step:
             )
 
     def check_pattern(self, operand: str, tensor: NkiTensor) -> None:
-        """An access has at most 4 free dimensions, whose sizes and strides fit in 16 bits."""
+        """Checks that there are at most 4 free dimensions, with sizes and strides of 16 bits."""
         if len(tensor.shape) <= 2 and tensor.shape[-1] < _PATTERN_FIELD_LIMIT:
             return
         dims = _merged_free_dims(tensor)
@@ -466,7 +479,7 @@ class Step:
                 self.fail(f"{operand} must be of {' or '.join(allowed)}, got {tensor.dtype}")
 
     def check_engine(self, engine: Any, allowed: Sequence[str], default: str) -> tuple[str, bool]:
-        """The engine an instruction runs on, and whether the caller chose it."""
+        """Returns the engine of an instruction, and whether the kernel chose it."""
         chosen = constants.member(constants.engine, engine, "engine")
         if chosen is constants.engine.unknown:
             return default, False
@@ -475,7 +488,7 @@ class Step:
         return chosen.name, True
 
     def set_engine(self, engine: str, chosen: bool) -> None:
-        """Records the engine, for instructions that find it out late."""
+        """Records the engine of an instruction that determines it late."""
         if self.instruction is not None:
             self.instruction.engine = engine
             self.instruction.engine_chosen = chosen
@@ -483,7 +496,7 @@ class Step:
     def scalar(
         self, operand: str, value: Any, data: NkiTensor, float_only: bool = True
     ) -> np.ndarray | np.float32:
-        """A scalar operand: a number, or a column of one float32 per partition of `data`."""
+        """Returns a scalar operand: a number, or a column of one float32 per partition."""
         if not isinstance(value, NkiTensor):
             if isinstance(value, VirtualRegister):
                 return np.float32(value.read())
@@ -499,7 +512,7 @@ class Step:
 
 
 def digest_of(core: Core, storage: Storage, values: np.ndarray) -> bytes | None:
-    """Fingerprint of what is written to HBM that two cores share, for the race detector."""
+    """Returns a fingerprint of values written to HBM that two cores share; else None."""
     if core.machine.lnc == 1 or storage.space != "hbm" or storage.core is not None:
         return None
     return hashlib.blake2b(values.tobytes(), digest_size=16).digest()

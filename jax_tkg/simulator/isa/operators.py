@@ -1,8 +1,8 @@
 """The operators of instructions: arithmetic and bitwise ALU operators, and activation functions.
 
-An operator is given to an instruction as a function of ``nki.language`` (``op=nl.add``); the
-tables here say what the engines compute for each. The lists are those of the tables "Supported
-Math Operators" and "Supported Activation Functions" of the NKI ISA documentation.
+A kernel passes an operator to an instruction as a function of ``nki.language`` (``op=nl.add``).
+The tables here define what the engines compute for it. They list the operators of the tables
+"Supported Math Operators" and "Supported Activation Functions" in the NKI ISA documentation.
 """
 
 import dataclasses
@@ -23,10 +23,10 @@ class Operator:
 
     Attributes:
       name: its name in ``nki.language``.
-      apply: on float32 arrays (arithmetic) or integer arrays (bitvec).
+      apply: the function on float32 arrays (arithmetic) or integer arrays (bitvec).
       arity: 1 or 2.
-      bitvec: works on bit patterns of integers.
-      reducer: the NumPy ufunc that reduces an axis, if the operator may be reduced.
+      bitvec: whether it works on the bit patterns of integers.
+      reducer: the NumPy ufunc that reduces an axis; None if the operator cannot reduce.
       identity: the value that a reduction starts from.
     """
 
@@ -108,12 +108,12 @@ _ALIASES = {"max": "maximum", "min": "minimum", "sum": "add", "prod": "multiply"
 
 
 def operator_name(op: Any) -> str:
-    """The name of an operator given as a function of ``nki.language``."""
+    """Returns the name of an operator, given as a function of ``nki.language``."""
     return getattr(op, "__name__", str(op)).rstrip("_")
 
 
 def operator(op: Any, instruction: str, argument: str) -> Operator:
-    """The ALU operator of a function.
+    """Returns the ALU operator for a function of ``nki.language``.
 
     Raises:
       NkiValidationError: there is none.
@@ -134,9 +134,9 @@ class Activation:
 
     Attributes:
       name: its name in ``nki.language``.
-      apply: on float32 arrays.
+      apply: the function on float32 arrays.
       low, high: the documented valid input range.
-      symmetric: the range is that of the magnitude.
+      symmetric: whether the range applies to the magnitude.
     """
 
     name: str
@@ -242,7 +242,7 @@ ACTIVATIONS = {
 
 
 def activation_function(op: Any, instruction: str) -> Activation:
-    """The Scalar Engine's function of an ``nki.language`` function.
+    """Returns the activation function for a function of ``nki.language``.
 
     Raises:
       NkiValidationError: there is none.

@@ -1,5 +1,8 @@
-"""Random numbers. The hardware's generators are not reproduced, only that equal seeds give equal
-numbers of the documented distribution."""
+"""Random numbers.
+
+The simulator does not reproduce the hardware's generators. Equal seeds give equal numbers, with the
+documented distribution.
+"""
 
 from typing import Any
 
@@ -44,7 +47,7 @@ def set_rng_seed(src_seeds: NkiTensor, name: str | None = None) -> NkiInstructio
 
 
 def rand2(dst: NkiTensor, min: Any, max: Any, name: str | None = None) -> NkiInstruction:
-    """Uniform numbers of [min, max) on NeuronCore-v4."""
+    """Uniform random numbers in [min, max), on NeuronCore-v4."""
     step = Step("rand2", "vector")
     require_generation(step.core, 4, "rand2")
     step.check_compute(dst=dst)
@@ -57,7 +60,7 @@ def rand2(dst: NkiTensor, min: Any, max: Any, name: str | None = None) -> NkiIns
 
 
 def dropout(dst: NkiTensor, data: NkiTensor, prob: Any, name: str | None = None) -> NkiInstruction:
-    """Replaces elements with 0 at the given probability."""
+    """Replaces elements with 0, each with the given probability."""
     step = Step("dropout", "vector")
     step.check_compute(dst=dst, data=data)
     step.check_same_elements(data=data, dst=dst)
@@ -71,10 +74,10 @@ def dropout(dst: NkiTensor, data: NkiTensor, prob: Any, name: str | None = None)
 
 
 def rand_set_state(*args: Any, **kwargs: Any) -> NkiInstruction:
-    """The XORWOW generator's state: not simulated."""
+    """The state of the XORWOW generator, which the simulator does not implement."""
     raise errors.NotSimulatedError("nki.isa.rand_set_state (the XORWOW state) is not simulated")
 
 
 def rand_get_state(*args: Any, **kwargs: Any) -> NkiInstruction:
-    """The XORWOW generator's state: not simulated."""
+    """The state of the XORWOW generator, which the simulator does not implement."""
     raise errors.NotSimulatedError("nki.isa.rand_get_state (the XORWOW state) is not simulated")

@@ -100,7 +100,7 @@ def _bias(step: Step, bias: Any, data: NkiTensor) -> Any:
 
 
 def _check_range(step: Step, function: Activation, values: np.ndarray) -> None:
-    """Checks the documented valid input range; NaN passes through."""
+    """Checks the documented valid input range. NaN passes."""
     if np.isinf(function.low) and np.isinf(function.high):
         return
     magnitude = np.abs(values) if function.symmetric else values
@@ -122,7 +122,7 @@ def _accumulate(
     reduction: Any,
     reduce_res: NkiTensor | None,
 ) -> None:
-    """Updates the 128 reduction registers of the Scalar Engine and reads them out."""
+    """Updates and reads the 128 reduction registers of the Scalar Engine."""
     start = data.partition_start
     lanes = step.core.scalar_accumulators[start : start + data.shape[0]]
     if command in (_CMD.reset, _CMD.reset_reduce):

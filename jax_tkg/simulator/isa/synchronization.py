@@ -1,4 +1,4 @@
-"""Exchange and barriers between the two cores of a logical core, and registers."""
+"""Barriers and exchanges between the two cores of a logical core, and registers."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from jax_tkg.simulator.memory.addressing import VirtualRegister
 from jax_tkg.simulator.memory.storage import MemoryRegion
 from jax_tkg.simulator.memory.tensor import NkiTensor
 
-# Bytes per partition that the GpSimd Engine's own DMA moves at most, by bytes per element.
+# Largest number of bytes per partition that the DMA of the GpSimd Engine moves, by element size.
 _GPSIMD_DMA_BYTES = {4: 1024, 2: 512, 1: 256}
 
 
@@ -30,7 +30,7 @@ def core_barrier(
     engine: Any = constants.engine.gpsimd,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Both cores wait for each other: what they did to `data` before is seen after."""
+    """Makes the two cores wait for each other. Earlier writes to `data` are visible afterwards."""
     step = Step("core_barrier", "gpsimd")
     core = step.core
     require_generation(core, 3, "core_barrier")
@@ -75,7 +75,7 @@ def sendrecv(
     dma_engine: Any = constants.dma_engine.dma,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Sends `src` to the other core's `dst` and receives its `src` into this `dst`."""
+    """Sends `src` to the other core, and receives the other core's `src` into `dst`."""
     step = Step("sendrecv", "dma")
     core = step.core
     require_generation(core, 3, "sendrecv")
@@ -117,7 +117,7 @@ _Sent = tuple[np.ndarray, np.ndarray | None, int, int, str]
 
 
 def _exchange(brought: list[_Sent]) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """What each core receives, and which elements of it are written."""
+    """Returns the values that each core receives, and which of them are written."""
     received = []
     for core, (mine, _, _, source, dtype) in enumerate(brought):
         theirs, written, target, _, their_dtype = brought[source]
@@ -135,7 +135,7 @@ def _exchange(brought: list[_Sent]) -> list[tuple[np.ndarray, np.ndarray | None]
 
 
 def register_alloc(x: Any = None) -> VirtualRegister:
-    """A register, optionally initialised."""
+    """Returns a new register, optionally with a value."""
     register = VirtualRegister()
     if isinstance(x, NkiTensor):
         register_load(register, x)
@@ -145,12 +145,12 @@ def register_alloc(x: Any = None) -> VirtualRegister:
 
 
 def register_move(dst: VirtualRegister, src: Any) -> None:
-    """Puts a constant or another register's value into a register."""
+    """Writes a constant or the value of another register to a register."""
     dst.value = src.read() if isinstance(src, VirtualRegister) else int(src)
 
 
 def register_load(dst: VirtualRegister, src: NkiTensor) -> None:
-    """Puts the one element of a tensor into a register."""
+    """Writes the only element of a tensor to a register."""
     step = Step("register_load", "sync")
     step.check_spaces(("hbm", "sbuf"), src=src)
     if src.size != 1:
@@ -159,7 +159,7 @@ def register_load(dst: VirtualRegister, src: NkiTensor) -> None:
 
 
 def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
-    """Writes a register to the one element of a tensor."""
+    """Writes the value of a register to the only element of a tensor."""
     step = Step("register_store", "sync")
     step.check_spaces(("hbm", "sbuf"), dst=dst)
     if dst.size != 1:
@@ -168,10 +168,10 @@ def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
 
 
 def get_nc_version() -> constants.nc_version:
-    """The NeuronCore version of the target."""
+    """Returns the NeuronCore version of the target."""
     return constants.nc_version(current_core().target.generation)
 
 
 def get_nc_sub_version() -> int:
-    """The silicon revision; 0, the first."""
+    """Returns the silicon revision: 0, the first one."""
     return 0

@@ -26,7 +26,7 @@ _PREDICATE_DTYPES = ("uint8", "uint16", "uint32", "bool")
 
 
 def _check_gpsimd(step: Step, engine: str, **tensors: Any) -> None:
-    """The GpSimd Engine cannot access PSUM."""
+    """Checks that no operand of the GpSimd Engine is in PSUM, which it cannot access."""
     if engine != "gpsimd":
         return
     for operand, tensor in tensors.items():
@@ -37,7 +37,7 @@ def _check_gpsimd(step: Step, engine: str, **tensors: Any) -> None:
 def tensor_copy(
     dst: NkiTensor, src: NkiTensor, engine: Any = _UNKNOWN, name: str | None = None
 ) -> NkiInstruction:
-    """Copies within on-chip memory: exact if the dtypes are equal, else through float32."""
+    """Copies within on-chip memory: bit-exact if the dtypes are equal, else through float32."""
     step = Step("tensor_copy", "vector")
     chosen, given = step.check_engine(engine, ("vector", "scalar", "gpsimd"), "vector")
     step.set_engine(chosen, given)
@@ -86,7 +86,7 @@ def tensor_copy_predicated(
     reverse_pred: bool = False,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Copies `src` where `predicate` is non-zero, and leaves the rest of `dst`."""
+    """Copies `src` to `dst` where `predicate` is non-zero. The rest of `dst` is unchanged."""
     step = Step("tensor_copy_predicated", "vector")
     step.check_compute(dst=dst, predicate=predicate)
     step.check_same_elements(dst=dst, predicate=predicate)
@@ -143,7 +143,7 @@ def tensor_tensor(
         left, right = step.read_rows("data1", data1), step.read_rows("data2", data2)
         step.write("dst", dst, found.apply(left, right))
     elif integers and chosen == "gpsimd" and found.name != "power":
-        # The GpSimd Engine computes 32-bit integers natively, exact modulo 2^32.
+        # The GpSimd Engine computes 32-bit integers exactly, modulo 2^32.
         left = step.read_rows("data1", data1).astype(np.int64)
         right = step.read_rows("data2", data2).astype(np.int64)
         result = np.asarray(found.apply(left, right)).astype(np.int64)
@@ -299,8 +299,10 @@ def reciprocal(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiI
 def nc_stream_shuffle(
     dst: NkiTensor, src: NkiTensor, shuffle_mask: Sequence[int], name: str | None = None
 ) -> NkiInstruction:
-    """Moves partitions within each quadrant of 32: output partition i takes input
-    ``shuffle_mask[i]``, and 255 leaves it."""
+    """Moves partitions within each quadrant of 32.
+
+    Output partition i takes input partition ``shuffle_mask[i]``; 255 leaves it unchanged.
+    """
     step = Step("nc_stream_shuffle", "vector")
     mask = [int(m) for m in shuffle_mask]
     if len(mask) != QUADRANT:

@@ -1,4 +1,4 @@
-"""Vector Engine instructions that reduce or scan, several of them over its 128 accumulators."""
+"""Vector Engine instructions that reduce or scan, some of them with its 128 accumulators."""
 
 from typing import Any
 
@@ -22,7 +22,7 @@ _COMPARISONS = ("equal", "less", "less_equal", "greater", "greater_equal")
 def _start(
     step: Step, command: constants.reduce_cmd, op: Operator, data: NkiTensor, initial: Any
 ) -> np.ndarray:
-    """The accumulators' values that an instruction starts from, one per partition of `data`."""
+    """Returns the initial values of the accumulators, one per partition of `data`."""
     start = data.partition_start
     lanes = step.core.vector_accumulators[start : start + data.shape[0]]
     if command is _CMD.reset_reduce:
@@ -63,7 +63,7 @@ def tensor_scalar_reduce(
     reduce_res_negate: bool = False,
     name: str | None = None,
 ) -> NkiInstruction:
-    """``dst = data op0 operand0`` and a reduction of it over the free elements."""
+    """``dst = data op0 operand0``, and the reduction of `dst` over its free elements."""
     step = Step("tensor_scalar_reduce", "vector")
     command = constants.member(_CMD, reduce_cmd, "reduce_cmd")
     if reverse0:
@@ -98,7 +98,7 @@ def tensor_scalar_cumulative(
     reduce_cmd: Any = _CMD.reset_reduce,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Running ``op1`` over ``src op0 imm0``."""
+    """Running reduction by ``op1`` over ``src op0 imm0``."""
     step = Step("tensor_scalar_cumulative", "vector")
     command = constants.member(_CMD, reduce_cmd, "reduce_cmd")
     first = arithmetic(step, op0, "op0")
@@ -164,7 +164,7 @@ def range_select(
     on_false_value: float = FP32_MIN,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Keeps elements whose index lies between two bounds per partition, with a running maximum."""
+    """Keeps the elements whose index lies between two bounds, and their maximum, per partition."""
     step = Step("range_select", "vector")
     require_generation(step.core, 3, "range_select")
     command = constants.member(_CMD, reduce_cmd, "reduce_cmd")

@@ -28,7 +28,7 @@ def _check_searched(step: Step, operand: str, tensor: NkiTensor) -> None:
 
 
 def max8(dst: NkiTensor, src: NkiTensor, name: str | None = None) -> NkiInstruction:
-    """The 8 largest values of each partition, descending."""
+    """Writes the 8 largest values of each partition, in descending order."""
     step = Step("max8", "vector")
     step.check_compute(dst=dst, src=src)
     step.check_same_partitions(src=src, dst=dst)
@@ -42,7 +42,7 @@ def max8(dst: NkiTensor, src: NkiTensor, name: str | None = None) -> NkiInstruct
 def nc_find_index8(
     dst: NkiTensor, data: NkiTensor, vals: NkiTensor, name: str | None = None
 ) -> NkiInstruction:
-    """Index of each of 8 values; equal values take successive occurrences."""
+    """Writes the index of each of 8 values. Equal values get successive occurrences."""
     step = Step("nc_find_index8", "vector")
     step.check_compute(dst=dst, data=data, vals=vals)
     step.check_same_partitions(data=data, vals=vals, dst=dst)
@@ -73,7 +73,7 @@ def nc_match_replace8(
     dst_idx: NkiTensor | None = None,
     name: str | None = None,
 ) -> NkiInstruction:
-    """Replaces the first occurrence of each of 8 values; equal values are taken from the last."""
+    """Replaces the first occurrence of each of 8 values. Equal values are taken from the last."""
     step = Step("nc_match_replace8", "vector")
     step.check_compute(dst=dst, data=data, vals=vals)
     step.check_same_elements(data=data, dst=dst)
@@ -103,7 +103,7 @@ def nc_match_replace8(
 
 
 def bn_stats(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiInstruction:
-    """Count, mean and variance * count of the even and of the odd elements."""
+    """Writes count, mean and variance * count, of the even and of the odd elements."""
     step = Step("bn_stats", "vector")
     step.check_compute(dst=dst, data=data)
     step.check_same_partitions(data=data, dst=dst)
@@ -124,7 +124,7 @@ def bn_stats(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiIns
 
 
 def bn_aggr(dst: NkiTensor, data: NkiTensor, name: str | None = None) -> NkiInstruction:
-    """Mean and variance from (count, mean, variance * count) triples."""
+    """Combines (count, mean, variance * count) triples into mean and variance."""
     step = Step("bn_aggr", "vector")
     step.check_compute(dst=dst, data=data)
     step.check_same_partitions(data=data, dst=dst)

@@ -1,4 +1,4 @@
-"""``nki.language``: dtypes, tensors and tile functions, executed at once on NumPy."""
+"""``nki.language``: dtypes, tensors and tile functions, which NumPy executes immediately."""
 
 from jax_tkg.simulator.language.create import (
     copy,

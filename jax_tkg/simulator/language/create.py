@@ -1,4 +1,4 @@
-"""Making tensors, and moving them between HBM and SBUF."""
+"""Creates tensors, and moves them between HBM and SBUF."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -65,12 +65,12 @@ class _TileSize(NKIObject):
 
     @property
     def total_available_sbuf_size(self) -> int:
-        """Usable bytes of an SBUF partition, under its older name."""
+        """The older name of `sbuf_fmax_bytes`."""
         return self.sbuf_fmax_bytes
 
 
-# How much of an SBUF partition kernels may use is not published. This leaves 16 KiB, so that what
-# is sized by it fits also if the compiler keeps some; AWS's kernels use up to 200 of 224 KiB.
+# AWS does not publish how much of an SBUF partition a kernel may use. With 16 KiB reserved, a tile
+# of this size fits even if the compiler keeps some; AWS's kernels use up to 200 of 224 KiB.
 _RESERVED_SBUF_BYTES = 16 * KIB
 
 tile_size = _TileSize()
@@ -83,14 +83,15 @@ def ndarray(
     name: str | None = "",
     address: tuple[int, int] | None = None,
 ) -> NkiTensor:
-    """A new tensor with undefined contents.
+    """Returns a new tensor with undefined contents.
 
     Args:
       shape: sizes; on chip, dimension 0 is the partition.
       dtype: NKI dtype.
       buffer: memory region.
-      name: debug name; names a shared HBM tensor for both cores of a rank.
-      address: (partition, byte in the partition), to place an on-chip tensor.
+      name: debug name; for shared HBM, the name by which both cores of a rank find the tensor.
+      address: (partition, byte in the partition) of an on-chip tensor; None: the compiler places
+        it.
 
     Raises:
       NkiValidationError: the shape or address does not fit the memory.
@@ -147,7 +148,7 @@ def full(
     if tensor.on_chip:
         isa.memset(tensor, fill_value)
         return tensor
-    # HBM is filled by DMA from a constant that repeats.
+    # A DMA fills HBM from one element, with stride 0.
     constant = ndarray((1, 1), dtype, sbuf)
     isa.memset(constant, fill_value)
     isa.dma_copy(tensor, constant.ap([[1, 1], [0, tensor.size]]))
@@ -202,7 +203,7 @@ def copy(x: NkiTensor, dtype: Any = None) -> NkiTensor:
 
 
 def shared_constant(constant: Any) -> NkiTensor:
-    """A tensor in shared HBM with constant data, from an array or the path of a .npy file."""
+    """Returns a tensor in shared HBM with the data of an array or of a .npy file."""
     array = np.ascontiguousarray(np.load(constant) if isinstance(constant, str) else constant)
     storage = current_core().memory.adopt_input("constant", array)
     return NkiTensor(array.shape, dtypes.info(array.dtype).name, storage, shared_hbm, "constant")
@@ -217,7 +218,7 @@ def shared_identity_matrix(n: int, dtype: Any = "uint8", dst: NkiTensor | None =
 
 
 def rand(shape: Sequence[int], dtype: Any, buffer: Any = sbuf, name: str = "") -> NkiTensor:
-    """A new tensor of uniform random numbers of [0, 1)."""
+    """Returns a new tensor of uniform random numbers in [0, 1)."""
     tensor = ndarray(shape, dtype, buffer, name)
     bits = ndarray(shape, "uint16", sbuf)
     isa.rng(bits)
@@ -225,7 +226,7 @@ def rand(shape: Sequence[int], dtype: Any, buffer: Any = sbuf, name: str = "") -
     return tensor
 
 
-# Operators are recognised by name, so this needs no import of the module that defines them.
+# Instructions identify operators by name. A function here would need an import from above.
 _multiply = "multiply"
 
 
@@ -235,5 +236,5 @@ def random_seed(seed: NkiTensor) -> None:
 
 
 def device_print(print_prefix: str, tensor: NkiTensor) -> None:
-    """Prints a tensor's values."""
+    """Prints the values of a tensor."""
     print(f"{print_prefix} [{current_core()}] {tensor!r}\n{tensor.numpy()}")

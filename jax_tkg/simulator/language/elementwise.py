@@ -1,4 +1,4 @@
-"""Element-wise functions of ``nki.language``; each also names the operator for ``op=``."""
+"""Element-wise functions of ``nki.language``. Each also serves as the operator in ``op=``."""
 
 import math
 from typing import Any
@@ -9,7 +9,7 @@ from jax_tkg.simulator.memory.tensor import NkiTensor
 
 
 def _binary(name: str, x: Any, y: Any, dtype: Any) -> NkiTensor:
-    """``x op y`` into a new SBUF tile: tensor_tensor, or tensor_scalar with a number or column."""
+    """Computes ``x op y`` in a new SBUF tile; y may be a number or a column."""
     if not isinstance(x, NkiTensor) and not isinstance(y, NkiTensor):
         raise TypeError(f"nl.{name}: at least one of x, y must be a tile, got {x!r} and {y!r}")
     if not isinstance(x, NkiTensor):
@@ -126,17 +126,17 @@ def greater_equal(x: Any, y: Any, dtype: Any = None) -> NkiTensor:
 
 
 def bitwise_and(x: Any, y: Any, dtype: Any = None) -> NkiTensor:
-    """Bitwise and of integers."""
+    """Bitwise AND of integers."""
     return _binary("bitwise_and", x, y, dtype)
 
 
 def bitwise_or(x: Any, y: Any, dtype: Any = None) -> NkiTensor:
-    """Bitwise or of integers."""
+    """Bitwise OR of integers."""
     return _binary("bitwise_or", x, y, dtype)
 
 
 def bitwise_xor(x: Any, y: Any, dtype: Any = None) -> NkiTensor:
-    """Bitwise exclusive or of integers."""
+    """Bitwise exclusive OR of integers."""
     return _binary("bitwise_xor", x, y, dtype)
 
 
@@ -146,32 +146,32 @@ def left_shift(x: Any, y: Any, dtype: Any = None) -> NkiTensor:
 
 
 def right_shift(x: Any, y: Any, dtype: Any = None) -> NkiTensor:
-    """x shifted right by y bits, zeros coming in."""
+    """x shifted right by y bits, filled with zeros."""
     return _binary("right_shift", x, y, dtype)
 
 
 def logical_and(x: Any, y: Any, dtype: Any = None) -> NkiTensor:
-    """Logical and."""
+    """Logical AND."""
     return _binary("logical_and", x, y, dtype)
 
 
 def logical_or(x: Any, y: Any, dtype: Any = None) -> NkiTensor:
-    """Logical or."""
+    """Logical OR."""
     return _binary("logical_or", x, y, dtype)
 
 
 def logical_xor(x: Any, y: Any, dtype: Any = None) -> NkiTensor:
-    """Logical exclusive or."""
+    """Logical exclusive OR."""
     return _binary("logical_xor", x, y, dtype)
 
 
 def logical_not(x: NkiTensor, dtype: Any = None) -> NkiTensor:
-    """Logical not of 0 and 1."""
+    """Logical NOT of 0 and 1."""
     return _binary("logical_xor", x, 1.0, dtype)
 
 
 def invert(x: NkiTensor, dtype: Any = None) -> NkiTensor:
-    """Bitwise not of integers."""
+    """Bitwise NOT of integers."""
     out = ndarray(x.shape, dtype or x.dtype)
     isa.tensor_scalar(out, x, "invert", None)
     return out
@@ -238,7 +238,7 @@ def gelu_dx(x: NkiTensor, dtype: Any = None) -> NkiTensor:
 
 
 def gelu_apprx_tanh(x: NkiTensor, dtype: Any = None) -> NkiTensor:
-    """GELU by tanh."""
+    """GELU in its tanh approximation."""
     return _unary("gelu_apprx_tanh", x, dtype)
 
 
@@ -332,13 +332,13 @@ def tan(x: NkiTensor, dtype: Any = None) -> NkiTensor:
 
 
 def trunc(x: NkiTensor, dtype: Any = None) -> NkiTensor:
-    """Rounds towards 0: the magnitude less its remainder by 1, with the sign of x."""
+    """Rounds toward 0: the magnitude minus its remainder by 1, with the sign of x."""
     remainder = fmod(x, 1.0, "float32")
     return subtract(x, remainder, dtype or x.dtype)
 
 
 def floor(x: NkiTensor, dtype: Any = None) -> NkiTensor:
-    """Rounds down: x less its remainder by 1, which has the sign of 1."""
+    """Rounds down: x minus its remainder by 1, which is not negative."""
     remainder = mod(x, 1.0, "float32")
     return subtract(x, remainder, dtype or x.dtype)
 
@@ -369,7 +369,7 @@ def where(condition: NkiTensor, x: Any, y: Any, dtype: Any = None) -> NkiTensor:
 
 
 def dropout(x: NkiTensor, rate: Any, dtype: Any = None) -> NkiTensor:
-    """Zeroes elements at a probability."""
+    """Replaces elements with 0, each with probability `rate`."""
     out = ndarray(x.shape, x.dtype)
     isa.dropout(out, x, rate)
     if dtype is None or dtype == x.dtype:
@@ -380,15 +380,15 @@ def dropout(x: NkiTensor, rate: Any, dtype: Any = None) -> NkiTensor:
 
 
 def prelu(*args: Any, **kwargs: Any) -> NkiTensor:
-    """Names the PReLU activation for ``activate2``."""
+    """The PReLU activation, as an operator of ``activate2`` only."""
     raise TypeError("nl.prelu only names an activation function; call nki.isa.activate2")
 
 
 def bypass(*args: Any, **kwargs: Any) -> NkiTensor:
-    """Names the operator that passes data through."""
+    """The operator that passes data through."""
     raise TypeError("nl.bypass only names an operator for an nki.isa instruction")
 
 
 def average(*args: Any, **kwargs: Any) -> NkiTensor:
-    """Names the mean for ``tensor_partition_reduce``."""
+    """The mean, as an operator of ``tensor_partition_reduce`` only."""
     raise TypeError("nl.average only names an operator for nki.isa.tensor_partition_reduce")

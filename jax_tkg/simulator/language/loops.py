@@ -1,4 +1,4 @@
-"""Loops, and what a program knows of its place in the launch grid."""
+"""Loops, and the place of a program in the launch grid."""
 
 import contextlib
 from collections.abc import Callable, Iterator
@@ -19,17 +19,17 @@ def ds(start: Any, size: int) -> DynamicSlice:
 
 
 def affine_range(start: int, stop: int | None = None, step: int = 1) -> range:
-    """``range``, under its older name."""
+    """An older name of ``range``."""
     return range(start) if stop is None else range(start, stop, step)
 
 
 def sequential_range(start: int, stop: int | None = None, step: int = 1) -> range:
-    """``range``, under its older name."""
+    """An older name of ``range``."""
     return affine_range(start, stop, step)
 
 
 def static_range(start: int, stop: int | None = None, step: int = 1) -> range:
-    """``range``, under its older name."""
+    """An older name of ``range``."""
     return affine_range(start, stop, step)
 
 
@@ -134,7 +134,7 @@ def _place() -> str:
 
 @contextlib.contextmanager
 def no_reorder() -> Iterator[None]:
-    """Program order within the block, which the simulator always keeps.
+    """Keeps program order within the block. The simulator always does.
 
     A loop on the device cannot stand in the block.
     """
@@ -148,7 +148,7 @@ def no_reorder() -> Iterator[None]:
 
 
 def program_id(axis: int = 0) -> int:
-    """This core's place in the grid.
+    """Returns the index of this core in the grid.
 
     Raises:
       ValueError: there is no such axis.
@@ -160,7 +160,7 @@ def program_id(axis: int = 0) -> int:
 
 
 def num_programs(axes: Any = 0) -> int:
-    """Cores in the grid.
+    """Returns the number of cores in the grid.
 
     Raises:
       ValueError: there is no such axis.
@@ -171,5 +171,5 @@ def num_programs(axes: Any = 0) -> int:
 
 
 def program_ndim() -> int:
-    """Dimensions of the launch grid: 0 for a single core, else 1."""
+    """Returns the number of dimensions of the grid: 0 for a single core, else 1."""
     return current_core().machine.grid_ndim

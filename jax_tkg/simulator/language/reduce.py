@@ -1,4 +1,4 @@
-"""Reductions, normalisations and matrix functions of ``nki.language``."""
+"""Reductions, normalizations and matrix functions of ``nki.language``."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -47,7 +47,7 @@ def prod(x: NkiTensor, axis: Any, dtype: Any = None, keepdims: bool = False) -> 
 
 
 def all(x: NkiTensor, axis: Any, dtype: Any = None) -> NkiTensor:
-    """Logical and over free dimensions."""
+    """Logical AND over free dimensions."""
     return _reduce("logical_and", x, axis, dtype, False)
 
 
@@ -64,7 +64,7 @@ def mean(x: NkiTensor, axis: Any, dtype: Any = None, keepdims: bool = False) -> 
 
 
 def var(x: NkiTensor, axis: Any, dtype: Any = None, keepdims: bool = False) -> NkiTensor:
-    """Variance over free dimensions; the reduced ones keep size 1, as in NKI."""
+    """Variance over free dimensions, which keep size 1, as in NKI."""
     axes = _axes(x, axis)
     average = mean(x, axis, "float32", keepdims=True)
     for a in axes:
@@ -124,7 +124,7 @@ def expand_dims(x: NkiTensor, axis: int) -> NkiTensor:
 
 
 def broadcast_to(x: NkiTensor, shape: Sequence[int], dtype: Any = None) -> NkiTensor:
-    """Broadcasts dimensions of size 1; partitions are repeated by copies."""
+    """Broadcasts dimensions of size 1. Partitions are copied."""
     target = tuple(shape)
     if len(target) != x.ndim or any(a not in (1, b) for a, b in zip(x.shape, target, strict=True)):
         raise ValueError(f"broadcast_to: shape {target} is no broadcast of {x.shape}")
@@ -151,7 +151,7 @@ def transpose(x: NkiTensor, dtype: Any = None) -> NkiTensor:
 
 
 def matmul(x: NkiTensor, y: NkiTensor, transpose_x: bool = False) -> NkiTensor:
-    """``x @ y``, or ``x.T @ y`` for a transposed x, in PSUM."""
+    """``x @ y`` in PSUM; ``x.T @ y`` if `transpose_x`."""
     stationary = x
     if not transpose_x:
         flipped = transpose(x)

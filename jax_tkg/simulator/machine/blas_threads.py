@@ -1,4 +1,4 @@
-"""NumPy's linear algebra on one thread while kernels are simulated."""
+"""Limits NumPy's linear algebra to one thread during a simulation."""
 
 import contextlib
 import threading
@@ -11,13 +11,13 @@ _limiting = threading.Lock()
 
 @contextlib.contextmanager
 def one_blas_thread() -> Iterator[None]:
-    """Keeps BLAS from dividing products over threads.
+    """Keeps BLAS from splitting matrix products across threads.
 
-    The cores of a run are threads already, and their products are small: more threads for each
-    only wait for one another, and a run takes several times as long.
+    Each simulated core already is a thread, and its products are small. With more threads for each
+    product, the threads wait for one another and a run takes several times as long.
 
-    The limit holds for the process. Of runs that overlap the first sets it and takes it back, for
-    a later one would remember the limit as what was there before.
+    The limit applies to the whole process. When runs overlap, the first one sets and resets it; a
+    later run would restore the limit of 1 that it found.
     """
     if not _limiting.acquire(blocking=False):
         yield

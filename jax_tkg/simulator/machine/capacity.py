@@ -1,9 +1,9 @@
-"""Whether the tensors that are alive together fit in SBUF and PSUM.
+"""Checks that the tensors that are alive at the same time fit in SBUF and PSUM.
 
-A tensor without an address is placed by the compiler, which can reuse its bytes outside its life:
-from its first write to its last use in program order. So the sum of the live ones, plus the bytes
-covered by live tensors at explicit addresses, must fit at every instruction. This is the least
-that any placement needs; a real compiler may need more.
+A tensor is alive from its first write to its last use in program order. The compiler places tensors
+without an address, and can reuse their bytes outside that time. So at every instruction the sizes
+of these live tensors, plus the bytes that live tensors at explicit addresses cover, must fit. This
+is a lower bound of what any placement needs; a real compiler may need more.
 """
 
 import heapq
@@ -32,7 +32,7 @@ def check(machine: Machine) -> None:
 
 
 def peak_bytes(core: Core, space: str) -> int:
-    """The most bytes per partition of SBUF or PSUM that live tensors need at one time."""
+    """Returns the largest number of bytes per partition that live tensors need at one time."""
     return _peak(core, space)[0]
 
 

@@ -1,4 +1,4 @@
-"""The simulated machine: ranks, cores, and which core the current thread is."""
+"""The simulated machine: ranks, cores, and the core of the current thread."""
 
 import dataclasses
 import threading
@@ -19,18 +19,17 @@ class Options:
     """What a run checks and keeps.
 
     Attributes:
-      record: give the instruction stream back.
-      uninitialized: what a read of never-written bytes does: "error", "report" (a finding in the
-        result, the run goes on) or "ignore" (the bytes are not tracked at all).
-      races: what unordered conflicting accesses of two cores do: "error", "report" or "ignore".
-      core_barriers: what conflicting accesses of two cores do that no core barrier separates, as
-        under `enable_core_barrier_checker()` of a kernel: "error", "report" or "ignore".
-      ordering: what orders the two cores of a rank at a meeting: "program", all that stands before
-        it, or "dependencies", only what it depends on: the compiler may start the rest later.
-      capacity: what tensors that do not fit in SBUF or PSUM do: "error", "report" or "ignore".
-
-    A read of a tensor whose bytes another one at an overlapping address has overwritten counts as
-    uninitialized.
+      record: whether to return the instruction stream.
+      uninitialized: reads of bytes that were never written: "error", "report" (adds a finding to
+        the result and goes on) or "ignore" (does not track the bytes). A read of bytes that a
+        tensor at an overlapping address has overwritten counts as such a read.
+      races: conflicting accesses of two cores that nothing orders: "error", "report" or "ignore".
+      core_barriers: conflicting accesses of two cores without a core barrier between them, as
+        under a kernel's `enable_core_barrier_checker()`: "error", "report" or "ignore".
+      ordering: which earlier instructions a meeting of the two cores of a rank waits for:
+        "program" (all of them) or "dependencies" (those that it depends on; the compiler may start
+        the others later).
+      capacity: tensors that do not fit in SBUF or PSUM: "error", "report" or "ignore".
     """
 
     record: bool = True
@@ -51,13 +50,13 @@ class Options:
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """Something wrong that a run was asked to report, and not to stop at.
+    """A problem that a run reports instead of stopping.
 
     Attributes:
-      kind: "uninitialized", "race", "core_barrier" or "capacity"; or, for what is never an error,
-        "overflow" (finite values became infinity or NaN in a float8 format) and "device_loop" (a
+      kind: "uninitialized", "race", "core_barrier" or "capacity"; or a kind that is never an error:
+        "overflow" (finite values became infinity or NaN in a float8 format) or "device_loop" (a
         construct that one release of the compiler was reported to refuse in a loop).
-      message: what, where.
+      message: the problem and its source line.
     """
 
     kind: str
@@ -87,7 +86,7 @@ class Core:
         return self.machine.target
 
     def occurrence(self, key: Any) -> int:
-        """How often this core asked with this key before: 0, 1, 2, ..."""
+        """Returns the number of earlier calls of this core with this key: 0, 1, 2, ..."""
         count = self._occurrences.get(key, 0)
         self._occurrences[key] = count + 1
         return count
@@ -122,14 +121,14 @@ class Machine:
         self.findings: list[Finding] = []
 
     def report(self, kind: str, message: str) -> None:
-        """Keeps a finding, once."""
+        """Adds a finding, unless it is known already."""
         finding = Finding(kind, message)
         with self._lock:
             if finding not in self.findings:
                 self.findings.append(finding)
 
     def record(self) -> Record:
-        """The instruction streams so far; empty if the caller wanted none."""
+        """Returns the instruction streams so far; empty ones if the options ask for no record."""
         keep = self.options.record
         streams = {key: core.instructions if keep else [] for key, core in self.cores.items()}
         return Record(self.target.name, self.lnc, self.ranks, streams)
@@ -139,7 +138,7 @@ _current = threading.local()
 
 
 def current_core() -> Core:
-    """The core whose program this thread executes.
+    """Returns the core whose program this thread executes.
 
     Raises:
       RuntimeError: no kernel is running in this thread.
@@ -154,12 +153,12 @@ def current_core() -> Core:
 
 
 def running_core() -> Core | None:
-    """The core whose program this thread executes, or None outside a kernel."""
+    """Returns the core whose program this thread executes, or None outside a kernel."""
     return getattr(_current, "core", None)
 
 
 def set_current_core(core: Core | None) -> None:
-    """Makes this thread execute the program of `core` (None: of no core)."""
+    """Sets the core whose program this thread executes; None: no core."""
     _current.core = core
 
 

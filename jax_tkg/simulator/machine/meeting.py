@@ -1,9 +1,9 @@
 """Meeting points of simulated cores: barriers, exchanges and collectives.
 
-Every core is a thread. A meeting is named by a key that all its participants compute alike; the
-last to arrive combines what they brought, in the order of the participants, so the outcome never
-depends on the timing of threads. When every core still running waits, none can ever arrive, and
-the wait ends with an error at once: no time limit is needed.
+Every core is a thread. All participants of a meeting compute the same key. The last one to arrive
+combines their contributions in the order of the participants, so the outcome never depends on the
+timing of threads. When every core that still runs is waiting, no core can ever arrive; the wait
+then ends with an error at once, without a time limit.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ Participant = tuple[int, int]
 
 
 def describe_participant(participant: Participant) -> str:
-    """The rank and core of a participant, in words."""
+    """Describes the rank and core of a participant, for messages."""
     return f"rank {participant[0]} core {participant[1]}"
 
 
@@ -32,7 +32,7 @@ class _Meeting:
 
 
 class MeetingBoard:
-    """Where the cores of one machine meet."""
+    """The meetings of the cores of one machine."""
 
     def __init__(self, participants: Sequence[Participant]):
         self._condition = threading.Condition()
@@ -51,15 +51,15 @@ class MeetingBoard:
         what: str,
         place: str,
     ) -> Any:
-        """Waits until all expected participants came with this key.
+        """Waits until all expected participants have arrived with this key.
 
         Args:
-          me: who calls.
-          key: names the meeting; a participant uses a key once.
-          expected: all who must come, in an order that is the same for all of them.
-          brought: what this participant contributes.
-          combine: computes the outcome from all contributions, in the order of `expected`. It is
-            called once, by the last to arrive.
+          me: the participant that calls.
+          key: identifies the meeting; a participant uses each key once.
+          expected: all participants, in the same order for each of them.
+          brought: the contribution of this participant.
+          combine: computes the outcome from all contributions, in the order of `expected`. The
+            last participant to arrive calls it, once.
           what: the operation, for messages.
           place: the source line, for messages.
 
@@ -67,8 +67,9 @@ class MeetingBoard:
           The outcome, the same object for all.
 
         Raises:
-          MissingPeerError: somebody can never come.
-          PeerMismatchError: the participants disagree about who meets, or `combine` says so.
+          MissingPeerError: a participant can never arrive.
+          PeerMismatchError: the participants expect different participants, or `combine` raised
+            the error.
           PeerFailedError: another core failed.
         """
         with self._condition:
@@ -106,7 +107,7 @@ class MeetingBoard:
             return meeting.result
 
     def leave(self, me: Participant, failure: BaseException | None = None) -> None:
-        """Says that a participant has ended, and will come to no meeting any more."""
+        """Records that a participant has ended and joins no further meeting."""
         with self._condition:
             self._running.discard(me)
             if failure is not None and self._failure is None:

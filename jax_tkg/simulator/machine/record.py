@@ -1,7 +1,7 @@
-"""The instruction stream of a run: what each core executed, on which memory.
+"""The instruction stream of a run: the instructions of each core, and the memory they access.
 
-A record is data, apart from the tensors it came from, so a scheduler can find read-after-write,
-write-after-read and write-after-write dependencies long after the run.
+A record does not refer to the tensors of the run, so a scheduler can find read-after-write,
+write-after-read and write-after-write dependencies long after it.
 """
 
 import dataclasses
@@ -11,29 +11,29 @@ import numpy as np
 
 
 class Access:
-    """One operand of one instruction: exactly which bytes of which tensor it touches.
+    """One operand of one instruction: the bytes of the tensor that it accesses.
 
     Attributes:
       operand: the name of the instruction's argument.
-      is_write: whether the instruction writes these bytes (else reads).
+      is_write: whether the instruction writes these bytes, or reads them.
       space: "sbuf", "psum" or "hbm".
-      storage: identifies the allocation; equal for all views of it, unique in the run. For a
-        shared HBM tensor both cores of a rank see the same number.
+      storage: number of the allocation; equal for all views of it, unique in the run. Both cores
+        of a rank have the same number for a shared HBM tensor.
       name: the tensor's name, or "" if it has none.
-      rank, core: whose memory it is; core is None for HBM shared by the cores of a rank.
+      rank, core: the owner of the memory; core is None for HBM that the cores of a rank share.
       address: byte address in a partition of element 0 of the allocation, for tensors placed by
         address; None where the compiler chooses the place (each such allocation is its own
         memory).
-      partition_start, partitions: the partitions touched, for SBUF and PSUM (0 and 1 in HBM).
-      byte_start, byte_end: the extent touched in each partition (in HBM: in the tensor), relative
-        to the allocation. Strided accesses may leave bytes of the extent untouched.
+      partition_start, partitions: the partitions accessed, for SBUF and PSUM (0 and 1 in HBM).
+      byte_start, byte_end: the extent accessed in each partition (in HBM: in the tensor), relative
+        to the allocation. A strided access may skip bytes of the extent.
       shape: elements per dimension.
       strides: bytes between elements per dimension, dimension 0 being the partition on chip.
       offset: byte offset of the first element (partition_start * row_bytes + byte_start on chip).
       row_bytes: bytes of the allocation in one partition (in HBM: of the whole tensor).
       dtype: NKI dtype.
-      rows: for a gather or scatter, byte offsets of dimension 0's entries, else None.
-      digest: fingerprint of what was written to HBM that two cores share, else None.
+      rows: for a gather or scatter, byte offsets of dimension 0's entries; else None.
+      digest: for a write to HBM that two cores share, a fingerprint of the values; else None.
     """
 
     __slots__ = (
@@ -87,9 +87,10 @@ class Access:
 
     @property
     def memory(self) -> tuple[str, int, int | None, int | None]:
-        """Which physical memory: two accesses can conflict only where this is equal.
+        """Identifies the physical memory: only accesses to the same memory can conflict.
 
-        Tensors placed by address share one memory per core; any other allocation is its own.
+        Tensors placed by address share one memory per core. Each other allocation is a memory of
+        its own.
         """
         return (
             self.space,
@@ -100,7 +101,7 @@ class Access:
 
     @property
     def byte_range(self) -> tuple[int, int]:
-        """First byte and one past the last, per partition, in `memory`."""
+        """First byte, and one past the last byte, in each partition of `memory`."""
         base = self.address or 0
         return base + self.byte_start, base + self.byte_end
 
@@ -121,13 +122,14 @@ class Instruction:
       engine: "tensor", "vector", "scalar", "gpsimd", "dma" or "sync".
       opcode: the name of the ``nki.isa`` or ``nki.collectives`` function; or "loop_turn" where a
         turn of a loop on the device begins, and "loop_end" behind the last.
-      rank, core: who executed it.
+      rank, core: the core that executed it.
       epoch: how many meetings (barriers, exchanges, collectives) the core had passed.
       file, line: the statement of the kernel.
       accesses: the operands in memory.
-      attributes: what else matters for timing, such as the operator or the DMA's generation mode.
-      engine_chosen: False where the caller left the engine to the compiler, and the simulator
-        filled in the one it would most likely use.
+      attributes: other properties that affect timing, such as the operator or the descriptor
+        generation mode of a DMA.
+      engine_chosen: whether the kernel chose the engine. If not, `engine` is the one that the
+        compiler would most likely choose.
     """
 
     index: int

@@ -1,1 +1,1 @@
-"""Values on and off chip: dtypes, addresses, tensors and their storage."""
+"""Memory on and off chip: dtypes, addresses, allocations and tensors."""

@@ -1,4 +1,4 @@
-"""What an address of a view can depend on: registers, slices, and values known at run time."""
+"""The parts of an address: registers, slices, and indices that are known only at run time."""
 
 import dataclasses
 from typing import Any
@@ -8,17 +8,17 @@ from jax_tkg.simulator.memory.objects import NKIObject
 
 
 class VirtualRegister(NKIObject):
-    """A scalar register: holds an int32 once written."""
+    """A scalar register. It holds an int32 once it is written."""
 
     def __init__(self, state: int | None = None, frozen: bool = False):
         self.value = state
         self.frozen = frozen
 
     def read(self) -> int:
-        """The value.
+        """Returns the value.
 
         Raises:
-          UninitializedReadError: nothing was ever put into the register.
+          UninitializedReadError: the register was never written.
         """
         if self.value is None:
             raise errors.UninitializedReadError("a register is read before anything was put in it")
@@ -48,10 +48,10 @@ class Indirection:
 
     Attributes:
       index: an SBUF tensor or a register.
-      is_vector: one index per entry of dimension 0, else one index for all.
+      is_vector: whether there is one index per entry of dimension 0, or one index for the view.
       stride: elements that one step of the index advances.
       limit: one past the largest valid index.
-      tensor_indirection: `NkiTensor.indirect`, of NeuronCore-v4.
+      tensor_indirection: whether the view comes from `NkiTensor.indirect`, of NeuronCore-v4.
     """
 
     index: Any

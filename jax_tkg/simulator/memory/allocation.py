@@ -1,4 +1,4 @@
-"""Allocating tensors in the memories of a core, and in the HBM that the cores of a rank share."""
+"""Allocates tensors in the memories of a core, and in the HBM that the cores of a rank share."""
 
 import threading
 import weakref
@@ -19,13 +19,14 @@ SBUF_MIN_ALIGN = 1
 
 
 class RunMemory:
-    """What the memories of all cores of one run have in common.
+    """The state that the memories of all cores of one run share.
 
     Attributes:
       lnc: cores per rank.
-      track: whether to keep which bytes are written.
-      lock: held while shared tensors are looked up or made.
-      shared: tensors that the cores of a rank share, with shape and dtype, by what identifies them.
+      track: whether to track which bytes are written.
+      lock: held during the lookup or creation of a shared tensor.
+      shared: the tensors that the cores of a rank share, with shape and dtype. The key is (rank,
+        name or source line, number of earlier tensors of that name).
     """
 
     def __init__(self, lnc: int, track: bool):
@@ -36,7 +37,7 @@ class RunMemory:
         self._count = 0
 
     def next_number(self) -> int:
-        """A number that no other allocation of the run has."""
+        """Returns a number that no other allocation of the run has."""
         with self.lock:
             self._count += 1
             return self._count
@@ -46,10 +47,10 @@ class CoreMemory:
     """The memories of one core.
 
     Attributes:
-      run: what it has in common with the other cores.
+      run: the state shared with the other cores.
       target: the hardware generation.
-      rank, core: whose memory this is.
-      lifetimes: of all allocations on chip, in the order in which they were made.
+      rank, core: the core that this memory belongs to.
+      lifetimes: the lifetimes of all allocations on chip, in allocation order.
     """
 
     def __init__(self, run: RunMemory, target: Target, rank: int, core: int):
@@ -84,9 +85,9 @@ class CoreMemory:
         Args:
           buffer: sbuf or psum.
           shape: elements per dimension.
-          dtype: of an element.
-          name: for messages, may be empty.
-          address: (partition, byte in the partition); None leaves the place to the compiler.
+          dtype: dtype of an element.
+          name: name for messages; may be empty.
+          address: (partition, byte in the partition); None: the compiler chooses the place.
 
         Raises:
           NkiValidationError: shape or address outside the memory, or misaligned.
@@ -150,7 +151,7 @@ class CoreMemory:
             raise errors.NkiValidationError(
                 f"the cores of rank {self.rank} disagree about the {storage.describe()}: "
                 f"{its_shape} {its_dtype} against {shape} {dtype.name} in rank {self.rank} core "
-                f"{self.core}; the cores of an LNC pair must specialise identically"
+                f"{self.core}; the cores of an LNC pair must specialize identically"
             )
         return storage
 
@@ -221,7 +222,7 @@ class CoreMemory:
         self._placed[storage.space].add(storage)
 
     def _bytes_of(self, space: str) -> np.ndarray:
-        """The bytes of SBUF or PSUM, [128 * bytes per partition], made on first use."""
+        """The bytes of SBUF or PSUM, [128 * bytes per partition], allocated on first use."""
         array = self._bytes.get(space)
         if array is None:
             array = np.full(PARTITIONS * self.partition_bytes(space), POISON, np.uint8)

@@ -16,7 +16,7 @@ DType = str
 
 @dataclasses.dataclass(frozen=True)
 class DTypeInfo:
-    """What the simulator knows of one dtype.
+    """The properties of one dtype.
 
     Attributes:
       name: NKI's name.
@@ -92,7 +92,8 @@ def _named(name: str) -> DTypeInfo | None:
 
 
 def info(dtype: Any) -> DTypeInfo:
-    """The description of a dtype given as an NKI string, NumPy, ml_dtypes or PyTorch dtype.
+    """Returns the properties of a dtype, given as an NKI string or a NumPy, ml_dtypes or PyTorch
+    dtype.
 
     Raises:
       TypeError: no NKI dtype has that name.
@@ -122,11 +123,11 @@ _FLOAT8_VALUES = {
 
 
 def to_float32(values: np.ndarray) -> np.ndarray:
-    """The elements as float32, exact for every dtype but 32-bit integers."""
+    """Converts the elements to float32: exact for every dtype except 32-bit integers."""
     if values.dtype == np.float32:
         return values
     if values.dtype == _BFLOAT16:
-        # bfloat16 is the upper half of a float32; this is several times faster than a cast.
+        # bfloat16 is the upper half of a float32. This is several times faster than a cast.
         wide = values.view(np.uint16).astype(np.uint32)
         wide <<= 16
         return wide.view(np.float32)
@@ -137,9 +138,9 @@ def to_float32(values: np.ndarray) -> np.ndarray:
 
 
 def round_tfloat32(values: np.ndarray) -> np.ndarray:
-    """float32 values rounded to nearest even with 10 mantissa bits."""
+    """Rounds float32 values to 10 mantissa bits, to nearest even."""
     bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    dropped = 13  # 23 mantissa bits of float32 less 10 of tfloat32
+    dropped = 13  # 23 mantissa bits of float32 minus 10 of tfloat32
     odd = (bits >> dropped) & 1
     rounded = (bits + ((1 << (dropped - 1)) - 1) + odd) & np.uint32(
         (0xFFFFFFFF << dropped) & 0xFFFFFFFF
@@ -148,11 +149,11 @@ def round_tfloat32(values: np.ndarray) -> np.ndarray:
 
 
 def round_to(values: np.ndarray, dtype: DTypeInfo) -> np.ndarray:
-    """What an engine writes for these computed values: floats round to nearest even, integers
-    round to nearest even and saturate, NaN becomes the integer 0.
+    """Converts computed values to what an engine writes.
 
-    A value past the largest float8 becomes what the format has for it: infinity in float8_e4m3
-    and float8_e5m2, NaN in float8_e4m3fn.
+    Floats round to nearest even. Integers round to nearest even and saturate; NaN becomes 0. A
+    value beyond the largest float8 value becomes infinity in float8_e4m3 and float8_e5m2, and NaN
+    in float8_e4m3fn.
     """
     if dtype.name == "tfloat32":
         return round_tfloat32(values)

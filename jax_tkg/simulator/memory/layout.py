@@ -1,4 +1,4 @@
-"""Shapes and strides."""
+"""Arithmetic on shapes and strides."""
 
 import dataclasses
 import math
@@ -8,7 +8,15 @@ Shape = tuple[int, ...]
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Layout:
-    """Where a view lies in its allocation: byte strides, and partition steps for dimension 0."""
+    """The place of a view in its allocation.
+
+    Attributes:
+      partition: first partition, relative to the allocation (0 in HBM).
+      start: first byte in the partition (in HBM: in the tensor).
+      strides: bytes per dimension; on chip, dimension 0 counts partitions.
+      extent: bytes from the first to behind the last element in a partition (in HBM: in the
+        tensor).
+    """
 
     partition: int
     start: int
@@ -30,7 +38,7 @@ def trivial_strides(shape: Shape) -> Shape:
 
 
 def merge_contiguous(shape: Shape, strides: Shape) -> list[tuple[int, int]]:
-    """Merges neighbouring dimensions that are contiguous: [(size, stride), ...]."""
+    """Merges neighboring dimensions that are contiguous: [(size, stride), ...]."""
     merged: list[tuple[int, int]] = []
     for size, stride in zip(shape, strides, strict=True):
         if size == 1:
@@ -43,8 +51,10 @@ def merge_contiguous(shape: Shape, strides: Shape) -> list[tuple[int, int]]:
 
 
 def reshaped_strides(shape: Shape, strides: Shape, new: Shape) -> Shape | None:
-    """Strides of the shape `new` over the elements of (shape, strides), as NumPy's reshape without
-    a copy; None if there are none."""
+    """Strides of the shape `new` over the elements of (shape, strides).
+
+    As NumPy's reshape without a copy; None if a copy would be needed.
+    """
     runs = [[n, s] for n, s in merge_contiguous(shape, strides) if n != 1]
     result: list[int] = []
     for size in reversed(new):

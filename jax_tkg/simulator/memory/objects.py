@@ -8,8 +8,8 @@ from typing import Any
 class NKIObject:
     """Base class for NKI kernel dataclasses and configuration objects.
 
-    As in NKI, fields that a constructor call leaves out are None: annotated fields without a
-    default get that one.
+    As in NKI, annotated fields without a default have the default None, so a constructor call may
+    omit them.
     """
 
     def __init__(self, **kwargs: Any) -> None:
@@ -30,7 +30,7 @@ class NKIObject:
 
     @classmethod
     def _annotate_plain_defaults(cls) -> None:
-        """Makes class attributes without annotation fields of a dataclass too, as in NKI."""
+        """Annotates plain class attributes, so that they are dataclass fields, as in NKI."""
         annotations = dict(inspect.get_annotations(cls))
         for name, value in list(cls.__dict__.items()):
             plain = value is None or isinstance(value, (bool, int, float, str))

@@ -27,24 +27,24 @@ class MemoryRegion(enum.Enum):
 ON_CHIP = (MemoryRegion.sbuf, MemoryRegion.psum)
 
 WRITTEN = 0xFF
-"""Of a byte of a shadow: written."""
+"""The value of a shadow byte that marks a written byte."""
 
 POISON = 0xFF
-"""Every byte of fresh memory: NaN in every floating dtype."""
+"""The value of every byte of fresh memory: NaN in every floating-point dtype."""
 
 _copying = threading.Lock()
 
 
 class Lifetime:
-    """When an on-chip allocation is in use; outlives it.
+    """The time during which an on-chip allocation is in use. It outlives the allocation.
 
     Attributes:
-      number: the allocation's.
+      number: the number of the allocation.
       space: "sbuf" or "psum".
       row_bytes: bytes per partition.
       address: byte address in the partition, or None.
       first_use, last_use: indices of the first and last instruction that touch it, or None.
-      label: the allocation in words.
+      label: a description of the allocation, for messages.
     """
 
     __slots__ = ("address", "first_use", "label", "last_use", "number", "row_bytes", "space")
@@ -66,20 +66,20 @@ class Storage:
       number: unique in the run.
       buffer: the memory region.
       space: "sbuf", "psum" or "hbm".
-      name: the tensor's name, may be empty.
+      name: the tensor's name; may be empty.
       where: file and line of the allocation.
-      rank, core: whose memory; core is None for HBM that the cores of a rank share.
+      rank, core: the owner; core is None for HBM that the cores of a rank share.
       partitions: partitions allocated (1 in HBM).
       partition_start: first physical partition.
       row_bytes: bytes per partition (in HBM: of the whole tensor).
-      address: byte address in the partition, or None if placed by the compiler.
+      address: byte address in the partition; None: the compiler chooses it.
       bytes: the flat byte array that holds the data.
       pitch: bytes from one partition to the next in `bytes`.
       base: position of the first byte in `bytes`.
-      track: whether the run wants to know which bytes are written.
-      shadow: which bytes are written, [partitions * row_bytes], or None if all are.
+      track: whether to track which bytes are written.
+      shadow: which bytes are written, [partitions * row_bytes]; None: all of them.
       matmul_shadow: for PSUM, which bytes were last written by a matmul.
-      lifetime: for on-chip tensors, when it is used.
+      lifetime: for on-chip tensors, the time during which they are in use.
       scope: the turns of device loops, outermost first, in which it was allocated.
       reading_loop: for PSUM, the device loop that read it without allocating it, or None.
     """
@@ -155,7 +155,7 @@ class Storage:
         return self.partitions * self.row_bytes
 
     def describe(self) -> str:
-        """The allocation in words: memory, name, size and where it was made."""
+        """Describes the allocation for messages: memory, name, address and source line."""
         name = f" {self.name!r}" if self.name else ""
         place = (
             f" at address ({self.partition_start}, {self.address})"
@@ -169,14 +169,14 @@ class Storage:
     def view(
         self, dtype: np.dtype, shape: tuple[int, ...], partition: int, start: int, strides: tuple
     ) -> np.ndarray:
-        """The data as a strided NumPy view.
+        """Returns the data as a strided NumPy view.
 
         Args:
           dtype: NumPy dtype of an element.
           shape: elements per dimension.
           partition: first partition, relative to the allocation.
           start: first byte in the partition.
-          strides: bytes per dimension; on chip, that of dimension 0 counts partitions.
+          strides: bytes per dimension; on chip, dimension 0 counts partitions.
         """
         offset = self.base + partition * self.pitch + start
         if self.space != "hbm":
@@ -192,19 +192,19 @@ class Storage:
         start: int,
         strides: tuple,
     ) -> np.ndarray:
-        """The same elements as `view`, of a shadow."""
+        """Returns the entries of a shadow for the elements that `view` returns."""
         if self.space != "hbm":
             strides = (strides[0] * self.row_bytes, *strides[1:])
         return np.ndarray(shape, dtype, shadow, partition * self.row_bytes + start, strides)
 
     def blank_shadow(self) -> np.ndarray:
-        """A shadow with nothing written."""
+        """Returns a shadow with no byte marked as written."""
         return np.zeros(self.nbytes, np.uint8)
 
     def prepare_write(self) -> None:
-        """Copies the caller's array before the first write, so that the caller's stays as it is."""
+        """Copies the caller's array before the first write, so that the original never changes."""
         if self.is_input and not self.copied:
-            # Both cores of a rank may be the first.
+            # Both cores of a rank may write first.
             with _copying:
                 if not self.copied:
                     self.bytes = self.bytes.copy()
@@ -221,7 +221,7 @@ class Storage:
         return alive
 
     def overwrite_overlaps(self, written: np.ndarray) -> None:
-        """Marks the bytes just written through this allocation as lost to those that overlap it.
+        """Marks the bytes just written as never written in the allocations that overlap this one.
 
         Args:
           written: [partitions, row_bytes], non-zero where bytes were written.
@@ -249,7 +249,7 @@ class Storage:
                 theirs[mine != 0] = 0
 
     def shadow_or_full(self) -> np.ndarray:
-        """The shadow, made if everything counted as written."""
+        """Returns the shadow, creating it if all bytes counted as written."""
         if self.shadow is None:
             self.shadow = np.full(self.nbytes, WRITTEN, np.uint8)
         return self.shadow

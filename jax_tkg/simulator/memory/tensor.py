@@ -1,4 +1,4 @@
-"""`NkiTensor`: what a kernel holds of a tensor, with NKI's methods that make other views of it."""
+"""`NkiTensor`: a kernel's handle to a tensor, with NKI's methods that create views."""
 
 from collections.abc import Sequence
 from typing import Any, NoReturn
@@ -19,7 +19,7 @@ from jax_tkg.simulator.memory.view import View
 
 
 class NkiTensor(View):
-    """NKI tensor with shape-based view operations; see the NKI documentation of each."""
+    """An NKI tensor. The NKI documentation describes each of its methods."""
 
     __slots__ = ()
 
@@ -58,7 +58,7 @@ class NkiTensor(View):
 
     @property
     def _fixed_first(self) -> bool:
-        """Whether dimension 0 must stay where it is: the partition, or a vector-selected one."""
+        """Whether dimension 0 must stay first: the partition, or one that a vector selects."""
         return self.on_chip or (self.indirection is not None and self.indirection.is_vector)
 
     def _dim(self, dim: int, method: str) -> int:
@@ -99,7 +99,7 @@ class NkiTensor(View):
         return self._view(tuple(shape), tuple(strides), offset)
 
     def _index(self, dim: int, size: int, key: Any) -> tuple[int, int, int, bool]:
-        """Start, count, step of one index, and whether it is a single integer."""
+        """Returns start, count and step of one index, and whether the index is an integer."""
         if isinstance(key, DynamicSlice):
             start, count = int(key.start), int(key.size)
             if not (start >= 0 and count > 0 and start + count <= size):
@@ -143,7 +143,7 @@ class NkiTensor(View):
         )
 
     def slice(self, dim: int, start: int, end: int, step: int = 1) -> "NkiTensor":
-        """Elements start, start+step, ... below `end` of one dimension."""
+        """Selects the elements start, start + step, ... below `end` of one dimension."""
         dim = self._dim(dim, "slice")
         self._require(
             0 <= start < end <= self.shape[dim],
@@ -159,7 +159,10 @@ class NkiTensor(View):
         return self._view(tuple(shape), tuple(strides), self.offset + start * self.strides[dim])
 
     def select(self, dim: int, index: Any) -> "NkiTensor":
-        """One element of a dimension, which is removed; `index` may be known only at run time."""
+        """Selects one element of a dimension, and removes the dimension.
+
+        `index` is an integer, or a register or tensor whose value is known only at run time.
+        """
         dim = self._dim(dim, "select")
         shape = self.shape[:dim] + self.shape[dim + 1 :]
         strides = self.strides[:dim] + self.strides[dim + 1 :]
@@ -193,7 +196,7 @@ class NkiTensor(View):
         return self._view(shape, strides, offset, indirection=indirection)
 
     def vector_select(self, dim: int, vector_offset: "NkiTensor") -> "NkiTensor":
-        """Entry p of dimension 0 comes from index ``vector_offset[p]``."""
+        """Selects for entry p of dimension 0 the index ``vector_offset[p]``."""
         self._require(dim == 0, "vector_select", "dim must be 0", dim)
         self._require(not self.on_chip, "vector_select", "only HBM tensors", self.buffer.name)
         self._require(
@@ -324,7 +327,7 @@ class NkiTensor(View):
         )
 
     def reshape(self, *shape: Any) -> "NkiTensor":
-        """The same elements with another shape, where the layout allows a view."""
+        """Changes the shape, where the layout allows it without a copy."""
         sizes = shape[0] if len(shape) == 1 and isinstance(shape[0], (tuple, list)) else shape
         new = self._inferred(tuple(sizes), self.size, "reshape")
         fixed = 1 if self._fixed_first else 0
@@ -384,10 +387,10 @@ class NkiTensor(View):
         indirect_dim: int = 0,
         dtype: Any = None,
     ) -> "NkiTensor":
-        """An explicit ``[[stride, count], ...]`` pattern over the storage.
+        """Returns a view with an explicit ``[[stride, count], ...]`` pattern over the storage.
 
-        The documentation contradicts itself about `offset` on a view that does not start at 0; as
-        its API reference says, it is added to the view's own.
+        AWS's documentation contradicts itself about `offset` on a view that does not start at 0.
+        Here, as in its API reference, `offset` is added to the view's own offset.
         """
         steps = [(int(step), int(count)) for step, count in pattern]
         self._require(
@@ -438,7 +441,7 @@ class NkiTensor(View):
         return position // dtype.itemsize
 
     def view(self, dtype: Any) -> "NkiTensor":
-        """The same bytes as another dtype; the last dimension is rescaled."""
+        """Reinterprets the bytes as another dtype, and rescales the last dimension."""
         new = dtypes.info(dtype)
         old_size, new_size = dtypes.info(self.dtype).itemsize, new.itemsize
         if old_size == new_size:
@@ -466,7 +469,7 @@ class NkiTensor(View):
     reinterpret_cast = view
 
     def indirect(self, index: "NkiTensor", num_elem: int | None = None) -> "NkiTensor":
-        """Tensor indirection (NeuronCore-v4): not simulated."""
+        """Tensor indirection (NeuronCore-v4), which the simulator does not implement."""
         raise errors.NotSimulatedError(
             "NkiTensor.indirect (tensor indirection of NeuronCore-v4) is not simulated"
         )

@@ -1,4 +1,4 @@
-"""A strided view of an allocation: what it is, and where its elements lie."""
+"""A strided view of an allocation: its shape, and the place of its elements."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +18,7 @@ class View(NKIObject):
 
     Attributes:
       shape: sizes; dimension 0 is the partition on chip.
-      strides: elements between neighbours per dimension.
+      strides: elements from one entry to the next, per dimension.
       offset: elements from the start of the storage to the first one.
       dtype: NKI dtype string.
       storage: the allocation.
@@ -96,7 +96,7 @@ class View(NKIObject):
         return self.indirection is not None
 
     def layout(self) -> Layout:
-        """The place of the view in its allocation.
+        """Returns the place of the view in its allocation.
 
         Raises:
           NkiValidationError: the pattern leaves the tensor, or steps over partitions.
@@ -107,12 +107,12 @@ class View(NKIObject):
 
     @property
     def partition_start(self) -> int:
-        """First physical partition of an on-chip view (for an unplaced tensor, from its own 0)."""
+        """First physical partition on chip; relative to the tensor if it has no address."""
         assert self.storage is not None
         return self.storage.partition_start + self.layout().partition
 
     def numpy(self) -> np.ndarray:
-        """A copy of the elements as a NumPy array, for looking at them; checks nothing."""
+        """Returns a copy of the elements as a NumPy array, for debugging, without any checks."""
         assert self.storage is not None
         if self.indirection is not None:
             raise ValueError(f"{self!r} has a run-time address; copy it with dma_copy first")
@@ -123,7 +123,7 @@ class View(NKIObject):
 
 
 def _place_in_hbm(tensor: View) -> Layout:
-    """Where a view of an HBM tensor lies.
+    """The place of a view of an HBM tensor.
 
     Raises:
       NkiValidationError: the pattern leaves the tensor.
@@ -142,7 +142,7 @@ def _place_in_hbm(tensor: View) -> Layout:
 
 
 def _place_on_chip(tensor: View) -> Layout:
-    """Where a view of an SBUF or PSUM tensor lies.
+    """The place of a view of an SBUF or PSUM tensor.
 
     Raises:
       NkiValidationError: the pattern leaves the tensor, or steps over partitions.
@@ -154,7 +154,7 @@ def _place_on_chip(tensor: View) -> Layout:
     if rest:
         raise errors.NkiValidationError(
             f"{tensor!r}: {storage.row_bytes} bytes per partition of the {storage.describe()} "
-            f"are no whole number of {tensor.dtype}"
+            f"are not a whole number of {tensor.dtype} elements"
         )
     partition, free = divmod(tensor.offset, pitch)
     step = tensor.strides[0]

@@ -155,7 +155,7 @@ class FaultTest(parameterized.TestCase):
         def kernel():
             nl.ndarray((1, 1 + nl.program_id(0)), nl.float32, buffer=nl.shared_hbm, name="a")
 
-        with self.assertRaisesRegex(simulator.NkiValidationError, "must specialise identically"):
+        with self.assertRaisesRegex(simulator.NkiValidationError, "must specialize identically"):
             harness.run(kernel, lnc=2)
 
 
