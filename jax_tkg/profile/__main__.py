@@ -40,6 +40,10 @@ _TARGET = flags.DEFINE_enum("target", "trn2", list(TARGETS), "Generation of the 
 _RESIDUAL = flags.DEFINE_enum(
     "residual", "hbm", ["hbm", "sbuf"], "Where the all-reduce takes its summands from."
 )
+_STACKED = flags.DEFINE_bool(
+    "stacked", False, "The layers' arguments are stacked, so that the layers loop on the device."
+)
+_TURN = flags.DEFINE_float("loop_turn_us", 9.0, "Assumed time of a turn of such a loop in us.")
 _ALL_REDUCE = flags.DEFINE_float("all_reduce_us", 10.0, "Assumed latency of an all-reduce in us.")
 _RATE = flags.DEFINE_bool(
     "full_rate", False, "The Tensor Engine runs at its full rate, and not throttled to half of it."
@@ -72,12 +76,17 @@ def _case(model: ModelShape) -> Case:
         lnc=_LNC.value,
         target=_TARGET.value,
         residual_on_chip=_RESIDUAL.value == "sbuf",
+        looped=_STACKED.value,
         **sizes,
     )
 
 
 def _costs() -> Costs:
-    return dataclasses.replace(TARGETS[_TARGET.value], all_reduce_latency=_ALL_REDUCE.value * 1e3)
+    return dataclasses.replace(
+        TARGETS[_TARGET.value],
+        all_reduce_latency=_ALL_REDUCE.value * 1e3,
+        loop_turn=_TURN.value * 1e3,
+    )
 
 
 def _profile() -> None:

@@ -52,6 +52,7 @@ class Case:
       lnc: physical cores per logical core.
       target: "trn2" or "trn3".
       residual_on_chip: all-reduce from SBUF to SBUF; else through HBM.
+      looped: the layers are a loop on the device; else each has instructions of its own.
       options: optional operands of the operation that the model has, by name.
     """
 
@@ -69,6 +70,7 @@ class Case:
     lnc: int = 2
     target: str = "trn2"
     residual_on_chip: bool = False
+    looped: bool = False
     options: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -44,8 +44,12 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
       ValueError: the kernel cannot run the case, or there is no checkout of AWS's.
     """
     interface = KERNELS[kernel]
-    operands = _operands(case, layers)
+    # AWS's kernel takes its layers one by one.
+    looped = case.looped and kernel == "ours"
+    operands = _operands(case, layers, looped)
     _check(operands, case, layers, kernel)
+    if looped and not interface.loops(operands):
+        raise ValueError("profile: the caches of all layers together are too large for a loop")
     launch = Launch(
         parameters=Parameters(
             layers, sbuf_residual_and_cc=case.residual_on_chip and kernel == "ours"
@@ -53,7 +57,8 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
         replica_groups=((0,),) if case.tensor_parallel > 1 else None,
         first_layer=0,
         num_layers=layers,
-        stacked_caches=False,
+        stacked_caches=looped,
+        looped=looped,
     )
     tensors = layer_tuples(_prepared(interface, operands, launch), launch)
     arguments = {name: tensors[name] for name in interface.tensors}
@@ -107,12 +112,15 @@ def _check(operands: Operands, case: Case, layers: int, kernel: str) -> None:
     check_nkilib_limits(shapes, parameters, dimensions, case.lnc)
 
 
-def _operands(case: Case, layers: int) -> Operands:
-    """Arrays that all layers share, as NumPy arrays: zeros, which the system gives no memory."""
+def _operands(case: Case, layers: int, stacked: bool) -> Operands:
+    """Zeros as NumPy arrays, to which the system gives no memory: layers share one array of each,
+    or have one with a layer axis if `stacked`."""
     arrays: dict[str, Any] = dict.fromkeys(row.name for row in OPERANDS)
     for row in case.rows():
-        array = np.zeros(row.layout.shape(case.sizes()), _dtype(case.dtype_of(row)))
-        arrays[row.name] = (array,) * layers if row.per_layer else array
+        shape = row.layout.shape(case.sizes())
+        axis = (layers,) if row.per_layer and stacked else ()
+        array = np.zeros((*axis, *shape), _dtype(case.dtype_of(row)))
+        arrays[row.name] = (array,) * layers if row.per_layer and not stacked else array
     arrays["mask_cache"] = np.ones_like(arrays["mask_cache"])
     arrays["position_ids"] = np.full((case.B, 1), case.S_ctx - case.S, np.int32)
     return Operands(**arrays)

@@ -58,6 +58,24 @@ class LayerFiguresTest(parameterized.TestCase):
         of_first_core = [entry for entry in deeper.timeline.events if entry.instruction.core == 0]
         self.assertLess(deeper.instructions, len({e.instruction.index for e in of_first_core}) / 2)
 
+    def test_layers_in_a_loop(self):
+        """The same work; no layer begins before the one before it has ended."""
+        launches = record_launches(dataclasses.replace(SMALL, looped=True))
+        looped = layer_figures(launches)
+        self.assertEqual(looped.hbm_bytes["weights"], SMALL.weight_bytes())
+        self.assertGreater(looped.latency, self.figures.latency)
+        events = looped.timeline.events
+        turns = [e for e in events if e.instruction.opcode == "loop_turn"]
+        self.assertLen(turns, 2 * SMALL.lnc)
+        for turn in turns:
+            same = [e for e in events if e.instruction.core == turn.instruction.core]
+            before = [e.end for e in same if e.instruction.index < turn.instruction.index]
+            behind = [e.start for e in same if e.instruction.index > turn.instruction.index]
+            self.assertLessEqual(max(before), turn.start)
+            self.assertGreaterEqual(min(behind), turn.start + TRN2.loop_turn)
+        longer = layer_figures(launches, dataclasses.replace(TRN2, loop_turn=12_000.0))
+        self.assertAlmostEqual(longer.latency - looped.latency, 3000, places=3)
+
     def test_report_says_modelled(self):
         text = report.describe(SMALL, self.figures, "kernel", 7)
         for part in (
