@@ -1,0 +1,463 @@
+"""The kernel's stages, each run alone in a small simulated kernel, on arrays as the reference has.
+
+The kernel keeps activations transposed, [128, n, T] for n * 128 features of T tokens; here they are
+turned before and after, so that tests of stages share no code with the kernel's own layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import nki.isa as nisa
+import nki.language as nl
+import numpy as np
+
+from jax_tkg import simulator
+from jax_tkg.kernels.all_reduce import add_reduced
+from jax_tkg.kernels.attention import attention
+from jax_tkg.kernels.cache_update import (
+    LayerCaches,
+    await_readers,
+    load_places,
+    token_rows,
+    update_caches,
+)
+from jax_tkg.kernels.constants import Constants
+from jax_tkg.kernels.layer_tensor import LayerTensor, static_layer
+from jax_tkg.kernels.linear import linear, linear_of_shares
+from jax_tkg.kernels.masks import Masks
+from jax_tkg.kernels.mlp import mlp
+from jax_tkg.kernels.rms_norm import Normed, rms_norm
+from jax_tkg.kernels.rope import apply_rope, load_tables
+from jax_tkg.kernels.sizes import PARTITIONS, Sizes
+from jax_tkg.kernels.softmax import (
+    SoftmaxState,
+    column_peaks,
+    column_sums,
+    exponentials,
+    merge,
+    merge_packed,
+    normalise,
+    set_unattended,
+)
+from jax_tkg.kernels.transformer import RING_SLOT_BYTES, RING_SLOTS, LayerOperands
+from jax_tkg.kernels.weight_ring import WeightRing
+
+TARGETS = {"float8_e4m3fn": "trn3"}
+"""The machine that a dtype needs, where the oldest has it not."""
+
+
+def turned(rows: np.ndarray, width: int = PARTITIONS) -> np.ndarray:
+    """[T, n * width] as [width, n, T]."""
+    tokens, features = rows.shape
+    return np.ascontiguousarray(rows.reshape(tokens, features // width, width).transpose(2, 1, 0))
+
+
+def turned_back(tile: np.ndarray) -> np.ndarray:
+    """The inverse of `turned`."""
+    width, count, tokens = tile.shape
+    return tile.transpose(2, 1, 0).reshape(tokens, count * width)
+
+
+def load(tensor: Any) -> Any:
+    """All of a tensor in HBM on chip; its first dimension is the partition's."""
+    tile = nl.ndarray(tensor.shape, dtype=tensor.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=tile, src=tensor)
+    return tile
+
+
+def load_share(tensor: Any, sizes: Sizes) -> Any:
+    """This core's chunks of the residual stream [128, n, T]."""
+    share = sizes.hidden_share()
+    return load(tensor[:, share.first : share.first + share.count, :])
+
+
+def store(tile: Any, sizes: Sizes) -> Any:
+    """A tensor [cores, ...] in HBM: what each core holds."""
+    out = nl.ndarray((sizes.cores, *tile.shape), dtype=tile.dtype, buffer=nl.shared_hbm)
+    nisa.dma_copy(dst=out[sizes.core], src=tile)
+    return out
+
+
+def ring() -> WeightRing:
+    return WeightRing(RING_SLOTS, RING_SLOT_BYTES)
+
+
+def joined(parts: np.ndarray, chunks: int) -> np.ndarray:
+    """[T, chunks * 128] of the cores' shares [cores, 128, n, T], which may overlap in a chunk."""
+    whole = np.full((PARTITIONS, chunks, parts.shape[-1]), np.nan, np.float64)
+    for core, part in enumerate(parts):
+        first = core * (chunks - part.shape[1])
+        target = whole[:, first : first + part.shape[1]]
+        both = ~np.isnan(target)
+        np.testing.assert_allclose(part[both].astype(np.float64), target[both], rtol=1e-6)
+        target[...] = part
+    return turned_back(whole)
+
+
+def same(parts: np.ndarray) -> np.ndarray:
+    """What all cores must hold alike."""
+    for part in parts[1:]:
+        np.testing.assert_allclose(part.astype(np.float64), parts[0].astype(np.float64), rtol=1e-6)
+    return parts[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class KernelStages:
+    """The stages on one or two cores; arrays and results are those of `ReferenceStages`."""
+
+    cores: int
+
+    def run(
+        self,
+        body: Callable[..., Any],
+        ranks: Sequence[dict[str, Any]],
+        target: str = "trn2",
+        **changes: Any,
+    ) -> list[Any]:
+        """What `body(sizes, **tensors)` returns on each rank.
+
+        Args:
+          body: the kernel; sizes are the launch's `Sizes`.
+          ranks: the tensors of each rank.
+          target: the simulated machine.
+          **changes: numbers of `Sizes`; those that do not matter have defaults.
+        """
+        unused = {"d": 64, "q": 1, "k": 1, "S_prior": 0, "S_max": 1, "eps": 1e-6, "clamp_bound": 0}
+        numbers = {**unused, "B": 1, "S": 1, "H": 128, "I": 128, "dtype": nl.float32, **changes}
+
+        def kernel(**tensors: Any) -> Any:
+            return body(Sizes(**numbers), **tensors)
+
+        return simulator.run(
+            kernel,
+            list(ranks),
+            lnc=self.cores,
+            target=target,
+            options=simulator.Options(record=False, ordering="dependencies"),
+        ).outputs
+
+    def rms_norm(
+        self, x: np.ndarray, gamma: np.ndarray, eps: float, clamp_bound: float = 0.0
+    ) -> np.ndarray:
+        B, S, H = x.shape
+
+        def body(sizes: Sizes, x: Any, gamma: Any) -> Any:
+            constants = Constants(sizes.d, sizes.dtype)
+            normed = rms_norm(load_share(x, sizes), LayerTensor(gamma), constants, sizes)
+            factor = normed.token_factor(sizes)
+            if factor == None:  # noqa: E711
+                return store(normed.clamped(sizes).tile, sizes), None
+            return store(normed.tile, sizes), store(factor, sizes)
+
+        given = {"x": turned(x.reshape(B * S, H)), "gamma": gamma}
+        ((tile, factor),) = self.run(
+            body, [given], B=B, S=S, H=H, dtype=x.dtype.name, eps=eps, clamp_bound=clamp_bound
+        )
+        normed = joined(tile, H // PARTITIONS)
+        if factor is not None:
+            # Alike on all partitions; applied to the products of the tile.
+            normed = normed * same(same(factor))[:, None]
+        return normed.reshape(B, S, H)
+
+    def rope(self, heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+        B, S, count, d = heads.shape
+
+        def body(sizes: Sizes, heads: Any, cos: Any, sin: Any) -> Any:
+            tile = load(heads)
+            constants = Constants(sizes.d, sizes.dtype)
+            apply_rope(tile, load_tables(cos, sizes), load_tables(sin, sizes), constants, sizes)
+            return store(tile, sizes)
+
+        given = {"heads": turned(heads.reshape(B * S, count * d), d), "cos": cos, "sin": sin}
+        (tile,) = self.run(body, [given], B=B, S=S, d=d, dtype=heads.dtype.name)
+        return turned_back(same(tile)).reshape(B, S, count, d)
+
+    def linear(
+        self, x: np.ndarray, weight: np.ndarray, scale: np.ndarray | None = None, rows: int = 128
+    ) -> np.ndarray:
+        """x @ weight by `linear`; `rows` features of x are on the partitions at once.
+
+        Each core makes its share of the columns, in tiles of 128.
+        """
+        B, S, inner = x.shape
+        columns = weight.shape[1]
+
+        def body(sizes: Sizes, x: Any, weight: Any, scale: Any) -> Any:
+            share = sizes.hidden_share()
+            shape = (PARTITIONS, share.count, sizes.T)
+            dst = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+            factors = None
+            if scale is not None:
+                factors = load(scale[:, share.first : share.first + share.count])
+            first = share.first * PARTITIONS
+            args = (first, PARTITIONS, ring(), sizes, factors)
+            linear(dst, load(x), LayerTensor(weight), *args)
+            return store(dst, sizes)
+
+        given = {
+            "x": turned(x.reshape(B * S, inner), rows),
+            "weight": weight,
+            "scale": None if scale is None else turned(scale[:1])[:, :, 0],
+        }
+        target = TARGETS.get(weight.dtype.name, "trn2")
+        (tile,) = self.run(body, [given], target, B=B, S=S, H=columns, dtype=x.dtype.name)
+        return joined(tile, columns // PARTITIONS).reshape(B, S, columns)
+
+    def linear_of_shares(
+        self,
+        x: np.ndarray,
+        weight: np.ndarray,
+        width: int = 128,
+        scale: np.ndarray | None = None,
+        times: np.ndarray | None = None,
+        squares: bool = False,
+    ) -> np.ndarray:
+        """x @ weight by `linear_of_shares`, in tiles of `width` columns; each core makes all.
+
+        Args:
+          x: [B, S, n], of which each core holds its share.
+          weight: [n, m].
+          width: columns of a tile.
+          scale: [1, m] or None.
+          times: [B, S, m] or None.
+          squares: whether x comes without its tokens' factors, 1 / sqrt(mean(x**2)).
+        """
+        B, S, inner = x.shape
+        columns = weight.shape[1]
+
+        def body(sizes: Sizes, x: Any, weight: Any, scale: Any, times: Any, total: Any) -> Any:
+            shape = (width, columns // width, sizes.T)
+            dst = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+            constants = Constants(sizes.d, sizes.dtype)
+            per_partition = None if total is None else load(total)
+            normed = Normed(load_share(x, sizes), per_partition, constants)
+            linear_of_shares(
+                dst,
+                normed,
+                LayerTensor(weight),
+                0,
+                width,
+                ring(),
+                sizes,
+                None if scale is None else load(scale),
+                None if times is None else load(times),
+            )
+            return store(dst, sizes)
+
+        tile = turned(x.reshape(B * S, inner))
+        given = {
+            "x": tile,
+            "weight": weight,
+            "scale": None if scale is None else turned(scale[:1], width)[:, :, 0],
+            "times": None if times is None else turned(times.reshape(B * S, columns), width),
+            "total": np.square(tile.astype(np.float32)).sum(axis=1) if squares else None,
+        }
+        target = TARGETS.get(weight.dtype.name, "trn2")
+        numbers = {"B": B, "S": S, "H": inner, "dtype": x.dtype.name, "eps": 0.0}
+        (out,) = self.run(body, [given], target, **numbers)
+        return turned_back(same(out)).reshape(B, S, columns)
+
+    def attention(
+        self,
+        query: np.ndarray,
+        key: np.ndarray,
+        value: np.ndarray,
+        K_cache: np.ndarray,
+        V_cache: np.ndarray,
+        mask_cache: np.ndarray,
+        mask_active: np.ndarray,
+    ) -> np.ndarray:
+        B, S, q, d = query.shape
+        k, slots = key.shape[2], mask_cache.shape[0]
+        heads = np.concatenate([query, key, value], axis=2).reshape(B * S, (q + 2 * k) * d)
+        active = np.zeros((B, S, B, q, S), np.uint8)
+        for b in range(B):
+            active[b, :, b] = mask_active[:, b] != 0
+        given = {
+            "heads": turned(heads, d),
+            "K_cache": K_cache,
+            "V_cache": V_cache,
+            "prior": (mask_cache != 0).astype(np.uint8).reshape(slots, -1) if slots else None,
+            "active": active.reshape(B * S, -1),
+        }
+
+        def body(
+            sizes: Sizes, heads: Any, K_cache: Any, V_cache: Any, prior: Any, active: Any
+        ) -> Any:
+            attended, values = attention(
+                load(heads),
+                LayerTensor(K_cache),
+                LayerTensor(V_cache),
+                Masks(prior, active, sizes),
+                ring(),
+                Constants(sizes.d, sizes.dtype),
+                sizes,
+            )
+            return store(attended, sizes), store(values, sizes)
+
+        numbers = {"B": B, "S": S, "d": d, "q": q, "k": k, "S_prior": slots}
+        numbers["S_max"] = K_cache.shape[-1]
+        ((attended, values),) = self.run(body, [given], **numbers, dtype=query.dtype.name)
+        np.testing.assert_array_equal(same(values), value.reshape(B * S, k, d))
+        return turned_back(same(attended)).reshape(B, S, q, d)
+
+    def softmax(
+        self,
+        scores: Sequence[np.ndarray],
+        values: Sequence[np.ndarray],
+        scale: float,
+        packed: bool,
+    ) -> np.ndarray:
+        """softmax(scale * scores) @ values over blocks of keys, [n, d].
+
+        Args:
+          scores: of each block [P, chunks, n]; `MASKED` where not attended.
+          values: of each block [P, chunks, d].
+          scale: of the scores.
+          packed: whether each block has a state of its own, as cores have, merged at the end.
+        """
+        d, columns = values[0].shape[-1], scores[0].shape[-1]
+
+        def add(state: Any, tile: Any, value: Any, constants: Constants) -> None:
+            peaks = column_peaks(tile, constants)
+            weights = exponentials(tile, peaks, scale, nl.float32)
+            weighted = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.psum)
+            for chunk in range(tile.shape[1]):
+                nisa.nc_matmul(
+                    dst=weighted,
+                    stationary=value[:, chunk, :],
+                    moving=weights[:, chunk, :],
+                    accumulate=chunk > 0,
+                )
+            merge(state, peaks, column_sums(weights, constants), weighted, scale)
+
+        def body(sizes: Sizes, scores: Any, values: Any) -> Any:
+            constants = Constants(sizes.d, sizes.dtype)
+            state = SoftmaxState(d, columns)
+            for index, (block, value) in enumerate(zip(scores, values, strict=True)):
+                if packed and index > 0:
+                    other = SoftmaxState(d, columns)
+                    add(other, load(block), load(value), constants)
+                    merge_packed(state, other.packed, scale)
+                else:
+                    add(state, load(block), load(value), constants)
+            if packed:
+                nobody = SoftmaxState(d, columns)
+                set_unattended(nobody)
+                merge_packed(state, nobody.packed, scale)
+            out = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
+            normalise(out, state)
+            return store(out, sizes)
+
+        (out,) = self.run(body, [{"scores": list(scores), "values": list(values)}], d=d)
+        return same(out).T
+
+    def mlp(
+        self,
+        x: np.ndarray,
+        weights: Sequence[np.ndarray],
+        scales: Sequence[np.ndarray | None],
+        clamp_bound: float,
+    ) -> np.ndarray:
+        """Args: x [B, S, H]; gate, up and down; the scale of each, or None; the clamp's bound."""
+        B, S, H = x.shape
+
+        def body(sizes: Sizes, x: Any, weights: Any, scales: Any) -> Any:
+            gate, up, down = (LayerTensor(weight) for weight in weights)
+            layer = LayerOperands(None, None, gate, up, down, None, None)
+            layer.W_gate_scale, layer.W_up_scale, layer.W_down_scale = (
+                static_layer((scale,), 0) for scale in scales
+            )
+            constants = Constants(sizes.d, sizes.dtype)
+            normed = Normed(load_share(x, sizes), None, constants)
+            return store(mlp(normed, layer, ring(), sizes), sizes)
+
+        given = {
+            "x": turned(x.reshape(B * S, H)),
+            "weights": tuple(weights),
+            "scales": tuple(scales),
+        }
+        target = max(TARGETS.get(weight.dtype.name, "trn2") for weight in weights)
+        numbers = {"B": B, "S": S, "H": H, "I": weights[0].shape[1], "clamp_bound": clamp_bound}
+        (out,) = self.run(body, [given], target, **numbers, dtype=x.dtype.name)
+        return joined(out, H // PARTITIONS).reshape(B, S, H)
+
+    def add_reduced(
+        self,
+        xs: Sequence[np.ndarray],
+        partials: Sequence[np.ndarray],
+        groups: tuple[tuple[int, ...], ...] | None,
+        on_chip: bool,
+    ) -> list[np.ndarray]:
+        """Per rank x + the sum of the partials of its group."""
+        from nki.collectives import ReplicaGroup
+
+        B, S, H = xs[0].shape
+
+        def body(sizes: Sizes, x: Any, partial: Any) -> Any:
+            group = None if groups is None else ReplicaGroup(groups)
+            tile = load_share(x, sizes)
+            return store(
+                add_reduced(tile, load_share(partial, sizes), group, on_chip, sizes), sizes
+            )
+
+        given = [
+            {"x": turned(x.reshape(B * S, H)), "partial": turned(partial.reshape(B * S, H))}
+            for x, partial in zip(xs, partials, strict=True)
+        ]
+        parts = self.run(body, given, B=B, S=S, H=H, dtype=xs[0].dtype.name)
+        return [joined(part, H // PARTITIONS).reshape(B, S, H) for part in parts]
+
+    def write_caches(
+        self,
+        K_cache: np.ndarray,
+        V_cache: np.ndarray,
+        key: np.ndarray,
+        value: np.ndarray,
+        places: dict[str, np.ndarray | None],
+        layer: int | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The caches with the new keys and values at `kernel_operands.cache_places`.
+
+        Args:
+          K_cache: [B, k, d, S_max], or [L, ...] where `layer` is given.
+          V_cache: [B, k, S_max, d], likewise.
+          key: [B, S, k, d].
+          value: [B, S, k, d].
+          places: of one layer.
+          layer: which layer of the caches is written, or None.
+        """
+        B, S, k, d = key.shape
+        heads = np.concatenate([key, value], axis=2).reshape(B * S, 2 * k * d)
+
+        def body(sizes: Sizes, K_cache: Any, V_cache: Any, heads: Any, places: Any) -> Any:
+            tile = load(heads)
+            # The layer's heads begin with a query.
+            with_query = nl.ndarray((d, 1 + 2 * k, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+            nisa.memset(dst=with_query, value=0.0)
+            nisa.tensor_copy(dst=with_query[:, 1:, :], src=tile)
+            one_K = K_cache if layer is None else K_cache[layer]
+            one_V = V_cache if layer is None else V_cache[layer]
+            caches = LayerCaches(
+                LayerTensor(one_K), LayerTensor(one_V), K_cache, V_cache, layer or 0
+            )
+            caches.places = load_places(*(static_layer(table, 0) for table in places))
+            values = token_rows(with_query, 1 + k, sizes)
+            await_readers(caches, sizes)
+            update_caches(caches, with_query, values, sizes)
+            return K_cache, V_cache
+
+        given = {
+            "K_cache": K_cache,
+            "V_cache": V_cache,
+            "heads": turned(heads, d),
+            "places": tuple(
+                places[name] for name in ("window_places", "key_places", "value_places")
+            ),
+        }
+        numbers = {"B": B, "S": S, "d": d, "q": 1, "k": k, "S_max": K_cache.shape[-1]}
+        ((K, V),) = self.run(body, [given], **numbers, dtype=key.dtype.name)
+        return K, V

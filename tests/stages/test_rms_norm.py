@@ -1,0 +1,54 @@
+"""RMSNorm: the whole norm, and tokens' factors left to the products."""
+
+from __future__ import annotations
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from tests.stages import drawing
+
+
+def _expected(x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
+    x = drawing.wide(x)
+    return x * drawing.wide(gamma)[0] / np.sqrt((x * x).sum(-1, keepdims=True) / x.shape[-1] + eps)
+
+
+class RmsNormTest(parameterized.TestCase):
+    @parameterized.product(
+        implementation=drawing.ONE_FORMULATION, dtype=(*drawing.DTYPES, "float16")
+    )
+    def test_drawn(self, implementation: str, dtype: str) -> None:
+        stages = drawing.IMPLEMENTATIONS[implementation]
+
+        @drawing.examples(f"rms_norm {dtype}", 8)
+        def run(data: st.DataObject) -> None:
+            B, S = drawing.tokens(data)
+            rng = drawing.generator(data)
+            # Activations far from 1, where a wrong epsilon or a missing root shows.
+            x = drawing.uniform(rng, B, S, drawing.chunks(data))
+            x = (x * 10.0 ** rng.uniform(-2, 1, (B, S, 1))).astype(drawing.kind(dtype))
+            gamma = drawing.uniform(rng, 1, x.shape[-1], dtype=dtype)
+            eps = data.draw(st.sampled_from((1e-6, 1e-5, 1e-3)))
+            got = stages.rms_norm(x, gamma, eps)
+            drawing.assert_close(got, _expected(x, gamma, eps), dtype)
+
+        del run
+
+    @parameterized.parameters(*drawing.KERNELS)
+    def test_clamped(self, implementation: str) -> None:
+        rng = np.random.default_rng(0)
+        x, gamma = drawing.uniform(rng, 2, 3, 384), drawing.uniform(rng, 1, 384)
+        got = drawing.IMPLEMENTATIONS[implementation].rms_norm(x, gamma, 1e-6, clamp_bound=0.5)
+        want = np.clip(_expected(x, gamma, 1e-6), -0.5, 0.5)
+        drawing.assert_close(got, want, "float32")
+
+    @parameterized.parameters(*drawing.ONE_FORMULATION)
+    def test_zeros(self, implementation: str) -> None:
+        zeros = np.zeros((1, 2, 256), np.float32)
+        got = drawing.IMPLEMENTATIONS[implementation].rms_norm(zeros, zeros[:, 0] + 1, 1e-6)
+        np.testing.assert_array_equal(got, 0.0)
+
+
+if __name__ == "__main__":
+    absltest.main()

@@ -1,0 +1,51 @@
+"""Rotary position embedding of contiguous halves, for any even d."""
+
+from __future__ import annotations
+
+import numpy as np
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from tests.stages import drawing
+
+
+def _expected(heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
+    """Each pair (x[i], x[i + d/2]) as a complex number, turned by its angle."""
+    half = heads.shape[-1] // 2
+    wide = drawing.wide(heads)
+    turn = (drawing.wide(cos) + 1j * drawing.wide(sin)).transpose(1, 2, 0)[:, :, None, :]
+    pairs = (wide[..., :half] + 1j * wide[..., half:]) * turn
+    return np.concatenate([pairs.real, pairs.imag], axis=-1)
+
+
+class RopeTest(parameterized.TestCase):
+    @parameterized.product(implementation=drawing.ONE_FORMULATION, dtype=drawing.DTYPES)
+    def test_drawn(self, implementation: str, dtype: str) -> None:
+        stages = drawing.IMPLEMENTATIONS[implementation]
+
+        @drawing.examples(f"rope {dtype}", 10)
+        def run(data: st.DataObject) -> None:
+            B, S = drawing.tokens(data)
+            count = data.draw(st.integers(1, 12))
+            d = 2 * data.draw(st.one_of(st.integers(1, 64), st.sampled_from((32, 64))))
+            rng = drawing.generator(data)
+            heads = drawing.uniform(rng, B, S, count, d, dtype=dtype)
+            angles = rng.uniform(-np.pi, np.pi, (d // 2, B, S)).astype(np.float32)
+            # Tables that are no rotation: each entry must meet its own element.
+            cos, sin = 1.5 * np.cos(angles), 0.5 * np.sin(angles)
+            got = stages.rope(heads, cos, sin)
+            drawing.assert_close(got, _expected(heads, cos, sin), dtype)
+
+        del run
+
+    @parameterized.parameters(*drawing.ONE_FORMULATION)
+    def test_no_rotation_keeps_every_bit(self, implementation: str) -> None:
+        rng = np.random.default_rng(0)
+        heads = drawing.uniform(rng, 2, 3, 4, 64, dtype="bfloat16")
+        ones = np.ones((32, 2, 3), np.float32)
+        got = drawing.IMPLEMENTATIONS[implementation].rope(heads, ones, 0 * ones)
+        np.testing.assert_array_equal(got, heads)
+
+
+if __name__ == "__main__":
+    absltest.main()
