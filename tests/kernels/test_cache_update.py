@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jax_tkg.call.dimensions import Dimensions
-from jax_tkg.lowering import kernel_operands
 from tests import cases
 from tests.kernels import launch
 
@@ -82,55 +79,6 @@ class WritesTest(parameterized.TestCase):
             self.assertEqual([access.shape for access in keys], [(64, 2, 4)] * 2)
             values = _cache_writes(result, "V_caches", core)
             self.assertEqual([access.shape for access in values], [(8, 2, 64)])
-
-
-class PlacesTest(parameterized.TestCase):
-    def _places(self, positions: Any, looped: bool = False, **changes: Any) -> dict[str, Any]:
-        shape = _shape(**changes)
-        arguments = _arguments(shape, positions)
-        operands, _ = launch.canonical(
-            cases.stack(arguments) if looped else arguments, **cases.options(shape)
-        )
-        return kernel_operands.cache_places(operands, Dimensions.of(operands), looped)
-
-    def test_windows(self) -> None:
-        """Keys [B, k, d, S_max] have their places in numbers, values in rows."""
-        places = self._places([[2], [S_MAX - 1]], B=2, S=2, q=2, k=2, d=4)
-        second = 2 * 4 * S_MAX
-        np.testing.assert_array_equal(places["window_places"], [[2, SKIPPED]])
-        np.testing.assert_array_equal(
-            places["key_places"], [[SKIPPED, SKIPPED, second + S_MAX - 1, SKIPPED]]
-        )
-        rows = 2 * S_MAX
-        np.testing.assert_array_equal(places["value_places"], [[2, 3, rows + S_MAX - 1, SKIPPED]])
-
-    def test_layers_of_a_loop(self) -> None:
-        places = self._places([[2], [-1]], looped=True, B=2, S=2, q=1, k=1, d=4, L=3)
-        layer = 2 * 4 * S_MAX
-        np.testing.assert_array_equal(
-            places["window_places"], [[2 + n * layer, SKIPPED] for n in range(3)]
-        )
-        np.testing.assert_array_equal(
-            places["value_places"][2], [2 * 2 * S_MAX + 2, 2 * 2 * S_MAX + 3, SKIPPED, SKIPPED]
-        )
-
-    def test_one_token_has_only_a_window(self) -> None:
-        places = self._places([[2], [5]], B=2, S=1)
-        self.assertIsNone(places["key_places"])
-        self.assertEqual(places["window_places"].dtype, jnp.uint32)
-
-    def test_slot_of_each_token_has_no_window(self) -> None:
-        places = self._places([[3, 3]], B=1, S=2, q=1, k=1, d=4)
-        self.assertIsNone(places["window_places"])
-        np.testing.assert_array_equal(places["key_places"], [[SKIPPED, 3]])
-        np.testing.assert_array_equal(places["value_places"], [[SKIPPED, 3]])
-
-    def test_no_update(self) -> None:
-        shape = _shape(positions="none")
-        (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
-        operands, _ = launch.canonical(row[0], **cases.options(shape))
-        places = kernel_operands.cache_places(operands, Dimensions.of(operands), False)
-        self.assertEqual(set(places.values()), {None})
 
 
 if __name__ == "__main__":
