@@ -1,29 +1,23 @@
-"""Reads and writes the operands of an instruction, with the checks that all engines share."""
+"""Reads and writes the operands of an instruction, and records what it accesses."""
 
 import hashlib
-from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
-from jax_tkg.hardware import PARTITIONS
 from jax_tkg.simulator import errors
 from jax_tkg.simulator.caller import caller
-from jax_tkg.simulator.isa import constants
+from jax_tkg.simulator.isa.operand_checks import OperandChecks
 from jax_tkg.simulator.machine.device_loops import loop_of
 from jax_tkg.simulator.machine.machine import Core, current_core
 from jax_tkg.simulator.machine.record import Access, Instruction
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.addressing import VirtualRegister
 from jax_tkg.simulator.memory.layout import Layout
-from jax_tkg.simulator.memory.storage import WRITTEN, Storage
+from jax_tkg.simulator.memory.storage import Storage
 from jax_tkg.simulator.memory.tensor import NkiTensor
 
 _ALL_WRITTEN = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF}
-
-# Sizes and strides of access patterns are 16-bit fields of an instruction.
-_PATTERN_FIELD_LIMIT = 1 << 16
-_MAX_FREE_DIMS = 4
 
 
 class NkiInstruction:
@@ -44,10 +38,10 @@ class NkiInstruction:
         return self
 
 
-class Step:
+class Step(OperandChecks):
     """One instruction during its execution."""
 
-    __slots__ = ("core", "instruction", "opcode")
+    __slots__ = ("instruction",)
 
     def __init__(
         self,
@@ -57,8 +51,7 @@ class Step:
         attributes: dict[str, Any] | None = None,
     ):
         core = current_core()
-        self.core: Core = core
-        self.opcode = opcode
+        super().__init__(opcode, core)
         index = core.instruction_count
         core.instruction_count = index + 1
         self.instruction: Instruction | None = None
@@ -83,16 +76,11 @@ class Step:
         """Returns the handle of the instruction."""
         return NkiInstruction(self.instruction)
 
-    def fail(self, message: str) -> NoReturn:
-        """Raises the error for a broken limit.
-
-        Raises:
-          NkiValidationError: always.
-        """
-        file, line = caller()
-        raise errors.NkiValidationError(f"{self.opcode}: {message} ({file}:{line})")
-
-    # Access
+    def set_engine(self, engine: str, chosen: bool) -> None:
+        """Records the engine of an instruction that determines it late."""
+        if self.instruction is not None:
+            self.instruction.engine = engine
+            self.instruction.engine_chosen = chosen
 
     def read(self, operand: str, tensor: NkiTensor) -> np.ndarray:
         """Returns a view of the elements in their storage dtype, in the tensor's shape."""
@@ -351,8 +339,6 @@ class Step:
         access.digest = digest
         self.instruction.accesses.append(access)
 
-    # Checks
-
     def _check_scope(
         self, operand: str, tensor: NkiTensor, storage: Storage, is_write: bool
     ) -> None:
@@ -381,118 +367,6 @@ class Step:
             )
         storage.reading_loop = loop
 
-    def check_spaces(self, allowed: Sequence[str], **tensors: Any) -> None:
-        """Checks that the operands are in one of the allowed memories."""
-        for operand, tensor in tensors.items():
-            if not isinstance(tensor, NkiTensor):
-                if tensor is None:
-                    continue
-                self.fail(f"{operand} must be a tensor, got {tensor!r}")
-            space = tensor.storage.space if tensor.storage is not None else tensor.buffer.value
-            if space not in allowed:
-                self.fail(
-                    f"{operand} must be in {' or '.join(s.upper() for s in allowed)}, "
-                    f"got {tensor!r}"
-                )
-
-    def check_compute(self, **tensors: NkiTensor | None) -> None:
-        """Checks the operands of a compute engine.
-
-        They must be in SBUF or PSUM, and follow the rules for start partition and access pattern.
-        """
-        for operand, tensor in tensors.items():
-            if tensor is None:
-                continue
-            if not isinstance(tensor, NkiTensor) or not tensor.on_chip:
-                self.fail(f"{operand} must be a tensor in SBUF or PSUM, got {tensor!r}")
-            self.check_start_partition(operand, tensor)
-            self.check_pattern(operand, tensor)
-
-    def check_start_partition(self, operand: str, tensor: NkiTensor) -> None:
-        """Checks the start partition.
-
-        An access of more than 64 partitions starts at 0, an access of 33 to 64 at 0 or 64, and an
-        access of up to 32 at 0, 32, 64 or 96 (architecture guide, cross-partition connectivity).
-        """
-        count = tensor.shape[0]
-        start = tensor.partition_start
-        if start == 0:
-            return
-        step = PARTITIONS if count > 64 else 64 if count > 32 else 32
-        if start % step:
-            allowed = list(range(0, PARTITIONS, step))
-            self.fail(
-                f"{operand} {tensor!r} with {count} partitions must start at partition "
-                f"{' or '.join(map(str, allowed))}, got {start}"
-            )
-
-    def check_pattern(self, operand: str, tensor: NkiTensor) -> None:
-        """Checks that there are at most 4 free dimensions, with sizes and strides of 16 bits."""
-        if len(tensor.shape) <= 2 and tensor.shape[-1] < _PATTERN_FIELD_LIMIT:
-            return
-        dims = _merged_free_dims(tensor)
-        if len(dims) > _MAX_FREE_DIMS:
-            self.fail(
-                f"{operand} {tensor!r} has {len(dims)} free dimensions after merging contiguous "
-                f"ones, but an access pattern has at most {_MAX_FREE_DIMS}"
-            )
-        for size, stride in zip(tensor.shape[1:], tensor.strides[1:], strict=True):
-            if size >= _PATTERN_FIELD_LIMIT or (size > 1 and stride >= _PATTERN_FIELD_LIMIT):
-                self.fail(
-                    f"{operand} {tensor!r}: size {size} and stride {stride} of an access pattern "
-                    f"must be below {_PATTERN_FIELD_LIMIT}"
-                )
-
-    def check_same_partitions(self, **tensors: NkiTensor | None) -> None:
-        """Checks that all tensors have the same number of partitions."""
-        items = [(o, t) for o, t in tensors.items() if t is not None]
-        first_operand, first = items[0]
-        for operand, tensor in items[1:]:
-            if tensor.shape[0] != first.shape[0]:
-                self.fail(
-                    f"{operand} must have as many partitions as {first_operand} "
-                    f"({first.shape[0]}), got {tensor.shape[0]}"
-                )
-
-    def check_same_elements(self, **tensors: NkiTensor | None) -> None:
-        """Checks that partitions and elements per partition agree."""
-        self.check_same_partitions(**tensors)
-        items = [(o, t) for o, t in tensors.items() if t is not None]
-        first_operand, first = items[0]
-        for operand, tensor in items[1:]:
-            if tensor.size != first.size:
-                self.fail(
-                    f"{operand} must have as many elements per partition as {first_operand} "
-                    f"({first.size // first.shape[0]}), got {tensor.size // tensor.shape[0]} "
-                    f"({operand} {list(tensor.shape)}, {first_operand} {list(first.shape)})"
-                )
-
-    def check_not_both_psum(self, **tensors: Any) -> None:
-        """Checks that two inputs are not both in PSUM."""
-        if all(isinstance(t, NkiTensor) and t.buffer.value == "psum" for t in tensors.values()):
-            self.fail(f"{' and '.join(tensors)} cannot both be in PSUM")
-
-    def check_dtype(self, allowed: Sequence[str], **tensors: NkiTensor | None) -> None:
-        """Checks the operands' dtypes."""
-        for operand, tensor in tensors.items():
-            if tensor is not None and tensor.dtype not in allowed:
-                self.fail(f"{operand} must be of {' or '.join(allowed)}, got {tensor.dtype}")
-
-    def check_engine(self, engine: Any, allowed: Sequence[str], default: str) -> tuple[str, bool]:
-        """Returns the engine of an instruction, and whether the kernel chose it."""
-        chosen = constants.member(constants.engine, engine, "engine")
-        if chosen is constants.engine.unknown:
-            return default, False
-        if chosen.name not in allowed:
-            self.fail(f"engine must be one of {list(allowed)}, got {chosen.name}")
-        return chosen.name, True
-
-    def set_engine(self, engine: str, chosen: bool) -> None:
-        """Records the engine of an instruction that determines it late."""
-        if self.instruction is not None:
-            self.instruction.engine = engine
-            self.instruction.engine_chosen = chosen
-
     def scalar(
         self, operand: str, value: Any, data: NkiTensor, float_only: bool = True
     ) -> np.ndarray | np.float32:
@@ -516,18 +390,3 @@ def digest_of(core: Core, storage: Storage, values: np.ndarray) -> bytes | None:
     if core.machine.lnc == 1 or storage.space != "hbm" or storage.core is not None:
         return None
     return hashlib.blake2b(values.tobytes(), digest_size=16).digest()
-
-
-def _merged_free_dims(tensor: NkiTensor) -> list[tuple[int, int]]:
-    merged: list[tuple[int, int]] = []
-    for size, stride in zip(tensor.shape[1:], tensor.strides[1:], strict=True):
-        if size == 1:
-            continue
-        if merged and merged[-1][1] == size * stride:
-            merged[-1] = (merged[-1][0] * size, stride)
-        else:
-            merged.append((size, stride))
-    return merged
-
-
-__all__ = ["WRITTEN", "NkiInstruction", "Step"]
