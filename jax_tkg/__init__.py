@@ -25,9 +25,8 @@ if TYPE_CHECKING:
         simulator,
         weights,
     )
-    from jax_tkg.api import explain, transformer_tkg
+    from jax_tkg.api import dry_run, explain, transformer_tkg
     from jax_tkg.call.results import TransformerTkgOutput
-    from jax_tkg.lowering.neuron import dry_run
 
 __version__ = "0.1.0"
 
@@ -52,7 +51,7 @@ __all__ = [
 
 _HOMES = {
     "TransformerTkgOutput": "jax_tkg.call.results",
-    "dry_run": "jax_tkg.lowering.neuron",
+    "dry_run": "jax_tkg.api",
     "explain": "jax_tkg.api",
     "transformer_tkg": "jax_tkg.api",
 }

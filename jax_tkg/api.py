@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from jax_tkg.call.results import TransformerTkgOutput
 from jax_tkg.call.signature import bind_arguments
 from jax_tkg.lowering import primitive
 from jax_tkg.lowering.choice import Choice, choose
+from jax_tkg.lowering.neuron import lower_for_neuron
 
 
 def transformer_tkg(
@@ -171,3 +172,24 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Choice:
 
     run_checked(run, bind_arguments(*args, **kwargs))
     return chosen[0]
+
+
+def dry_run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """Lowers a function for platform "neuron" on this machine, without compiling anything.
+
+    Where AWS's nki (0.6 or later) is not installed, the kernel's custom calls name no compiled
+    kernel. All else is as it is on a Trainium machine: targets, operands, aliases, and the config,
+    to which this adds the replica groups and the number of layers.
+
+    Args:
+      function: jitted or not.
+      *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+      **kwargs: its keyword arguments.
+
+    Returns:
+      The StableHLO text.
+
+    Raises:
+      ValueError: the kernel cannot run a call, and `implementation` is not "auto".
+    """
+    return str(lower_for_neuron(function, *args, **kwargs).compiler_ir("stablehlo"))

@@ -6,14 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 
 from jax_tkg.call.arguments import Operands, Parameters
-from jax_tkg.call.dimensions import Dimensions
-from jax_tkg.installed_nki import nki_problem
-from jax_tkg.lowering.kernel_interface import MEGAKERNEL
-from jax_tkg.lowering.kernel_limits import check_kernel_limits
-from jax_tkg.lowering.neuron import is_dry_run
-from jax_tkg.lowering.neuron_settings import check_target, logical_cores
-from jax_tkg.lowering.nkilib import NKILIB, find_module
-from jax_tkg.lowering.nkilib_limits import check_nkilib_limits
+from jax_tkg.lowering.implementation import Implementation
+from jax_tkg.lowering.neuron_settings import logical_cores
+from jax_tkg.lowering.registry import AUTOMATIC, named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +16,7 @@ class Choice:
     """What a call lowers to.
 
     Attributes:
-      implementation: "reference", "nki", "simulate" or "nkilib".
+      implementation: the name of an implementation, never "auto".
       reason: why, in one sentence.
     """
 
@@ -38,78 +33,69 @@ def choose(operands: Operands, parameters: Parameters, platforms: Sequence[str])
       platforms: what is lowered for, such as ("cpu",) or ("neuron",).
 
     Raises:
-      ValueError: the implementation asked for cannot run: on these platforms, or at these sizes.
+      ValueError: the implementation asked for cannot run: on these platforms, on this machine, or
+        at these sizes.
     """
     asked = parameters.implementation
-    dimensions = Dimensions.of(operands)
-    cores = logical_cores(parameters)
+    if "neuron" in platforms:
+        # Settings that make no sense are an error, also if "auto" could do without them.
+        logical_cores(parameters)
     if asked == "auto":
-        return _choose_automatically(operands, parameters, dimensions, cores, platforms)
-    choice = Choice(asked, f"implementation='{asked}' was asked for")
-    if asked == "reference":
-        return choice
-    _check_platforms(asked, tuple(platforms))
-    check_target(operands)
-    if asked == "nkilib":
-        if not is_dry_run():
-            find_module()
-        NKILIB.check_supported(operands, parameters)
-        check_nkilib_limits(operands, parameters, dimensions, cores)
-        return choice
-    problem = _nki_problem()
-    if asked == "nki" and problem is not None:
-        raise ValueError(
-            "implementation: expected AWS's nki package, from AWS's own package repository, for "
-            f"'nki': {problem}"
-        )
-    MEGAKERNEL.check_supported(operands, parameters)
-    check_kernel_limits(dimensions, parameters.num_layers, cores)
-    return choice
-
-
-_PLATFORMS = {
-    "nki": ("neuron", "the Neuron kernel"),
-    "simulate": ("cpu", "a host callback"),
-}
-
-
-def _check_platforms(asked: str, platforms: tuple[str, ...]) -> None:
-    if asked == "nkilib":
-        if platforms not in (("neuron",), ("cpu",)):
+        return _choose_automatically(operands, parameters, tuple(platforms))
+    implementation = named(asked)
+    if implementation.platforms:
+        platform = _only_platform(implementation, tuple(platforms))
+        implementation.check(operands, parameters, platform)
+        problem = implementation.available(platform)
+        if problem is not None:
             raise ValueError(
-                "implementation: expected 'nkilib' on platform neuron, or on cpu alone (in the "
-                f"simulator), got platforms {platforms}"
+                "implementation: expected one that can run on this machine, got "
+                f"'{asked}': {problem}"
             )
-        return
-    platform, what = _PLATFORMS[asked]
-    if platforms != (platform,):
-        raise ValueError(
-            f"implementation: expected '{asked}' on platform {platform} only (it is {what}), got "
-            f"platforms {platforms}"
-        )
+    return Choice(asked, f"implementation='{asked}' was asked for")
+
+
+def _only_platform(implementation: Implementation, platforms: tuple[str, ...]) -> str:
+    if len(platforms) == 1 and platforms[0] in implementation.platforms:
+        return platforms[0]
+    raise ValueError(
+        f"implementation: expected '{implementation.name}' on platform "
+        f"{' or '.join(implementation.platforms)} only (it is {implementation.description}), got "
+        f"platforms {platforms}"
+    )
 
 
 def _choose_automatically(
-    operands: Operands,
-    parameters: Parameters,
-    dimensions: Dimensions,
-    cores: int,
-    platforms: Sequence[str],
+    operands: Operands, parameters: Parameters, platforms: tuple[str, ...]
 ) -> Choice:
-    if tuple(platforms) != ("neuron",):
-        return Choice("reference", f"platforms {tuple(platforms)} have no kernel")
-    problem = _nki_problem()
+    """The first implementation that can run; the reason tells why those before it cannot."""
+    obstacles: list[str] = []
+    for implementation in AUTOMATIC:
+        if not implementation.platforms:
+            reasons = obstacles or [f"platforms {platforms} have no kernel"]
+            return Choice(implementation.name, "; ".join(reasons))
+        if len(platforms) > 1 or platforms[0] not in implementation.platforms:
+            continue
+        obstacle = _obstacle(implementation, operands, parameters, platforms[0])
+        if obstacle is None:
+            name = implementation.name
+            reason = (
+                f"the platform is {platforms[0]}, and the call is within the limits of '{name}'"
+            )
+            return Choice(name, reason)
+        obstacles.append(obstacle)
+    raise AssertionError("the last automatic implementation runs on every platform")
+
+
+def _obstacle(
+    implementation: Implementation, operands: Operands, parameters: Parameters, platform: str
+) -> str | None:
+    """Why an implementation cannot run a call on its platform, or None."""
+    problem = implementation.available(platform)
     if problem is not None:
-        return Choice("reference", problem)
+        return problem
     try:
-        check_target(operands)
-        MEGAKERNEL.check_supported(operands, parameters)
-        check_kernel_limits(dimensions, parameters.num_layers, cores)
+        implementation.check(operands, parameters, platform)
     except ValueError as error:
-        return Choice("reference", f"the kernel's limits are exceeded: {error}")
-    return Choice("nki", "the platform is neuron and the kernel's limits are kept")
-
-
-def _nki_problem() -> str | None:
-    """Why the kernel cannot be lowered to, or None. A dry run needs no compiler."""
-    return None if is_dry_run() else nki_problem()
+        return f"the limits of '{implementation.name}' are exceeded: {error}"
+    return None

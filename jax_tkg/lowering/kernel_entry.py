@@ -20,7 +20,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax_tkg.call.arguments import PER_LAYER, PER_LAYER_CACHES, is_stacked
-from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
+from jax_tkg.lowering.kernel_interface import (
+    KERNEL_FUNCTION,
+    MEGAKERNEL,
+    KernelInterface,
+    Launch,
+)
+from jax_tkg.lowering.static_values import imported_names
 
 ENTRY_NAME = "transformer_tkg_entry"
 
@@ -61,13 +67,14 @@ def entry_source(
     given = "".join(
         f"        {name}={_expression(name, tensors[name], launch)},\n" for name in kernel.tensors
     )
-    options = kernel.static_arguments(launch).items()
-    static = "".join(f"        {name}={value!r},\n" for name, value in options)
-    call = f"transformer_tkg(\n{given}{static}    )\n"
+    options = kernel.static_arguments(launch)
+    static = "".join(f"        {name}={value!r},\n" for name, value in options.items())
+    imported = ", ".join([*imported_names(options), KERNEL_FUNCTION])
+    call = f"{KERNEL_FUNCTION}(\n{given}{static}    )\n"
     return (
         '"""One launch of transformer_tkg, with a parameter per tensor; generated."""\n\n'
         "import nki\n\n"
-        f"from {kernel.module()} import transformer_tkg\n\n\n"
+        f"from {kernel.module()} import {imported}\n\n\n"
         f"@nki.jit\ndef {ENTRY_NAME}(\n{parameters}):\n"
         + (f"    return {call}" if kernel.returns_caches else _returning_caches(call, names))
     )

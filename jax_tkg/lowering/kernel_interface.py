@@ -6,10 +6,8 @@ by its name, never dropped. Our kernel names what it takes by the parameters of 
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import functools
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +15,7 @@ from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.operand_table import BY_NAME
 from jax_tkg.call.options import OPTIONS
 from jax_tkg.lowering.kernel_operands import CONSUMED, PREPARED, kernel_operands, layers_loop
+from jax_tkg.lowering.source_signature import signature_in, source_file
 
 KERNEL_FUNCTION = "transformer_tkg"
 """Name of the kernel's function, in our module and in AWS's."""
@@ -97,19 +96,16 @@ class KernelInterface:
 
 
 def parameters_of(module: str, function: str = KERNEL_FUNCTION) -> tuple[str, ...]:
-    """Names of a function's parameters, read from the module's source.
-
-    The module is not imported, for kernels import nki.
+    """Names of a function's parameters, read from the module's source, which is not imported.
 
     Raises:
       ValueError: the module has no such function.
     """
-    specification = importlib.util.find_spec(module)
-    source = getattr(specification and specification.loader, "get_source", lambda _: None)(module)
-    for node in ast.parse(source or "").body:
-        if isinstance(node, ast.FunctionDef) and node.name == function:
-            return tuple(argument.arg for argument in node.args.args)
-    raise ValueError(f"{module}: expected a function {function}, got none")
+    path = source_file(module)
+    signature = path and signature_in(path, function)
+    if not signature:
+        raise ValueError(f"{module}: expected a function {function}, got none")
+    return signature.names
 
 
 _MODULE = "jax_tkg.kernels.transformer"

@@ -9,8 +9,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from jax_tkg import hardware
-from jax_tkg.call.arguments import PARTITIONS
+from jax_tkg.call.arguments import PARTITIONS, Operands, Parameters
 from jax_tkg.call.dimensions import Dimensions
+from jax_tkg.lowering.kernel_interface import MEGAKERNEL
+from jax_tkg.lowering.neuron_settings import check_target, logical_cores
 
 PSUM_BANK = hardware.PSUM_BANK_BYTES // 4
 """float32 values in one PSUM bank of one partition."""
@@ -36,6 +38,22 @@ LARGEST_CACHE = 2**31 - 1
 
 CONSTANT_BYTES = 2 * PARTITIONS * 4 + 3 * PARTITIONS * 4
 """Constant tiles, while they are made."""
+
+
+def check_megakernel(operands: Operands, parameters: Parameters) -> None:
+    """Checks that the kernel can run a call, on Neuron or in the simulator.
+
+    Args:
+      operands: the call's arrays, or their abstract values.
+      parameters: its static parameters.
+
+    Raises:
+      ValueError: it cannot; the message names the argument, what was expected and what came.
+    """
+    check_target(operands)
+    MEGAKERNEL.check_supported(operands, parameters)
+    cores = logical_cores(parameters)
+    check_kernel_limits(Dimensions.of(operands), parameters.num_layers, cores)
 
 
 def check_kernel_limits(dimensions: Dimensions, num_layers: int, cores: int) -> None:

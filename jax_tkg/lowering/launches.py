@@ -23,7 +23,7 @@ def run_launches(
     """Runs all layers by `run`; operands and results are those of `reference.transformer`."""
     total = parameters.num_layers
     step = parameters.layers_per_launch or total
-    looped = step > 1 and kernel.loops(operands)
+    looped = launches_loop(operands, parameters, kernel)
     tensors = kernel.operands(operands, looped)
     groups = parameters.replica_groups
     if groups is not None and len(groups[0]) == 1:
@@ -49,6 +49,20 @@ def run_launches(
         K_caches = K_updated if stacked else (*K_caches, *K_updated)
         V_caches = V_updated if stacked else (*V_caches, *V_updated)
     return hidden, K_caches, V_caches
+
+
+def launches_loop(
+    operands: Operands, parameters: Parameters, kernel: KernelInterface = MEGAKERNEL
+) -> bool:
+    """Whether the layers of a launch loop on the device.
+
+    Args:
+      operands: the call's arrays, or their abstract values.
+      parameters: its static parameters.
+      kernel: the kernel that is launched.
+    """
+    layers = parameters.layers_per_launch or parameters.num_layers
+    return layers > 1 and kernel.loops(operands)
 
 
 def layer_tuples(tensors: dict[str, Any], launch: Launch) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Lowering to the Neuron kernel: one custom call per launch, and a dry run of it on any machine."""
+"""The implementation "nki": the megakernel as a Neuron custom call, one for each launch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ import jax
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.installed_nki import nki_problem
 from jax_tkg.lowering import custom_call, kernel_entry
+from jax_tkg.lowering.implementation import Implementation, Results, on_plain_arrays
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
-from jax_tkg.lowering.launches import run_launches
-from jax_tkg.lowering.neuron_settings import logical_cores, nc_version
+from jax_tkg.lowering.kernel_limits import check_megakernel
+from jax_tkg.lowering.launches import launches_loop, run_launches
+from jax_tkg.lowering.neuron_settings import check_grid, logical_cores, nc_version
 
 _dry = contextvars.ContextVar("jax_tkg_dry_run", default=False)
 
@@ -33,26 +35,17 @@ def _dry_running() -> Iterator[None]:
         _dry.reset(token)
 
 
-def dry_run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
-    """Lowers a function for platform "neuron" on this machine, without compiling anything.
-
-    Where AWS's nki (0.6 or later) is not installed, the kernel's custom calls name no compiled
-    kernel. All else is as it is on a Trainium machine: targets, operands, aliases, and the config,
-    to which this adds the replica groups and the number of layers.
+def lower_for_neuron(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Lowers a function for platform "neuron" on this machine, as `jax_tkg.dry_run` does.
 
     Args:
       function: jitted or not.
       *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
-      **kwargs: likewise.
+      **kwargs: its keyword arguments.
 
     Returns:
-      The StableHLO text.
+      JAX's Lowered object, whose module can be walked.
     """
-    return str(lower_for_neuron(function, *args, **kwargs).compiler_ir("stablehlo"))
-
-
-def lower_for_neuron(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """As `dry_run`, and gives JAX's Lowered object, whose module can be walked."""
     jitted = function if hasattr(function, "trace") else jax.jit(function)
     with _dry_running():
         return jitted.trace(*args, **kwargs).lower(lowering_platforms=("neuron",))
@@ -60,11 +53,11 @@ def lower_for_neuron(function: Callable[..., Any], *args: Any, **kwargs: Any) ->
 
 def neuron_transformer(
     operands: Operands, parameters: Parameters, kernel: KernelInterface = MEGAKERNEL
-) -> tuple[jax.Array, Any, Any]:
-    """The forward pass by a Neuron kernel: what `reference.transformer` gives."""
+) -> Results:
+    """The forward pass by a Neuron kernel, with the results of `reference.transformer`."""
     cores = logical_cores(parameters)
 
-    def run(tensors: dict[str, Any], launch: Launch) -> tuple[jax.Array, Any, Any]:
+    def run(tensors: dict[str, Any], launch: Launch) -> Results:
         names, values = kernel_entry.flatten(tensors, kernel)
         if nki_problem() is None:
             source = kernel_entry.entry_source(tensors, launch, kernel)
@@ -100,3 +93,26 @@ def _call_kernel(
         return entry[cores](*values)
     with set_xla_metadata(has_collectives="1"):
         return entry[cores](*values)
+
+
+def nki_problem_here(platform: str) -> str | None:
+    """Why a Neuron kernel cannot be lowered to on this machine, or None. A dry run always can."""
+    del platform  # It is always neuron.
+    return None if is_dry_run() else nki_problem()
+
+
+def _check(operands: Operands, parameters: Parameters, platform: str) -> None:
+    del platform
+    check_grid(parameters, launches_loop(operands, parameters))
+    check_megakernel(operands, parameters)
+
+
+NEURON = Implementation(
+    name="nki",
+    description="the Neuron kernel",
+    platforms=("neuron",),
+    available=nki_problem_here,
+    check=_check,
+    run=on_plain_arrays(neuron_transformer),
+    kernel=lambda operands: MEGAKERNEL,
+)

@@ -32,6 +32,28 @@ def logical_cores(parameters: Parameters) -> int:
     return int(value)
 
 
+def check_grid(parameters: Parameters, looped: bool) -> None:
+    """Checks that the kernel's launch has as many cores as the machine's logical cores have.
+
+    A launch of another size fails or, if its layers loop, hangs; later releases of NKI refuse it.
+
+    Args:
+      parameters: the static parameters.
+      looped: whether the layers loop on the device.
+
+    Raises:
+      ValueError: `lnc` and NEURON_LOGICAL_NC_CONFIG are both given, and differ.
+    """
+    value = os.environ.get(CORES_VARIABLE)
+    if not value or parameters.lnc is None or str(parameters.lnc) == value:
+        return
+    loops = " (its layers loop on the device, which would hang)" if looped else ""
+    raise ValueError(
+        f"lnc: expected {value}, which {CORES_VARIABLE} says of this machine, or None, got "
+        f"{parameters.lnc}{loops}"
+    )
+
+
 def check_target(operands: Operands) -> None:
     """Checks that the machine which the environment names, if it does, has the weights' dtypes.
 

@@ -17,16 +17,13 @@ import jax.numpy as jnp
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jax_tkg.bits import Bits, as_bits, without_bits
 from jax_tkg.call.arguments import Operands, Parameters, is_stacked
 from jax_tkg.call.operand_table import OPERANDS
 from jax_tkg.lowering.choice import choose
 from jax_tkg.lowering.host_call import own_exceptions
-from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface
-from jax_tkg.lowering.neuron import neuron_transformer
-from jax_tkg.lowering.nkilib import NKILIB
-from jax_tkg.lowering.simulate import simulated_transformer
-from jax_tkg.reference.transformer import transformer
+from jax_tkg.lowering.implementation import Implementation
+from jax_tkg.lowering.reference import REFERENCE
+from jax_tkg.lowering.registry import named
 
 transformer_tkg_p = Primitive("transformer_tkg")
 transformer_tkg_p.multiple_results = True
@@ -51,14 +48,6 @@ def bind(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, An
     )
 
 
-def _reference(
-    *leaves: Any, structure: Any, parameters: Parameters, platform: str | None = None
-) -> list[jax.Array]:
-    """The reference on the primitive's operands, with the primitive's results."""
-    operands = jax.tree.unflatten(structure, leaves)
-    return jax.tree.leaves(transformer(operands, parameters, platform))
-
-
 @functools.lru_cache(maxsize=256)
 def _compiled_bind(structure: Any, parameters: Parameters) -> Any:
     def call(*leaves: Any) -> list[jax.Array]:
@@ -73,7 +62,8 @@ def _evaluate(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.
     # Under jax.disable_jit the jitted call would come back here without end.
     with jax.disable_jit(False):
         call = _compiled_bind(structure, parameters)
-        if parameters.implementation not in ("simulate", "nkilib"):
+        asked = parameters.implementation
+        if asked == "auto" or not named(asked).calls_host:
             return call(*leaves)
         with own_exceptions():
             return jax.block_until_ready(call(*leaves))
@@ -82,33 +72,26 @@ def _evaluate(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.
 @transformer_tkg_p.def_abstract_eval
 def _abstract_evaluate(*avals: Any, structure: Any, parameters: Parameters) -> list[Any]:
     """Traces the reference: its results' shapes, dtypes and shard_map types are the primitive's."""
-    call = functools.partial(_reference, structure=structure, parameters=parameters)
+    call = functools.partial(
+        _computed,
+        structure=structure,
+        parameters=parameters,
+        implementation=REFERENCE,
+        platform=None,
+    )
     return list(jax.jit(call).trace(*avals).jaxpr.out_avals)
 
 
-def _kernel(run: Any, kernel: KernelInterface) -> Any:
-    """A kernel, run by `run`, on the primitive's operands with the primitive's results."""
-
-    def call(*leaves: Any, structure: Any, parameters: Parameters) -> list[jax.Array]:
-        operands = jax.tree.unflatten(structure, leaves)
-        return _without_bits(functools.partial(run, kernel=kernel), operands, parameters)
-
-    return call
-
-
-def _without_bits(run: Any, operands: Operands, parameters: Parameters) -> list[jax.Array]:
-    """Runs what knows arrays only; caches that came as bits are returned as bits."""
-    results = jax.tree.leaves(run(without_bits(operands), parameters))
-    given = (operands.K_caches, operands.V_caches)
-    is_bits = [isinstance(cache, Bits) for cache in jax.tree.leaves(given, is_leaf=_is_bits)]
-    return [
-        result if not bits else as_bits(result).bits
-        for result, bits in zip(results, [False, *is_bits], strict=True)
-    ]
-
-
-def _is_bits(node: Any) -> bool:
-    return isinstance(node, Bits)
+def _computed(
+    *leaves: Any,
+    structure: Any,
+    parameters: Parameters,
+    implementation: Implementation,
+    platform: str | None,
+) -> list[jax.Array]:
+    """An implementation on the primitive's operands, with the primitive's results."""
+    operands = jax.tree.unflatten(structure, leaves)
+    return jax.tree.leaves(implementation.run(operands, parameters, platform))
 
 
 def _lower(ctx: Any, *values: Any, structure: Any, parameters: Parameters) -> Any:
@@ -120,14 +103,9 @@ def _lower(ctx: Any, *values: Any, structure: Any, parameters: Parameters) -> An
     choice = choose(jax.tree.unflatten(structure, ctx.avals_in), parameters, platforms)
     # Where one lowering serves several platforms, no formulation is the best for all.
     platform = platforms[0] if len(platforms) == 1 else None
-    reference = functools.partial(_reference, platform=platform)
-    on_neuron = platforms == ("neuron",)
-    run: Any = {
-        "reference": reference,
-        "nki": _kernel(neuron_transformer, MEGAKERNEL),
-        "simulate": _kernel(simulated_transformer, MEGAKERNEL),
-        "nkilib": _kernel(neuron_transformer if on_neuron else simulated_transformer, NKILIB),
-    }[choice.implementation]
+    run = functools.partial(
+        _computed, implementation=named(choice.implementation), platform=platform
+    )
     rule = mlir.lower_fun(run, multiple_results=True)
     return rule(ctx, *values, structure=structure, parameters=parameters)
 

@@ -20,16 +20,19 @@ from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.replica_groups import current_mesh, is_bound
 from jax_tkg.installed_nki import find_nki
 from jax_tkg.lowering.host_call import host_call
+from jax_tkg.lowering.implementation import Implementation, on_plain_arrays
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
+from jax_tkg.lowering.kernel_limits import check_megakernel
 from jax_tkg.lowering.launches import layer_tuples, run_launches
 from jax_tkg.lowering.neuron_settings import logical_cores, simulated_target
 from jax_tkg.lowering.rank_meetings import RankMeetings
+from jax_tkg.lowering.static_values import looked_up
 
 
 def simulated_transformer(
     operands: Operands, parameters: Parameters, kernel: KernelInterface = MEGAKERNEL
 ) -> tuple[jax.Array, Any, Any]:
-    """The forward pass by a simulated kernel: what `reference.transformer` gives."""
+    """The forward pass by a simulated kernel, with the results of `reference.transformer`."""
     run = functools.partial(_simulated, parameters=parameters, kernel=kernel)
     return run_launches(operands, parameters, run, kernel)
 
@@ -103,8 +106,10 @@ class _Call:
                 self.launch, replica_groups=(tuple(range(ranks)),) if ranks > 1 else None
             )
         )
+        kernel = _load(self.kernel)
+        static = looked_up(static, self.kernel.module())
         result = simulator.run(
-            _load(self.kernel),
+            kernel,
             [{**layer_tuples(given, self.launch), **static} for given in arguments],
             lnc=self.cores,
             target=self.target,
@@ -142,3 +147,32 @@ def _returning_caches(run: Any) -> Any:
 
 
 _meetings = RankMeetings()
+
+
+def simulator_problem(platform: str) -> str | None:
+    """Why the simulator cannot run on this machine, or None."""
+    del platform  # It is always cpu.
+    found = find_nki()
+    if found is None:
+        return None
+    return (
+        f"AWS's nki package is installed (nki {found.version} in {found.location}); kernels import "
+        "it in place of the simulator"
+    )
+
+
+def _check(operands: Operands, parameters: Parameters, platform: str) -> None:
+    del platform
+    check_megakernel(operands, parameters)
+
+
+SIMULATE = Implementation(
+    name="simulate",
+    description="a host callback",
+    platforms=("cpu",),
+    available=simulator_problem,
+    check=_check,
+    run=on_plain_arrays(simulated_transformer),
+    kernel=lambda operands: MEGAKERNEL,
+    calls_host=True,
+)

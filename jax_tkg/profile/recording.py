@@ -15,18 +15,19 @@ import numpy as np
 
 from jax_tkg import simulator
 from jax_tkg.call.arguments import Operands, Parameters
-from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.operand_table import OPERANDS, names
-from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
-from jax_tkg.lowering.kernel_limits import check_kernel_limits
+from jax_tkg.lowering.implementation import Implementation
+from jax_tkg.lowering.kernel_interface import KernelInterface, Launch
 from jax_tkg.lowering.launches import layer_tuples
 from jax_tkg.lowering.nkilib import NKILIB
-from jax_tkg.lowering.nkilib_limits import check_nkilib_limits
+from jax_tkg.lowering.simulate import SIMULATE
+from jax_tkg.lowering.static_values import looked_up
 from jax_tkg.profile.model_shapes import Case
 from jax_tkg.simulator.machine.record import Record
 
-KERNELS = {"ours": MEGAKERNEL, "nkilib": NKILIB}
-"""Ours, and AWS's published one from the checkout that NKILIB names."""
+KERNELS = {"ours": SIMULATE, "nkilib": NKILIB}
+"""The implementations whose kernels are recorded: ours, and AWS's from the checkout that NKILIB
+names."""
 
 
 def record(case: Case, layers: int, kernel: str = "ours") -> Record:
@@ -43,11 +44,10 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
     Raises:
       ValueError: the kernel cannot run the case, or there is no checkout of AWS's.
     """
-    interface = KERNELS[kernel]
     # AWS's kernel takes its layers one by one.
     looped = case.looped and kernel == "ours"
     operands = _operands(case, layers, looped)
-    _check(operands, case, layers, kernel)
+    interface = _interface(operands, case, layers, KERNELS[kernel])
     if looped and not interface.loops(operands):
         raise ValueError("profile: the caches of all layers together are too large for a loop")
     launch = Launch(
@@ -66,9 +66,11 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
     os.environ.setdefault("NKILIB_LOG_LEVEL", "ERROR")
     # AWS's kernel prints statistics of its memory.
     with contextlib.redirect_stdout(io.StringIO()):
+        function = importlib.import_module(interface.module()).transformer_tkg
+        static = looked_up(interface.static_arguments(launch), interface.module())
         result = simulator.run(
-            _load(interface),
-            [{**arguments, **interface.static_arguments(launch)}],
+            function,
+            [{**arguments, **static}],
             lnc=case.lnc,
             target=case.target,
             options=options,
@@ -94,22 +96,19 @@ def _is_computed(value: Any) -> bool:
     return any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(value))
 
 
-def _load(interface: KernelInterface) -> object:
-    if not simulator.install():
-        raise ValueError("profile: expected no installed nki package, whose kernels cannot be run")
-    return importlib.import_module(interface.module()).transformer_tkg
-
-
-def _check(operands: Operands, case: Case, layers: int, kernel: str) -> None:
+def _interface(
+    operands: Operands, case: Case, layers: int, implementation: Implementation
+) -> KernelInterface:
+    """The kernel of an implementation, once the case is known to be within its limits."""
+    problem = implementation.available("cpu")
+    if problem is not None:
+        raise ValueError(f"profile: {problem}")
+    simulator.install()
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
-    dimensions = Dimensions.of(shapes)
     # AWS's residual always goes through HBM.
-    parameters = Parameters(layers)
-    KERNELS[kernel].check_supported(shapes, parameters)
-    if kernel == "ours":
-        check_kernel_limits(dimensions, layers, case.lnc)
-        return
-    check_nkilib_limits(shapes, parameters, dimensions, case.lnc)
+    implementation.check(shapes, Parameters(layers, lnc=case.lnc), "cpu")
+    assert implementation.kernel is not None
+    return implementation.kernel(shapes)
 
 
 def _operands(case: Case, layers: int, stacked: bool) -> Operands:

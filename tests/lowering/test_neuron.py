@@ -226,13 +226,13 @@ class ChoiceTest(parameterized.TestCase):
         self.assertIn("nki package is not installed", choice.reason)
 
     def test_neuron_with_nki(self) -> None:
-        with mock.patch("jax_tkg.lowering.choice.nki_problem", return_value=None):
+        with mock.patch("jax_tkg.lowering.neuron.nki_problem", return_value=None):
             choice = jax_tkg.explain(**_arguments(), **cases.options(SHAPE), platform="neuron")
         self.assertEqual(choice.implementation, "nki")
 
     def test_neuron_beyond_the_limits(self) -> None:
         shape = cases.Shape(B=17, S=8, q=1, k=1, L=1)
-        with mock.patch("jax_tkg.lowering.choice.nki_problem", return_value=None):
+        with mock.patch("jax_tkg.lowering.neuron.nki_problem", return_value=None):
             choice = jax_tkg.explain(**_arguments(shape), **cases.options(shape), platform="neuron")
         self.assertEqual(choice.implementation, "reference")
         self.assertIn("B * S = 17 * 8 = 136", choice.reason)

@@ -45,6 +45,50 @@ class LogicalCoresTest(parameterized.TestCase):
             jax_tkg.explain(**_arguments(), **cases.options(FLOAT8), platform="neuron", lnc=1)
 
 
+class GridTest(parameterized.TestCase):
+    """A launch has as many cores as the machine's logical cores, if the machine says how many."""
+
+    SHAPE = cases.Shape(L=2)
+
+    def _explain(self, stacked: bool, platform: str = "neuron", **options: Any) -> jax_tkg.Choice:
+        arguments = _arguments(self.SHAPE)
+        given = cases.stack(arguments) if stacked else arguments
+        with mock.patch("jax_tkg.lowering.neuron.nki_problem", return_value=None):
+            return jax_tkg.explain(
+                **given, **cases.options(self.SHAPE), platform=platform, **options
+            )
+
+    @parameterized.product(cores=("1", "2"), stacked=(False, True))
+    def test_other_grid_is_refused(self, cores: str, stacked: bool) -> None:
+        other = 3 - int(cores)
+        loops = "its layers loop on the device, which would hang"
+        message = f"lnc: expected {cores}, which NEURON_LOGICAL_NC_CONFIG says .*got {other}"
+        with _environment(NEURON_LOGICAL_NC_CONFIG=cores):
+            with self.assertRaisesRegex(ValueError, message) as caught:
+                self._explain(stacked, implementation="nki", lnc=other)
+            choice = self._explain(stacked, lnc=other)
+            self.assertEqual(choice.implementation, "reference")
+            self.assertRegex(choice.reason, message)
+        self.assertEqual(loops in str(caught.exception), stacked)
+
+    @parameterized.parameters(("2", 2), ("2", None), ("1", 1), ("1", None), ("", 1), ("", 2))
+    def test_same_grid_or_none(self, cores: str, lnc: int | None) -> None:
+        with _environment(NEURON_LOGICAL_NC_CONFIG=cores):
+            self.assertEqual(self._explain(True, lnc=lnc).implementation, "nki")
+
+    def test_one_layer_in_a_launch_does_not_loop(self) -> None:
+        with (
+            _environment(NEURON_LOGICAL_NC_CONFIG="2"),
+            self.assertRaisesRegex(ValueError, "lnc: expected 2.*got 1$"),
+        ):
+            self._explain(True, implementation="nki", lnc=1, layers_per_launch=1)
+
+    def test_the_simulator_has_cores_of_its_own(self) -> None:
+        with _environment(NEURON_LOGICAL_NC_CONFIG="2"):
+            choice = self._explain(True, platform="cpu", implementation="simulate", lnc=1)
+        self.assertEqual(choice.implementation, "simulate")
+
+
 class TargetTest(parameterized.TestCase):
     @parameterized.parameters("simulate", "nki")
     def test_float8_that_the_machine_lacks(self, implementation: str) -> None:
@@ -63,7 +107,7 @@ class TargetTest(parameterized.TestCase):
             )
 
     def test_auto_falls_back(self) -> None:
-        present = mock.patch("jax_tkg.lowering.choice.nki_problem", return_value=None)
+        present = mock.patch("jax_tkg.lowering.neuron.nki_problem", return_value=None)
         call = {**_arguments(), **cases.options(FLOAT8)}
         with present, _environment(NEURON_PLATFORM_TARGET_OVERRIDE="trn2"):
             choice = jax_tkg.explain(**call, platform="neuron")

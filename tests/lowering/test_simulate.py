@@ -128,7 +128,7 @@ class ErrorsTest(parameterized.TestCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.enterContext(mock.patch("jax_tkg.lowering.choice.check_target"))
+        self.enterContext(mock.patch("jax_tkg.lowering.kernel_limits.check_target"))
         self.enterContext(mock.patch.dict("os.environ", NEURON_PLATFORM_TARGET_OVERRIDE="trn2"))
 
     def _call(self, **options: Any) -> tuple[Any, dict[str, Any]]:

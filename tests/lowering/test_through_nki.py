@@ -24,6 +24,7 @@ from absl.testing import absltest, parameterized
 
 import jax_tkg
 import jax_tkg.sharding
+from jax_tkg.lowering import neuron
 from tests import cases, parallel_cases
 from tests.lowering import custom_calls, with_nki
 
@@ -64,14 +65,17 @@ class LoweringTest(ThroughNkiTest):
     ) -> None:
         """The same custom calls, but for what only a compiler can know."""
 
-        def lowered() -> Any:
+        def lower(function: Any, *args: Any) -> Any:
+            return jax.jit(function).trace(*args).lower(lowering_platforms=("neuron",))
+
+        def lowered(lower: Any = lower) -> Any:
             options = {"layers_per_launch": layers, **({"axis_name": "tp"} if groups else {})}
             mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:2]), ("tp",))
             arguments = _arguments(dataclasses.replace(SHAPE, k=1, S_max=20))
             arguments = cases.stack(arguments) if stacked else arguments
             step = _call(SHAPE, **options)
             if not groups:
-                return jax.jit(step).trace(**arguments).lower(lowering_platforms=("neuron",))
+                return lower(lambda a: step(**a), arguments)
             everywhere = jax.sharding.PartitionSpec()
             sharded = jax.shard_map(
                 lambda a: step(**a).hidden,
@@ -80,11 +84,12 @@ class LoweringTest(ThroughNkiTest):
                 out_specs=jax.sharding.PartitionSpec("tp"),
                 check_vma=False,
             )
-            return jax.jit(sharded).trace(arguments).lower(lowering_platforms=("neuron",))
+            return lower(sharded, arguments)
 
         made = lowered()
-        with mock.patch("jax_tkg.lowering.neuron.nki_problem", return_value="described"):
-            described = lowered()
+        # A dry run on a machine without nki.
+        with mock.patch("jax_tkg.lowering.neuron.nki_problem", return_value="not installed"):
+            described = lowered(neuron.lower_for_neuron)
         self.assertLen(custom_calls.calls(made), 1 if layers is None else 2)
         for one, other in zip(custom_calls.calls(made), custom_calls.calls(described), strict=True):
             self.assertEqual(custom_calls.aliases(one), custom_calls.aliases(other))

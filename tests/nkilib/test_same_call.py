@@ -104,6 +104,17 @@ class SameCallTest(parameterized.TestCase):
         hidden, K, V, written = cases.expected(shape, [arguments], [arguments])
         cases.check(out, shape, arguments, hidden, K[0], V[0], written)
 
+    @parameterized.parameters(1, 2)
+    def test_masks_apart(self, lnc):
+        """The mask of the new keys comes on its own: the kernel gets both as one."""
+        shape = dataclasses.replace(SHAPES["one_token"], S=2, S_max=520, unified=False)
+        arguments = _arguments(shape)
+        out = jax_tkg.transformer_tkg(
+            **arguments, **cases.options(shape), implementation="nkilib", lnc=lnc
+        )
+        hidden, K, V, written = cases.expected(shape, [arguments], [arguments])
+        cases.check(out, shape, arguments, hidden, K[0], V[0], written)
+
     def test_several_launches(self):
         shape = SHAPES["float8"]
         arguments = _arguments(shape)
@@ -138,10 +149,11 @@ class SameCallTest(parameterized.TestCase):
         shape = SHAPES["float8"]
         arguments = _arguments(shape)
         operands, parameters = launch.canonical(arguments, **cases.options(shape))
+        kernel = nkilib.NKILIB.kernel(operands)
 
         def simulate(tensors, one):
-            entry = kernel_entry.load_entry(kernel_entry.entry_source(tensors, one, nkilib.NKILIB))
-            _, values = kernel_entry.flatten(jax.tree.map(np.asarray, tensors), nkilib.NKILIB)
+            entry = kernel_entry.load_entry(kernel_entry.entry_source(tensors, one, kernel))
+            _, values = kernel_entry.flatten(jax.tree.map(np.asarray, tensors), kernel)
             hidden, *caches = simulator.run(entry, [tuple(values)]).outputs[0]
             return hidden, tuple(caches[: shape.L]), tuple(caches[shape.L :])
 
@@ -150,7 +162,7 @@ class SameCallTest(parameterized.TestCase):
             mock.patch.dict("os.environ", {kernel_entry.DIRECTORY_VARIABLE: folder}),
         ):
             out = jax_tkg.TransformerTkgOutput(
-                *run_launches(operands, parameters, simulate, nkilib.NKILIB)
+                *run_launches(operands, parameters, simulate, kernel)
             )
         hidden, K, V, written = cases.expected(shape, [arguments], [arguments])
         cases.check(out, shape, arguments, hidden, K[0], V[0], written)
