@@ -1,5 +1,8 @@
 """Running small kernels: one instruction between loads and a store, or a body that must fail."""
 
+import sys
+import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +18,40 @@ def run(body: Callable[..., Any], *arrays: Any, lnc: int = 1, target: str = "trn
     return simulator.run(
         body, [arrays], lnc=lnc, target=target, options=simulator.Options(**options)
     )
+
+
+HANG_SECONDS = 60
+"""Patience with a run that ends within a second: after it, the run hangs."""
+
+
+def must_end(
+    function: Callable[..., Any], *arguments: Any, patience: float = HANG_SECONDS, **options: Any
+) -> Any:
+    """The function's result, for runs that wait for ever if deadlocks go unnoticed.
+
+    Raises:
+      AssertionError: it hangs; the message holds the stacks of all threads.
+      BaseException: whatever the function raises.
+    """
+    results: list[Any] = []
+    failures: list[BaseException] = []
+
+    def call() -> None:
+        try:
+            results.append(function(*arguments, **options))
+        except BaseException as error:
+            failures.append(error)
+
+    caller = threading.Thread(target=call, daemon=True)
+    caller.start()
+    caller.join(patience)
+    if caller.is_alive():
+        frames = sys._current_frames().values()
+        stacks = "\n".join("".join(traceback.format_stack(frame)) for frame in frames)
+        raise AssertionError(f"the run hangs; the stacks of all threads:\n{stacks}")
+    if failures:
+        raise failures[0]
+    return results[0]
 
 
 def on_chip(

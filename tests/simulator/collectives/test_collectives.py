@@ -130,6 +130,20 @@ class HbmTest(parameterized.TestCase):
         np.testing.assert_array_equal(outputs[0], arrays[2])
         np.testing.assert_array_equal(outputs[1], 0)
 
+    @parameterized.parameters(1, 2)
+    def test_collective_permute_in_place(self, lnc):
+        """Every rank sends what it held before, also if what it receives is written over it."""
+        arrays = _ranks(4, (2, 2))
+
+        def kernel(x):
+            held = nl.ndarray(x.shape, x.dtype, buffer=nl.shared_hbm, name="held")
+            nisa.dma_copy(held, x)
+            nccl.collective_permute([held], [held], [(0, 1), (1, 2), (2, 3), (3, 0)])
+            return held
+
+        for rank, output in enumerate(_run(kernel, arrays, lnc).outputs):
+            np.testing.assert_array_equal(output, arrays[rank - 1])
+
     def test_a_ring_names_the_rank_whose_data_arrived(self):
         # The documented pattern: in every step the data of the predecessor comes in.
         ranks = 4
@@ -225,19 +239,19 @@ class FaultTest(parameterized.TestCase):
             r"all_reduce of ranks \[0, 1, 2\] at .*test_collectives.py:\d+: rank 0 core 0 waits "
             "for rank 1 core 0, which has ended without coming",
         ):
-            _run(kernel, _ranks(3, (1, 1)))
+            harness.must_end(_run, kernel, _ranks(3, (1, 1)))
 
     def test_a_rank_outside_the_run(self):
         with self.assertRaisesRegex(
             simulator.MissingPeerError, "rank 2 core 0.*not part of this run"
         ):
-            _run(_reduce_in(range(3)), _ranks(2, (1, 1)))
+            harness.must_end(_run, _reduce_in(range(3)), _ranks(2, (1, 1)))
 
     def test_a_rank_outside_every_group(self):
         with self.assertRaisesRegex(
             simulator.NkiValidationError, r"rank 2 is in none of the groups \[\[0, 1\]\]"
         ):
-            _run(_reduce_in([0, 1]), _ranks(3, (1, 1)))
+            harness.must_end(_run, _reduce_in([0, 1]), _ranks(3, (1, 1)))
 
     def test_mismatched_groups(self):
         def kernel(x):
@@ -248,7 +262,7 @@ class FaultTest(parameterized.TestCase):
             r"all_reduce of ranks \[0, 1, 2\].*rank 2 core 0, which waits at all_reduce of ranks "
             r"\[1, 2\]",
         ):
-            _run(kernel, _ranks(3, (1, 1)))
+            harness.must_end(_run, kernel, _ranks(3, (1, 1)))
 
     def test_overlapping_groups(self):
         with self.assertRaisesRegex(ValueError, "rank 1 occurs twice"):
@@ -260,12 +274,14 @@ class FaultTest(parameterized.TestCase):
             r"all_reduce: srcs\[0\] of rank 0 is \[2, 2\] float32 at .*py:\d+, but that of rank 1 "
             r"is \[2, 3\]",
         ):
-            _run(_reduce_in([0, 1]), [np.ones((2, 2), np.float32), np.ones((2, 3), np.float32)])
+            harness.must_end(
+                _run, _reduce_in([0, 1]), [np.ones((2, 2), np.float32), np.ones((2, 3), np.float32)]
+            )
 
     def test_mismatched_dtypes(self):
         arrays = [np.ones((2, 2), np.float32), np.ones((2, 2), np.float16)]
         with self.assertRaisesRegex(simulator.PeerMismatchError, "float32 .* float16"):
-            _run(_reduce_in([0, 1]), arrays)
+            harness.must_end(_run, _reduce_in([0, 1]), arrays)
 
     def test_mismatched_operations(self):
         def kernel(x):
@@ -278,7 +294,7 @@ class FaultTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             simulator.PeerMismatchError, "rank 0 calls all_reduce at .* rank 1 calls all_to_all"
         ):
-            _run(kernel, _ranks(2, (2, 2)))
+            harness.must_end(_run, kernel, _ranks(2, (2, 2)))
 
     def test_an_unbarriered_write_races_with_the_collective(self):
         # Each core writes half of the source, and nothing says that both halves are there when

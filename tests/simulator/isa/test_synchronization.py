@@ -110,7 +110,7 @@ class FaultTest(parameterized.TestCase):
             r"sendrecv pipe 0 at .*test_synchronization.py:\d+: rank 0 core 0 waits for "
             "rank 0 core 1, which has ended",
         ):
-            harness.run(kernel, lnc=2)
+            harness.must_end(harness.run, kernel, lnc=2)
 
     def test_cores_at_different_meetings(self):
         def kernel():
@@ -122,7 +122,7 @@ class FaultTest(parameterized.TestCase):
         with self.assertRaisesRegex(
             simulator.MissingPeerError, "which waits at sendrecv pipe 2 at .*py:"
         ):
-            harness.run(kernel, lnc=2)
+            harness.must_end(harness.run, kernel, lnc=2)
 
     def test_barriers_on_different_tensors(self):
         def kernel():
@@ -131,7 +131,7 @@ class FaultTest(parameterized.TestCase):
             nisa.core_barrier(a if nl.program_id(0) else b, (0, 1))
 
         with self.assertRaisesRegex(simulator.PeerMismatchError, "different tensors"):
-            harness.run(kernel, lnc=2)
+            harness.must_end(harness.run, kernel, lnc=2)
 
     def test_exchange_of_different_shapes(self):
         def kernel():
@@ -140,7 +140,7 @@ class FaultTest(parameterized.TestCase):
             nisa.sendrecv(a, a, 1 - me, 1 - me, 0)
 
         with self.assertRaisesRegex(simulator.PeerMismatchError, "core 0 receives"):
-            harness.run(kernel, lnc=2)
+            harness.must_end(harness.run, kernel, lnc=2)
 
     def test_one_core_failing_stops_the_other(self):
         def kernel():
@@ -149,14 +149,14 @@ class FaultTest(parameterized.TestCase):
             _swap()
 
         with self.assertRaisesRegex(KeyError, "own error"):
-            harness.run(kernel, lnc=2)
+            harness.must_end(harness.run, kernel, lnc=2)
 
     def test_shared_tensors_that_differ(self):
         def kernel():
             nl.ndarray((1, 1 + nl.program_id(0)), nl.float32, buffer=nl.shared_hbm, name="a")
 
         with self.assertRaisesRegex(simulator.NkiValidationError, "must specialize identically"):
-            harness.run(kernel, lnc=2)
+            harness.must_end(harness.run, kernel, lnc=2)
 
 
 class RuleTest(parameterized.TestCase, harness.Rules):

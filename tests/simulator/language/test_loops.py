@@ -256,7 +256,7 @@ class RuleTest(parameterized.TestCase, harness.Rules):
     )
     def test_cores(self, body, message):
         with self.assertRaisesRegex(simulator.PeerMismatchError, message):
-            harness.run(lambda: body() and None, lnc=2)
+            harness.must_end(harness.run, lambda: body() and None, lnc=2)
 
     def test_a_returned_tensor_of_a_loop(self):
         def body():

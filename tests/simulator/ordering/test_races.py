@@ -36,6 +36,19 @@ class RaceTest(parameterized.TestCase):
                 r"reads src of dma_copy at .*py:\d+, and nothing orders the two",
             )
 
+    @parameterized.parameters(0, 1, 2)
+    def test_of_every_rank(self, racing):
+        def body(x):
+            mine = int(nccl.rank_id()) == racing and nl.program_id(0) == 0
+            if mine:
+                nisa.dma_copy(x, tile(4, 4))
+            else:
+                nl.load(x)
+
+        zeros = np.zeros((4, 4), np.float32)
+        with self.assertRaisesRegex(simulator.RaceError, "core 0 writes dst of dma_copy"):
+            simulator.run(body, [(zeros,)] * 3, lnc=2)
+
     def test_two_different_writes(self):
         def body():
             nisa.dma_copy(_shared(4, 4), tile(4, 4, value=nl.program_id(0)))
@@ -192,11 +205,13 @@ class OrderingTest(parameterized.TestCase):
 
         self._check(body, 0, np.zeros((4, 4), np.float32))
 
-    def test_a_collective_orders_its_tensors(self):
+    @parameterized.parameters(0, 1)
+    def test_a_collective_orders_its_tensors(self, writer):
+        # The first core accesses them for both; the second core's write waits for it all the same.
         def body(x):
             me = nl.program_id(0)
             out = _shared(4, 4, name="out")
-            if me == 0:
+            if me == writer:
                 nisa.dma_copy(x, tile(4, 4))
             nccl.all_reduce([x], [out], nccl.ReplicaGroup([[0]]), nl.add)
             nl.load(out)
