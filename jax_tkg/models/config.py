@@ -1,4 +1,4 @@
-"""What a llama-architecture checkpoint says of its model."""
+"""Sizes and constants of a llama-architecture model, with the range that each may have."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ CONTEXT_LENGTH = Range(1, 1 << 24)
 """Positions are float32 in the RoPE tables, which hold integers exactly up to here."""
 
 ROPE_FACTOR = Range(1e-3, 1e6)
-"""Divisors of the RoPE frequencies, where one number scales them."""
+"""Range of a divisor that scales all RoPE frequencies."""
 
 ROPE_FACTORS = Range(1e-3, 1e38)
-"""The same where each frequency has its own; a huge one keeps a pair of features from turning."""
+"""Range of the divisors of single RoPE frequencies; a huge one stops that pair from rotating."""
 
 LIMITS: Mapping[str, Range] = {
     "num_layers": Range(1, 1 << 12),
@@ -54,7 +54,7 @@ class ConfigError(ModelError):
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """Sizes and constants of a model as its checkpoint gives them, before any padding.
+    """Sizes and constants of a model as its checkpoint states them, before any padding.
 
     Attributes:
       num_layers: transformer layers.
@@ -64,7 +64,7 @@ class LlamaConfig:
       num_kv_heads: key/value heads, a divisor of `num_heads`.
       head_size: features of one head, even and at most 128.
       vocabulary_size: tokens.
-      context_length: longest sequence the model was made for, in tokens.
+      context_length: longest sequence that the model was trained for, in tokens.
       rope_theta: base of the RoPE frequencies.
       rms_norm_eps: epsilon of every RMSNorm.
       rope_scaling: Llama 3's scaling of the frequencies, or None.

@@ -1,8 +1,8 @@
 """A model's sizes and constants from the metadata of a GGUF file.
 
-Keys that change the arithmetic are read, or must have the value that changes nothing; an unknown
-key of the architecture is refused, so that no model is silently another one. What llama.cpp does
-where a key is absent is done here too.
+Keys that change the arithmetic are read, or must have their neutral value. Unknown keys of the
+architecture are refused, so that no model is silently computed as another one. Defaults of absent
+keys are llama.cpp's.
 """
 
 from __future__ import annotations

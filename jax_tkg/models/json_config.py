@@ -1,8 +1,8 @@
 """A model's sizes and constants from the `config.json` of Hugging Face transformers.
 
-Keys that change the arithmetic are read, or must have the value that changes nothing. Checkpoints
-hold many keys of other tools, so unknown ones are let pass unless their name speaks of arithmetic:
-then they are refused, so that no model is silently another one.
+Keys that change the arithmetic are read, or must have their neutral value. Checkpoints also hold
+keys of many tools, so an unknown key is ignored, unless its name contains a word such as "scale",
+"rope" or "bias": then it is refused, so that no model is silently computed as another one.
 """
 
 from __future__ import annotations

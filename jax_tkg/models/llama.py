@@ -1,8 +1,8 @@
 """A llama-architecture model in the layout of `transformer_tkg`.
 
-Hidden and MLP sizes that are no multiple of 128 are padded with zeros, which is exact: padded
-features stay zero through every layer, and RMSNorm's mean over H features in place of h is undone
-by gamma' = gamma * sqrt(h/H) and eps' = eps * h/H.
+Hidden and MLP sizes that are not multiples of 128 are padded with zeros. This is exact: padded
+features stay zero through every layer, and RMSNorm, whose mean then runs over H features instead of
+h, is corrected by gamma' = gamma * sqrt(h/H) and eps' = eps * h/H.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from jax_tkg.models.errors import ModelError
 from jax_tkg.weights import TransformerWeights, pack_qkv
 
 LAYER_NUMBER = r"0|[1-9][0-9]{0,5}"
-"""The layer's number in tensors' names, as a regular expression: without leading zeros."""
+"""Regular expression of a layer's number in a tensor's name: no leading zeros."""
 
 Progress = Callable[[int, int], None]
-"""Called with the layers read so far and the layers there are."""
+"""Called with the number of layers read so far and the number of all layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +70,7 @@ class LlamaParameters:
 
     Attributes:
       layers: weights of the layers, stacked; W_qkvs are packed for the tensor-parallel ranks.
-      embedding: [V, H], or None where it is tied to the head and so is the head's columns.
+      embedding: [V, H], or None if it is tied: then the head's columns are the embedding.
       head: [H, V].
       final_gamma: [1, H] of the last RMSNorm.
     """
@@ -86,7 +86,7 @@ class LlamaModel:
     """A model ready to be placed on devices.
 
     Attributes:
-      config: as the checkpoint says it.
+      config: the model's sizes and constants, from the checkpoint.
       parameters: NumPy arrays.
       tensor_parallel: ranks the weights are packed for.
     """
@@ -130,7 +130,7 @@ def check_values(where: str, values: np.ndarray, dtype: jax.typing.DTypeLike) ->
     """
     dtype = jnp.dtype(np.float32 if values.ndim == 1 else dtype)
     largest = float(min(jnp.finfo(dtype).max, jnp.finfo(np.float32).max))
-    # Unlike a comparison of each element, these two need no memory; NaN is passed on by both.
+    # These need no temporary array, unlike an elementwise comparison, and both propagate NaN.
     for extreme in (float(values.min()), float(values.max())):
         if not abs(extreme) <= largest:
             raise ModelError(

@@ -15,14 +15,14 @@ from jax_tkg.output_head import output_logits
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """What reads and writes token ids. A pytree.
+    """The embedding and the output head of a model. A pytree.
 
-    The head lies as the layers' weights do, [in, out], because only so does a CPU read it at the
-    speed of memory. Checkpoints hold it the other way round.
+    The head is [in, out], like the layers' weights: CPUs read this layout at memory speed.
+    Checkpoints hold it as [out, in].
 
     Attributes:
       head: [H, V], an array or `Bits`.
-      embedding: [V, H] array, or None where the head's columns are the embedding.
+      embedding: [V, H] array, or None if the head's columns serve as the embedding.
     """
 
     head: Any
@@ -37,7 +37,7 @@ class Vocabulary:
         return Bits(columns, self.head.dtype).values() if isinstance(self.head, Bits) else columns
 
     def logits(self, hidden: jax.Array, platform: str | None) -> jax.Array:
-        """Logits [B, S, V] float32 of normalised hidden states [B, S, H].
+        """Logits [B, S, V] float32 of normalized hidden states [B, S, H].
 
         Args:
           hidden: in the head's dtype.
