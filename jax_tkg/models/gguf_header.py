@@ -1,9 +1,9 @@
 """The header of a GGUF file: its metadata, and where each tensor lies.
 
 This module replaces the reader of the `gguf` package, which makes several NumPy arrays for every
-element of a metadata array (half a minute for a megabyte) and trusts the offsets, counts and lengths
-that it reads. Types and block sizes still come from that package. Everything else is checked against
-the file's size before memory is allocated.
+element of a metadata array (half a minute for a megabyte) and trusts the offsets, counts and
+lengths that it reads. Types and block sizes still come from that package. Everything else is
+checked against the file's size before memory is allocated.
 """
 
 from __future__ import annotations
