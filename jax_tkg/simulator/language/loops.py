@@ -34,7 +34,7 @@ def static_range(start: int, stop: int | None = None, step: int = 1) -> range:
 
 
 def dynamic_range(start: Any, stop: Any = None, step: int = 1) -> Iterator[VirtualRegister]:
-    """A loop on the device; its bounds may be registers, and it yields registers.
+    """A loop on the device. Its bounds may be registers; it yields registers.
 
     Raises:
       NkiValidationError: `step` is not a positive integer, a bound is neither an integer nor a
@@ -50,7 +50,7 @@ def fori_loop(
     """Calls ``body_fun(i)`` for every i of a loop on the device.
 
     Raises:
-      NkiValidationError: as for `dynamic_range`; or the body returns something.
+      NkiValidationError: as for `dynamic_range`, or the body returns a value.
     """
     for i in _counted("fori_loop", lower, upper, step):
         returned = body_fun(i)
@@ -66,7 +66,7 @@ def while_loop(
     """Calls ``register = body_fun(register)`` while the register is not 0.
 
     Raises:
-      NkiValidationError: `init` or what the body returns is no register, or the loop is inside
+      NkiValidationError: `init` or the body's result is not a register, or the loop is inside
         `no_reorder`.
     """
     register = _condition("init", init)
@@ -102,9 +102,9 @@ def _turns(opcode: str, values: range) -> Iterator[VirtualRegister]:
 
 
 def _mark(opcode: str, number: int) -> None:
-    """Records that a turn begins, or that the last has ended.
+    """Records the start of a turn ("loop_turn") or the end of the loop ("loop_end").
 
-    The device branches back, and nothing of the next turn starts before all of this one has ended.
+    On the device both wait for everything that the core has started before.
     """
     Step(opcode, "sync", attributes={"turn": number}).done()
 
@@ -136,7 +136,7 @@ def _place() -> str:
 def no_reorder() -> Iterator[None]:
     """Keeps program order within the block. The simulator always does.
 
-    A loop on the device cannot stand in the block.
+    The block cannot contain a device loop.
     """
     loops = current_core().loops
     around = loops.keeps_order

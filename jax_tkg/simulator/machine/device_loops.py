@@ -1,9 +1,9 @@
-"""The loops that a core runs on the device: where it is in them, and their rules for memory.
+"""The device loops of a core: its position in them, and the rule that cores take equal turns.
 
-The simulator runs a loop's body in Python once for each turn. The compiler traces it once, and the
+The simulator calls a loop's body in Python once per turn. The compiler traces the body once, and the
 device repeats that one copy of its instructions. So a tensor that is allocated in the body exists
-there only, and the two cores of a logical core, whose programs must have the same branches, must
-make equal numbers of turns.
+only there. The two cores of a logical core must have identical control flow, so they must make
+equal numbers of turns.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from jax_tkg.simulator import errors
 
 Scope = tuple[tuple[int, int], ...]
-"""The turns that a core is in, outermost first: the number of the loop in the turn around it (or in
-the program), and the number of the turn. Empty outside of all loops."""
+"""The turns that a core is in, outermost first. A turn is the number of its loop within the enclosing
+turn (or within the program), and its number within the loop. Empty outside all loops."""
 
 
 @dataclasses.dataclass
@@ -26,7 +26,7 @@ class LoopRun:
     Attributes:
       opcode: "fori_loop", "while_loop" or "dynamic_range".
       where: file and line of the call.
-      turns: how many turns it makes; None while that is not known.
+      turns: its number of turns; None while a `while_loop` runs.
     """
 
     opcode: str
@@ -38,8 +38,8 @@ class DeviceLoops:
     """The loops of one core.
 
     Attributes:
-      scope: where the core is.
-      runs: the loops that it entered, in order.
+      scope: the turns that the core is in.
+      runs: the loops that the core has entered, in order.
       keeps_order: whether it is in an `nl.no_reorder` block.
     """
 
@@ -52,7 +52,7 @@ class DeviceLoops:
 
     @contextlib.contextmanager
     def loop(self, opcode: str, where: str, turns: int | None) -> Iterator[LoopRun]:
-        """A loop, from before its first turn to behind its last.
+        """A loop, from before its first turn until after its last.
 
         Raises:
           NkiValidationError: the core is in an `nl.no_reorder` block.
@@ -85,7 +85,7 @@ class DeviceLoops:
 
 
 def loop_of(scope: Scope) -> tuple[int, ...]:
-    """The innermost loop of a scope, the same in all of its turns."""
+    """Identifies the innermost loop of a scope, whatever the turn."""
     return tuple(loop for loop, _ in scope)
 
 
@@ -95,7 +95,7 @@ def check_equal_turns(rank: int, cores: Sequence[DeviceLoops], finished: bool) -
     Args:
       rank: whose cores.
       cores: their loops.
-      finished: whether all programs ended; else only loops that both have entered count.
+      finished: whether both programs ended. If not, only loops that both entered are compared.
 
     Raises:
       PeerMismatchError: they do not.

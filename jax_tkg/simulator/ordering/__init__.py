@@ -1,1 +1,1 @@
-"""Which accesses are ordered by what: hazards, dependencies and races."""
+"""The order of memory accesses: hazards, dependencies, races and core barriers."""

@@ -1,17 +1,17 @@
 """The check that AWS's compiler makes where a kernel has `enable_core_barrier_checker()`.
 
-At LNC 2, of every pair of accesses of the two cores to the same bytes of shared HBM, at least one
-of which writes, one must stand before a `core_barrier` on its core and the other behind that
-barrier on its own; and the barrier must run on the same engine of both cores. Nothing else counts:
-not an exchange or a collective, on which the race detector (`races`) also relies, and not that both
-cores write equal values.
+At LNC 2, consider each pair of accesses, one by each core, to the same bytes of shared HBM, at least
+one of which writes. A `core_barrier` must stand between the two: after the one access on its core,
+and before the other access on the other core. The barrier must run on the same engine of both
+cores. Exchanges and collectives, which satisfy the race detector (`races`), do not count, and
+neither does the fact that both cores write equal values.
 
-``Options(ordering=...)`` says what "before" and "behind" mean, as for races: the order of the
-program, or only what the barrier's `data` and other dependencies order.
+``Options(ordering=...)`` defines "before" and "after", as for races: program order, or only the
+order that the barrier's `data` and other dependencies impose.
 
-Source: nki/framework/kernel.py of the nki package, `Kernel.enable_core_barrier_checker`. AWS's
-check looks at the program of a compiled kernel, and may be stricter where addresses are found at
-run time: this one knows them.
+Source: the docstring of `Kernel.enable_core_barrier_checker` in nki/framework/kernel.py of the nki
+package. AWS's check works on the compiled kernel and may be stricter about addresses that are
+known only at run time; this one uses their values.
 """
 
 import collections

@@ -1,10 +1,10 @@
-"""Which instructions of a rank must wait for which: data dependencies, and meetings of its cores.
+"""The order of a rank's instructions on the device: data dependencies and meetings of its cores.
 
-On the device instructions of one core run on many engines and queues at once. What orders them is
-only that the compiler makes a consumer wait for its producer, and a writer for earlier readers and
-writers of the same bytes (`hazards`); and that an instruction of one core waits for its partner at
-a meeting (`core_barrier`, `sendrecv`, a collective on HBM). A barrier takes part for its `data`: it
-waits for the earlier accesses to it and holds back the later ones.
+The instructions of a core run on many engines and queues at once. Two things order them. First, the
+compiler makes a consumer wait for its producer, and a writer wait for earlier readers and writers
+of the same bytes (`hazards`). Second, an instruction waits for its partner on the other core at a
+meeting (`core_barrier`, `sendrecv`, or a collective on HBM). A barrier acts on its `data`: it waits
+for earlier accesses to that tensor and holds back later ones.
 """
 
 from collections.abc import Callable
@@ -24,7 +24,7 @@ def is_meeting(instruction: Instruction) -> bool:
 class DependencyGraph:
     """The order that the hardware keeps between the instructions of one rank's cores.
 
-    It is found when it is first asked for, because few programs need it.
+    The graph is built at the first query, because few programs need one.
     """
 
     def __init__(self, machine: Machine, rank: int, meets: Callable[[Instruction], bool]):
@@ -66,7 +66,7 @@ class DependencyGraph:
         hazards = Hazards(stream)
         for instruction in stream:
             node = (core, instruction.index)
-            # The compiler may move anything that memory does not order, also within an engine.
+            # The compiler may move any instruction that memory does not order, even within an engine.
             for index in hazards.add(instruction, UNORDERED):
                 self._after.setdefault((core, index), []).append(node)
                 self._before.setdefault(node, []).append((core, index))
@@ -84,7 +84,7 @@ class DependencyGraph:
             following = list(edges.get(node, ()))
             partner = self._partner.get(node)
             if partner is not None:
-                # Not the meeting of the partner itself, but what waits for it.
+                # The partner's meeting is simultaneous; only its followers come after.
                 following += edges.get(partner, ())
             for other in following:
                 if other not in found:

@@ -1,11 +1,11 @@
-"""Which earlier instructions of a core an instruction must wait for, because of memory.
+"""Memory dependencies between the instructions of one core.
 
-Read after write, write after read, write after write, between the bytes that a record's accesses
-touch. Accesses are compared by partitions, by byte extents, and by their period: two interleaved
-strided accesses are independent where their strides show it, else they count as dependent.
+Finds read after write, write after read and write after write between the bytes that the recorded
+accesses touch. Accesses are compared by partition, by byte extent and by period. Two interleaved
+strided accesses are independent if their strides show it; otherwise they count as dependent.
 
-Each memory is cut into buckets of bytes, so the work grows with the bytes touched and not with
-the number of instructions before.
+Each memory is divided into buckets of bytes, so the cost grows with the number of bytes touched,
+not with the number of earlier instructions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ WRITE_AFTER_READ = "reuse"
 WRITE_AFTER_WRITE = "overwrite"
 EXPLICIT = "explicit"
 
-# Strongest first: what is reported where two instructions depend in several ways.
+# Strongest first: the kind that is reported if two instructions depend in several ways.
 _STRENGTH = {READ_AFTER_WRITE: 0, WRITE_AFTER_WRITE: 1, WRITE_AFTER_READ: 2, EXPLICIT: 3}
 
 UNORDERED = "dma"
@@ -40,8 +40,8 @@ class Region:
     """The bytes that an access touches, in every partition.
 
     Attributes:
-      partitions: first, and one past the last.
-      start, end: extent in bytes in each partition.
+      partitions: the first partition, and one past the last.
+      start, end: byte extent in each partition.
       period: bytes after which the pattern repeats; 0 for one contiguous run.
       run: contiguous bytes at the start of each period.
       dense: whether every byte of the extent is touched.
@@ -55,7 +55,7 @@ class Region:
     dense: bool
 
     def overlaps(self, other: Region) -> bool:
-        """Whether a byte may be in both."""
+        """Whether the two regions may share a byte."""
         if self.start >= other.end or other.start >= self.end:
             return False
         if self.partitions[0] >= other.partitions[1] or other.partitions[0] >= self.partitions[1]:
@@ -67,7 +67,7 @@ class Region:
         return not (distance >= self.run and distance + other.run <= period)
 
     def covers(self, other: Region, low: int, high: int) -> bool:
-        """Whether it touches all that the other does from byte `low` to `high`."""
+        """Whether this region contains the part of `other` from byte `low` to `high`."""
         if self == other:
             return True
         return (
@@ -113,7 +113,7 @@ def region_of(access: Access) -> Region:
 
 @dataclasses.dataclass(slots=True)
 class _Bucket:
-    """Earlier uses of some bytes: by instruction, or, for reads, the last of each engine."""
+    """Earlier uses of some bytes: all writes, and the last read of each engine."""
 
     writes: list[tuple[Region, int]] = dataclasses.field(default_factory=list)
     reads: dict[tuple[Region, str | int], int] = dataclasses.field(default_factory=dict)
@@ -131,7 +131,7 @@ class _Memory:
         return range(region.start // self._width, (region.end - 1) // self._width + 1)
 
     def find(self, region: Region, is_write: bool, found: dict[int, str]) -> None:
-        """Adds what an access depends on."""
+        """Adds to `found` the instructions that an access depends on."""
         if self._whole is not None:
             _note(found, self._whole, WRITE_AFTER_WRITE if is_write else READ_AFTER_WRITE)
         for number in self._span(region):
@@ -148,11 +148,12 @@ class _Memory:
                         _note(found, index, WRITE_AFTER_READ)
 
     def add(self, region: Region, is_write: bool, index: int, queue: str) -> None:
-        """Remembers an access. What a write covers is ordered through it from now on."""
+        """Remembers an access. A write replaces the earlier accesses that it covers: later ones
+        depend on them through it."""
         for number in self._span(region):
             bucket = self._buckets.setdefault(number, _Bucket())
             if not is_write:
-                # An engine runs in order, so that its last read stands for those before it.
+                # An engine runs in order, so its last read represents the earlier ones.
                 bucket.reads[(region, index if queue == UNORDERED else queue)] = index
                 continue
             low, high = number * self._width, (number + 1) * self._width
@@ -163,7 +164,7 @@ class _Memory:
             bucket.writes.append((region, index))
 
     def meet(self, index: int, found: dict[int, str]) -> None:
-        """A barrier: after all earlier uses, before all later ones."""
+        """Adds a barrier, which runs after all earlier uses and before all later ones."""
         if self._whole is not None:
             _note(found, self._whole, WRITE_AFTER_WRITE)
         for bucket in self._buckets.values():
@@ -185,7 +186,7 @@ class Hazards:
     """The dependencies of one core's instructions, found in program order."""
 
     def __init__(self, stream: Iterable[Instruction]):
-        # Memory that is only read cannot make anything wait.
+        # Reads of memory that nothing writes are never ordered.
         self._changing: set[Key] = set()
         for instruction in stream:
             self._changing.update(a.memory for a in instruction.accesses if a.is_write)

@@ -1,15 +1,15 @@
 """Races between the two cores of a logical core on HBM that they share.
 
 Two accesses of different cores race if they touch the same byte, at least one writes, and nothing
-orders them. Under ``ordering="program"`` a meeting of the cores (a barrier, an exchange, a
-collective) orders all that stands before it in either program with all that stands after it. Under
-``ordering="dependencies"`` only a chain of data dependencies and meetings does (see
-`dependencies`): the compiler may start an instruction before an earlier one that it does not
-depend on, so a barrier orders what its `data` depends on, and no more. Both look at the recorded
-program and never at the timing of threads, so a race is reported on every run.
+orders them. With ``ordering="program"``, a meeting of the cores (a barrier, an exchange or a
+collective) orders every access before it in either program with every access after it. With
+``ordering="dependencies"``, only a chain of data dependencies and meetings orders two accesses (see
+`dependencies`): the compiler may start an instruction before an earlier one that it does not depend
+on, so a barrier orders the accesses to its `data` and nothing else. Both orderings are derived from
+the recorded program, never from the timing of threads, so every run reports the same races.
 
-Kernels often let both cores write the same values to the same place, and each read on after its
-own write. Whichever write comes last, the bytes are the same, so such twin writes do not race.
+Kernels often let both cores write the same values to the same place, and each core then reads after
+its own write. The bytes are the same whichever write comes last, so such twin writes do not race.
 """
 
 import collections
@@ -64,8 +64,7 @@ def _met(instruction: Instruction) -> tuple[int, ...]:
 
 
 def _twins(uses: list[Use]) -> dict[tuple[int, tuple], int]:
-    """For writes of one core: the index of the other core's first write of the same values to the
-    same place, by the other core and the fingerprint."""
+    """The index of each core's first write of some values to some place, by core and fingerprint."""
     twins: dict[tuple[int, tuple], int] = {}
     for use in uses:
         if use.access.is_write:
@@ -86,8 +85,8 @@ def _is_conflict(one: Use, other: Use, twins: dict[tuple[int, tuple], int]) -> b
 
 
 def _is_benign(write: Use, peer: Use, twins: dict[tuple[int, tuple], int]) -> bool:
-    """Whether a write cannot change what the other core's access sees or leaves: that core has
-    written the same itself, before."""
+    """Whether a write cannot affect the other core's access, because that core wrote the same
+    values itself earlier."""
     own = twins.get((peer.core, write.fingerprint))
     if own is None:
         return False

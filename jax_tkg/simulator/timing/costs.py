@@ -1,7 +1,7 @@
-"""What instructions cost on Trainium2 and Trainium3, as far as AWS's documentation tells.
+"""Cost constants of instructions on Trainium2 and Trainium3, from AWS's documentation.
 
-Every figure carries its source, and `Figure.assumed` marks the few that no document gives. Cycles
-are estimates for well-pipelined code; they are the documentation's own, not measurements of ours.
+Every figure carries its source; `Figure.assumed` marks the few that no document gives. Cycle counts
+are the documentation's estimates for well-pipelined code. We have measured none of them.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ COLLECTIVES = "Neuron intra-node collectives guide"
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """The cost constants of one target. Clocks are cycles per ns, times ns, per physical core.
+    """The cost constants of one target, per physical core. Clocks are in cycles per ns, times in ns.
 
     Attributes:
       target: "trn2" or "trn3".
       tensor_clock, vector_clock, scalar_clock, gpsimd_clock, sync_clock: engine frequencies.
-      minimum_interval: least cycles between instructions of the Vector or Scalar Engine.
+      minimum_interval: minimum cycles between instructions of the Vector or Scalar Engine.
       gpsimd_start: start-up cycles of a GpSimd instruction.
       overhead: cycles until a result can be used by the next instruction, and cycles added to an
         instruction with few elements per partition.
       overhead_elements: an instruction with fewer elements per partition than this is small.
       activation_table: time to load the table of another activation function.
-      semaphore: time to signal another engine.
+      semaphore: time until another engine sees a signal.
       tensor_throttled_rate: share of the Tensor Engine's rate while it is throttled.
       tensor_ramp: time over which the throttle is decided.
       float32_passes: how much slower the Tensor Engine is for float32.
@@ -47,11 +47,12 @@ class Costs:
       dge_interval, dge_queues: time of one hardware descriptor generation, and generators.
       software_descriptor: time on the GpSimd Engine to generate descriptors of one DMA.
       dma_transpose_hbm, dma_transpose_sbuf, dma_compute: share of DMA bandwidth reached.
-      hbm_bandwidth: a core's share of the chip's.
-      all_reduce_latency: of any collective, apart from the transfer.
+      hbm_bandwidth: a core's share of the chip's HBM bandwidth.
+      all_reduce_latency: latency of any collective, without the transfer.
       collective_bandwidth: a core's share of the links between chips.
-      barrier: of two cores of a logical core that wait for each other.
-      loop_turn: of each turn of a loop on the device, once all that the core did before has ended.
+      barrier: time for the two cores of a logical core to wait for each other.
+      loop_turn: added at the start of each turn of a device loop, after everything earlier on the
+        core has ended.
     """
 
     target: str

@@ -1,7 +1,7 @@
-"""The most SBUF and PSUM that live tensors of a recorded run need at one time.
+"""The peak use of SBUF and PSUM by the live tensors of a recorded run.
 
-A tensor lives from its first to its last use in program order. Tensors placed by address count the
-bytes that they cover together; for the others, which the compiler places, the sizes are added.
+A tensor is live from its first to its last use in program order. Tensors with addresses count as
+the bytes that they cover together. The compiler places the others, so their sizes are added.
 """
 
 from __future__ import annotations

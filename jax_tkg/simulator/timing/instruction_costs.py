@@ -1,7 +1,7 @@
-"""The documented cost of an instruction, from what it does and on which operands.
+"""The documented cost of an instruction, computed from its opcode and operands.
 
-The formulas are those of AWS's documentation; `FORMULAS` names the document of each. Instructions
-that no document prices are priced as their engine's others, and their entry says so.
+The formulas come from AWS's documentation; `FORMULAS` names the document of each. An instruction
+without a documented cost is priced like the others of its engine, and its entry says so.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from jax_tkg.simulator.timing.costs import ARCH_V3, ARCH_V4, ISA, Costs
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Operand:
-    """What the cost of an instruction can depend on, of one operand.
+    """The properties of one operand that a cost can depend on.
 
     Attributes:
       dtype: NKI dtype.
@@ -40,7 +40,7 @@ _FLOAT8 = ("float8_e4m3", "float8_e4m3fn", "float8_e5m2")
 
 @dataclasses.dataclass(frozen=True)
 class _Case:
-    """One instruction to be priced."""
+    """One instruction whose cost is computed."""
 
     costs: Costs
     engine: str
@@ -49,14 +49,14 @@ class _Case:
 
     @property
     def elements(self) -> int:
-        """N of the documentation: elements per partition of the largest input, or the output."""
+        """The documentation's N: elements per partition of the largest operand."""
         return max(o.free_size for o in self.operands.values())
 
     def at_least(self, cycles: float) -> float:
         return max(self.costs.minimum_interval, cycles)
 
     def inputs(self) -> list[Operand]:
-        """All but the destination, and but columns of one element per partition."""
+        """The operands except the destination and columns of one element per partition."""
         return [o for name, o in self.operands.items() if name != "dst" and o.free_size > 1]
 
     def all_of(self, dtypes: tuple[str, ...]) -> bool:
@@ -321,11 +321,11 @@ def instruction_cycles(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Transfer:
-    """What a DMA instruction moves.
+    """The bytes that a DMA instruction moves.
 
     Attributes:
       opcode: "dma_copy", "dma_transpose", "dma_compute" or "sendrecv".
-      row_bytes: bytes of one row: what one partition gets.
+      row_bytes: bytes of one row, which belongs to one partition.
       rows_by_engine: rows of each DMA engine that takes part.
       run_bytes: contiguous bytes, the shorter of both sides.
       hbm_sides: how many sides (source, destination) are in HBM: 0, 1 or 2.
@@ -341,8 +341,8 @@ class Transfer:
 def dma_engine_times(costs: Costs, transfer: Transfer) -> list[float]:
     """How long each DMA engine of the core is busy with a transfer, in ns.
 
-    An engine moves its rows one after the other, each as fast as DMA and HBM allow, but not in
-    less than `dma_packet`; short contiguous runs count as `dma_run_bytes`.
+    An engine moves its rows one after another. A row takes as long as DMA and HBM bandwidth
+    require, but at least `dma_packet`; a short contiguous run counts as `dma_run_bytes`.
     """
     speed = float(costs.dma_bandwidth)
     if transfer.hbm_sides:

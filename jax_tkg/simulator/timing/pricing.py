@@ -1,4 +1,4 @@
-"""What a recorded instruction costs: from its operands in memory to cycles and bytes moved."""
+"""Prices recorded instructions: engine time and DMA transfers from operands in memory."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ def _operand(access: Access) -> Operand:
 
 
 def moved(instruction: Instruction) -> tuple[list[Access], list[Access]]:
-    """The sources and destinations of a DMA or collective; index tensors are neither.
+    """The sources and destinations of a DMA or collective, without index tensors.
 
-    A gather or scatter whose indices are all out of bounds skips every row: it moves nothing.
+    A gather or scatter whose indices are all out of bounds moves nothing.
     """
     data = [access for access in instruction.accesses if not access.operand.endswith(" index")]
     if any(access.rows is not None and len(access.rows) == 0 for access in data):
@@ -60,7 +60,7 @@ def software_descriptors(instruction: Instruction) -> bool:
 def transfer_of(costs: Costs, instruction: Instruction) -> tuple[int, Transfer]:
     """The first DMA engine that a DMA instruction uses, and what it moves.
 
-    A DMA engine serves eight partitions. Where nothing is on chip the bytes are spread evenly.
+    A DMA engine serves eight partitions. A copy within HBM is spread evenly over the engines.
     """
     sources, destinations = moved(instruction)
     ends = [*destinations, *sources]

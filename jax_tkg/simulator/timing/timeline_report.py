@@ -1,4 +1,4 @@
-"""A timeline as people read it: where its time goes, and a trace for Perfetto or Chrome."""
+"""Readable forms of a timeline: where its time goes, and a trace for Perfetto or Chrome."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ _WORDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-    """What one statement of the kernel adds to the latency.
+    """The part of the latency that one statement of the kernel adds.
 
     Attributes:
       where: file and line.
-      opcode, resource: of its instructions.
+      opcode, resource: those of its instructions.
       why: what they waited for, as in `Event.why`.
       count: how many of them are on the critical path.
       time: ns that they add.
@@ -47,7 +47,7 @@ class Share:
     time: float
 
     def described(self) -> str:
-        """The statement, and why it waited."""
+        """Describes the statement and why it waited."""
         return f"{self.opcode} on {self.resource}, {_WORDS[self.why]}: {self.where}"
 
     def __str__(self) -> str:
