@@ -1,8 +1,8 @@
 """The device loops of a core: its position in them, and the rule that cores take equal turns.
 
-The simulator calls a loop's body in Python once per turn. The compiler traces the body once, and the
-device repeats that one copy of its instructions. So a tensor that is allocated in the body exists
-only there. The two cores of a logical core must have identical control flow, so they must make
+The simulator calls a loop's body in Python once per turn. The compiler traces the body once, and
+the device repeats that one copy of its instructions. So a tensor that is allocated in the body
+exists only there. The two cores of a logical core must have identical control flow, so they must make
 equal numbers of turns.
 """
 
@@ -15,8 +15,8 @@ from collections.abc import Iterator, Sequence
 from jax_tkg.simulator import errors
 
 Scope = tuple[tuple[int, int], ...]
-"""The turns that a core is in, outermost first. A turn is the number of its loop within the enclosing
-turn (or within the program), and its number within the loop. Empty outside all loops."""
+"""The turns that a core is in, outermost first. A turn is the number of its loop within the
+enclosing turn (or within the program), and its number within the loop. Empty outside all loops."""
 
 
 @dataclasses.dataclass

@@ -66,7 +66,7 @@ class DependencyGraph:
         hazards = Hazards(stream)
         for instruction in stream:
             node = (core, instruction.index)
-            # The compiler may move any instruction that memory does not order, even within an engine.
+            # The compiler may reorder what memory does not order, even within an engine.
             for index in hazards.add(instruction, UNORDERED):
                 self._after.setdefault((core, index), []).append(node)
                 self._before.setdefault(node, []).append((core, index))

@@ -64,7 +64,7 @@ def _met(instruction: Instruction) -> tuple[int, ...]:
 
 
 def _twins(uses: list[Use]) -> dict[tuple[int, tuple], int]:
-    """The index of each core's first write of some values to some place, by core and fingerprint."""
+    """The index of each core's first write of some values to a place, by core and fingerprint."""
     twins: dict[tuple[int, tuple], int] = {}
     for use in uses:
         if use.access.is_write:

@@ -21,7 +21,7 @@ COLLECTIVES = "Neuron intra-node collectives guide"
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """The cost constants of one target, per physical core. Clocks are in cycles per ns, times in ns.
+    """The cost constants of one target, per physical core. Clocks are cycles per ns, times are ns.
 
     Attributes:
       target: "trn2" or "trn3".
