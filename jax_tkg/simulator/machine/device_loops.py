@@ -2,8 +2,8 @@
 
 The simulator calls a loop's body in Python once per turn. The compiler traces the body once, and
 the device repeats that one copy of its instructions. So a tensor that is allocated in the body
-exists only there. The two cores of a logical core must have identical control flow, so they must make
-equal numbers of turns.
+exists only there. The two cores of a logical core must have identical control flow, so they must
+make equal numbers of turns.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The check that AWS's compiler makes where a kernel has `enable_core_barrier_checker()`.
 
 At LNC 2, consider each pair of accesses, one by each core, to the same bytes of shared HBM, at
-least one of which writes. A `core_barrier` must stand between the two: after the one access on its core,
-and before the other access on the other core. The barrier must run on the same engine of both
+least one of which writes. A `core_barrier` must stand between the two: after the one access on its
+core, and before the other access on the other core. The barrier must run on the same engine of both
 cores. Exchanges and collectives, which satisfy the race detector (`races`), do not count, and
 neither does the fact that both cores write equal values.
 
