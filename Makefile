@@ -10,12 +10,12 @@ BIN := $(VENV)/bin
 .PHONY: demo test test-nkilib test-simulator-without-jax mutation-check fuzz lint versions clean
 
 demo: $(VENV)/.models
-	$(BIN)/python scripts/fetch_model.py
+	$(BIN)/python -m jax_tkg.fetch_model
 	$(BIN)/python -m jax_tkg.generate --prompt "$$PROMPT" $(DEMO_FLAGS)
 export PROMPT
 
 test: $(VENV)/.test lint
-	$(BIN)/python scripts/fetch_model.py
+	$(BIN)/python -m jax_tkg.fetch_model
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
 
 # AWS's published kernels on the simulator; NKILIB names a checkout of aws-neuron/nki-library,

@@ -9,6 +9,7 @@ with the jax.numpy reference on the CPU. A step that fails does not stop the one
 
 from __future__ import annotations
 
+import argparse
 import functools
 import importlib.metadata
 import sys
@@ -19,17 +20,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 
 import jax_tkg
 from jax_tkg import caches, masks, rope, sharding
-
-_IMPLEMENTATION = flags.DEFINE_enum(
-    "implementation",
-    "nki",
-    ["nki", "simulate"],
-    "What the steps run: the kernel, or its simulation.",
-)
 
 B, S, H, I, d, q, k, L, S_MAX = 2, 2, 256, 256, 64, 4, 2, 2, 64  # noqa: E741
 TOLERANCE = 0.025
@@ -266,8 +259,17 @@ STEPS: tuple[tuple[Callable[[str], str], str], ...] = (
 
 def main(arguments: Sequence[str]) -> int:
     """Runs all steps; 1 where one failed."""
-    del arguments
-    implementation = _IMPLEMENTATION.value
+    # argparse, because on hardware this is to run with nothing installed but the package itself.
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--implementation",
+        choices=("nki", "simulate"),
+        default="nki",
+        help="what the steps run: the kernel, or its simulation",
+    )
+    implementation = parser.parse_args(arguments).implementation
     if implementation == "nki" and jax.default_backend() != "neuron":
         print(
             f"No Neuron device here (JAX's platform is {jax.default_backend()}): nothing to check. "
@@ -298,4 +300,4 @@ def _prepare() -> None:
 
 if __name__ == "__main__":
     _prepare()
-    app.run(lambda argv: sys.exit(main(argv)))
+    sys.exit(main(sys.argv[1:]))

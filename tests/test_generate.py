@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
+import threading
+import time
+from typing import Any
 
 import pytest
 from absl.testing import absltest, parameterized
 
+from tests import commands
 from tests.models import files, tiny
 
 pytestmark = pytest.mark.slow
@@ -20,15 +25,8 @@ RATES = re.compile(
 )
 
 
-def _run(*flags: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
-    # As bytes: a random model writes bytes that no decoding should have to accept twice.
-    return subprocess.run(
-        [sys.executable, "-m", "jax_tkg.generate", *flags],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-        capture_output=True,
-        check=False,
-        timeout=600,
-    )
+def _run(*flags: str | bytes, **changes: Any) -> subprocess.CompletedProcess[bytes]:
+    return commands.run("jax_tkg.generate", *flags, **changes)
 
 
 class TextTest(parameterized.TestCase):
@@ -82,19 +80,42 @@ class TextTest(parameterized.TestCase):
         ("temperature", ["--temperature=-1"], "--temperature"),
         ("top_p", ["--top_p=1.5"], "--top_p"),
         ("ranks", ["--tensor_parallel=4"], "--tensor_parallel"),
-        ("argument", ["more"], "expected flags only, got 'more'"),
+        ("seed", ["--seed=18446744073709551616"], "--seed=18446744073709551616"),
+        ("negative_seed", ["--seed=-1"], "--seed=-1"),
+        (
+            "prompt",
+            [b"--prompt=ab\xff"],
+            "--prompt: expected text in UTF-8, got byte 0xff after 2 ch",
+        ),
+        ("system_bytes", [b"--system=\xe9"], "--system: expected text in UTF-8, got byte 0xe9"),
+        ("nki", ["--implementation=nki"], "--implementation: expected 'nki' on platform neuron"),
+        ("nkilib", ["--implementation=nkilib"], "expected"),
         ("system", ["--nochat", "--system=You are a cat."], "--system"),
         ("long_prompt", ["--prompt=" + "cat " * 600], "fewer than 512 tokens"),
         ("empty_prompt", ["--prompt="], "--prompt: expected a text"),
     )
-    def test_bad_flag(self, flags: list[str], part: str) -> None:
-        done = _run(f"--model={self.model}", "--prompt=the cat", *flags)
+    def test_bad_flag(self, flags: list[str | bytes], part: str) -> None:
+        done = _run(f"--model={self.model}", "--prompt=the cat", *flags, NKILIB="/nowhere")
         _assert_one_line(self, done, part)
 
     def test_no_prompt(self) -> None:
         done = _run(f"--model={self.model}")
-        self.assertNotEqual(done.returncode, 0)
-        self.assertIn(b"--prompt", done.stdout + done.stderr)
+        _assert_one_line(self, done, "--prompt: expected at least one")
+
+    @parameterized.parameters("--chat", "--nochat")
+    def test_no_tokens(self, flag: str) -> None:
+        """A template that makes nothing, and a prompt of which nothing is left."""
+        tiny.write_tiny(self.model, tokenizer__chat_template="{% if false %}x{% endif %}")
+        done = _run(f"--model={self.model}", "--prompt=the cat", flag)
+        if flag == "--chat":
+            _assert_one_line(self, done, "chat template: expected a text, got an empty one")
+        else:
+            self.assertEqual(done.returncode, 0, done.stderr)
+
+    def test_large_seeds(self) -> None:
+        flags = ("--prompt=the cat", "--temperature=2")
+        first, other = (self._write(*flags, f"--seed={seed}") for seed in (1, 2**64 - 2**32 + 1))
+        self.assertNotEqual(first, other)
 
 
 def _assert_one_line(
@@ -145,67 +166,137 @@ class BadModelTest(parameterized.TestCase):
 
     def test_no_default_model(self) -> None:
         done = _run("--prompt=the cat", JAX_TKG_MODELS=str(self.folder))
-        _assert_one_line(self, done, "fetch_model.py")
+        _assert_one_line(self, done, "jax_tkg.fetch_model")
 
 
-INTERRUPTED = """
-from unittest import mock
-from jax_tkg import generate, simulator
+class OutputTest(absltest.TestCase):
+    """Where the text goes."""
 
-with mock.patch.object(simulator, "run", side_effect=KeyboardInterrupt):
-    generate.run()
-"""
+    def setUp(self) -> None:
+        super().setUp()
+        self.model = files.folder(self) / "model.gguf"
+        tiny.write_tiny(self.model)
+        self.flags = (f"--model={self.model}", "--prompt=the cat", "--max_tokens=20")
 
+    def test_closed_pipe(self) -> None:
+        reader, writer = os.pipe()
+        os.close(reader)
+        done = _run(*self.flags, stdout=writer)
+        os.close(writer)
+        self.assertEqual((done.returncode, done.stderr), (141, b""))
 
-class InterruptTest(absltest.TestCase):
-    def test_while_the_simulator_runs(self) -> None:
-        model = files.folder(self) / "model.gguf"
-        tiny.write_tiny(model)
-        flags = [f"--model={model}", "--prompt=the cat", "--implementation=simulate"]
-        done = subprocess.run(
-            [sys.executable, "-c", INTERRUPTED, *flags],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-            capture_output=True,
-            check=False,
-        )
-        self.assertEqual(done.returncode, 130, done.stderr)
+    def test_full_device(self) -> None:
+        with open("/dev/full", "wb") as full:
+            done = _run(*self.flags, stdout=full)
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(done.stderr, b"error: standard output: No space left on device\n")
 
+    def test_another_encoding(self) -> None:
+        """The same text, with a question mark for each character that the encoding lacks."""
+        text = _run(*self.flags).stdout.decode()
+        done = _run(*self.flags, PYTHONIOENCODING="ascii")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout, text.encode("ascii", "replace"))
 
-class DisplayTest(absltest.TestCase):
     def test_progress_on_a_terminal(self) -> None:
         """Bars for loading and reading are drawn, on stderr only."""
-        model = files.folder(self) / "model.gguf"
-        tiny.write_tiny(model)
-        terminal, follower = os.openpty()
-        flags = [f"--model={model}", "--prompt=the cat", "--max_tokens=2"]
-        process = subprocess.Popen(
-            [sys.executable, "-m", "jax_tkg.generate", *flags],
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm"},
-            stdout=subprocess.PIPE,
-            stderr=follower,
-        )
-        os.close(follower)
-        drawn = _read_all(terminal)
-        output, _ = process.communicate(timeout=600)
+        with _OnTerminal(*self.flags) as process:
+            output = process.stdout.read()
+        drawn = process.drawn()
         self.assertEqual(process.returncode, 0, drawn)
         self.assertIn("Loading layers", drawn)
         self.assertIn("Reading the prompt", drawn)
         self.assertNotIn(b"Loading", output)
 
 
-def _read_all(terminal: int) -> str:
-    pieces = []
-    while True:
-        try:
-            piece = os.read(terminal, 4096)
-        except OSError:
-            # Linux's way to say that the other end is closed.
-            break
-        if not piece:
-            break
-        pieces.append(piece)
-    os.close(terminal)
-    return b"".join(pieces).decode()
+SIMULATOR_INTERRUPTED = """
+from unittest import mock
+from jax_tkg import command_line, simulator
+
+with mock.patch.object(simulator, "run", side_effect=KeyboardInterrupt):
+    command_line.run("jax_tkg.generate.command", extra="models")
+"""
+
+
+class InterruptTest(parameterized.TestCase):
+    """Ctrl-C ends it with exit code 130 and without a traceback, whatever it does."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.model = files.folder(self) / "model.gguf"
+        tiny.write_tiny(self.model)
+
+    def _start(self) -> _OnTerminal:
+        return _OnTerminal(f"--model={self.model}", "--prompt=the cat", "--max_tokens=500")
+
+    def _assert_ends(self, process: _OnTerminal) -> None:
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=60)
+        drawn = process.drawn()
+        self.assertEqual(process.returncode, 130, drawn)
+        self.assertNotIn("Traceback", drawn)
+        self.assertNotIn("Fatal", drawn)
+
+    @parameterized.parameters("Loading layers", "Reading the prompt")
+    def test_before_the_text(self, title: str) -> None:
+        with self._start() as process:
+            while title not in process.drawn():
+                self.assertIsNone(process.poll(), process.drawn())
+                time.sleep(0.01)
+            self._assert_ends(process)
+
+    @parameterized.parameters(1, 10, 100)
+    def test_while_text_streams(self, size: int) -> None:
+        with self._start() as process:
+            process.stdout.read(size)
+            self._assert_ends(process)
+
+    def test_while_the_simulator_runs(self) -> None:
+        flags = (f"--model={self.model}", "--prompt=the cat", "--implementation=simulate")
+        done = subprocess.run(
+            [sys.executable, "-c", SIMULATOR_INTERRUPTED, *flags],
+            env=commands.environment(),
+            capture_output=True,
+            check=False,
+            timeout=600,
+        )
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (130, b"", b"\n"))
+
+
+class _OnTerminal(subprocess.Popen):
+    """The command with a terminal as its standard error."""
+
+    def __init__(self, *flags: str):
+        self._terminal, follower = os.openpty()
+        super().__init__(
+            commands.command("jax_tkg.generate", *flags),
+            env=commands.environment(TERM="xterm"),
+            stdout=subprocess.PIPE,
+            stderr=follower,
+        )
+        os.close(follower)
+        self._drawn = bytearray()
+        # A terminal that nobody reads stops who writes to it.
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        while True:
+            try:
+                piece = os.read(self._terminal, 4096)
+            except OSError:
+                # Linux's way to say that the other end is closed.
+                break
+            if not piece:
+                break
+            self._drawn += piece
+        os.close(self._terminal)
+
+    def drawn(self) -> str:
+        """What was written to the terminal: so far, or all where the process has ended."""
+        if self.poll() is not None:
+            self._reader.join()
+        return self._drawn.decode(errors="replace")
 
 
 if __name__ == "__main__":

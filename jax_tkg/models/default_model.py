@@ -1,4 +1,4 @@
-"""Where the default model is: SmolLM2-135M-Instruct, as `scripts/fetch_model.py` stores it."""
+"""Where the default model is: SmolLM2-135M-Instruct, as `jax_tkg.fetch_model` stores it."""
 
 from __future__ import annotations
 
@@ -36,6 +36,5 @@ def default_model() -> pathlib.Path:
         if packaged.is_file():
             return packaged
     raise ModelError(
-        f"{stored}: no such file; run `python scripts/fetch_model.py`, or name a GGUF file with "
-        f"--model"
+        f"{stored}: no such file; run `python -m jax_tkg.fetch_model`, or name a model with --model"
     )

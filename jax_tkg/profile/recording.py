@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import importlib
 import io
-import os
 from typing import Any
 
 import jax
@@ -63,8 +62,7 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
     tensors = layer_tuples(_prepared(interface, operands, launch), launch)
     arguments = {name: tensors[name] for name in interface.tensors}
     options = simulator.Options(uninitialized="ignore", races="ignore")
-    os.environ.setdefault("NKILIB_LOG_LEVEL", "ERROR")
-    # AWS's kernel prints statistics of its memory.
+    # AWS's kernel prints its log, with statistics of its memory.
     with contextlib.redirect_stdout(io.StringIO()):
         function = importlib.import_module(interface.module()).transformer_tkg
         static = looked_up(interface.static_arguments(launch), interface.module())

@@ -42,11 +42,11 @@ class DefaultModelTest(absltest.TestCase):
 
     def test_package_without_the_file(self) -> None:
         self._package()
-        with self.assertRaisesRegex(ModelError, "fetch_model.py"):
+        with self.assertRaisesRegex(ModelError, "jax_tkg.fetch_model"):
             find.default_model()
 
     def test_absent(self) -> None:
-        with self.assertRaisesRegex(ModelError, "no such file; run `python scripts/fetch_model"):
+        with self.assertRaisesRegex(ModelError, "no such file; run `python -m jax_tkg.fetch_model"):
             find.default_model()
 
     def test_working_directory_by_default(self) -> None:

@@ -1,0 +1,134 @@
+"""Running one of the package's commands: its flags, its messages, its exit code.
+
+A command ends with exit code 0, or with one line on standard error and
+
+- 1 where the flags, the model or the installation are wrong, or the output cannot be written;
+- 130 after Ctrl-C;
+- 141, without a line, when whoever reads the output has closed the pipe, as `head` does. (Programs
+  that the signal SIGPIPE ends have this exit code in a shell.)
+
+This is the one place that knows that the packages of an extra may not be installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import types
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NoReturn
+
+from jax_tkg.models.errors import ModelError
+
+if TYPE_CHECKING:
+    from absl import flags
+
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: 128 and the number of the signal SIGINT."""
+
+PIPE_CLOSED = 141
+"""Exit code when nobody reads the output any more: 128 and the number of the signal SIGPIPE."""
+
+
+class CommandError(Exception):
+    """A command cannot do what it was asked to; the message is one line."""
+
+
+def run(module: str, extra: str) -> NoReturn:
+    """Runs a command with the program's arguments and exits.
+
+    Args:
+      module: name of the command's module. It has a docstring that says what the command is and
+        how it is called, `define_flags(values)`, which defines its flags in an absl FlagValues,
+        and `main(values)`, which runs it.
+      extra: the extra of the package that installs what the module imports.
+    """
+    exit_after(lambda: _call(module, extra, sys.argv[1:]))
+
+
+def exit_after(main: Callable[[], None]) -> NoReturn:
+    """Calls a function and exits: with code 0, or as this module's docstring says."""
+    try:
+        main()
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        sys.exit(0)
+    except KeyboardInterrupt:
+        note("")
+        code = INTERRUPTED
+    except BrokenPipeError:
+        code = PIPE_CLOSED
+    except (CommandError, ModelError) as error:
+        note("error: " + " ".join(str(error).split()))
+        code = 1
+    except OSError as error:
+        where = error.filename or "output"
+        note(f"error: {where}: {error.strerror or error}")
+        code = 1
+    # Without Python's own end: threads may still compile, for which it waits and in which JAX
+    # crashes after Ctrl-C, and it would write again what could not be written.
+    os._exit(code)
+
+
+def say(text: str, end: str = "\n") -> None:
+    """Writes to standard output at once; characters that its encoding lacks come out as "?".
+
+    Raises:
+      BrokenPipeError: nobody reads it any more.
+      CommandError: it cannot be written, as on a full device.
+    """
+    if sys.stdout is None:
+        raise CommandError("standard output: expected an open file, got a closed one")
+    encoding = sys.stdout.encoding
+    try:
+        print(text.encode(encoding, "replace").decode(encoding), end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CommandError(f"standard output: {error.strerror}") from error
+
+
+def note(line: str) -> None:
+    """Writes a line to standard error, where that is possible."""
+    if sys.stderr is not None:
+        # Where it cannot be written there is nobody to tell.
+        with contextlib.suppress(OSError):
+            print(line, file=sys.stderr, flush=True)
+
+
+def _call(module: str, extra: str, arguments: Sequence[str]) -> None:
+    try:
+        from absl import flags
+
+        command = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        missing = error.name or ""
+        if missing.partition(".")[0] == __name__.partition(".")[0]:
+            raise
+        raise CommandError(
+            f"the package {missing!r} is not installed; this command needs the extra {extra!r}: "
+            f'pip install "jax_tkg[{extra}]"'
+        ) from error
+    values = flags.FlagValues()
+    flags.DEFINE_boolean("help", False, "Show this help.", short_name="h", flag_values=values)
+    command.define_flags(values)
+    try:
+        rest = values([module, *arguments])[1:]
+    except flags.Error as error:
+        raise CommandError(" ".join(str(error).split())) from None
+    if values.help:
+        say(_help(command, values))
+        return
+    if rest:
+        raise CommandError(f"expected flags only, got {rest[0]!r}; see --help")
+    command.main(values)
+
+
+def _help(command: types.ModuleType, values: flags.FlagValues) -> str:
+    """The command's docstring and its flags."""
+    described = values.get_help(include_special_flags=False)
+    # The flags are grouped by the module that defines them, which tells users nothing.
+    lines = [line for line in described.splitlines() if line.startswith(" ")]
+    return "\n".join([(command.__doc__ or "").strip(), "", "Flags:", *lines])

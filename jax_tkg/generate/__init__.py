@@ -1,0 +1,1 @@
+"""A llama-architecture model writes text: `python -m jax_tkg.generate`."""

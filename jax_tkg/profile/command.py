@@ -1,0 +1,184 @@
+"""Command line: modelled speed of one layer of a model on Trainium2 or 3.
+
+python -m jax_tkg.profile --model llama3_70b --tensor_parallel 8 --batch 1 --context 1024
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from typing import Any
+
+from absl import flags
+
+from jax_tkg.command_line import CommandError, say
+from jax_tkg.profile import compare, plot, report
+from jax_tkg.profile.layer import layer_figures, record_launches
+from jax_tkg.profile.model_shapes import MODELS, Case, ModelShape, rank_sizes
+from jax_tkg.simulator.timing.costs import TARGETS, Costs
+from jax_tkg.simulator.timing.timeline_report import write_trace
+
+
+def define_flags(values: flags.FlagValues) -> None:
+    """Defines the command's flags."""
+    flags.DEFINE_enum(
+        "model", "llama3_70b", list(MODELS), "Which model's sizes.", flag_values=values
+    )
+    flags.DEFINE_list(
+        "dims",
+        None,
+        "In place of --model: layers, hidden, intermediate, query heads, KV heads and head size.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "tensor_parallel", 8, "Ranks that a layer is split over.", flag_values=values
+    )
+    flags.DEFINE_integer("batch", 1, "Sequences per rank.", flag_values=values)
+    flags.DEFINE_integer("s_tkg", 1, "New tokens per sequence.", flag_values=values)
+    flags.DEFINE_integer(
+        "context", 1024, "Cache slots per sequence, new tokens included.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "layers", 3, "Layers of the launch whose last layer is the figure.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "lnc", 2, "Physical cores per logical core, 1 or 2.", 1, 2, flag_values=values
+    )
+    flags.DEFINE_enum(
+        "dtype",
+        "bfloat16",
+        ["bfloat16", "float16", "float32"],
+        "Compute dtype.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "quantized_mlp",
+        None,
+        ["float8_e4m3", "float8_e4m3fn", "float8_e5m2"],
+        "MLP weights' dtype.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
+        "target", "trn2", list(TARGETS), "Generation of the machine.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "residual",
+        "hbm",
+        ["hbm", "sbuf"],
+        "Where the all-reduce takes its summands from.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "stacked",
+        False,
+        "The layers' arguments are stacked, so that the layers loop on the device.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "loop_turn_us",
+        9.0,
+        "Assumed time of a turn of such a loop in us.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "all_reduce_us", 10.0, "Assumed latency of an all-reduce in us.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "full_rate",
+        False,
+        "The Tensor Engine runs at its full rate, and not throttled to half of it.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "trace", None, "Write a trace for Perfetto to this file.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "plot", None, "Write a picture of a layer to this PNG file.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "compare",
+        None,
+        ["nkilib"],
+        "Also model AWS's kernel, from the checkout that NKILIB names.",
+        flag_values=values,
+    )
+
+
+def _model(values: flags.FlagValues) -> ModelShape:
+    if values.dims is None:
+        return MODELS[values.model]
+    fields = dataclasses.fields(ModelShape)
+    if len(values.dims) != len(fields):
+        raise ValueError(f"--dims: expected {len(fields)} numbers, got {len(values.dims)}")
+    return ModelShape(*(int(value) for value in values.dims))
+
+
+def _case(values: flags.FlagValues, model: ModelShape) -> Case:
+    sizes: dict[str, Any] = rank_sizes(model, values.tensor_parallel)
+    return Case(
+        B=values.batch,
+        S=values.s_tkg,
+        S_ctx=values.context,
+        dtype=values.dtype,
+        quantized_mlp=values.quantized_mlp,
+        tensor_parallel=values.tensor_parallel,
+        lnc=values.lnc,
+        target=values.target,
+        residual_on_chip=values.residual == "sbuf",
+        looped=values.stacked,
+        **sizes,
+    )
+
+
+def _costs(values: flags.FlagValues) -> Costs:
+    return dataclasses.replace(
+        TARGETS[values.target],
+        all_reduce_latency=values.all_reduce_us * 1e3,
+        loop_turn=values.loop_turn_us * 1e3,
+    )
+
+
+def _profile(values: flags.FlagValues) -> None:
+    if values.plot is not None and importlib.util.find_spec("matplotlib") is None:
+        raise ValueError(
+            "--plot: expected matplotlib to be installed: pip install jax_tkg[profile]"
+        )
+    model = _model(values)
+    case = _case(values, model)
+    rate = "full" if values.full_rate else "half"
+    figures = layer_figures(record_launches(case, layers=values.layers), _costs(values), rate)
+    say(report.describe(case, figures, "jax_tkg", model.layers))
+    if values.compare is not None:
+        launches = record_launches(case, values.compare, values.layers)
+        theirs = layer_figures(launches, _costs(values), rate)
+        say("")
+        say(report.describe(case, theirs, "AWS's transformer_tkg", model.layers))
+        say("")
+        say(compare.side_by_side(case, figures, theirs))
+    if values.trace is not None:
+        write_trace(figures.timeline, values.trace)
+        say(f"trace of the modelled launch, for https://ui.perfetto.dev: {values.trace}")
+    if values.plot is not None:
+        plot.write_plot(figures, _title(values, case), values.plot)
+        say(f"picture of a modelled layer: {values.plot}")
+
+
+def _title(values: flags.FlagValues, case: Case) -> str:
+    name = "custom sizes" if values.dims else values.model
+    mlp = f", MLP weights {case.quantized_mlp}" if case.quantized_mlp else ""
+    return (
+        f"One layer of {name} on {case.target}, modelled: tp={case.tensor_parallel}, B={case.B}, "
+        f"S_tkg={case.S}, S_ctx={case.S_ctx}, {case.dtype}{mlp} (core 0)"
+    )
+
+
+def main(values: flags.FlagValues) -> None:
+    """Prints the profile.
+
+    Raises:
+      CommandError: it cannot be made, or a file not be written.
+    """
+    try:
+        _profile(values)
+    except ValueError as error:
+        raise CommandError(str(error)) from error
