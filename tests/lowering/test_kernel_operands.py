@@ -75,7 +75,7 @@ class PlacesTest(parameterized.TestCase):
 class MasksTest(parameterized.TestCase):
     @parameterized.parameters(False, True)
     def test_rows_are_keys_and_columns_are_queries(self, unified: bool) -> None:
-        """Column (b, h, s) is query s of head h of sequence b; nobody attends new keys of others."""
+        """Column (b, h, s) is query s of head h of sequence b; it attends its own new keys only."""
         B, q, S, S_ctx = 3, 4, 2, 8
         operands = _operands(None, B=B, q=q, S=S, unified=unified)
         cache = np.asarray(operands.mask_cache) != 0
