@@ -1,10 +1,13 @@
 """What to confirm on a Trainium machine, step by step; without Neuron it says so and ends.
 
+    python -m benchmarks.neuron_checklist --standalone    # the kernel alone, without JAX's devices
     python -m benchmarks.neuron_checklist
     python -m benchmarks.neuron_checklist --implementation simulate    # the steps, on a CPU
 
 Every step says what it expects and, where that is not what came, what to do. Results are compared
-with the jax.numpy reference on the CPU. A step that fails does not stop the ones after it.
+with the jax.numpy reference on the CPU. A step that fails does not stop the ones after it. All
+steps run with both of NKI's front ends, the parser and the tracer; those whose layers loop on the
+device come last.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.metadata
+import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -22,7 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import jax_tkg
+from benchmarks import kernel_alone
 from jax_tkg import caches, masks, rope, sharding
+from jax_tkg.installed_nki import nki_problem
+
+FRONTEND_VARIABLE = "NKI_COMPILER_FRONTEND"
+FRONTENDS = ("parser", "tracer")
+"""NKI's front ends: the parser is the default of NKI 0.6, the tracer of later releases."""
 
 B, S, H, I, d, q, k, L, S_MAX = 2, 2, 256, 256, 64, 4, 2, 2, 64  # noqa: E741
 TOLERANCE = 0.025
@@ -98,12 +108,11 @@ def _compare(got: Any, want: Any) -> str:
 
 
 def installed(implementation: str) -> str:
-    """nki, libneuronxla and neuronx-cc are AWS's own, not the placeholders of the package index."""
+    """nki (0.6 or later), libneuronxla and neuronx-cc are AWS's own, not placeholders."""
     if implementation == "simulate":
         return "not needed to simulate"
-    import nki
-
-    _expect(hasattr(nki, "jit"), f"{nki.__file__} has no `jit`: it is the placeholder package")
+    problem = nki_problem()
+    _expect(problem is None, str(problem))
     versions = [
         f"{name} {importlib.metadata.version(name)}"
         for name in ("nki", "libneuronxla", "neuronx-cc")
@@ -225,6 +234,31 @@ def _parallel(implementation: str, on_chip: bool, stacked: bool = False) -> str:
     return _compare(got, want)
 
 
+def _alone(ranks: int) -> str:
+    whole = _arguments(7)
+    got = kernel_alone.run(whole, L, ranks)
+    specs = sharding.partition_specs("tp")
+    step = jax.shard_map(
+        lambda a: tuple(_call("reference", axis_name="tp")(**a)),
+        mesh=jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:ranks]), ("tp",)),
+        in_specs=({name: getattr(specs, name) for name in whole},),
+        out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
+    )
+    return _compare(got, jax.jit(step)(whole))
+
+
+def alone_on_one_rank(implementation: str) -> str:
+    """The kernel compiles and runs without JAX: NKI's own call on NumPy arrays."""
+    del implementation
+    return _alone(1)
+
+
+def alone_on_two_ranks(implementation: str) -> str:
+    """The same on two ranks, with all-reduces: a list for each argument, with an array a rank."""
+    del implementation
+    return _alone(2)
+
+
 def groups_through_hbm(implementation: str) -> str:
     """Replica groups are numbered as the mesh is: dp x tp, all-reduce through HBM."""
     return _parallel(implementation, on_chip=False)
@@ -240,11 +274,12 @@ def groups_in_a_layer_loop(implementation: str) -> str:
     return _parallel(implementation, on_chip=False, stacked=True)
 
 
-STEPS: tuple[tuple[Callable[[str], str], str], ...] = (
+Steps = tuple[tuple[Callable[[str], str], str], ...]
+
+STEPS: Steps = (
     (installed, "install AWS's packages as BUILD.md says, and start again"),
     (one_call, "run it with implementation='reference'; report the compiler's message"),
     (layers_per_launch, "if one_call passed, compare the two programs' custom calls"),
-    (layer_loop, "pass lists of arrays, or layers_per_launch=1; report the compiler's message"),
     (one_core, "only where NEURON_LOGICAL_NC_CONFIG is 1"),
     (skipped_sequence, "never pass the marker; write to a spare slot and report"),
     (donation, "expect a copy of the caches in every step until this is understood"),
@@ -252,9 +287,16 @@ STEPS: tuple[tuple[Callable[[str], str], str], ...] = (
     (twice_in_a_program, "put each call into a program of its own"),
     (groups_through_hbm, "print jax_tkg.dry_run's replica groups beside those of lax.psum"),
     (groups_on_chip, "use sbuf_residual_and_cc=False, or lnc=1"),
+    (layer_loop, "pass lists of arrays, or layers_per_launch=1; report the compiler's message"),
     (groups_in_a_layer_loop, "under tensor parallelism pass lists, or layers_per_launch=1"),
 )
-"""Each step and what to do where it fails."""
+"""Each step and what to do where it fails. Layers loop on the device in the last two."""
+
+STANDALONE_STEPS: Steps = (
+    (installed, "install AWS's packages as BUILD.md says, and start again"),
+    (alone_on_one_rank, "report the compiler's message: JAX has no part in it"),
+    (alone_on_two_ranks, "if one rank passed, it is the all-reduce: see SDK issue 1305"),
+)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -269,15 +311,46 @@ def main(arguments: Sequence[str]) -> int:
         default="nki",
         help="what the steps run: the kernel, or its simulation",
     )
-    implementation = parser.parse_args(arguments).implementation
+    parser.add_argument(
+        "--standalone",
+        action="store_true",
+        help="only call the kernel on NumPy arrays, in a process that leaves the devices to NKI",
+    )
+    chosen = parser.parse_args(arguments)
+    implementation = chosen.implementation
+    if chosen.standalone:
+        if implementation == "nki" and nki_problem() is not None:
+            print(f"Nothing to check: {nki_problem()}.")
+            return 0
+        # The devices are NKI's in this process.
+        jax.config.update("jax_platforms", "cpu")
+        return _run_with_front_ends(STANDALONE_STEPS, implementation)
     if implementation == "nki" and jax.default_backend() != "neuron":
         print(
             f"No Neuron device here (JAX's platform is {jax.default_backend()}): nothing to check. "
             "--implementation simulate runs the steps on a CPU."
         )
         return 0
+    return _run_with_front_ends(STEPS, implementation)
+
+
+def _run_with_front_ends(steps: Steps, implementation: str) -> int:
+    """Runs all steps with each front end; the simulator has none."""
+    if implementation == "simulate":
+        return _run(steps, implementation)
     failed = 0
-    for number, (step, remedy) in enumerate(STEPS, 1):
+    for name in FRONTENDS:
+        os.environ[FRONTEND_VARIABLE] = name
+        # Programs that hold kernels of the other front end.
+        jax.clear_caches()
+        print(f"{FRONTEND_VARIABLE}={name}", flush=True)
+        failed |= _run(steps, implementation)
+    return failed
+
+
+def _run(steps: Steps, implementation: str) -> int:
+    failed = 0
+    for number, (step, remedy) in enumerate(steps, 1):
         print(f"{number:2}. {step.__name__}: {step.__doc__}", flush=True)
         try:
             print(f"    ok: {step(implementation)}", flush=True)
@@ -289,7 +362,7 @@ def main(arguments: Sequence[str]) -> int:
             failed += 1
             last = traceback.format_exc().strip().splitlines()[-1]
             print(f"    FAILED: {last}\n    Then: {remedy}", flush=True)
-    print(f"{len(STEPS) - failed} of {len(STEPS)} steps passed")
+    print(f"{len(steps) - failed} of {len(steps)} steps passed")
     return 1 if failed else 0
 
 

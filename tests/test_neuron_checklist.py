@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
+import re
 import subprocess
 import sys
+import tempfile
 
 import pytest
 from absl.testing import absltest
 
+from tests.lowering import with_nki
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
 
 class NeuronChecklistTest(absltest.TestCase):
-    def _run(self, *flags: str) -> subprocess.CompletedProcess[str]:
+    def _run(self, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "benchmarks.neuron_checklist", *flags],
             capture_output=True,
             text=True,
             check=False,
-            cwd=pathlib.Path(__file__).resolve().parents[1],
+            cwd=ROOT,
+            env={**os.environ, **environment},
         )
 
     def test_without_neuron(self) -> None:
@@ -25,11 +33,32 @@ class NeuronChecklistTest(absltest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("No Neuron device here", done.stdout)
 
+    def test_alone_without_nki(self) -> None:
+        done = self._run("--standalone")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn("Nothing to check: AWS's nki package is not installed", done.stdout)
+
+    def test_alone_through_an_installed_nki(self) -> None:
+        """Lists of arrays are ranks, in both front ends; a stand-in has the place of nki."""
+        with tempfile.TemporaryDirectory() as folder:
+            done = self._run(
+                "--standalone", PYTHONPATH=f"{with_nki.FOLDER}:{ROOT}", JAX_TKG_KERNELS=folder
+            )
+        for name in ("parser", "tracer"):
+            self.assertIn(f"NKI_COMPILER_FRONTEND={name}", done.stdout)
+        # The other packages of AWS's are not there.
+        self.assertEqual(done.stdout.count("2 of 3 steps passed"), 2, done.stdout + done.stderr)
+        self.assertEqual(done.stdout.count("ok: largest error"), 4, done.stdout)
+        self.assertEqual(done.returncode, 1)
+
     @pytest.mark.slow
     def test_steps_in_the_simulator(self) -> None:
         done = self._run("--implementation=simulate")
         self.assertEqual(done.returncode, 0, done.stdout)
         self.assertIn("12 of 12 steps passed", done.stdout)
+        # What loops on the device comes last.
+        names = re.findall(r"^ ?\d+\. (\w+):", done.stdout, re.MULTILINE)
+        self.assertEqual(names[-2:], ["layer_loop", "groups_in_a_layer_loop"])
 
 
 if __name__ == "__main__":
