@@ -50,6 +50,8 @@ ROOMS = (
     "jax_tkg.api",
     # What is built on the operation.
     "jax_tkg.models",
+    "jax_tkg.command_line",
+    "jax_tkg.fetch_model",
     "jax_tkg.profile",
     "jax_tkg.generate",
     "jax_tkg",
