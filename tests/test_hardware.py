@@ -10,7 +10,7 @@ import ml_dtypes
 from absl.testing import absltest, parameterized
 
 from jax_tkg import hardware
-from jax_tkg.kernels import sizes
+from jax_tkg.kernels import limits
 from jax_tkg.simulator import language as nl
 from jax_tkg.simulator.timing import costs
 
@@ -24,13 +24,13 @@ def _figures(value: object) -> Iterator[hardware.Figure]:
 class HardwareTest(parameterized.TestCase):
     def test_kernels(self) -> None:
         """They import nothing but nki, so they cannot read these."""
-        self.assertEqual(sizes.PARTITIONS, hardware.PARTITIONS)
-        self.assertEqual(4 * sizes.PSUM_BANK, hardware.PSUM_BANK_BYTES)
-        self.assertLessEqual(2 * sizes.PSUM_GROUP_BANKS, hardware.PSUM_BANKS)
+        self.assertEqual(limits.PARTITIONS, hardware.PARTITIONS)
+        self.assertEqual(4 * limits.PSUM_BANK, hardware.PSUM_BANK_BYTES)
+        self.assertLessEqual(2 * limits.PSUM_GROUP_BANKS, hardware.PSUM_BANKS)
 
     def test_kernels_against_nki(self) -> None:
-        self.assertEqual(nl.tile_size.pmax, sizes.PARTITIONS)
-        self.assertEqual(nl.tile_size.psum_fmax, sizes.PSUM_BANK)
+        self.assertEqual(nl.tile_size.pmax, limits.PARTITIONS)
+        self.assertEqual(nl.tile_size.psum_fmax, limits.PSUM_BANK)
 
     def test_sizes_that_the_documentation_gives_for_all_partitions(self) -> None:
         """28 MiB of SBUF and 2 MiB of PSUM on NeuronCore-v3; 24 and 32 MiB before and after."""

@@ -3,32 +3,47 @@
 import nki.collectives as nccl
 import nki.isa as nisa
 import nki.language as nl
+from nki.language import NKIObject
 
-from .sizes import PARTITIONS, pieces
+from .limits import PARTITIONS
+from .sizes import pieces
 
 
-def add_reduced(x, partial, replica_group, on_chip, sizes):
+class Reduction(NKIObject):
+    """How the ranks' partial results are summed.
+
+    Attributes:
+      group: the ReplicaGroup whose ranks sum, or None for no all-reduce.
+      on_chip: whether to reduce from SBUF to SBUF, else through HBM.
+    """
+
+    def __init__(self, group, on_chip):
+        self.group = group
+        self.on_chip = on_chip
+
+
+def add_reduced(x, partial, reduction, context):
     """x + the sum of `partial` over the ranks, rounded once to the compute dtype.
 
     Args:
       x: [128, n, T], the chunks of the residual stream that this core holds.
-      partial: [128, n, T] f32, this rank's part of them.
-      replica_group: whose ranks sum, or None where there is one.
-      on_chip: reduce from SBUF to SBUF, else through HBM.
-      sizes: the launch's sizes.
+      partial: [128, n, T] float32, this rank's part of them.
+      reduction: the launch's `Reduction`.
+      context: the launch's `Context`.
 
     Returns:
       A tile like x.
     """
-    share = sizes.hidden_share()
+    sizes = context.sizes
+    share = context.hidden_share()
     reduced = partial
-    if replica_group != None:
-        if on_chip:
-            reduced = _reduce_on_chip(partial, replica_group, share, sizes)
+    if reduction.group != None:
+        if reduction.on_chip:
+            reduced = _reduce_on_chip(partial, reduction.group, share, sizes)
         else:
-            reduced = _reduce_in_hbm(partial, replica_group, share, sizes)
+            reduced = _reduce_in_hbm(partial, reduction.group, share, context)
     after = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-    # Piece by piece, so that the next stage can begin with the first.
+    # In pieces, so that the next stage can begin with the first.
     for piece in pieces(share.count, sizes.T):
         first, last = piece
         nisa.tensor_tensor(
@@ -40,21 +55,23 @@ def add_reduced(x, partial, replica_group, on_chip, sizes):
     return after
 
 
-def _reduce_on_chip(partial, replica_group, share, sizes):
+def _reduce_on_chip(partial, group, share, sizes):
     shape = (PARTITIONS, share.count, sizes.T)
     reduced = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
     flat = (PARTITIONS, share.count * sizes.T)
     nccl.all_reduce(
         srcs=[partial.reshape(flat)],
         dsts=[reduced.reshape(flat)],
-        replica_group=replica_group,
+        replica_group=group,
         op=nl.add,
     )
     return reduced
 
 
-def _reduce_in_hbm(partial, replica_group, share, sizes):
-    """Both cores write their tiles into one tensor of the logical core, which is reduced whole."""
+def _reduce_in_hbm(partial, group, share, context):
+    """Reduces one tensor of the logical core, to which both cores write their tiles."""
+    sizes = context.sizes
+    core = context.core
     shape = (PARTITIONS, share.total, sizes.T)
     whole = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
     summed = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
@@ -65,10 +82,10 @@ def _reduce_in_hbm(partial, replica_group, share, sizes):
             dst=whole[:, share.first + skipped : share.first + share.count, :],
             src=partial[:, skipped : share.count, :],
         )
-    if sizes.cores > 1:
+    if core.count > 1:
         nisa.core_barrier(data=whole, cores=(0, 1))
-    nccl.all_reduce(srcs=[whole], dsts=[summed], replica_group=replica_group, op=nl.add)
-    if sizes.cores > 1:
+    nccl.all_reduce(srcs=[whole], dsts=[summed], replica_group=group, op=nl.add)
+    if core.count > 1:
         nisa.core_barrier(data=summed, cores=(0, 1))
     reduced = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     nisa.dma_copy(dst=reduced, src=summed[:, share.first : share.first + share.count, :])

@@ -1,7 +1,7 @@
 """Attention of the new tokens to the cache as it was passed in, and to each other.
 
 Scores are transposed: key slots on partitions, (sequence, query head, token) in columns. So the
-weights that the softmax gives are at once the moving operand of the product with V.
+weights of the softmax are at once the moving operand of the product with V.
 """
 
 import nki.isa as nisa
@@ -11,8 +11,8 @@ from nki.language import NKIObject
 from .attention_blocks import attention_tasks, sequence_groups
 from .cache_update import token_rows
 from .exchange import swap
-from .linear import bytes_of
-from .sizes import PARTITIONS, PSUM_BANK, ceiling_divide
+from .limits import PARTITIONS, PSUM_BANK, ceiling_divide
+from .sizes import bytes_of
 from .softmax import (
     MASKED,
     SoftmaxState,
@@ -21,13 +21,13 @@ from .softmax import (
     exponentials,
     merge,
     merge_packed,
-    normalise,
+    normalize,
     set_unattended,
 )
 
 
-class Sums(NKIObject):
-    """What a block of keys gives: peaks [128, n], sums [128, n] and weighted values [d, n] f32."""
+class BlockResult(NKIObject):
+    """The softmax of a block of keys: peaks [128, n], sums [128, n], weighted values [d, n]."""
 
     def __init__(self, peaks, total, weighted):
         self.peaks = peaks
@@ -35,84 +35,84 @@ class Sums(NKIObject):
         self.weighted = weighted
 
 
-def attention(heads, K_cache, V_cache, masks, ring, constants, sizes):
+def attention(heads, K_cache, V_cache, masks, context):
     """Attends all sequences.
 
-    While the Vector Engine works on a block's softmax, the Tensor Engine already makes the next
-    one's scores; and a block's sums are added when the next one's scores are there.
+    While the Vector Engine works on a block's softmax, the Tensor Engine computes the next block's
+    scores. A block's result is merged once the next block's scores are there.
 
     Args:
       heads: [d, q + 2k, T]: queries and keys rotated, then values.
       K_cache: `LayerTensor` [B, k, d, S_max].
       V_cache: `LayerTensor` [B, k, S_max, d].
       masks: the launch's `Masks`.
-      ring: buffers for keys and values.
-      constants: the launch's constant tiles.
-      sizes: the launch's sizes.
+      context: the launch's `Context`.
 
     Returns:
       [d, q, T] in the compute dtype, and the new values as rows [T, k, d].
     """
+    sizes = context.sizes
+    core = context.core
     attended = nl.ndarray((sizes.d, sizes.q, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
     scale = 1.0 / sizes.d**0.5
-    tasks = attention_tasks(sizes)
+    tasks = attention_tasks(sizes, core)
     if len(tasks) == 0:
         # Without cache slots the second core has nothing to attend.
         for group in sequence_groups(sizes):
             state = SoftmaxState(sizes.d, group.columns)
             set_unattended(state)
-            Ended(state, group, sizes).store(attended, scale, sizes)
+            AttendedGroup(state, group, core).store(attended, scale, sizes)
         return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
-    product = _products(tasks[0], heads, K_cache, ring, sizes)
+    product = _products(tasks[0], heads, K_cache, context)
     values = token_rows(heads, sizes.q + sizes.k, sizes)
     state = None
-    sums = None
+    result = None
     for index in range(len(tasks)):
         task = tasks[index]
         scores = _masked(task, product, masks)
-        peaks = column_peaks(scores, constants)
+        peaks = column_peaks(scores, context.constants)
         ended = None
         if index > 0:
             before = tasks[index - 1]
-            state = _add(state, sums, before, scale, sizes)
+            state = _add(state, result, before, scale, sizes)
             if before.ends:
-                ended = Ended(state, before.group, sizes)
+                ended = AttendedGroup(state, before.group, core)
                 state = None
         if index + 1 < len(tasks):
-            product = _products(tasks[index + 1], heads, K_cache, ring, sizes)
-        sums = _attend(task, scores, peaks, values, V_cache, scale, ring, constants, sizes)
+            product = _products(tasks[index + 1], heads, K_cache, context)
+        result = _attend(task, scores, peaks, values, V_cache, scale, context)
         if ended != None:
-            # Only here, for by now the other core's part has come.
+            # Only here, because by now the other core's part has arrived.
             ended.store(attended, scale, sizes)
     last = tasks[len(tasks) - 1]
-    state = _add(state, sums, last, scale, sizes)
-    Ended(state, last.group, sizes).store(attended, scale, sizes)
+    state = _add(state, result, last, scale, sizes)
+    AttendedGroup(state, last.group, core).store(attended, scale, sizes)
     return (attended, values)
 
 
-def _add(state, sums, task, scale, sizes):
-    """The state of a task's group, or a new one where None, with the task's sums added."""
+def _add(state, result, task, scale, sizes):
+    """The state of a task's group, a new one if None, with the task's `BlockResult` merged."""
     if state == None:
         group = task.group
         state = SoftmaxState(sizes.d, group.columns)
-    merge(state, sums.peaks, sums.total, sums.weighted, scale)
+    merge(state, result.peaks, result.total, result.weighted, scale)
     return state
 
 
-class Ended(NKIObject):
-    """A group of which this core has attended its keys, on its way to the other core."""
+class AttendedGroup(NKIObject):
+    """A group whose keys on this core are attended; its state travels to the other core."""
 
-    def __init__(self, state, group, sizes):
+    def __init__(self, state, group, core):
         self.state = state
         self.group = group
         self.received = None
-        if sizes.cores > 1:
+        if core.count > 1:
             shape = (PARTITIONS, 3, group.columns)
             self.received = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-            swap(state.packed, self.received, sizes)
+            swap(state.packed, self.received, core)
 
     def store(self, attended, scale, sizes):
-        """Adds what the other core attended, normalises, and puts it into attended [d, q, T]."""
+        """Merges the other core's state, normalizes, and writes to `attended` [d, q, T]."""
         if self.received != None:
             merge_packed(self.state, self.received, scale)
         _store_attended(attended, self.state, self.group, sizes)
@@ -132,14 +132,15 @@ def _queries(heads, group, first, count, kv_head, sizes):
     return queries.reshape_dim(2, (count, sizes.S)).permute((0, 2, 1, 3))
 
 
-def _attend(task, scores, peaks, values, V_cache, scale, ring, constants, sizes):
-    """The `Sums` of a block: its values weighted by the softmax of its scores."""
+def _attend(task, scores, peaks, values, V_cache, scale, context):
+    """The `BlockResult`: the block's values weighted by the softmax of its scores."""
+    sizes = context.sizes
     block = task.block
     group = task.group
     weights = exponentials(scores, peaks, scale, sizes.dtype)
     weighted = nl.ndarray((sizes.d, group.columns), dtype=nl.float32, buffer=nl.psum)
     if block.active_rows > 0:
-        # All sequences at once: the weights of others' new keys are zero.
+        # All sequences at once: the weights of other sequences' new keys are zero.
         own = weights[0 : block.active_rows, block.active_chunk, :]
         for kv_head in range(sizes.k):
             nisa.nc_matmul(
@@ -148,10 +149,10 @@ def _attend(task, scores, peaks, values, V_cache, scale, ring, constants, sizes)
                 moving=_of_kv_head(own, kv_head, group, sizes),
                 accumulate=False,
             )
-    for pairs in _pairs_at_once(block, group, ring, sizes):
+    for pairs in _pairs_at_once(block, group, context):
         loaded = []
         for segment in block.segments:
-            loaded.append(_load_values(V_cache, segment, pairs, group, ring, sizes))
+            loaded.append(_load_values(V_cache, segment, pairs, group, context))
         for pair in range(pairs.first, pairs.first + pairs.count):
             first = pair * group.per_pair
             out = weighted[:, first : first + group.per_pair]
@@ -166,19 +167,21 @@ def _attend(task, scores, peaks, values, V_cache, scale, ring, constants, sizes)
                         moving=own[0 : segment.rows, place, :],
                         accumulate=place > 0 or block.active_rows > 0,
                     )
-    return Sums(peaks, column_sums(weights, constants), weighted)
+    return BlockResult(peaks, column_sums(weights, context.constants), weighted)
 
 
 class Pairs(NKIObject):
-    """Pairs (sequence, KV head) first .. first + count of a group, whose caches load at once."""
+    """Pairs (sequence, KV head) first .. first + count of a group, loaded in one transfer."""
 
     def __init__(self, first, count):
         self.first = first
         self.count = count
 
 
-def _pairs_at_once(block, group, ring, sizes):
-    """All pairs of a group, as many at a time as a buffer holds the keys or the values of."""
+def _pairs_at_once(block, group, context):
+    """All pairs of a group, as `Pairs` whose keys or values fit in a buffer of the ring."""
+    sizes = context.sizes
+    ring = context.ring
     slots = 0
     values = 0
     for segment in block.segments:
@@ -198,15 +201,17 @@ def _pairs_at_once(block, group, ring, sizes):
 
 
 def _caches_of(cache, pairs, group, sizes):
-    """[count, ...]: the pairs' caches out of [B, k, ...], each pair's after the other's."""
+    """[count, ...]: the pairs' caches, of [B, k, ...]."""
     shape = cache.shape
     by_pair = cache.reshape((sizes.B * sizes.k, shape[2], shape[3]))
     first = group.first * sizes.k + pairs.first
     return by_pair[first : first + pairs.count]
 
 
-def _load_keys(K_cache, segment, pairs, group, ring, sizes):
+def _load_keys(K_cache, segment, pairs, group, context):
     """[d, count, slots]: the keys of a segment's slots."""
+    sizes = context.sizes
+    ring = context.ring
     columns = pairs.count * segment.slots
     keys = ring.take(sizes.dtype)[0 : sizes.d, 0:columns]
     keys = keys.reshape_dim(1, (pairs.count, segment.slots))
@@ -216,8 +221,10 @@ def _load_keys(K_cache, segment, pairs, group, ring, sizes):
     return keys
 
 
-def _load_values(V_cache, segment, pairs, group, ring, sizes):
+def _load_values(V_cache, segment, pairs, group, context):
     """[rows, count, chunks, d]: the values of a segment's slots."""
+    sizes = context.sizes
+    ring = context.ring
     width = segment.chunks * sizes.d
     values = ring.take(sizes.dtype)[0 : segment.rows, 0 : pairs.count * width]
     values = values.reshape_dim(1, (pairs.count, width))
@@ -230,15 +237,16 @@ def _load_values(V_cache, segment, pairs, group, ring, sizes):
     return values
 
 
-def _products(task, heads, K_cache, ring, sizes):
+def _products(task, heads, K_cache, context):
     """Scores of a block before masks, [rows, banks, 512] in PSUM."""
+    sizes = context.sizes
     block = task.block
     group = task.group
     banks = ceiling_divide(block.chunks, group.per_bank)
     product = nl.ndarray((block.rows, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-    for pairs in _pairs_at_once(block, group, ring, sizes):
+    for pairs in _pairs_at_once(block, group, context):
         for segment in block.segments:
-            keys = _load_keys(K_cache, segment, pairs, group, ring, sizes)
+            keys = _load_keys(K_cache, segment, pairs, group, context)
             for pair in range(pairs.first, pairs.first + pairs.count):
                 by_chunk = keys[:, pair - pairs.first, :]
                 by_chunk = by_chunk.reshape_dim(1, (segment.rows, segment.chunks))
@@ -253,7 +261,7 @@ def _products(task, heads, K_cache, ring, sizes):
                         accumulate=False,
                     )
     if block.active_rows > 0:
-        # The new keys of all sequences at once: those of others are masked.
+        # The new keys of all sequences at once: other sequences' keys are masked.
         bank, first = group.place(block.active_chunk)
         columns = product[0 : block.active_rows, bank, first : first + group.columns]
         for kv_head in range(sizes.k):
@@ -267,7 +275,7 @@ def _products(task, heads, K_cache, ring, sizes):
 
 
 def _masked(task, product, masks):
-    """The scores of a block, [rows, chunks, columns] f32: `MASKED` where they are not attended."""
+    """The scores of a block, [rows, chunks, columns] float32; `MASKED` for unattended keys."""
     block = task.block
     group = task.group
     shape = (block.rows, block.chunks, group.columns)
@@ -284,12 +292,12 @@ def _masked(task, product, masks):
 
 
 def _copy_attended(scores, product, mask, first_chunk, group):
-    """The scores of chunks out of PSUM, where mask [rows, chunks, columns] is not zero."""
+    """Copies scores of chunks from PSUM where mask [rows, chunks, columns] is not zero."""
     rows = mask.shape[0]
     chunks = mask.shape[1]
     done = 0
     while done < chunks:
-        # As many chunks as lie in one bank.
+        # As many chunks as one bank holds.
         bank, start = group.place(first_chunk + done)
         first = first_chunk + done
         count = min(group.per_bank - first % group.per_bank, chunks - done)
@@ -303,9 +311,9 @@ def _copy_attended(scores, product, mask, first_chunk, group):
 
 
 def _store_attended(attended, state, group, sizes):
-    """Normalises, and puts columns (sequence, head, token) at [d, head, (sequence, token)]."""
+    """Normalizes, and writes columns (sequence, head, token) to [d, head, (sequence, token)]."""
     part = nl.ndarray((sizes.d, group.columns), dtype=sizes.dtype, buffer=nl.sbuf)
-    normalise(part, state)
+    normalize(part, state)
     token = group.first * sizes.S
     target = attended[:, :, token : token + group.count * sizes.S]
     nisa.tensor_copy(

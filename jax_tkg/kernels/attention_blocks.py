@@ -2,21 +2,21 @@
 
 from nki.language import NKIObject
 
-from .sizes import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
-
-MAX_BLOCK_CHUNKS = 16
-"""Chunks of 128 slots attended at once: 2048 slots, 4 KiB of bf16 per partition and DMA."""
-
-GROUP_COLUMNS = 128
-"""Queries attended together, so that the scores of that many chunks fit in PSUM: what blocks add to
-each other is work per column and block."""
+from .limits import (
+    MAX_BLOCK_CHUNKS,
+    PARTITIONS,
+    PSUM_BANK,
+    PSUM_GROUP_BANKS,
+    ceiling_divide,
+    sequences_at_once,
+)
 
 
 class Segment(NKIObject):
     """Cache slots start .. start + rows * chunks; row p of chunk c is slot start + p * chunks + c.
 
-    So each partition reads `chunks` consecutive rows of V, in one piece. Its first chunk is the
-    block's chunk `first_chunk`.
+    So each partition reads `chunks` consecutive rows of V in one piece. The segment's chunks are
+    the block's chunks from `first_chunk` on.
     """
 
     def __init__(self, start, rows, chunks, first_chunk):
@@ -31,9 +31,11 @@ class Block(NKIObject):
     """Keys attended at once, in `chunks` chunks of at most `rows`.
 
     Attributes:
-      segments: of cache slots; may be none.
-      active_rows: new keys, in the last chunk; 0 for none.
-      rows, chunks: of the block's scores.
+      segments: its `Segment`s of cache slots; may be empty.
+      active_rows: how many new keys are in the last chunk; 0 for none.
+      rows: rows of the block's scores.
+      chunks: chunks of the block's scores.
+      active_chunk: the chunk of the new keys.
     """
 
     def __init__(self, segments, active_rows):
@@ -66,7 +68,7 @@ def context_blocks(first, last, chunks, active_rows):
             segments.append(Segment(first, rest, 1, whole))
             first = last
             whole += 1
-        # In a full block there is no room for the new keys.
+        # A full block has no room for the new keys.
         added = 0
         if first == last and whole < chunks:
             added = active_rows
@@ -75,30 +77,30 @@ def context_blocks(first, last, chunks, active_rows):
     return blocks
 
 
-def context_share(sizes):
-    """(first, last) of the slots that this core attends: half of them where there are two cores."""
-    if sizes.cores == 1:
+def context_share(sizes, core):
+    """(first, last) of the slots that this core attends: half of them if there are two cores."""
+    if core.count == 1:
         return (0, sizes.S_prior)
     half = ceiling_divide(ceiling_divide(sizes.S_prior, 2), PARTITIONS) * PARTITIONS
     half = min(half, sizes.S_prior)
-    if sizes.core == 0:
+    if core.index == 0:
         return (0, half)
     return (half, sizes.S_prior)
 
 
-def key_blocks(group, sizes):
+def key_blocks(group, sizes, core):
     """The blocks of keys that this core attends for a group."""
     # The first core attends the new keys.
     active_rows = 0
-    if sizes.core == 0:
+    if core.index == 0:
         active_rows = sizes.T
-    first, last = context_share(sizes)
+    first, last = context_share(sizes, core)
     return context_blocks(first, last, group.chunks, active_rows)
 
 
 def sequence_groups(sizes):
     """The groups of sequences that are attended together."""
-    at_once = max(1, min(sizes.B, GROUP_COLUMNS // (sizes.q * sizes.S)))
+    at_once = sequences_at_once(sizes.B, sizes.q * sizes.S)
     groups = []
     first = 0
     while first < sizes.B:
@@ -108,13 +110,21 @@ def sequence_groups(sizes):
 
 
 class Group(NKIObject):
-    """Sequences first .. first + count, attended together; columns are (sequence, head, token)."""
+    """Sequences first .. first + count, attended together; columns are (sequence, head, token).
+
+    Attributes:
+      width: columns of a sequence.
+      per_pair: columns of a sequence and KV head.
+      columns: columns of the group.
+      first_column: of the group's columns among all.
+      per_bank: chunks of scores that fit in a PSUM bank.
+      chunks: chunks of a block.
+    """
 
     def __init__(self, first, count, sizes):
         self.first = first
         self.count = count
         self.width = sizes.q * sizes.S
-        # Columns of a sequence and KV head.
         self.per_pair = self.width // sizes.k
         self.columns = count * self.width
         self.first_column = first * self.width
@@ -127,7 +137,15 @@ class Group(NKIObject):
 
 
 class Task(NKIObject):
-    """A block of keys to attend for a group of sequences; `ends` the group's blocks."""
+    """A block of keys to attend for a group of sequences.
+
+    Attributes:
+      group: `Group`.
+      block: `Block`.
+      group_number: the group's place among the groups.
+      block_number: the block's place among the group's blocks.
+      ends: whether it is the group's last block.
+    """
 
     def __init__(self, group, block, group_number, block_number, ends):
         self.group = group
@@ -137,12 +155,12 @@ class Task(NKIObject):
         self.ends = ends
 
 
-def attention_tasks(sizes):
+def attention_tasks(sizes, core):
     """All tasks of this core, group after group."""
     tasks = []
     groups = sequence_groups(sizes)
     for number in range(len(groups)):
-        blocks = key_blocks(groups[number], sizes)
+        blocks = key_blocks(groups[number], sizes, core)
         for index in range(len(blocks)):
             ends = index + 1 == len(blocks)
             tasks.append(Task(groups[number], blocks[index], number, index, ends))

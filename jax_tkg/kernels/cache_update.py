@@ -17,14 +17,18 @@ def token_rows(heads, first_head, sizes):
     return rows
 
 
-class Places(NKIObject):
-    """Where the new tokens of a layer are written, on chip; the largest number where not.
+class WriteOffsets(NKIObject):
+    """Where the new tokens of a layer are written, on chip; 2**32 - 1 means not written.
+
+    Offsets are relative to this layer's cache or, if the layers loop on the device, to the first
+    layer's.
 
     Attributes:
-      windows: [1, B] uint32: where a sequence's S new keys lie in a row in the cache, the first
-        number of the first; None where they do not.
-      keys: [T, 1] uint32: the first number of a key that no window writes; None for no such.
-      values: [T, 1] uint32: a value's first row; None for no update at all.
+      windows: [1, B] uint32: for a sequence whose S new keys are neighbors in the cache, the offset
+        of the first element of the first key; None if no sequence has such a window.
+      keys: [T, 1] uint32: the offset of the first element of each key that no window writes; None
+        if windows write all keys.
+      values: [T, 1] uint32: each value's first row, counted in rows of d; None for no update.
     """
 
     def __init__(self, windows, keys, values):
@@ -33,18 +37,18 @@ class Places(NKIObject):
         self.values = values
 
 
-def load_places(windows, keys, values):
-    """The `Places` of a layer, on chip, from tables: each a `LayerTensor` [n], or None."""
-    return Places(_load_places(windows, 0), _load_places(keys, 1), _load_places(values, 1))
+def load_offsets(windows, keys, values):
+    """The `WriteOffsets` of a layer, on chip, from tables: each a `LayerTensor` [n], or None."""
+    return WriteOffsets(_load_offsets(windows, 0), _load_offsets(keys, 1), _load_offsets(values, 1))
 
 
-def _load_places(table, dim):
-    """A table [n] on chip: [1, n] where `dim` is 0, [n, 1] where it is 1."""
+def _load_offsets(table, dim):
+    """A table [n] on chip: [1, n] if `dim` is 0, [n, 1] if it is 1."""
     if table == None:
         return None
-    places = table.view.expand_dim(dim)
-    loaded = nl.ndarray(places.shape, dtype=nl.uint32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=loaded, src=table.select_layer(places))
+    offsets = table.view.expand_dim(dim)
+    loaded = nl.ndarray(offsets.shape, dtype=nl.uint32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=loaded, src=table.select_layer(offsets))
     return loaded
 
 
@@ -54,10 +58,10 @@ class LayerCaches(NKIObject):
     Attributes:
       K_cache: `LayerTensor` [B, k, d, S_max].
       V_cache: `LayerTensor` [B, k, S_max, d].
-      K_whole: the tensor that holds the keys: one layer's, or with a leading layer axis.
-      V_whole: likewise.
-      number: the layer's place in these, where `places` count from the layer's start; else 0.
-      places: the layer's `Places`.
+      K_whole: the tensor that holds the keys: one layer's, or all layers' with a layer axis.
+      V_whole: the same for the values.
+      number: the layer's place in these, if `offsets` are relative to the layer; else 0.
+      offsets: the layer's `WriteOffsets`.
     """
 
     def __init__(self, K_cache, V_cache, K_whole, V_whole, number):
@@ -66,58 +70,60 @@ class LayerCaches(NKIObject):
         self.K_whole = K_whole
         self.V_whole = V_whole
         self.number = number
-        self.places = None
+        self.offsets = None
 
 
-def await_readers(caches, sizes):
+def await_readers(caches, core):
     """Waits for the other core, which may still be reading slots that are written next."""
-    places = caches.places
-    if sizes.cores > 1 and places.values != None:
+    offsets = caches.offsets
+    if core.count > 1 and offsets.values != None:
         nisa.core_barrier(data=caches.K_whole, cores=(0, 1))
         nisa.core_barrier(data=caches.V_whole, cores=(0, 1))
 
 
-def update_caches(caches, heads, values, sizes):
-    """Writes the new tokens of a layer at their places; what has none is skipped.
+def update_caches(caches, heads, values, context):
+    """Writes the new keys and values of a layer at their offsets; skips those without one.
 
-    The keys of a sequence are columns of the cache. Where they are neighbours, one transfer writes
-    them together, two bytes each being what DMA is slowest at. The rest are written by one scatter,
-    and so are the values, which are rows of the cache. With two cores each writes a half.
+    A key is a column of the cache, two bytes in each of d rows, the slowest pattern for DMA. So one
+    transfer writes all keys of a sequence whose slots are neighbors. One scatter writes the other
+    keys, and another the values, which are rows of the cache. With two cores, each writes half.
 
     Args:
-      caches: the layer's; both cores have read them.
+      caches: the layer's `LayerCaches`; both cores have read them.
       heads: [d, q + 2k, T].
       values: [T, k, d].
-      sizes: the launch's sizes.
+      context: the launch's `Context`.
     """
-    places = caches.places
+    sizes = context.sizes
+    core = context.core
+    offsets = caches.offsets
     d = sizes.d
     S = sizes.S
     S_max = sizes.S_max
-    K_numbers = _flat(caches.K_whole, 1)
-    if places.windows != None:
+    K_elements = _flat(caches.K_whole, 1)
+    if offsets.windows != None:
         for sequence in range(sizes.B):
-            if sizes.core == sequence % sizes.cores:
+            if core.index == sequence % core.count:
                 keys = heads[:, sizes.q : sizes.q + sizes.k, sequence * S : (sequence + 1) * S]
                 nisa.dma_copy(
-                    dst=K_numbers.ap(
+                    dst=K_elements.ap(
                         pattern=[[S_max, d], [d * S_max, sizes.k], [1, S]],
                         offset=caches.number * sizes.B * sizes.k * d * S_max,
-                        scalar_offset=places.windows[0:1, sequence : sequence + 1],
+                        scalar_offset=offsets.windows[0:1, sequence : sequence + 1],
                         indirect_dim=0,
                     ),
                     src=keys,
                     oob_mode=nisa.oob_mode.skip,
                 )
-    first, last = _token_share(sizes)
+    first, last = _token_share(sizes, core)
     if last > first:
-        if places.keys != None:
+        if offsets.keys != None:
             rows = token_rows(heads, sizes.q, sizes)
             nisa.dma_copy(
-                dst=K_numbers.ap(
+                dst=K_elements.ap(
                     pattern=[[1, last - first], [d * S_max, sizes.k], [S_max, d]],
                     offset=caches.number * sizes.B * sizes.k * d * S_max,
-                    vector_offset=places.keys[first:last, :],
+                    vector_offset=offsets.keys[first:last, :],
                     indirect_dim=0,
                 ),
                 src=rows[first:last, :, :],
@@ -127,7 +133,7 @@ def update_caches(caches, heads, values, sizes):
             dst=_flat(caches.V_whole, d).ap(
                 pattern=[[d, last - first], [d * S_max, sizes.k], [1, d]],
                 offset=caches.number * sizes.B * sizes.k * S_max * d,
-                vector_offset=places.values[first:last, :],
+                vector_offset=offsets.values[first:last, :],
                 indirect_dim=0,
             ),
             src=values[first:last, :, :],
@@ -136,19 +142,21 @@ def update_caches(caches, heads, values, sizes):
 
 
 def _flat(tensor, width):
-    """A tensor in HBM as rows of `width` numbers."""
+    """A tensor in HBM as rows of `width` elements."""
     total = 1
     for size in tensor.shape:
         total = total * size
     return tensor.reshape((total // width, width))
 
 
-def _token_share(sizes):
-    """(first, last) of the tokens that this core scatters; the second core has the odd one, for the
-    first has the odd window."""
-    if sizes.cores == 1:
+def _token_share(sizes, core):
+    """(first, last) of the tokens that this core scatters.
+
+    The second core takes the odd token, because the first takes the odd window.
+    """
+    if core.count == 1:
         return (0, sizes.T)
     half = sizes.T // 2
-    if sizes.core == 0:
+    if core.index == 0:
         return (0, half)
     return (half, sizes.T)

@@ -4,14 +4,17 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .sizes import PARTITIONS
+from .limits import PARTITIONS
 
 
 class Constants(NKIObject):
     """Constant tiles.
 
-    ones and identity are [128, 128] f32; rotation is [d, d] in the compute dtype, with
-    rotation^T @ x = (-x2, x1) for x = (x1, x2) in contiguous halves.
+    Attributes:
+      ones: [128, 128] float32.
+      identity: [128, 128] float32.
+      rotation: [d, d] in the compute dtype; rotation^T @ x = (-x2, x1) for x = (x1, x2) in
+        contiguous halves.
     """
 
     def __init__(self, d, dtype):

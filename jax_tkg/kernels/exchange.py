@@ -1,57 +1,50 @@
-"""What the two physical cores of a logical core tell each other."""
+"""Transfers between the two physical cores of a logical core."""
 
 import nki.isa as nisa
 import nki.language as nl
 
-GPSIMD_ELEMENTS = 256
-"""Most numbers per partition that the GpSimd Engine's own DMA swaps at once, of any dtype; from the
-documentation of nki.isa.sendrecv."""
-
-GPSIMD_SWAPS = 16
-"""Larger tiles, which would take more such swaps than this, go by the DMA engines."""
-
-GPSIMD_SWAPS_AT_LEISURE = 2
-"""The same where nothing waits for the tiles yet."""
-
-DMA_ELEMENTS = 4096
-"""Numbers per partition that the DMA engines swap at once."""
+from .limits import DMA_ELEMENTS, GPSIMD_ELEMENTS, GPSIMD_SWAPS, GPSIMD_SWAPS_AT_LEISURE
 
 
-def swap(mine, theirs, sizes):
+def swap(mine, theirs, core):
     """Receives the other core's `mine` [P, n, T] into `theirs`, of the same shape and dtype."""
     count = mine.shape[1]
     at_once = tiles_at_once(count, mine.shape[2])
     first = 0
     while first < count:
         last = min(first + at_once, count)
-        _send(mine[:, first:last, :], theirs[:, first:last, :], sizes)
+        _send(mine[:, first:last, :], theirs[:, first:last, :], core)
         first = last
 
 
-def add_other_core(dst, mine, sizes, times=None, urgent=True):
-    """dst [P, n, T] = `mine` of this core + `mine` of the other, in f32; both may be one tile.
+def add_other_core(dst, mine, core, multiplier=None, urgent=True):
+    """dst [P, n, T] = this core's `mine` + the other core's, in float32; `dst` may be `mine`.
 
-    Where `times` [P, n, T] f32 is given, the sum is multiplied by it. What is not `urgent` may
-    wait behind weights.
+    Args:
+      dst: [P, n, T].
+      mine: [P, n, T].
+      core: the launch's `Core`.
+      multiplier: [P, n, T] float32, by which the sum is multiplied; or None.
+      urgent: whether the next stage waits for `dst`. If not, the swap may queue behind weights.
     """
     partitions = mine.shape[0]
     count = mine.shape[1]
     T = mine.shape[2]
-    at_once = tiles_at_once(count, T, urgent)
+    at_once = tiles_at_once(count, T, urgent=urgent)
     first = 0
     while first < count:
         last = min(first + at_once, count)
         shape = (partitions, last - first, T)
         part = mine[:, first:last, :]
         theirs = nl.ndarray(shape, dtype=mine.dtype, buffer=nl.sbuf)
-        _send(part, theirs, sizes)
+        _send(part, theirs, core)
         target = dst[:, first:last, :]
-        if times == None:
+        if multiplier == None:
             nisa.tensor_tensor(dst=target, data1=part, data2=theirs, op=nl.add)
         else:
             summed = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
             nisa.tensor_tensor(dst=summed, data1=part, data2=theirs, op=nl.add)
-            factors = times[:, first:last, :]
+            factors = multiplier[:, first:last, :]
             nisa.tensor_tensor(dst=target, data1=summed, data2=factors, op=nl.multiply)
         first = last
 
@@ -59,7 +52,7 @@ def add_other_core(dst, mine, sizes, times=None, urgent=True):
 def tiles_at_once(count, T, urgent=True):
     """How many of `count` tiles of T columns are swapped together.
 
-    Small ones go by the GpSimd Engine's DMA, where no weights are queued before them.
+    The GpSimd Engine's own DMA swaps small tiles, because the other queues are full of weights.
     """
     small = max(1, GPSIMD_ELEMENTS // T)
     swaps = GPSIMD_SWAPS
@@ -70,8 +63,8 @@ def tiles_at_once(count, T, urgent=True):
     return max(1, DMA_ELEMENTS // T)
 
 
-def _send(mine, theirs, sizes):
-    other = 1 - sizes.core
+def _send(mine, theirs, core):
+    other = 1 - core.index
     engine = nisa.dma_engine.dma
     if mine.shape[1] * mine.shape[2] <= GPSIMD_ELEMENTS:
         engine = nisa.dma_engine.gpsimd_dma

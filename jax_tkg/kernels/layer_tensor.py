@@ -1,4 +1,4 @@
-"""One layer's tensor in HBM, whose layer may be known only when the kernel runs."""
+"""One layer's operands in HBM, whose layer may be known only when the kernel runs."""
 
 from nki.language import NKIObject
 
@@ -34,17 +34,44 @@ class LayerTensor(NKIObject):
         )
 
 
-def static_layer(tensors, index):
-    """Layer `index` of a tuple of tensors, or of a tensor with a layer axis; None for None."""
+def layer_tensor(tensors, number, looped=False):
+    """One layer's `LayerTensor`, or None if the layer has none.
+
+    Args:
+      tensors: a tuple of tensors, entries of which may be None, or one tensor with a layer axis;
+        or None. With `looped`, one tensor or None.
+      number: which layer: an integer, or with `looped` a register.
+      looped: whether the layers are a loop on the device.
+    """
     if tensors == None:
         return None
-    if tensors[index] == None:
+    if looped:
+        return LayerTensor(tensors[0], tensors, number)
+    if tensors[number] == None:
         return None
-    return LayerTensor(tensors[index])
+    return LayerTensor(tensors[number])
 
 
-def looped_layer(tensor, number):
-    """The layer that the register `number` holds of a tensor with a layer axis; None for None."""
-    if tensor == None:
-        return None
-    return LayerTensor(tensor[0], tensor, number)
+class Weight(NKIObject):
+    """A weight and what belongs to it, of one layer or of all.
+
+    Attributes:
+      tensor: [rows, columns], in the compute dtype or float8.
+      scale: [1 or 128, columns] float32, factors of the columns of a float8 weight; or None.
+      bias: [1, columns], added to the product; or None.
+
+    Of one layer, each is a `LayerTensor`. Of all layers, each is what `layer_tensor` takes.
+    """
+
+    def __init__(self, tensor, scale=None, bias=None):
+        self.tensor = tensor
+        self.scale = scale
+        self.bias = bias
+
+    def layer(self, number, looped=False):
+        """One layer's `Weight`, of all layers'."""
+        return Weight(
+            layer_tensor(self.tensor, number, looped=looped),
+            scale=layer_tensor(self.scale, number, looped=looped),
+            bias=layer_tensor(self.bias, number, looped=looped),
+        )

@@ -1,15 +1,16 @@
-"""Between rows in HBM and the transposed tiles on chip."""
+"""Conversions between rows in HBM and the transposed tiles on chip."""
 
 import nki.isa as nisa
 import nki.language as nl
 
-from .sizes import PARTITIONS
+from .limits import PARTITIONS
+from .sizes import hidden_share
 
 
-def load_tokens(X, sizes):
+def load_tokens(X, sizes, core):
     """X [B, S, H] in HBM as a tile [128, n, T]: the chunks of H that this core holds."""
     T = sizes.T
-    share = sizes.hidden_share()
+    share = hidden_share(sizes, core)
     first = share.first * PARTITIONS
     rows = nl.ndarray((T, share.count * PARTITIONS), dtype=sizes.dtype, buffer=nl.sbuf)
     columns = X.reshape((T, sizes.H))
@@ -26,11 +27,11 @@ def load_tokens(X, sizes):
     return tile
 
 
-def store_tokens(out, tile, sizes):
-    """A tile [128, n, T] as its columns of `out` [B, S, H] in HBM."""
+def store_tokens(out, tile, sizes, core):
+    """Writes a tile [128, n, T] to its columns of `out` [B, S, H] in HBM."""
     T = sizes.T
-    share = sizes.hidden_share()
-    # Where both cores hold the middle chunk, the first stores it.
+    share = hidden_share(sizes, core)
+    # If both cores hold the middle chunk, the first core stores it.
     count = share.count - share.skipped
     first = share.first + share.skipped
     if count > 0:
@@ -46,11 +47,22 @@ def store_tokens(out, tile, sizes):
 
 
 def load_columns(vector, first, count):
-    """Elements first*128 .. (first+count)*128 of row 0 of a `LayerTensor` as [128, count].
+    """Elements first * 128 .. (first + count) * 128 of a vector, as a tile [128, count].
 
-    Element c * 128 + p comes to partition p of column c: a vector of features as a per-partition
-    operand. It is loaded as rows of 128, which DMA moves in one piece each, and turned on chip.
+    Element c * 128 + p goes to partition p of column c, so that a vector of features becomes a
+    per-partition operand. It is loaded as rows of 128, each one piece for DMA, and transposed on
+    chip.
+
+    Args:
+      vector: `LayerTensor` [rows, n], of which row 0 is used; or None.
+      first: first chunk of 128 elements.
+      count: chunks.
+
+    Returns:
+      The tile, or None if the vector is None.
     """
+    if vector == None:
+        return None
     row = vector.view[0:1, :]
     dtype = row.dtype
     columns = nl.ndarray((PARTITIONS, count), dtype=dtype, buffer=nl.sbuf)

@@ -6,99 +6,108 @@ moving operand, and the product comes out with its features on the partitions.
 
 import nki.isa as nisa
 import nki.language as nl
+from nki.language import NKIObject
 
 from .exchange import add_other_core, tiles_at_once
-from .sizes import PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
+from .limits import PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
+from .sizes import bytes_of
 
 
-def linear(
-    dst, x, weight, first_column, width, ring, sizes, scale=None, normed=None, first_chunk=0
-):
-    """dst = (x^T @ weight[:, columns])^T, accumulated in f32.
+class Columns(NKIObject):
+    """Columns of a weight: tiles of `width` columns, at most 128, that begin at column `first`.
+
+    `scale` holds the factor of each column, [width, tiles] float32 on chip, or is None.
+    """
+
+    def __init__(self, first, width, scale=None):
+        self.first = first
+        self.width = width
+        self.scale = scale
+
+
+def linear(dst, x, weight, columns, context, normed=None, first_chunk=0):
+    """dst = (x^T @ weight[:, columns])^T, accumulated in float32.
 
     Args:
-      dst: [width, tiles, T], the product's columns first_column + tile * width + partition.
+      dst: [width, tiles, T]: column `columns.first` + tile * width + partition of the product.
       x: [rows, chunks, T]: feature (first_chunk + chunk) * rows + partition of the contraction.
-      weight: `LayerTensor` [n * rows, columns]: x's dtype or float8.
-      first_column: of the weight.
-      width: columns per tile, at most 128.
-      ring: buffers for the weight.
-      sizes: the launch's sizes.
-      scale: [width, tiles] f32, factor of each output column, or None.
-      normed: the `Normed` that x is the tile of: its tokens' factors are applied; or None.
-      first_chunk: of the weight's rows.
+      weight: `LayerTensor` [n * rows, m], in x's dtype or float8.
+      columns: which columns.
+      context: the launch's `Context`.
+      normed: the `Normed` that x is a tile of, if products are multiplied by its tokens' factors;
+        or None.
+      first_chunk: chunk of the weight's rows where x begins.
     """
+    ring = context.ring
+    T = dst.shape[2]
+    width = columns.width
     tiles = dst.shape[1]
-    per_bank = PSUM_BANK // sizes.T
-    # Products are read out as many at a time as are then swapped, or as lie in a bank.
-    at_once = min(per_bank, tiles_at_once(tiles, sizes.T))
-    # A group's products share PSUM, and one row chunk of its columns fits in a buffer.
-    group = min(
-        per_bank * PSUM_GROUP_BANKS, ring.slot_bytes // (width * bytes_of(weight.view.dtype))
-    )
+    per_bank = PSUM_BANK // T
+    # A result is read out in the pieces in which it is then swapped, or which a bank holds.
+    at_once = min(per_bank, tiles_at_once(tiles, T))
+    # The products of a group share PSUM, and one chunk of rows of its columns fits in a buffer.
+    item = bytes_of(weight.view.dtype)
+    group = min(per_bank * PSUM_GROUP_BANKS, ring.slot_bytes // (width * item))
     done = 0
     while done < tiles:
         count = min(group, tiles - done)
         banks = ceiling_divide(count, per_bank)
         product = nl.ndarray((width, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-        start = first_column + done * width
-        _accumulate(product, x, weight, first_chunk, start, width, count, ring, sizes, normed)
+        start = columns.first + done * width
+        loads = RowLoads(weight, x, start, count, width, first_chunk, ring)
+        _accumulate(product, x, loads, context, normed)
         factor = None
         if normed != None:
-            factor = normed.token_factor(sizes)
+            factor = normed.token_factor(context)
         first = 0
         while first < count:
             place = first % per_bank
             size = min(min(at_once, per_bank - place), count - first)
-            part = product[:, first // per_bank, place * sizes.T : (place + size) * sizes.T]
-            columns = None
-            if scale != None:
-                columns = scale[:, done + first : done + first + size]
+            part = product[:, first // per_bank, place * T : (place + size) * T]
+            scale = None
+            if columns.scale != None:
+                scale = columns.scale[:, done + first : done + first + size]
             _store_product(
                 dst[:, done + first : done + first + size, :],
-                part.reshape_dim(1, (size, sizes.T)),
-                columns,
+                part.reshape_dim(1, (size, T)),
+                scale,
                 factor,
             )
             first += size
         done += count
 
 
-def linear_of_shares(
-    dst, normed, weight, first_column, width, ring, sizes, scale=None, times=None, urgent=True
-):
+def linear_of_shares(dst, normed, weight, columns, context, multiplier=None, urgent=True):
     """dst = (x^T @ weight[:, columns])^T of the whole residual stream x, complete on every core.
 
-    Each core multiplies the features that it holds, and adds what the other has.
+    Each core multiplies the features that it holds, and adds the other core's product.
 
     Args:
-      dst: [width, tiles, T], the product's columns first_column + tile * width + partition.
+      dst: [width, tiles, T]: column `columns.first` + tile * width + partition of the product.
       normed: the `Normed` x: this core's share of the features.
-      weight: `LayerTensor` [H, columns]: x's dtype or float8.
-      first_column: of the weight.
-      width: columns per tile, at most 128.
-      ring: buffers for the weight.
-      sizes: the launch's sizes.
-      scale: [width, tiles] f32, factor of each output column, or None.
-      times: [width, tiles, T] f32, by which the product is multiplied; or None.
-      urgent: whether what follows waits for the product.
+      weight: `LayerTensor` [H, m], in x's dtype or float8.
+      columns: which columns.
+      context: the launch's `Context`.
+      multiplier: [width, tiles, T] float32, by which the product is multiplied; or None.
+      urgent: whether the next stage waits for the product.
     """
-    if sizes.cores == 1 and times == None:
-        linear(dst, normed.tile, weight, first_column, width, ring, sizes, scale, normed)
+    core = context.core
+    if core.count == 1 and multiplier == None:
+        linear(dst, normed.tile, weight, columns, context, normed=normed)
+        return
+    partial = nl.ndarray(dst.shape, dtype=nl.float32, buffer=nl.sbuf)
+    if core.count == 1:
+        linear(partial, normed.tile, weight, columns, context, normed=normed)
+        nisa.tensor_tensor(dst=dst, data1=partial, data2=multiplier, op=nl.multiply)
+        return
+    share = context.hidden_share()
+    if share.count > share.skipped:
+        x = normed.tile[:, share.skipped : share.count, :]
+        chunk = share.first + share.skipped
+        linear(partial, x, weight, columns, context, normed=normed, first_chunk=chunk)
     else:
-        partial = nl.ndarray((width, dst.shape[1], sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-        if sizes.cores == 1:
-            linear(partial, normed.tile, weight, first_column, width, ring, sizes, scale, normed)
-            nisa.tensor_tensor(dst=dst, data1=partial, data2=times, op=nl.multiply)
-        else:
-            share = sizes.hidden_share()
-            if share.count > share.skipped:
-                x = normed.tile[:, share.skipped : share.count, :]
-                chunk = share.first + share.skipped
-                linear(partial, x, weight, first_column, width, ring, sizes, scale, normed, chunk)
-            else:
-                nisa.memset(dst=partial, value=0.0)
-            add_other_core(dst, partial, sizes, times, urgent)
+        nisa.memset(dst=partial, value=0.0)
+    add_other_core(dst, partial, core, multiplier=multiplier, urgent=urgent)
 
 
 def _store_product(dst, summed, scale, factor):
@@ -122,38 +131,77 @@ def _store_product(dst, summed, scale, factor):
         nisa.tensor_tensor(dst=dst, data1=scaled, data2=by_token, op=nl.multiply)
 
 
-def _accumulate(product, x, weight, first_chunk, first_column, width, count, ring, sizes, normed):
-    """Multiplies all rows of `count` tiles of columns, as many rows at a time as a buffer holds."""
-    rows = x.shape[0]
+class RowLoads(NKIObject):
+    """The loads of the rows of a weight for `count` tiles of columns, block by block.
+
+    Attributes:
+      count, width: tiles of columns, and columns of a tile.
+      blocks: (first, size) of the chunks of rows that each load brings, in blocks of similar size.
+    """
+
+    def __init__(self, weight, x, first_column, count, width, first_chunk, ring):
+        self.weight = weight
+        self.rows = x.shape[0]
+        self.dtype = x.dtype
+        self.first_column = first_column
+        self.count = count
+        self.width = width
+        self.first_chunk = first_chunk
+        self.ring = ring
+        self.blocks = row_blocks(weight.view.dtype, count * width, x.shape[1], ring)
+
+    def load(self, block):
+        """[rows, size, count * width]: a block's rows, in a dtype that x can be multiplied with."""
+        start, size = block
+        rows = self.rows
+        columns = self.count * self.width
+        weight = self.weight
+        view = weight.view
+        ring = self.ring
+        buffer = ring.take(view.dtype)
+        loaded = buffer[0:rows, 0 : size * columns].reshape_dim(1, (size, columns))
+        by_chunk = view.reshape((view.shape[0] // rows, rows, view.shape[1]))
+        chunk = self.first_chunk + start
+        first = self.first_column
+        source = by_chunk[chunk : chunk + size, :, first : first + columns]
+        nisa.dma_copy(dst=loaded, src=weight.select_layer(source.permute((1, 0, 2))))
+        if self.dtype == nl.float32 and view.dtype != nl.float32:
+            # The Tensor Engine multiplies float32 with nothing else.
+            wide = nl.ndarray((rows, size, columns), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_copy(dst=wide, src=loaded)
+            return wide
+        return loaded
+
+
+def _accumulate(product, x, loads, context, normed):
+    """Multiplies all rows, as many at a time as a buffer of the ring holds."""
     chunks = x.shape[1]
-    columns = count * width
-    blocks = row_blocks(weight.view.dtype, columns, chunks, ring)
+    blocks = loads.blocks
     for block in blocks:
         start, size = block
         if normed != None and len(blocks) > 2 and start + size == chunks:
-            # What it takes is there by now, so that the first tiles need not wait for the last.
-            normed.token_factor(sizes)
-        loaded = load_rows(
-            weight, rows, first_chunk + start, size, first_column, columns, x.dtype, ring
-        )
+            # Its inputs are ready by now, so that the first tiles need not wait for the last.
+            normed.token_factor(context)
+        loaded = loads.load(block)
         if start + size < chunks:
-            # The first rows of x may be there before the others.
+            # The first rows of x may be ready before the others.
             for chunk in range(size):
-                for tile in range(count):
-                    _multiply(product, loaded, x, start, chunk, tile, width, sizes)
+                for tile in range(loads.count):
+                    _multiply(product, loaded, x, start, chunk, tile, loads.width)
         else:
-            # Tile by tile, so that the first can be read out while the others are multiplied.
-            for tile in range(count):
+            # Tile by tile, so that the first is read out while the others are multiplied.
+            for tile in range(loads.count):
                 for chunk in range(size):
-                    _multiply(product, loaded, x, start, chunk, tile, width, sizes)
+                    _multiply(product, loaded, x, start, chunk, tile, loads.width)
 
 
-def _multiply(product, loaded, x, start, chunk, tile, width, sizes):
-    """Adds the product of one tile of the weight, of chunk `chunk` of those loaded."""
-    per_bank = PSUM_BANK // sizes.T
-    place = (tile % per_bank) * sizes.T
+def _multiply(product, loaded, x, start, chunk, tile, width):
+    """Adds the product of one tile of the weight: of chunk `chunk` of the loaded block."""
+    T = x.shape[2]
+    per_bank = PSUM_BANK // T
+    place = (tile % per_bank) * T
     nisa.nc_matmul(
-        dst=product[:, tile // per_bank, place : place + sizes.T],
+        dst=product[:, tile // per_bank, place : place + T],
         stationary=loaded[:, chunk, tile * width : (tile + 1) * width],
         moving=x[:, start + chunk, :],
         accumulate=start + chunk > 0,
@@ -161,7 +209,7 @@ def _multiply(product, loaded, x, start, chunk, tile, width, sizes):
 
 
 def row_blocks(dtype, columns, chunks, ring):
-    """(first, count) of the chunks of rows that are loaded together, in blocks of like size."""
+    """(first, count) of the chunks of rows that are loaded together, in blocks of similar size."""
     at_once = max(1, ring.slot_bytes // (columns * bytes_of(dtype)))
     number = ceiling_divide(chunks, at_once)
     blocks = []
@@ -171,31 +219,3 @@ def row_blocks(dtype, columns, chunks, ring):
         blocks.append((first, last - first))
         first = last
     return blocks
-
-
-def bytes_of(dtype):
-    """Bytes of one number."""
-    if dtype == nl.float32:
-        return 4
-    if dtype == nl.bfloat16 or dtype == nl.float16:
-        return 2
-    return 1
-
-
-def load_rows(weight, rows, start, size, first_column, columns, dtype, ring):
-    """Chunks start .. start + size of `rows` rows each, as a tile [rows, size, columns].
-
-    The tile can be multiplied with one of `dtype`.
-    """
-    view = weight.view
-    buffer = ring.take(view.dtype)
-    loaded = buffer[0:rows, 0 : size * columns].reshape_dim(1, (size, columns))
-    by_chunk = view.reshape((view.shape[0] // rows, rows, view.shape[1]))
-    source = by_chunk[start : start + size, :, first_column : first_column + columns]
-    nisa.dma_copy(dst=loaded, src=weight.select_layer(source.permute((1, 0, 2))))
-    if dtype == nl.float32 and view.dtype != nl.float32:
-        # The tensor engine multiplies f32 with nothing else.
-        wide = nl.ndarray((rows, size, columns), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_copy(dst=wide, src=loaded)
-        return wide
-    return loaded

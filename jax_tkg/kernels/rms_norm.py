@@ -6,46 +6,46 @@ from nki.language import NKIObject
 
 from .exchange import add_other_core
 from .layout import load_columns
-from .sizes import PARTITIONS, pieces
+from .limits import PARTITIONS
+from .sizes import pieces
 
 
 class Normed(NKIObject):
-    """x / sqrt(mean(x^2) + eps) * gamma, where the root may be left to who multiplies by it.
+    """x / sqrt(mean(x^2) + eps) * gamma, perhaps without the division, which products then apply.
 
-    A product with a weight is linear, so that a token's factor 1 / sqrt(...) may be applied to the
-    product as well: the product need not wait for it. Both ways the input of the product is rounded
-    once to the compute dtype.
+    A product with a weight is linear, so that a token's factor 1 / sqrt(...) can be applied to the
+    product instead: the product need not wait for it. Both ways round the input of the product once
+    to the compute dtype.
 
     Attributes:
       tile: [128, n, T] in the compute dtype, the n chunks of H that this core holds: x * gamma, or
-        all of it.
-      squares: [128, T] f32, the sum of x^2 over all chunks; None where the tile is all of it.
+        the complete norm.
+      squares: [128, T] float32, the sum of x^2 over all chunks; None if the tile is complete.
     """
 
-    def __init__(self, tile, squares, constants):
+    def __init__(self, tile, squares):
         self.tile = tile
         self.squares = squares
-        self.constants = constants
         self.factor = None
 
-    def token_factor(self, sizes):
-        """[128, T] f32, by which products of the tile are multiplied; None for not at all.
+    def token_factor(self, context):
+        """[128, T] float32, by which products of the tile are multiplied; None for not at all.
 
-        It is computed when it is first asked for, after the products in the order of the program.
+        The first call computes it, so that it follows the products in program order.
         """
         if self.factor == None and self.squares != None:
-            self.factor = _inverse_root(self.squares, self.constants, sizes)
+            self.factor = _inverse_root(self.squares, context)
         return self.factor
 
     def clamped(self, sizes):
-        """The same within +-clamp_bound, where that is positive."""
+        """The same within +-clamp_bound, if that is positive."""
         if sizes.clamp_bound <= 0.0:
             return self
-        return Normed(clamped(self.tile, sizes), None, self.constants)
+        return Normed(clamped(self.tile, sizes), None)
 
 
 def clamped(x, sizes):
-    """x [128, n, T] within +-clamp_bound, where that is positive."""
+    """x [128, n, T] within +-clamp_bound, if that is positive."""
     if sizes.clamp_bound <= 0.0:
         return x
     clipped = nl.ndarray((x.shape[0], x.shape[1], x.shape[2]), dtype=sizes.dtype, buffer=nl.sbuf)
@@ -60,24 +60,24 @@ def clamped(x, sizes):
     return clipped
 
 
-def rms_norm(x, gamma, constants, sizes):
-    """The normalised x, rounded once to the compute dtype.
+def rms_norm(x, gamma, context):
+    """The normalized x, rounded once to the compute dtype.
 
     Args:
       x: [128, n, T], the chunks of H that this core holds.
       gamma: `LayerTensor` [1, H].
-      constants: the launch's constant tiles.
-      sizes: the launch's sizes.
+      context: the launch's `Context`.
 
     Returns:
       `Normed`.
     """
-    share = sizes.hidden_share()
+    sizes = context.sizes
+    share = context.hidden_share()
     chunks = share.count
     T = sizes.T
     gain = load_columns(gamma, share.first, chunks).expand_dim(2).broadcast(2, T)
     normed = nl.ndarray((PARTITIONS, chunks, T), dtype=sizes.dtype, buffer=nl.sbuf)
-    # Where inputs are clamped they must be complete, and x * gamma may exceed what float16 holds.
+    # Clamping needs the complete norm, and x * gamma may exceed the range of float16.
     complete = sizes.clamp_bound > 0.0 or sizes.dtype == nl.float16
     if not complete:
         # The Vector Engine may still be adding up the rest of x.
@@ -90,19 +90,21 @@ def rms_norm(x, gamma, constants, sizes):
                 op=nl.multiply,
                 engine=nisa.engine.gpsimd,
             )
-    squares = _squares(x, sizes)
+    squares = _squares(x, context)
     if not complete:
-        return Normed(normed, squares, constants)
+        return Normed(normed, squares)
     scaled = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
-    inverse = _inverse_root(squares, constants, sizes).expand_dim(1).broadcast(1, chunks)
+    inverse = _inverse_root(squares, context).expand_dim(1).broadcast(1, chunks)
     nisa.tensor_tensor(dst=scaled, data1=x, data2=inverse, op=nl.multiply)
     nisa.tensor_tensor(dst=normed, data1=scaled, data2=gain, op=nl.multiply)
-    return Normed(normed, None, constants)
+    return Normed(normed, None)
 
 
-def _squares(x, sizes):
-    """[128, T] f32: the sum of x^2 over the chunks of both cores."""
-    share = sizes.hidden_share()
+def _squares(x, context):
+    """[128, T] float32: the sum of x^2 over the chunks of both cores."""
+    sizes = context.sizes
+    core = context.core
+    share = context.hidden_share()
     summed = nl.ndarray((PARTITIONS, 1, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     own = share.count - share.skipped
     if own > 0:
@@ -117,15 +119,17 @@ def _squares(x, sizes):
         nisa.tensor_reduce(dst=summed[:, 0, :], op=nl.add, data=by_token, axis=(2,))
     else:
         nisa.memset(dst=summed, value=0.0)
-    if sizes.cores > 1:
+    if core.count > 1:
         total = nl.ndarray((PARTITIONS, 1, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-        add_other_core(total, summed, sizes)
+        add_other_core(total, summed, core)
         return total[:, 0, :]
     return summed[:, 0, :]
 
 
-def _inverse_root(squares, constants, sizes):
-    """[128, T] f32 on all partitions: 1 / sqrt(mean + eps) of sums [128, T] per partition."""
+def _inverse_root(squares, context):
+    """[128, T] float32 on all partitions: 1 / sqrt(mean + eps) of sums [128, T] per partition."""
+    sizes = context.sizes
+    constants = context.constants
     # A product with ones sums over the partitions and gives every partition the sum.
     total = nl.ndarray((PARTITIONS, sizes.T), dtype=nl.float32, buffer=nl.psum)
     nisa.nc_matmul(

@@ -2,12 +2,21 @@
 
 import nki.isa as nisa
 import nki.language as nl
+from nki.language import NKIObject
 
-from .sizes import PSUM_BANK, ceiling_divide
+from .limits import PSUM_BANK, ceiling_divide
 
 
-def load_tables(table, sizes):
-    """A table [d/2, B, S] in HBM as [d, T] f32: the same for both halves of a head."""
+class Rotation(NKIObject):
+    """Cosines and sines of the new tokens' angles, each [d, T] float32 on chip."""
+
+    def __init__(self, RoPE_cos, RoPE_sin, sizes):
+        self.cosine = load_table(RoPE_cos, sizes)
+        self.sine = load_table(RoPE_sin, sizes)
+
+
+def load_table(table, sizes):
+    """A table [d/2, B, S] in HBM as [d, T] float32: the same for both halves of a head."""
     half = sizes.d // 2
     flat = table.reshape((half, sizes.T))
     tile = nl.ndarray((sizes.d, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
@@ -16,12 +25,21 @@ def load_tables(table, sizes):
     return tile
 
 
-def apply_rope(heads, cosine, sine, constants, sizes):
+def apply_rope(heads, rotation, context):
     """Rotates heads [d, n, T] in place: x * cos + (-x2, x1) * sin.
 
     A product with a signed permutation moves the halves across the partitions, exactly, and for
     any d.
+
+    Args:
+      heads: [d, n, T] in the compute dtype.
+      rotation: the launch's `Rotation`.
+      context: the launch's `Context`.
     """
+    sizes = context.sizes
+    constants = context.constants
+    cosine = rotation.cosine
+    sine = rotation.sine
     count = heads.shape[1]
     T = sizes.T
     at_once = PSUM_BANK // T

@@ -1,18 +1,17 @@
-"""Sizes of one launch, and how work is divided between the two cores of a logical core."""
+"""Sizes of one launch, and how the two cores of a logical core divide the work."""
 
 import nki.language as nl
 from nki.language import NKIObject
 
-PARTITIONS = 128
-PSUM_BANK = 512
-"""f32 numbers in one PSUM bank of one partition (2 KiB); a matmul writes within one bank."""
-
-PSUM_GROUP_BANKS = 4
-"""Banks that one accumulation uses: half of PSUM, so that the next can start while it is read."""
+from .limits import PARTITIONS, PIECE_ELEMENTS
 
 
 class Sizes(NKIObject):
-    """The letters of `jax_tkg.call.arguments`, T = B * S tokens, and the core of this program."""
+    """The dimension letters of `jax_tkg.call.dimensions`, and T = B * S tokens.
+
+    S_prior is the number of cache slots that queries may attend: S_ctx, less S where the mask is
+    unified.
+    """
 
     def __init__(self, B, S, H, I, d, q, k, S_prior, S_max, dtype, eps, clamp_bound):  # noqa: E741
         self.B = B
@@ -23,54 +22,77 @@ class Sizes(NKIObject):
         self.d = d
         self.q = q
         self.k = k
-        # Cache slots that are attended: S_ctx, less S where the mask is unified.
         self.S_prior = S_prior
         self.S_max = S_max
         self.dtype = dtype
         self.eps = eps
         self.clamp_bound = clamp_bound
-        # A launch on one physical core has no grid.
-        if nl.program_ndim() == 0:
-            self.cores = 1
-            self.core = 0
-        else:
-            self.cores = nl.num_programs(0)
-            self.core = nl.program_id(0)
 
     def hidden_chunks(self):
         """Chunks of 128 hidden features."""
         return self.H // PARTITIONS
-
-    def hidden_share(self):
-        """The chunks of the residual stream that this core holds."""
-        return Share(self.hidden_chunks(), self.cores, self.core)
 
     def mlp_chunks(self):
         """Chunks of 128 MLP features."""
         return self.I // PARTITIONS
 
 
+class Core(NKIObject):
+    """The physical core that runs this program: `index` of `count` cores of the logical core."""
+
+    def __init__(self):
+        # A launch on one physical core has no grid.
+        if nl.program_ndim() == 0:
+            self.count = 1
+            self.index = 0
+        else:
+            self.count = nl.num_programs(0)
+            self.index = nl.program_id(0)
+
+
 class Share(NKIObject):
     """Which of `total` tiles this core computes: `count` of them from `first`.
 
-    An odd number divides with one tile that both cores compute. In sums over the tiles of both the
-    second core therefore leaves its first `skipped` tiles out.
+    If `total` is odd, both cores compute the middle tile. In sums over the tiles of both cores, the
+    second core therefore leaves out its first `skipped` tiles.
     """
 
-    def __init__(self, total, cores, core):
+    def __init__(self, total, core):
         self.total = total
-        if cores == 1:
+        if core.count == 1:
             self.count = total
             self.first = 0
             self.skipped = 0
         else:
             self.count = (total + 1) // 2
-            self.first = core * (total - self.count)
-            self.skipped = core * (2 * self.count - total)
+            self.first = core.index * (total - self.count)
+            self.skipped = core.index * (2 * self.count - total)
 
 
-PIECE_ELEMENTS = 512
-"""Of a partition: the pieces in which the residual stream goes from engine to engine."""
+class Context(NKIObject):
+    """What every stage of a launch uses.
+
+    Attributes:
+      sizes: `Sizes`.
+      core: `Core`.
+      ring: `WeightRing`, the buffers for weights and caches.
+      constants: `Constants`, the constant tiles.
+    """
+
+    def __init__(self, sizes, core, ring, constants):
+        self.sizes = sizes
+        self.core = core
+        self.ring = ring
+        self.constants = constants
+
+    def hidden_share(self):
+        """The chunks of the residual stream that this core holds."""
+        return hidden_share(self.sizes, self.core)
+
+
+def hidden_share(sizes, core):
+    """The `Share` of the residual stream's chunks that a core holds."""
+    return Share(sizes.hidden_chunks(), core)
 
 
 def pieces(count, T):
@@ -84,6 +106,10 @@ def pieces(count, T):
     return found
 
 
-def ceiling_divide(numerator, denominator):
-    """The quotient, rounded up."""
-    return (numerator + denominator - 1) // denominator
+def bytes_of(dtype):
+    """Bytes per element of a dtype."""
+    if dtype == nl.float32:
+        return 4
+    if dtype == nl.bfloat16 or dtype == nl.float16:
+        return 2
+    return 1

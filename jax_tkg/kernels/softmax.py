@@ -8,19 +8,27 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .sizes import PARTITIONS
+from .limits import PARTITIONS
 
 MASKED = -(2.0**100)
-"""Score of a key that is not attended: far below any other."""
+"""Score of a key that is not attended, far below any other score."""
 
 
 class SoftmaxState(NKIObject):
-    """peak and total [128, n] f32, weighted [d, n] f32; `empty` until keys were added."""
+    """The running result of a softmax over `columns` queries.
+
+    Attributes:
+      empty: whether no key was added yet; then the tiles are not written.
+      packed: [128, 3, n] float32, one tile that holds the others, so that the cores of a logical
+        core swap it at once.
+      peak: [128, n], the largest score so far, equal on all partitions.
+      total: [128, n], the sum of exponentials relative to it, equal on all partitions.
+      weighted: [d, n], the sum of values weighted by them.
+    """
 
     def __init__(self, d, columns):
         self.columns = columns
         self.empty = True
-        # One tile, so that the cores of a logical core can swap it at once.
         self.packed = nl.ndarray((PARTITIONS, 3, columns), dtype=nl.float32, buffer=nl.sbuf)
         self.peak = self.packed[:, 0, :]
         self.total = self.packed[:, 1, :]
@@ -31,16 +39,16 @@ class SoftmaxState(NKIObject):
 
 
 def set_unattended(state):
-    """A state to which no key was added: what is merged with it counts alone."""
+    """Makes a state of no keys, which leaves what is merged with it unchanged."""
     nisa.memset(dst=state.packed, value=0.0)
     nisa.memset(dst=state.peak, value=MASKED)
-    # Not zero, for a query that attends no key on any core is divided by it.
+    # Must not be zero: a fully masked query divides by it.
     nisa.memset(dst=state.total, value=1.0)
     state.empty = False
 
 
 def column_peaks(scores, constants):
-    """The largest of scores [P, chunks, n] over P and chunks, on all partitions: [128, n] f32."""
+    """The largest of scores [P, chunks, n] over P and chunks, on all partitions: [128, n]."""
     partitions = scores.shape[0]
     columns = scores.shape[2]
     by_partition = nl.ndarray((partitions, columns), dtype=nl.float32, buffer=nl.sbuf)
@@ -77,7 +85,7 @@ def column_peaks(scores, constants):
 
 
 def exponentials(scores, peaks, scale, dtype):
-    """exp(scale * (scores - peaks)) of scores [P, chunks, n], in `dtype`; the scores are lost."""
+    """exp(scale * (scores - peaks)) of scores [P, chunks, n], in `dtype`; overwrites the scores."""
     partitions = scores.shape[0]
     chunks = scores.shape[1]
     columns = scores.shape[2]
@@ -93,7 +101,7 @@ def exponentials(scores, peaks, scale, dtype):
 
 
 def column_sums(weights, constants):
-    """The sum of weights [P, chunks, n] over P and chunks, on all partitions: [128, n] f32 PSUM."""
+    """The sum of weights [P, chunks, n] over P and chunks, on all partitions: [128, n] in PSUM."""
     partitions = weights.shape[0]
     columns = weights.shape[2]
     by_partition = nl.ndarray((partitions, columns), dtype=nl.float32, buffer=nl.sbuf)
@@ -110,10 +118,18 @@ def column_sums(weights, constants):
 
 
 def merge(state, peaks, sums, weighted, scale):
-    """Adds to `state` what another set of keys gives: peaks, sums [128, n] and weighted [d, n]."""
+    """Merges the result of another set of keys into `state`.
+
+    Args:
+      state: `SoftmaxState`.
+      peaks: [128, n] float32.
+      sums: [128, n] float32.
+      weighted: [d, n] float32.
+      scale: of the scores.
+    """
     if state.empty:
         nisa.tensor_copy(dst=state.peak, src=peaks)
-        # The Vector Engine has more to do.
+        # The Scalar Engine, because the Vector Engine has more to do.
         nisa.tensor_copy(dst=state.total, src=sums, engine=nisa.engine.scalar)
         nisa.tensor_copy(dst=state.weighted, src=weighted, engine=nisa.engine.scalar)
         state.empty = False
@@ -122,20 +138,20 @@ def merge(state, peaks, sums, weighted, scale):
         d = weighted.shape[0]
         higher = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_tensor(dst=higher, data1=state.peak, data2=peaks, op=nl.maximum)
-        kept = _factor(state.peak, higher, scale)
-        added = _factor(peaks, higher, scale)
+        kept = _decay(state.peak, higher, scale)
+        added = _decay(peaks, higher, scale)
         _scale_and_add(state.total, kept, sums, added)
         _scale_and_add(state.weighted, kept[0:d, :], weighted, added[0:d, :])
         nisa.tensor_copy(dst=state.peak, src=higher)
 
 
 def merge_packed(state, other, scale):
-    """Adds to `state` what another state's `packed` tile holds."""
+    """Merges another state's `packed` tile, `other`, into `state`."""
     columns = state.columns
     higher = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=higher, data1=state.peak, data2=other[:, 0, :], op=nl.maximum)
-    kept = _factor(state.peak, higher, scale)
-    added = _factor(other[:, 0, :], higher, scale)
+    kept = _decay(state.peak, higher, scale)
+    added = _decay(other[:, 0, :], higher, scale)
     # Totals and weighted values at once.
     shape = (PARTITIONS, 2, columns)
     mine = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
@@ -154,7 +170,7 @@ def merge_packed(state, other, scale):
     nisa.tensor_copy(dst=state.peak, src=higher)
 
 
-def _factor(peak, higher, scale):
+def _decay(peak, higher, scale):
     """exp(scale * (peak - higher))."""
     shape = (PARTITIONS, higher.shape[1])
     lowered = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
@@ -174,12 +190,12 @@ def _scale_and_add(total, kept, more, added):
     nisa.tensor_tensor(dst=total, data1=mine, data2=theirs, op=nl.add)
 
 
-def normalise(dst, state):
-    """dst [d, n] = weighted / total; zero where no key was attended."""
+def normalize(dst, state):
+    """dst [d, n] = weighted / total; zero for a query that attended no key."""
     columns = state.columns
     weighted = state.weighted
     d = weighted.shape[0]
-    # Where every key was masked, so was the largest.
+    # The largest score of a fully masked query is a masked one.
     attended = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_scalar(
         dst=attended,

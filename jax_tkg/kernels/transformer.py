@@ -1,4 +1,39 @@
-"""The megakernel: all layers of the forward pass of token generation in one launch."""
+"""The megakernel: all layers of the forward pass of token generation in one launch.
+
+One layer, as each of the one or two physical cores runs it. Activations stay in SBUF; weights and
+caches stream from HBM through the ring's buffers, ahead of the stage that uses them. In brackets
+what two cores swap.
+
+    x [128, n, T]: this core's chunks of the residual stream
+    |
+    |-- rms_norm <------------------------------- W_gamma_qkv    [sums of squares]
+    |      |
+    |   linear_of_shares <-- ring <-------------- W_qkv          [partial products]
+    |      |
+    |   heads [d, q + 2k, T]
+    |      |
+    |   apply_rope, on queries and keys
+    |      |
+    |   attention <--------- ring <-------------- K_cache, V_cache, each core half of the slots
+    |      |  block by block: scores, mask, softmax, weighted values   [states of the softmax]
+    |      |
+    |   linear <------------ ring <-------------- W_out
+    |      |
+    +-> add_reduced <---------------------------- other ranks' partial results
+           |
+        x [128, n, T]
+        |
+        |-- rms_norm <--------------------------- W_gamma_mlp    [sums of squares]
+        |      |
+        |   mlp: gate, up <- ring <-------------- W_gate, W_up   [partial products]
+        |        down <----- ring <-------------- W_down
+        |      |
+        |   update_caches, the new keys and values ----> K_cache, V_cache
+        |      |
+        +-> add_reduced <------------------------ other ranks' partial results
+               |
+            x, for the next layer
+"""
 
 import nki
 import nki.isa as nisa
@@ -6,27 +41,27 @@ import nki.language as nl
 from nki.collectives import ReplicaGroup
 from nki.language import NKIObject
 
-from .all_reduce import add_reduced
+from .all_reduce import Reduction, add_reduced
 from .attention import attention
-from .cache_update import LayerCaches, await_readers, load_places, update_caches
+from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
 from .constants import Constants
-from .layer_tensor import LayerTensor, looped_layer, static_layer
+from .layer_tensor import LayerTensor, Weight, layer_tensor
 from .layout import load_tokens, store_tokens
-from .linear import linear, linear_of_shares
+from .limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS
+from .linear import Columns, linear, linear_of_shares
 from .masks import Masks
 from .mlp import mlp
 from .rms_norm import rms_norm
-from .rope import apply_rope, load_tables
-from .sizes import PARTITIONS, Sizes
+from .rope import Rotation, apply_rope
+from .sizes import Context, Core, Sizes
 from .weight_ring import WeightRing
-
-RING_SLOTS = 6
-RING_SLOT_BYTES = 16384
-"""96 KiB of each partition hold weights and caches on their way."""
 
 
 class LayerOperands(NKIObject):
-    """One layer's tensors, each a `LayerTensor`; a scale is None where its weight has none."""
+    """The weights (`Weight`) and gains of a layer, or of all layers.
+
+    Of one layer, gains are `LayerTensor`s; of all layers, what `layer_tensor` takes.
+    """
 
     def __init__(self, W_qkv, W_out, W_gate, W_up, W_down, W_gamma_qkv, W_gamma_mlp):
         self.W_qkv = W_qkv
@@ -36,9 +71,18 @@ class LayerOperands(NKIObject):
         self.W_down = W_down
         self.W_gamma_qkv = W_gamma_qkv
         self.W_gamma_mlp = W_gamma_mlp
-        self.W_gate_scale = None
-        self.W_up_scale = None
-        self.W_down_scale = None
+
+    def layer(self, number, looped=False):
+        """One layer's operands, of all layers'; `number` is a register if `looped`."""
+        return LayerOperands(
+            self.W_qkv.layer(number, looped=looped),
+            self.W_out.layer(number, looped=looped),
+            self.W_gate.layer(number, looped=looped),
+            self.W_up.layer(number, looped=looped),
+            self.W_down.layer(number, looped=looped),
+            layer_tensor(self.W_gamma_qkv, number, looped=looped),
+            layer_tensor(self.W_gamma_mlp, number, looped=looped),
+        )
 
 
 class Caches(NKIObject):
@@ -50,12 +94,12 @@ class Caches(NKIObject):
         self.stacked = stacked
 
     def layer(self, index, first_layer):
-        """Those of layer `index` of this launch."""
+        """The `LayerCaches` of layer `index` of this launch."""
         if self.stacked:
             number = first_layer + index
             return LayerCaches(
-                static_layer(self.K_caches, number),
-                static_layer(self.V_caches, number),
+                layer_tensor(self.K_caches, number),
+                layer_tensor(self.V_caches, number),
                 self.K_caches,
                 self.V_caches,
                 number,
@@ -65,10 +109,10 @@ class Caches(NKIObject):
         return LayerCaches(LayerTensor(K_cache), LayerTensor(V_cache), K_cache, V_cache, 0)
 
     def layer_of_loop(self, number):
-        """Those of the layer whose number a register holds."""
+        """The `LayerCaches` of the layer whose number a register holds."""
         return LayerCaches(
-            looped_layer(self.K_caches, number),
-            looped_layer(self.V_caches, number),
+            layer_tensor(self.K_caches, number, looped=True),
+            layer_tensor(self.V_caches, number, looped=True),
             self.K_caches,
             self.V_caches,
             0,
@@ -84,31 +128,38 @@ class Caches(NKIObject):
         return results
 
 
-class Shared(NKIObject):
-    """What every layer reads."""
+class OffsetTables(NKIObject):
+    """The kernel's tables of write offsets, each [1 or L, n] in HBM or None."""
 
-    def __init__(self, cosine, sine, masks, constants, ring):
-        self.cosine = cosine
-        self.sine = sine
+    def __init__(self, windows, keys, values):
+        self.windows = windows
+        self.keys = keys
+        self.values = values
+
+    def load(self, number, looped=False):
+        """Row `number` of the tables, on chip: `WriteOffsets`."""
+        return load_offsets(
+            layer_tensor(self.windows, number, looped=looped),
+            layer_tensor(self.keys, number, looped=looped),
+            layer_tensor(self.values, number, looped=looped),
+        )
+
+
+class Shared(NKIObject):
+    """What every layer uses besides the `Context`."""
+
+    def __init__(self, rotation, masks, reduction):
+        self.rotation = rotation
         self.masks = masks
-        self.constants = constants
-        self.ring = ring
+        self.reduction = reduction
 
 
 class LayerRange(NKIObject):
-    """The layers of a launch: `count`, which begin at `first` in tensors with a layer axis."""
+    """The layers of a launch: `count` layers from `first`, in tensors with a layer axis."""
 
     def __init__(self, first, count):
         self.first = first
         self.count = count
-
-
-class Reduction(NKIObject):
-    """How partial results of the ranks are summed: over `group`, from SBUF to SBUF or in HBM."""
-
-    def __init__(self, group, on_chip):
-        self.group = group
-        self.on_chip = on_chip
 
 
 @nki.jit
@@ -144,66 +195,81 @@ def transformer_tkg(
 ):
     """All layers.
 
-    A per-layer argument is a tuple of tensors; the caches may be one tensor with a leading layer
-    axis, because what is updated and returned is a whole tensor. Where `looped`, every per-layer
-    argument is one tensor with a layer axis, and the layers are a loop on the device, whose
-    instructions do not grow with depth.
+    A per-layer argument is a tuple of tensors. The caches may be one tensor with a leading layer
+    axis, because updated tensors are returned whole. With `looped`, every per-layer argument is one
+    tensor with a layer axis, and the layers are a loop on the device: one copy of a layer's
+    instructions, whatever the depth.
 
     Args:
       X: [B, S, H].
       W_qkvs: per layer [H, (q + 2k) * d].
       W_outs: per layer [q * d, H].
       W_gates: per layer [H, I]; in X's dtype or float8.
-      W_ups: likewise.
-      W_downs: per layer [I, H].
+      W_ups: per layer [H, I]; in X's dtype or float8.
+      W_downs: per layer [I, H]; in X's dtype or float8.
       W_gamma_qkvs: per layer [1, H].
-      W_gamma_mlps: likewise.
+      W_gamma_mlps: per layer [1, H].
       K_caches: per layer [B, k, d, S_max]; updated.
       V_caches: per layer [B, k, S_max, d]; updated.
       RoPE_cos: [d/2, B, S].
-      RoPE_sin: likewise.
-      prior_mask: [S_prior, B * q * S] uint8, 1 where a query attends a cache slot; None where no
-        slot is attended.
-      active_mask: [T, B * q * S] uint8, likewise for the new keys of all sequences.
-      window_places: [1, B] uint32, the first number in a layer's keys of a sequence's S new ones,
-        where these are neighbours; 2**32 - 1 for a sequence, and None for all, where they are not.
-        Here and below: where `looped`, [L, ...] and counted from the first layer's start.
-      key_places: [1, T], the first number of each other key; None for no such.
-      value_places: [1, T], each value's first row in a layer's values, as rows of d; None for no
-        update.
-      W_gate_scales: per layer [1 or 128, I] f32 or None; None for none at all.
-      W_up_scales: likewise.
-      W_down_scales: likewise, [1 or 128, H].
+      RoPE_sin: [d/2, B, S].
+      prior_mask: [S_prior, B * q * S] uint8, 1 where a query attends a cache slot; None if no query
+        attends any slot.
+      active_mask: [T, B * q * S] uint8, 1 where a query attends a new key, of any sequence.
+      window_places: [1, B] uint32, for sequences whose S new keys are neighbors in the cache: the
+        offset of the first key's first element in the layer's keys. 2**32 - 1 for a sequence
+        without such a window; None if there is none at all. With `looped`, these three tables are
+        [L, ...], and offsets are relative to the first layer.
+      key_places: [1, T] uint32, the offset of the first element of each other key; None if windows
+        write all keys.
+      value_places: [1, T] uint32, each value's first row in the layer's values, in rows of d; None
+        for no update.
+      W_gate_scales: per layer [1 or 128, I] float32 or None; None if no layer has a scale.
+      W_up_scales: per layer [1 or 128, I] float32 or None; None if no layer has a scale.
+      W_down_scales: per layer [1 or 128, H] float32 or None; None if no layer has a scale.
       eps: RMSNorm epsilon.
       replica_groups: tuple of tuples of ranks, or None for no all-reduce.
-      sbuf_residual_and_cc: all-reduce from SBUF to SBUF.
+      sbuf_residual_and_cc: whether the all-reduce goes from SBUF to SBUF, else through HBM.
       clamp_bound: bound of the inputs of float8 products; 0 for none.
-      first_layer: the first layer to run, in caches with a layer axis; tuples begin with it.
+      first_layer: the first layer to run, in tensors with a layer axis; tuples begin with it.
       num_layers: how many layers to run.
       stacked_caches: whether the caches have a layer axis.
-      looped: whether all per-layer arguments have one, and the layers loop on the device.
+      looped: whether all per-layer arguments have a layer axis, and the layers loop on the device.
 
     Returns:
       Hidden states [B, S, H], then the key caches, then the value caches.
     """
     caches = Caches(K_caches, V_caches, stacked_caches)
     sizes = _sizes(X, W_gates, K_caches[0], prior_mask, active_mask, eps, clamp_bound)
+    core = Core()
     group = None
     if replica_groups != None:
         group = ReplicaGroup(replica_groups)
-    shared = _load_shared(RoPE_cos, RoPE_sin, prior_mask, active_mask, sizes)
-    places = (window_places, key_places, value_places)
-    x = load_tokens(X, sizes)
-    weights = (W_qkvs, W_outs, W_gates, W_ups, W_downs, W_gamma_qkvs, W_gamma_mlps)
-    scales = (W_gate_scales, W_up_scales, W_down_scales)
-    reduction = Reduction(group, sbuf_residual_and_cc)
+    shared = Shared(
+        Rotation(RoPE_cos, RoPE_sin, sizes),
+        Masks(prior_mask, active_mask, sizes, core),
+        Reduction(group, sbuf_residual_and_cc),
+    )
+    constants = Constants(sizes.d, sizes.dtype)
+    context = Context(sizes, core, WeightRing(RING_SLOTS, RING_SLOT_BYTES), constants)
+    tables = OffsetTables(window_places, key_places, value_places)
+    operands = LayerOperands(
+        Weight(W_qkvs),
+        Weight(W_outs),
+        Weight(W_gates, scale=W_gate_scales),
+        Weight(W_ups, scale=W_up_scales),
+        Weight(W_downs, scale=W_down_scales),
+        W_gamma_qkvs,
+        W_gamma_mlps,
+    )
     layers = LayerRange(first_layer, num_layers)
+    x = load_tokens(X, sizes, core)
     if looped:
-        x = _looped_layers(x, weights, scales, places, caches, layers, shared, reduction, sizes)
+        x = _looped_layers(x, operands, tables, caches, layers, shared, context)
     else:
-        x = _unrolled_layers(x, weights, scales, places, caches, layers, shared, reduction, sizes)
+        x = _unrolled_layers(x, operands, tables, caches, layers, shared, context)
     hidden = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
-    store_tokens(hidden, x, sizes)
+    store_tokens(hidden, x, sizes, core)
     results = [hidden]
     results.extend(caches.results())
     return tuple(results)
@@ -222,125 +288,66 @@ def _sizes(X, W_gates, K_cache, prior_mask, active_mask, eps, clamp_bound):
     return Sizes(B, S, H, I, d, q, k, S_prior, S_max, X.dtype, eps, clamp_bound)
 
 
-def _unrolled_layers(x, weights, scales, places, caches, layers, shared, reduction, sizes):
+def _unrolled_layers(x, operands, tables, caches, layers, shared, context):
     """The residual stream after the layers, each with instructions of its own."""
-    window_places, key_places, value_places = places
-    on_chip = load_places(
-        static_layer(window_places, 0),
-        static_layer(key_places, 0),
-        static_layer(value_places, 0),
-    )
+    offsets = tables.load(0)
     for index in range(layers.count):
         own = caches.layer(index, layers.first)
-        own.places = on_chip
-        layer = _layer_of_tuples(weights, scales, index)
-        x = _layer(x, layer, own, shared, reduction, sizes)
+        own.offsets = offsets
+        x = _layer(x, operands.layer(index), own, shared, context)
     return x
 
 
-def _looped_layers(x, weights, scales, places, caches, layers, shared, reduction, sizes):
-    """The same by one copy of a layer's instructions, which the device repeats."""
-    window_places, key_places, value_places = places
-    ring = shared.ring
+def _looped_layers(x, operands, tables, caches, layers, shared, context):
+    """The same with one copy of a layer's instructions, which the device repeats."""
+    ring = context.ring
     masks = shared.masks
 
     def body(number):
-        # Every iteration executes the same instructions, so it takes the same buffers.
+        # Every turn executes the same instructions, so it takes the same buffers.
         ring.restart()
         masks.enter_loop()
         own = caches.layer_of_loop(number)
-        own.places = load_places(
-            looped_layer(window_places, number),
-            looped_layer(key_places, number),
-            looped_layer(value_places, number),
-        )
-        layer = _layer_of_loop(weights, scales, number)
-        nisa.tensor_copy(dst=x, src=_layer(x, layer, own, shared, reduction, sizes))
+        own.offsets = tables.load(number, looped=True)
+        layer = operands.layer(number, looped=True)
+        nisa.tensor_copy(dst=x, src=_layer(x, layer, own, shared, context))
 
     nl.fori_loop(layers.first, layers.first + layers.count, body)
     return x
 
 
-def _layer_of_tuples(weights, scales, index):
-    W_qkvs, W_outs, W_gates, W_ups, W_downs, W_gamma_qkvs, W_gamma_mlps = weights
-    W_gate_scales, W_up_scales, W_down_scales = scales
-    layer = LayerOperands(
-        static_layer(W_qkvs, index),
-        static_layer(W_outs, index),
-        static_layer(W_gates, index),
-        static_layer(W_ups, index),
-        static_layer(W_downs, index),
-        static_layer(W_gamma_qkvs, index),
-        static_layer(W_gamma_mlps, index),
-    )
-    layer.W_gate_scale = static_layer(W_gate_scales, index)
-    layer.W_up_scale = static_layer(W_up_scales, index)
-    layer.W_down_scale = static_layer(W_down_scales, index)
-    return layer
-
-
-def _layer_of_loop(weights, scales, number):
-    """The layer whose number a register holds, of tensors with a layer axis."""
-    W_qkvs, W_outs, W_gates, W_ups, W_downs, W_gamma_qkvs, W_gamma_mlps = weights
-    W_gate_scales, W_up_scales, W_down_scales = scales
-    layer = LayerOperands(
-        looped_layer(W_qkvs, number),
-        looped_layer(W_outs, number),
-        looped_layer(W_gates, number),
-        looped_layer(W_ups, number),
-        looped_layer(W_downs, number),
-        looped_layer(W_gamma_qkvs, number),
-        looped_layer(W_gamma_mlps, number),
-    )
-    layer.W_gate_scale = looped_layer(W_gate_scales, number)
-    layer.W_up_scale = looped_layer(W_up_scales, number)
-    layer.W_down_scale = looped_layer(W_down_scales, number)
-    return layer
-
-
-def _load_shared(RoPE_cos, RoPE_sin, prior_mask, active_mask, sizes):
-    return Shared(
-        load_tables(RoPE_cos, sizes),
-        load_tables(RoPE_sin, sizes),
-        Masks(prior_mask, active_mask, sizes),
-        Constants(sizes.d, sizes.dtype),
-        WeightRing(RING_SLOTS, RING_SLOT_BYTES),
-    )
-
-
-def _layer(x, layer, caches, shared, reduction, sizes):
+def _layer(x, layer, caches, shared, context):
     """One layer of the residual stream x [128, n, T], of which this core holds n chunks of H."""
-    normed = rms_norm(x, layer.W_gamma_qkv, shared.constants, sizes)
-    heads = _heads(normed, layer, shared, sizes)
-    attended, values = attention(
-        heads,
-        caches.K_cache,
-        caches.V_cache,
-        shared.masks,
-        shared.ring,
-        shared.constants,
-        sizes,
-    )
-    await_readers(caches, sizes)
-    share = sizes.hidden_share()
-    partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-    first = share.first * PARTITIONS
-    linear(partial, attended, layer.W_out, first, PARTITIONS, shared.ring, sizes)
-    x = add_reduced(x, partial, reduction.group, reduction.on_chip, sizes)
-    normed = rms_norm(x, layer.W_gamma_mlp, shared.constants, sizes)
-    partial = mlp(normed, layer, shared.ring, sizes)
-    places = caches.places
-    if places.values != None:
-        # Only here, so that no transfer of weights queues behind those that wait for attention.
-        update_caches(caches, heads, values, sizes)
-    return add_reduced(x, partial, reduction.group, reduction.on_chip, sizes)
+    normed = rms_norm(x, layer.W_gamma_qkv, context)
+    heads = _heads(normed, layer.W_qkv, shared.rotation, context)
+    attended, values = attention(heads, caches.K_cache, caches.V_cache, shared.masks, context)
+    await_readers(caches, context.core)
+    partial = _project_out(attended, layer.W_out, context)
+    x = add_reduced(x, partial, shared.reduction, context)
+    normed = rms_norm(x, layer.W_gamma_mlp, context)
+    partial = mlp(normed, layer, context)
+    offsets = caches.offsets
+    if offsets.values != None:
+        # Only here, so that no load of weights queues behind writes that wait for attention.
+        update_caches(caches, heads, values, context)
+    return add_reduced(x, partial, shared.reduction, context)
 
 
-def _heads(normed, layer, shared, sizes):
+def _heads(normed, W_qkv, rotation, context):
     """[d, q + 2k, T]: queries and keys rotated, then values, in the compute dtype."""
+    sizes = context.sizes
     rotated = sizes.q + sizes.k
     heads = nl.ndarray((sizes.d, rotated + sizes.k, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-    linear_of_shares(heads, normed, layer.W_qkv, 0, sizes.d, shared.ring, sizes)
-    part = heads[:, 0:rotated, :]
-    apply_rope(part, shared.cosine, shared.sine, shared.constants, sizes)
+    linear_of_shares(heads, normed, W_qkv.tensor, Columns(0, sizes.d), context)
+    apply_rope(heads[:, 0:rotated, :], rotation, context)
     return heads
+
+
+def _project_out(attended, W_out, context):
+    """[128, n, T] float32: this core's chunks of attended [d, q, T] @ W_out."""
+    sizes = context.sizes
+    share = context.hidden_share()
+    partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+    columns = Columns(share.first * PARTITIONS, PARTITIONS)
+    linear(partial, attended, W_out.tensor, columns, context)
+    return partial

@@ -1,13 +1,13 @@
 """The SBUF buffers through which weights and caches stream.
 
 They are allocated once and taken in turn, so that the next weights load while these are multiplied,
-across stages and layers, and so that SBUF use does not depend on the model's size.
+across stages and layers. So SBUF use does not depend on the model's size.
 """
 
 import nki.language as nl
 from nki.language import NKIObject
 
-from .sizes import PARTITIONS
+from .limits import PARTITIONS
 
 
 class WeightRing(NKIObject):

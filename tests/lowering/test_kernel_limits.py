@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
+import sys
 from typing import Any
 from unittest import mock
 
@@ -10,7 +12,7 @@ import jax.numpy as jnp
 from absl.testing import absltest, parameterized
 
 from jax_tkg.call.dimensions import Dimensions
-from jax_tkg.kernels import attention_blocks, masks, transformer
+from jax_tkg.kernels import limits
 from jax_tkg.lowering import kernel_limits
 from jax_tkg.simulator.machine import capacity
 from tests import cases
@@ -55,12 +57,17 @@ class SbufTest(parameterized.TestCase):
         # An estimate far above the truth would refuse what runs.
         self.assertLess(estimate, 1.5 * max(peaks))
 
-    def test_constants_are_the_kernels(self) -> None:
-        ring = transformer.RING_SLOTS * transformer.RING_SLOT_BYTES
-        self.assertEqual(kernel_limits.RING_BYTES, ring)
-        self.assertEqual(kernel_limits.MAX_BLOCK_CHUNKS, attention_blocks.MAX_BLOCK_CHUNKS)
-        self.assertEqual(kernel_limits.GROUP_COLUMNS, attention_blocks.GROUP_COLUMNS)
-        self.assertEqual(kernel_limits.MASK_ROOM_BYTES, masks.MASK_ROOM_BYTES)
+    @parameterized.parameters("RING_BYTES", "CONSTANT_BYTES", "SOFTMAX_TILES", "MAX_BLOCK_CHUNKS")
+    def test_constants_are_the_kernels(self, name: str) -> None:
+        """The estimate reads them: doubling one changes it."""
+        dimensions = _dimensions(SHAPES["long"])
+        before = sum(kernel_limits.sbuf_bytes(dimensions, 1).values())
+        with mock.patch.object(limits, name, 2 * getattr(limits, name)):
+            self.assertGreater(sum(kernel_limits.sbuf_bytes(dimensions, 1).values()), before)
+
+    def test_reading_the_constants_does_not_import_nki(self) -> None:
+        program = "import sys, jax_tkg.kernels.limits; sys.exit('nki' in sys.modules)"
+        subprocess.run([sys.executable, "-c", program], check=True)
 
 
 LLAMA_70B = cases.Shape(B=1, S=1, q=8, k=1, d=128, H=8192, I=3584, L=1, dtype="bfloat16")
@@ -76,7 +83,7 @@ class LimitsTest(parameterized.TestCase):
     )
     def test_real_models_fit(self, shape: cases.Shape) -> None:
         for cores in (1, 2):
-            kernel_limits.check_kernel_limits(_dimensions(shape), shape.L, cores)
+            kernel_limits.check_kernel_limits(_dimensions(shape), cores)
 
     @parameterized.named_parameters(
         ("tokens", {"B": 17, "S": 8}, ["X:", "at most 128 tokens", "17 * 8 = 136"]),
@@ -91,7 +98,7 @@ class LimitsTest(parameterized.TestCase):
     def test_refused(self, changes: dict[str, int], parts: list[str]) -> None:
         shape = dataclasses.replace(LLAMA_70B, **changes)
         with self.assertRaises(ValueError) as caught:
-            kernel_limits.check_kernel_limits(_dimensions(shape), 1, 1)
+            kernel_limits.check_kernel_limits(_dimensions(shape), 1)
         for part in parts:
             self.assertIn(part, str(caught.exception))
 

@@ -15,23 +15,24 @@ import nki.language as nl
 import numpy as np
 
 from jax_tkg import simulator
-from jax_tkg.kernels.all_reduce import add_reduced
+from jax_tkg.kernels.all_reduce import Reduction, add_reduced
 from jax_tkg.kernels.attention import attention
 from jax_tkg.kernels.cache_update import (
     LayerCaches,
     await_readers,
-    load_places,
+    load_offsets,
     token_rows,
     update_caches,
 )
 from jax_tkg.kernels.constants import Constants
-from jax_tkg.kernels.layer_tensor import LayerTensor, static_layer
-from jax_tkg.kernels.linear import linear, linear_of_shares
+from jax_tkg.kernels.layer_tensor import LayerTensor, Weight, layer_tensor
+from jax_tkg.kernels.limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS
+from jax_tkg.kernels.linear import Columns, linear, linear_of_shares
 from jax_tkg.kernels.masks import Masks
 from jax_tkg.kernels.mlp import mlp
 from jax_tkg.kernels.rms_norm import Normed, rms_norm
-from jax_tkg.kernels.rope import apply_rope, load_tables
-from jax_tkg.kernels.sizes import PARTITIONS, Sizes
+from jax_tkg.kernels.rope import Rotation, apply_rope
+from jax_tkg.kernels.sizes import Context, Core, Sizes
 from jax_tkg.kernels.softmax import (
     SoftmaxState,
     column_peaks,
@@ -39,10 +40,10 @@ from jax_tkg.kernels.softmax import (
     exponentials,
     merge,
     merge_packed,
-    normalise,
+    normalize,
     set_unattended,
 )
-from jax_tkg.kernels.transformer import RING_SLOT_BYTES, RING_SLOTS, LayerOperands
+from jax_tkg.kernels.transformer import LayerOperands
 from jax_tkg.kernels.weight_ring import WeightRing
 
 TARGETS = {"float8_e4m3fn": "trn3"}
@@ -68,21 +69,18 @@ def load(tensor: Any) -> Any:
     return tile
 
 
-def load_share(tensor: Any, sizes: Sizes) -> Any:
+def load_share(tensor: Any, context: Context) -> Any:
     """This core's chunks of the residual stream [128, n, T]."""
-    share = sizes.hidden_share()
+    share = context.hidden_share()
     return load(tensor[:, share.first : share.first + share.count, :])
 
 
-def store(tile: Any, sizes: Sizes) -> Any:
+def store(tile: Any, context: Context) -> Any:
     """A tensor [cores, ...] in HBM: what each core holds."""
-    out = nl.ndarray((sizes.cores, *tile.shape), dtype=tile.dtype, buffer=nl.shared_hbm)
-    nisa.dma_copy(dst=out[sizes.core], src=tile)
+    core = context.core
+    out = nl.ndarray((core.count, *tile.shape), dtype=tile.dtype, buffer=nl.shared_hbm)
+    nisa.dma_copy(dst=out[core.index], src=tile)
     return out
-
-
-def ring() -> WeightRing:
-    return WeightRing(RING_SLOTS, RING_SLOT_BYTES)
 
 
 def joined(parts: np.ndarray, chunks: int) -> np.ndarray:
@@ -117,10 +115,10 @@ class KernelStages:
         target: str = "trn2",
         **changes: Any,
     ) -> list[Any]:
-        """What `body(sizes, **tensors)` returns on each rank.
+        """What `body(context, **tensors)` returns on each rank.
 
         Args:
-          body: the kernel; sizes are the launch's `Sizes`.
+          body: the kernel; `context` is the launch's `Context`.
           ranks: the tensors of each rank.
           target: the simulated machine.
           **changes: numbers of `Sizes`; those that do not matter have defaults.
@@ -129,7 +127,10 @@ class KernelStages:
         numbers = {**unused, "B": 1, "S": 1, "H": 128, "I": 128, "dtype": nl.float32, **changes}
 
         def kernel(**tensors: Any) -> Any:
-            return body(Sizes(**numbers), **tensors)
+            sizes = Sizes(**numbers)
+            ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
+            context = Context(sizes, Core(), ring, Constants(sizes.d, sizes.dtype))
+            return body(context, **tensors)
 
         return simulator.run(
             kernel,
@@ -144,13 +145,12 @@ class KernelStages:
     ) -> np.ndarray:
         B, S, H = x.shape
 
-        def body(sizes: Sizes, x: Any, gamma: Any) -> Any:
-            constants = Constants(sizes.d, sizes.dtype)
-            normed = rms_norm(load_share(x, sizes), LayerTensor(gamma), constants, sizes)
-            factor = normed.token_factor(sizes)
+        def body(context: Context, x: Any, gamma: Any) -> Any:
+            normed = rms_norm(load_share(x, context), LayerTensor(gamma), context)
+            factor = normed.token_factor(context)
             if factor == None:  # noqa: E711
-                return store(normed.clamped(sizes).tile, sizes), None
-            return store(normed.tile, sizes), store(factor, sizes)
+                return store(normed.clamped(context.sizes).tile, context), None
+            return store(normed.tile, context), store(factor, context)
 
         given = {"x": turned(x.reshape(B * S, H)), "gamma": gamma}
         ((tile, factor),) = self.run(
@@ -165,11 +165,10 @@ class KernelStages:
     def rope(self, heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
         B, S, count, d = heads.shape
 
-        def body(sizes: Sizes, heads: Any, cos: Any, sin: Any) -> Any:
+        def body(context: Context, heads: Any, cos: Any, sin: Any) -> Any:
             tile = load(heads)
-            constants = Constants(sizes.d, sizes.dtype)
-            apply_rope(tile, load_tables(cos, sizes), load_tables(sin, sizes), constants, sizes)
-            return store(tile, sizes)
+            apply_rope(tile, Rotation(cos, sin, context.sizes), context)
+            return store(tile, context)
 
         given = {"heads": turned(heads.reshape(B * S, count * d), d), "cos": cos, "sin": sin}
         (tile,) = self.run(body, [given], B=B, S=S, d=d, dtype=heads.dtype.name)
@@ -185,17 +184,16 @@ class KernelStages:
         B, S, inner = x.shape
         columns = weight.shape[1]
 
-        def body(sizes: Sizes, x: Any, weight: Any, scale: Any) -> Any:
-            share = sizes.hidden_share()
-            shape = (PARTITIONS, share.count, sizes.T)
+        def body(context: Context, x: Any, weight: Any, scale: Any) -> Any:
+            share = context.hidden_share()
+            shape = (PARTITIONS, share.count, context.sizes.T)
             dst = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
             factors = None
             if scale is not None:
                 factors = load(scale[:, share.first : share.first + share.count])
-            first = share.first * PARTITIONS
-            args = (first, PARTITIONS, ring(), sizes, factors)
-            linear(dst, load(x), LayerTensor(weight), *args)
-            return store(dst, sizes)
+            chosen = Columns(share.first * PARTITIONS, PARTITIONS, scale=factors)
+            linear(dst, load(x), LayerTensor(weight), chosen, context)
+            return store(dst, context)
 
         given = {
             "x": turned(x.reshape(B * S, inner), rows),
@@ -228,24 +226,19 @@ class KernelStages:
         B, S, inner = x.shape
         columns = weight.shape[1]
 
-        def body(sizes: Sizes, x: Any, weight: Any, scale: Any, times: Any, total: Any) -> Any:
-            shape = (width, columns // width, sizes.T)
+        def body(context: Context, x: Any, weight: Any, scale: Any, times: Any, total: Any) -> Any:
+            shape = (width, columns // width, context.sizes.T)
             dst = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-            constants = Constants(sizes.d, sizes.dtype)
             per_partition = None if total is None else load(total)
-            normed = Normed(load_share(x, sizes), per_partition, constants)
             linear_of_shares(
                 dst,
-                normed,
+                Normed(load_share(x, context), per_partition),
                 LayerTensor(weight),
-                0,
-                width,
-                ring(),
-                sizes,
-                None if scale is None else load(scale),
-                None if times is None else load(times),
+                Columns(0, width, scale=None if scale is None else load(scale)),
+                context,
+                multiplier=None if times is None else load(times),
             )
-            return store(dst, sizes)
+            return store(dst, context)
 
         tile = turned(x.reshape(B * S, inner))
         given = {
@@ -285,18 +278,16 @@ class KernelStages:
         }
 
         def body(
-            sizes: Sizes, heads: Any, K_cache: Any, V_cache: Any, prior: Any, active: Any
+            context: Context, heads: Any, K_cache: Any, V_cache: Any, prior: Any, active: Any
         ) -> Any:
             attended, values = attention(
                 load(heads),
                 LayerTensor(K_cache),
                 LayerTensor(V_cache),
-                Masks(prior, active, sizes),
-                ring(),
-                Constants(sizes.d, sizes.dtype),
-                sizes,
+                Masks(prior, active, context.sizes, context.core),
+                context,
             )
-            return store(attended, sizes), store(values, sizes)
+            return store(attended, context), store(values, context)
 
         numbers = {"B": B, "S": S, "d": d, "q": q, "k": k, "S_prior": slots}
         numbers["S_max"] = K_cache.shape[-1]
@@ -334,8 +325,8 @@ class KernelStages:
                 )
             merge(state, peaks, column_sums(weights, constants), weighted, scale)
 
-        def body(sizes: Sizes, scores: Any, values: Any) -> Any:
-            constants = Constants(sizes.d, sizes.dtype)
+        def body(context: Context, scores: Any, values: Any) -> Any:
+            constants = context.constants
             state = SoftmaxState(d, columns)
             for index, (block, value) in enumerate(zip(scores, values, strict=True)):
                 if packed and index > 0:
@@ -349,8 +340,8 @@ class KernelStages:
                 set_unattended(nobody)
                 merge_packed(state, nobody.packed, scale)
             out = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
-            normalise(out, state)
-            return store(out, sizes)
+            normalize(out, state)
+            return store(out, context)
 
         (out,) = self.run(body, [{"scores": list(scores), "values": list(values)}], d=d)
         return same(out).T
@@ -365,15 +356,14 @@ class KernelStages:
         """Args: x [B, S, H]; gate, up and down; the scale of each, or None; the clamp's bound."""
         B, S, H = x.shape
 
-        def body(sizes: Sizes, x: Any, weights: Any, scales: Any) -> Any:
-            gate, up, down = (LayerTensor(weight) for weight in weights)
-            layer = LayerOperands(None, None, gate, up, down, None, None)
-            layer.W_gate_scale, layer.W_up_scale, layer.W_down_scale = (
-                static_layer((scale,), 0) for scale in scales
+        def body(context: Context, x: Any, weights: Any, scales: Any) -> Any:
+            gate, up, down = (
+                Weight((weight,), scale=(scale,)).layer(0)
+                for weight, scale in zip(weights, scales, strict=True)
             )
-            constants = Constants(sizes.d, sizes.dtype)
-            normed = Normed(load_share(x, sizes), None, constants)
-            return store(mlp(normed, layer, ring(), sizes), sizes)
+            layer = LayerOperands(None, None, gate, up, down, None, None)
+            normed = Normed(load_share(x, context), None)
+            return store(mlp(normed, layer, context), context)
 
         given = {
             "x": turned(x.reshape(B * S, H)),
@@ -397,12 +387,11 @@ class KernelStages:
 
         B, S, H = xs[0].shape
 
-        def body(sizes: Sizes, x: Any, partial: Any) -> Any:
-            group = None if groups is None else ReplicaGroup(groups)
-            tile = load_share(x, sizes)
-            return store(
-                add_reduced(tile, load_share(partial, sizes), group, on_chip, sizes), sizes
-            )
+        def body(context: Context, x: Any, partial: Any) -> Any:
+            reduction = Reduction(None if groups is None else ReplicaGroup(groups), on_chip)
+            tile = load_share(x, context)
+            after = add_reduced(tile, load_share(partial, context), reduction, context)
+            return store(after, context)
 
         given = [
             {"x": turned(x.reshape(B * S, H)), "partial": turned(partial.reshape(B * S, H))}
@@ -433,7 +422,8 @@ class KernelStages:
         B, S, k, d = key.shape
         heads = np.concatenate([key, value], axis=2).reshape(B * S, 2 * k * d)
 
-        def body(sizes: Sizes, K_cache: Any, V_cache: Any, heads: Any, places: Any) -> Any:
+        def body(context: Context, K_cache: Any, V_cache: Any, heads: Any, places: Any) -> Any:
+            sizes = context.sizes
             tile = load(heads)
             # The layer's heads begin with a query.
             with_query = nl.ndarray((d, 1 + 2 * k, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
@@ -444,10 +434,10 @@ class KernelStages:
             caches = LayerCaches(
                 LayerTensor(one_K), LayerTensor(one_V), K_cache, V_cache, layer or 0
             )
-            caches.places = load_places(*(static_layer(table, 0) for table in places))
+            caches.offsets = load_offsets(*(layer_tensor(table, 0) for table in places))
             values = token_rows(with_query, 1 + k, sizes)
-            await_readers(caches, sizes)
-            update_caches(caches, with_query, values, sizes)
+            await_readers(caches, context.core)
+            update_caches(caches, with_query, values, context)
             return K_cache, V_cache
 
         given = {

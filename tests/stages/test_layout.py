@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from jax_tkg.kernels.layer_tensor import LayerTensor
 from jax_tkg.kernels.layout import load_columns, load_tokens, store_tokens
-from jax_tkg.kernels.sizes import PARTITIONS, Sizes
+from jax_tkg.kernels.limits import PARTITIONS
+from jax_tkg.kernels.sizes import Context
 from tests.stages import drawing, kernel_stages
 from tests.stages.kernel_stages import KernelStages
 
@@ -26,13 +27,14 @@ class LayoutTest(parameterized.TestCase):
             H = drawing.chunks(data)
             X = drawing.uniform(drawing.generator(data), B, S, H, dtype=dtype)
 
-            def body(sizes: Sizes, X: Any) -> Any:
-                tile = load_tokens(X, sizes)
+            def body(context: Context, X: Any) -> Any:
+                sizes, core = context.sizes, context.core
+                tile = load_tokens(X, sizes, core)
                 out = kernel_stages.nl.ndarray(
                     (B, S, H), dtype=sizes.dtype, buffer=kernel_stages.nl.shared_hbm
                 )
-                store_tokens(out, tile, sizes)
-                return kernel_stages.store(tile, sizes), out
+                store_tokens(out, tile, sizes, core)
+                return kernel_stages.store(tile, context), out
 
             ((tile, out),) = KernelStages(cores).run(body, [{"X": X}], B=B, S=S, H=H, dtype=dtype)
             joined = kernel_stages.joined(tile, H // PARTITIONS)
@@ -46,8 +48,9 @@ class LayoutTest(parameterized.TestCase):
         vector = np.arange(2 * 300 * 128, dtype=np.float32).reshape(2, -1)
         for first, count in ((0, 300), (7, 129), (299, 1)):
 
-            def body(sizes: Sizes, vector: Any, first: int = first, count: int = count) -> Any:
-                return kernel_stages.store(load_columns(LayerTensor(vector), first, count), sizes)
+            def body(context: Context, vector: Any, first: int = first, count: int = count) -> Any:
+                columns = load_columns(LayerTensor(vector), first, count)
+                return kernel_stages.store(columns, context)
 
             (got,) = KernelStages(1).run(body, [{"vector": vector}])
             want = vector[0].reshape(300, 128)[first : first + count].T

@@ -1,0 +1,83 @@
+"""Constants of the kernel, and what follows from them for its memory.
+
+This module does not import nki, so that `jax_tkg.lowering.kernel_limits` reads these numbers where
+nki is absent.
+"""
+
+PARTITIONS = 128
+"""Partitions of SBUF and PSUM."""
+
+PSUM_BANK = 512
+"""float32 elements in one PSUM bank of one partition (2 KiB); a matmul writes within one bank."""
+
+PSUM_GROUP_BANKS = 4
+"""Banks that one accumulation uses: half of PSUM, so that the next can start while it is read."""
+
+RING_SLOTS = 6
+"""Buffers through which weights and caches stream."""
+
+RING_SLOT_BYTES = 16384
+"""Bytes per partition of one of them."""
+
+RING_BYTES = RING_SLOTS * RING_SLOT_BYTES
+"""Bytes per partition of all of them: 96 KiB."""
+
+MAX_BLOCK_CHUNKS = 16
+"""Chunks of 128 cache slots attended at once: 2048 slots, or 4 KiB of bfloat16 per partition."""
+
+GROUP_COLUMNS = 128
+"""Queries attended together, unless one sequence has more. Scores of `MAX_BLOCK_CHUNKS` chunks then
+fit in PSUM; merging blocks costs work per column and block."""
+
+PIECE_ELEMENTS = 512
+"""Elements per partition of the pieces in which the residual stream moves from engine to engine."""
+
+MASK_ROOM_BYTES = 118000
+"""Bytes per partition for masks and the activations of the largest stage: what constants, ring and
+tables leave."""
+
+CONSTANT_BYTES = 2 * PARTITIONS * 4 + 3 * PARTITIONS * 4
+"""Bytes per partition of the constant tiles while they are made: ones and identity, and the three
+steps of the rotation, all float32."""
+
+SOFTMAX_TILES = 20
+"""float32 tiles of one element per query that the softmax holds at most: peaks, sums and weighted
+values of the state, of a block and of the other core, and the factors that merge them."""
+
+GPSIMD_ELEMENTS = 256
+"""Elements per partition that the GpSimd Engine's own DMA swaps at most, of any dtype (NKI API,
+nki.isa.sendrecv)."""
+
+GPSIMD_SWAPS = 16
+"""Swaps of that size for one tile, at most; the DMA engines swap larger tiles."""
+
+GPSIMD_SWAPS_AT_LEISURE = 2
+"""The same for tiles that no stage waits for yet."""
+
+DMA_ELEMENTS = 4096
+"""Elements per partition that the DMA engines swap at once."""
+
+
+def ceiling_divide(numerator, denominator):
+    """The quotient, rounded up."""
+    return (numerator + denominator - 1) // denominator
+
+
+def sequences_at_once(B, queries):
+    """How many of B sequences are attended together, with `queries` = q * S columns each."""
+    return max(1, min(B, GROUP_COLUMNS // queries))
+
+
+def mask_room_bytes(hidden, hidden_chunks, mlp, item):
+    """Bytes per partition for masks that stay on chip, beside normalization and MLP.
+
+    Args:
+      hidden: elements per partition of this core's share of the residual stream.
+      hidden_chunks: chunks of 128 features of H.
+      mlp: elements per partition of the MLP's product.
+      item: bytes per element of the compute dtype.
+    """
+    norm = (8 + 2 * item) * hidden + 2 * item * hidden_chunks
+    part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
+    feed_forward = (3 * item + 4) * hidden + 8 * part + 2 * item * mlp
+    return MASK_ROOM_BYTES - max(norm, feed_forward)
