@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
+from jax_tkg.reference import formulation
 from jax_tkg.reference.attention import attention_mask
 from tests.stages import drawing
 
@@ -110,6 +112,16 @@ class AttentionTest(parameterized.TestCase):
         given = _arguments(rng, **numbers, S_max=numbers["slots"] + 3, dtype="float32")
         got = drawing.IMPLEMENTATIONS[implementation].attention(**given)
         drawing.assert_close(got, _expected(**given), "float32")
+
+    @parameterized.parameters(1 << 10, 1 << 13, 1 << 14)
+    def test_a_few_heads_at_a_time(self, elements: int) -> None:
+        """As CPUs attend large caches of low precision, which are converted for the products."""
+        given = _arguments(np.random.default_rng(4), 3, 2, 8, 4, 32, 60, 64, "bfloat16")
+        with mock.patch.object(formulation, "ATTENTION_ELEMENTS", elements):
+            taken = formulation.attention_heads(given["K_cache"], 12, 60, "cpu")
+            self.assertLess(taken, 12)
+            got = drawing.IMPLEMENTATIONS["cpu"].attention(**given)
+        drawing.assert_close(got, _expected(**given), "bfloat16")
 
     @parameterized.product(implementation=tuple(drawing.IMPLEMENTATIONS), dtype=drawing.DTYPES)
     def test_nothing_attended_gives_zeros(self, implementation: str, dtype: str) -> None:

@@ -60,17 +60,21 @@ class LinearTest(parameterized.TestCase):
         implementation=drawing.KERNELS,
         # Weights of more columns than PSUM accumulates at once, of more rows than a buffer holds.
         sizes=((8, 8, 128, 4608), (16, 8, 128, 4224), (1, 1, 4096, 512)),
-        dtype=drawing.DTYPES,
+        form=(("float32", None), ("bfloat16", None), ("bfloat16", "float8_e4m3")),
     )
     def test_several_pieces(
-        self, implementation: str, sizes: tuple[int, int, int, int], dtype: str
+        self,
+        implementation: str,
+        sizes: tuple[int, int, int, int],
+        form: tuple[str, str | None],
     ) -> None:
         B, S, inner, columns = sizes
+        dtype, quantized = form
         rng = np.random.default_rng(0)
         x = drawing.uniform(rng, B, S, inner, dtype=dtype)
-        weight, _ = _weight(rng, inner, columns, dtype, None)
-        got = drawing.IMPLEMENTATIONS[implementation].linear(x, weight)
-        drawing.assert_close(got, _expected(x, weight, None), dtype)
+        weight, scale = _weight(rng, inner, columns, dtype, quantized)
+        got = drawing.IMPLEMENTATIONS[implementation].linear(x, weight, scale)
+        drawing.assert_close(got, _expected(x, weight, scale), dtype)
 
 
 class LinearOfSharesTest(parameterized.TestCase):

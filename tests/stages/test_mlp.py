@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
@@ -10,6 +12,29 @@ from tests import cases
 from tests.stages import drawing
 
 FLOAT8 = (None, "float8_e4m3", "float8_e5m2")
+
+
+def _weights(
+    rng: np.random.Generator,
+    H: int,
+    I: int,  # noqa: E741
+    dtype: str,
+    kinds: Sequence[str | None],
+    rows: int,
+) -> tuple[list[np.ndarray], list[np.ndarray | None]]:
+    """Gate, up and down, each in a float8 dtype or not, and their scales of so many rows."""
+    weights, scales = [], []
+    for shape, kind in zip(((H, I), (H, I), (I, H)), kinds, strict=True):
+        weight, scale = cases.projection(rng, *shape), None
+        if kind is None:
+            weight = weight.astype(drawing.kind(dtype))
+        else:
+            # Scales of columns that differ.
+            weight *= 10.0 ** rng.uniform(-1, 1, shape[1]).astype(np.float32)
+            weight, scale = cases.quantize(weight, kind, rows)
+        weights.append(weight)
+        scales.append(scale)
+    return weights, scales
 
 
 def _expected(
@@ -44,31 +69,26 @@ class MlpTest(parameterized.TestCase):
             H, I = drawing.chunks(data), drawing.chunks(data)  # noqa: E741
             rng = drawing.generator(data)
             x = drawing.uniform(rng, B, S, H, dtype=dtype)
-            weights, scales = [], []
-            for rows, columns in ((H, I), (H, I), (I, H)):
-                weight, scale = cases.projection(rng, rows, columns), None
-                kind = data.draw(st.sampled_from(FLOAT8))
-                if kind is None:
-                    weight = weight.astype(drawing.kind(dtype))
-                else:
-                    held = data.draw(st.sampled_from((1, 128)))
-                    weight, scale = cases.quantize(weight, kind, held)
-                weights.append(weight)
-                scales.append(scale)
+            kinds = [data.draw(st.sampled_from(FLOAT8)) for _ in range(3)]
+            held = data.draw(st.sampled_from((1, 128)))
+            weights, scales = _weights(rng, H, I, dtype, kinds, held)
             got = stages.mlp(x, weights, scales, clamp)
             drawing.assert_close(got, _expected(x, weights, scales, clamp), dtype)
 
         del run
 
-    @parameterized.product(implementation=drawing.KERNELS, tokens=((8, 8), (16, 8)))
+    @parameterized.product(
+        implementation=drawing.KERNELS, tokens=((8, 8), (16, 8)), quantized=FLOAT8[:2]
+    )
     def test_more_features_than_psum_sums_at_once(
-        self, implementation: str, tokens: tuple[int, int]
+        self, implementation: str, tokens: tuple[int, int], quantized: str | None
     ) -> None:
         rng = np.random.default_rng(0)
-        x = drawing.uniform(rng, *tokens, 128)
-        weights = [cases.projection(rng, *shape) for shape in ((128, 4224),) * 2 + ((4224, 128),)]
-        got = drawing.IMPLEMENTATIONS[implementation].mlp(x, weights, [None] * 3, 0.0)
-        drawing.assert_close(got, _expected(x, weights, [None] * 3, 0.0), "float32")
+        dtype = "float32" if quantized is None else "bfloat16"
+        x = drawing.uniform(rng, *tokens, 128, dtype=dtype)
+        weights, scales = _weights(rng, 128, 4224, dtype, [quantized] * 3, 1)
+        got = drawing.IMPLEMENTATIONS[implementation].mlp(x, weights, scales, 0.5)
+        drawing.assert_close(got, _expected(x, weights, scales, 0.5), dtype)
 
 
 if __name__ == "__main__":
