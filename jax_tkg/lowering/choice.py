@@ -30,7 +30,7 @@ def choose(operands: Operands, parameters: Parameters, platforms: Sequence[str])
     Args:
       operands: the call's arrays, or their abstract values.
       parameters: its static parameters.
-      platforms: what is lowered for, such as ("cpu",) or ("neuron",).
+      platforms: the platforms of the lowering, such as ("cpu",) or ("neuron",).
 
     Raises:
       ValueError: the implementation asked for cannot run: on these platforms, on this machine, or

@@ -1,4 +1,4 @@
-"""What an implementation of the operation is; `registry` lists them."""
+"""The type of an implementation of the operation. `registry` lists all implementations."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Implementation:
         ValueError if this call is beyond the implementation's limits; the message names the
         argument, what was expected and what came.
       run: given operands, parameters and a platform (None: several), computes the results.
-      kernel: gives the kernel that runs a call, for implementations that have one.
-      calls_host: whether programs call Python on the host, whose exceptions are then the caller's.
+      kernel: returns the kernel that runs a call. None for implementations without a kernel.
+      calls_host: whether programs call Python on the host. Its exceptions reach the caller.
     """
 
     name: str

@@ -37,7 +37,7 @@ DIRECTORY_VARIABLE = "JAX_TKG_KERNELS"
 def flatten(
     tensors: dict[str, Any], kernel: KernelInterface = MEGAKERNEL
 ) -> tuple[list[str], list[Any]]:
-    """Names and values of the entry's parameters, in order; what is None has none."""
+    """Names and values of the entry's parameters, in order. Tensors that are None are left out."""
     names, values = [], []
     for name in kernel.tensors:
         value = tensors[name]
@@ -55,12 +55,12 @@ def flatten(
 def entry_source(
     tensors: dict[str, Any], launch: Launch, kernel: KernelInterface = MEGAKERNEL
 ) -> str:
-    """Source of the entry: it hands its parameters to the kernel, and returns hidden and caches.
+    """Source of the entry, which passes its parameters to the kernel and returns hidden and caches.
 
     Args:
-      tensors: the kernel's tensors by name; per-layer ones tuples or stacked.
-      launch: static arguments, written into the source.
-      kernel: which kernel.
+      tensors: the kernel's tensors by name. Per-layer tensors are tuples, or stacked.
+      launch: the static arguments, which are written into the source.
+      kernel: the kernel that the entry calls.
     """
     names, _ = flatten(tensors, kernel)
     parameters = "".join(f"    {name},\n" for name in names)
@@ -81,7 +81,7 @@ def entry_source(
 
 
 def _returning_caches(call: str, names: Sequence[str]) -> str:
-    """Statements that return the caches too, which makes them results that alias parameters."""
+    """Statements that also return the caches: NKI aliases only parameters that are returned."""
     caches = ["hidden", *(name for name in names if name.startswith(PER_LAYER_CACHES))]
     return f"    hidden = {call}    return {_tuple(caches)}\n"
 

@@ -1,4 +1,4 @@
-"""One call of the primitive as launches of the kernel: all layers in one, or a few in each."""
+"""Splits one call of the primitive into launches of the kernel, each with all layers or a few."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jax_tkg.call.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parame
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 
 RunLaunch = Callable[[dict[str, Any], Launch], tuple[jax.Array, Any, Any]]
-"""Runs a kernel on its tensors by name; gives hidden states, key caches and value caches."""
+"""Runs a kernel on its tensors by name. Returns hidden states, key caches and value caches."""
 
 
 def run_launches(
@@ -20,7 +20,17 @@ def run_launches(
     run: RunLaunch,
     kernel: KernelInterface = MEGAKERNEL,
 ) -> tuple[jax.Array, Any, Any]:
-    """Runs all layers by `run`; operands and results are those of `reference.transformer`."""
+    """Runs all layers, a launch at a time.
+
+    Args:
+      operands: without `Bits`.
+      parameters: the static parameters.
+      run: runs one launch.
+      kernel: the kernel that is launched.
+
+    Returns:
+      The results of `reference.transformer`.
+    """
     total = parameters.num_layers
     step = parameters.layers_per_launch or total
     looped = launches_loop(operands, parameters, kernel)
@@ -66,9 +76,10 @@ def launches_loop(
 
 
 def layer_tuples(tensors: dict[str, Any], launch: Launch) -> dict[str, Any]:
-    """The tensors as the kernel takes them: weights and scales of the launch's layers in tuples.
+    """The tensors in the form that the kernel takes.
 
-    Where the layers loop on the device, the kernel takes whole tensors.
+    The launch's layers of weights and scales are put into tuples. If the layers loop on the device,
+    the kernel takes the whole stacked tensors.
     """
     if launch.looped:
         return tensors
@@ -82,12 +93,12 @@ def layer_tuples(tensors: dict[str, Any], launch: Launch) -> dict[str, Any]:
 
 
 def _layers(tensors: dict[str, Any], first: int, count: int) -> dict[str, Any]:
-    """The per-layer tensors of one launch; stacked ones go whole."""
+    """The per-layer tensors of one launch. Stacked tensors are passed whole."""
     chosen = {}
     for name in PER_LAYER:
         value = tensors.get(name)
         if isinstance(value, tuple):
             value = value[first : first + count]
-            # A launch none of whose layers is quantised has no scales.
+            # A launch without a quantized layer has no scales.
             chosen[name] = None if all(entry is None for entry in value) else value
     return chosen

@@ -1,4 +1,7 @@
-"""What a call and the environment say of the Neuron machine: cores per logical core, generation."""
+"""The Neuron machine that a call runs on: cores per logical core, and the generation.
+
+Both come from the call's arguments or from Neuron's environment variables.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ CORES_VARIABLE = "NEURON_LOGICAL_NC_CONFIG"
 """Environment variable of Neuron's runtime: physical cores per logical core."""
 
 DEFAULT_CORES = 2
-"""Physical cores per logical core on Trainium2, where nothing says otherwise."""
+"""Physical cores per logical core on Trainium2 by default."""
 
 QUANTIZABLE = ("W_gates", "W_ups", "W_downs")
 """The arguments that may be float8."""
 
 
 def logical_cores(parameters: Parameters) -> int:
-    """Physical cores per logical core: the argument, NEURON_LOGICAL_NC_CONFIG, or else 2.
+    """Physical cores per logical core: `lnc`, else NEURON_LOGICAL_NC_CONFIG, else 2.
 
     Raises:
       ValueError: the environment variable is neither 1 nor 2.
@@ -55,13 +58,13 @@ def check_grid(parameters: Parameters, looped: bool) -> None:
 
 
 def check_target(operands: Operands) -> None:
-    """Checks that the machine which the environment names, if it does, has the weights' dtypes.
+    """Checks that the machine supports the weights' dtypes, if the environment names a machine.
 
     Args:
       operands: the call's arrays, or their abstract values.
 
     Raises:
-      ValueError: it has not, or there is no machine of that name.
+      ValueError: the machine does not support a dtype, or its name is unknown.
     """
     if not os.environ.get(TARGET_VARIABLE):
         return
@@ -76,7 +79,7 @@ def check_target(operands: Operands) -> None:
 
 
 def simulated_target(tensors: dict[str, Any]) -> str:
-    """The machine to simulate: what the environment names, or the oldest that has the dtypes.
+    """The machine to simulate: the environment's, or the oldest that supports the dtypes.
 
     Args:
       tensors: a kernel's tensors by name.
@@ -88,7 +91,7 @@ def simulated_target(tensors: dict[str, Any]) -> str:
 
 
 def nc_version(tensors: dict[str, Any]) -> int:
-    """The number in NeuronCore-v<number> of the machine that the tensors' kernel is made for.
+    """The number in NeuronCore-v<number> of the machine to compile for.
 
     Args:
       tensors: a kernel's tensors by name.

@@ -18,7 +18,7 @@ from jax_tkg.reference.cache_update import write_slots
 SCALES = names("scale")
 
 SKIPPED = 2**32 - 1
-"""The slot of what is not written."""
+"""The slot of a token that is not written."""
 
 CONTEXT_MULTIPLE = 256
 """What two cores that share a sequence's slots divide S_ctx into: 128 slots each."""

@@ -1,7 +1,7 @@
 """AWS's kernel library: where it is found, and what its release of `transformer_tkg` takes.
 
 The signature changed with SDK 2.30: `mask_cache` and `mask_active` became one `attention_mask`.
-SDK 2.31 added `dtype_mode`. The installed source is read and not imported, for it imports nki.
+SDK 2.31 added `dtype_mode`. The installed source is read but not imported, because it imports nki.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Static arguments that the kernel's own module defines, such as a member of an enumeration.
 
-They cannot be imported where a launch is described, for the module imports nki. The generated entry
-names them; the simulator looks them up.
+They cannot be imported where a launch is described, because the module imports nki. The generated
+entry refers to them by name; the simulator looks them up.
 """
 
 from __future__ import annotations
