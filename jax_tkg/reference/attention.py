@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 
 from jax_tkg.bits import Bits
 from jax_tkg.reference import formulation
 from jax_tkg.reference.loops import repeat
+from jax_tkg.reference.varying_axes import vary_with
 from jax_tkg.reference.zeros import unseen_zero
 
 
@@ -26,9 +25,9 @@ def attention_mask(mask_cache: jax.Array, mask_active: jax.Array | None, k: int)
       [B, k, g, S, T + S] bool, g = q // k: over the first T slots of the cache and the S new keys.
     """
     _, batch, q, tokens = mask_cache.shape
-    attended = mask_cache != 0
+    attended = mask_cache.astype(jnp.bool_)
     if mask_active is not None:
-        attended = jnp.concatenate([attended, mask_active != 0])
+        attended = jnp.concatenate([attended, mask_active.astype(jnp.bool_)])
     grouped = attended.reshape(attended.shape[0], batch, k, q // k, tokens)
     return grouped.transpose(1, 2, 3, 4, 0)
 
@@ -93,17 +92,12 @@ def attention(
     if count == heads:
         output = attend(jnp.uint32(0))
     else:
-        output = repeat(heads // count, add, _zeros(grouped, K_cache, V_cache, mask))
+        output = vary_with(
+            jnp.zeros_like(grouped), grouped, K_cache, V_cache, new_keys, new_values, mask
+        )
+        output = repeat(heads // count, add, output)
     output = output.reshape(batch, k, q // k, tokens, d).transpose(0, 3, 1, 2, 4)
     return output.reshape(batch, tokens, q, d)
-
-
-def _zeros(like: jax.Array, *others: Any) -> jax.Array:
-    """Zeros that vary over the axes of `shard_map` that any of the arrays varies over."""
-    zeros = jnp.zeros_like(like)
-    for array in jax.tree.leaves(others):
-        zeros = zeros + jnp.zeros_like(array, shape=like.shape, dtype=like.dtype)
-    return zeros
 
 
 def _of_layer(

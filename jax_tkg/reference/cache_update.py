@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax_tkg.bits import Bits, as_bits
 from jax_tkg.call.arguments import is_stacked
 from jax_tkg.reference.loops import repeat
+from jax_tkg.reference.varying_axes import vary_with
 from jax_tkg.reference.zeros import unseen_zero
 
 Caches = tuple[jax.Array | Bits, ...] | jax.Array | Bits
@@ -62,7 +63,7 @@ def write_slots(position_ids: jax.Array, new_tokens: int, capacity: int) -> jax.
     first = jnp.where(inside, position_ids.astype(jnp.int32), jnp.int32(capacity))
     if position_ids.shape[1] == new_tokens:
         return first
-    return jnp.minimum(first + jnp.arange(new_tokens, dtype=jnp.int32), capacity)
+    return jnp.minimum(first + jnp.arange(new_tokens, dtype=jnp.int32)[None], capacity)
 
 
 def plan_writes(slots: jax.Array, capacity: int) -> WritePlan:
@@ -171,6 +172,8 @@ def _write(
             for cache, new, axis in zip(updated, columns, slot_axes, strict=True)
         )
 
+    # Inside a shard_map, what is written may vary over axes that a cache does not vary over.
+    caches = tuple(vary_with(cache, plan, new) for cache, new in zip(caches, columns, strict=True))
     return repeat(plan.count + unseen_zero(after), write, caches)
 
 
@@ -219,9 +222,9 @@ def _write_linear(cache: jax.Array, slots: jax.Array, new: jax.Array, slot_axis:
         return jnp.concatenate([updated, cache[layers:]])
     columns = jnp.moveaxis(cache, slot_axis, 1)
     later_in_same_slot = jnp.triu(slots[:, :, None] == slots[:, None, :], 1).any(axis=-1)
-    writes = (slots[:, :, None] == jnp.arange(cache.shape[slot_axis])) & ~later_in_same_slot[
-        :, :, None
-    ]
+    writes = (
+        slots[:, :, None] == jnp.arange(cache.shape[slot_axis])[None, None]
+    ) & ~later_in_same_slot[:, :, None]
     written = jnp.einsum(
         "bsp,bskd->bpkd", writes.astype(new.dtype), new, precision=jax.lax.Precision.HIGHEST
     )

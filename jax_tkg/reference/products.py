@@ -13,6 +13,7 @@ from jax_tkg.reference import formulation
 from jax_tkg.reference.formulation import Form
 from jax_tkg.reference.loops import repeat
 from jax_tkg.reference.stored_weight import StoredWeight
+from jax_tkg.reference.varying_axes import vary_with
 from jax_tkg.reference.zeros import unseen_zero
 
 
@@ -95,16 +96,8 @@ def _in_blocks(rows: jax.Array, weight: StoredWeight) -> jax.Array:
         mine = jax.lax.dynamic_slice_in_dim(scaled, start, size, axis=1)
         return total + dot(mine, weight.rows_in(dtype, start, size))
 
-    total = _zeros((rows.shape[0], columns), rows, weight)
-    return repeat(inner // size, add, total)
-
-
-def _zeros(shape: tuple[int, ...], rows: jax.Array, weight: StoredWeight) -> jax.Array:
-    """f32 zeros that vary over the axes of `shard_map` that either factor varies over.
-
-    They are made of `rows`, and XLA does not see that they are zeros: it would make those of all
-    products of all layers before the first, and read them from memory later.
-    """
-    stored = jax.tree.leaves(weight.values)[0]
+    # Opaque zeros: XLA would make plain ones of all products of all layers before the first, and
+    # read them from memory later.
     zero = jax.lax.bitcast_convert_type(unseen_zero(rows), jnp.float32)
-    return jnp.broadcast_to(zero, shape) + jnp.zeros_like(stored, shape=shape, dtype=jnp.float32)
+    total = jnp.broadcast_to(zero, (rows.shape[0], columns))
+    return repeat(inner // size, add, vary_with(total, weight))

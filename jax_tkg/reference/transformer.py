@@ -21,6 +21,7 @@ from jax_tkg.reference.mlp import MlpWeights, mlp
 from jax_tkg.reference.rms_norm import rms_norm
 from jax_tkg.reference.rope import Rotation, apply_rope, rotation
 from jax_tkg.reference.stored_weight import StoredWeight
+from jax_tkg.reference.varying_axes import vary_over, varying_axes
 
 
 @jax.tree_util.register_dataclass
@@ -97,12 +98,9 @@ def _transformer(
         mask=attention_mask(operands.mask_cache, operands.mask_active, dimensions.k),
     )
     fields = [getattr(operands, name) for name in PER_LAYER]
-    result: tuple[jax.Array, Any, Any] | None = None
-    if all(is_stacked(field) for field in fields if field is not None):
-        result = _looped(operands, shared, dimensions, parameters, platform)
-    if result is None:
-        result = _unrolled(operands, shared, dimensions, parameters, platform)
-    hidden, keys, values = result
+    loops = all(is_stacked(field) for field in fields if field is not None)
+    run = _looped if loops else _unrolled
+    hidden, keys, values = run(operands, shared, dimensions, parameters, platform)
     if operands.position_ids is None:
         return hidden, operands.K_caches, operands.V_caches
     slots = cache_update.write_slots(operands.position_ids, dimensions.S, dimensions.S_max)
@@ -187,10 +185,8 @@ def _looped(
     dimensions: Dimensions,
     parameters: Parameters,
     platform: str | None,
-) -> tuple[jax.Array, jax.Array, jax.Array] | None:
-    """The layers as a loop, or None where a layer changes the type of the residual stream.
-
-    That is so inside a shard_map whose weights vary over an axis that is not reduced over.
+) -> tuple[jax.Array, Any, Any]:
+    """The layers as a loop.
 
     Returns:
       Hidden states, and the new keys and values, [L, B, S, k, d].
@@ -202,10 +198,10 @@ def _looped(
         result = _layer(hidden, *caches, layer, weights, shared, dimensions, parameters, platform)
         return result.hidden, (result.key, result.value)
 
-    X = operands.X
     layers = jnp.arange(parameters.num_layers, dtype=jnp.uint32)
-    if jax.jit(body).trace(X, layers[0]).jaxpr.out_avals[0] != jax.typeof(X):
-        return None
+    # Inside a shard_map, layers may vary over axes that X does not vary over.
+    after_one = jax.jit(body).trace(operands.X, layers[0]).jaxpr.out_avals[0]
+    X = vary_over(operands.X, varying_axes(after_one))
     hidden, (keys, values) = jax.lax.scan(body, X, layers)
     return hidden, keys, values
 
@@ -216,7 +212,7 @@ def _unrolled(
     dimensions: Dimensions,
     parameters: Parameters,
     platform: str | None,
-) -> tuple[jax.Array, list[jax.Array], list[jax.Array]]:
+) -> tuple[jax.Array, Any, Any]:
     """The layers one after the other.
 
     Returns:
