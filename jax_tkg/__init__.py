@@ -4,10 +4,12 @@
 what a program lowers to on AWS Neuron. The modules below hold what a decode loop needs beside it.
 
 Names are loaded on first use: `import jax_tkg` alone imports neither JAX nor the simulator, and
-`jax_tkg.simulator` works where JAX is not installed.
+`jax_tkg.simulator` works where JAX is not installed. After `import jax` it also registers the
+package's pytrees, so that `jax.export.deserialize` can read a program that takes or returns them.
 """
 
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -73,3 +75,9 @@ if not TYPE_CHECKING:
     def __dir__() -> list[str]:
         """All names, also those that are not loaded yet."""
         return sorted({*globals(), *__all__})
+
+
+# Where JAX is loaded later, so are these, with the first name that needs it.
+if sys.modules.get("jax") is not None:
+    for _module in ("bits", "weights", "call.results"):
+        importlib.import_module(f"{__name__}.{_module}")

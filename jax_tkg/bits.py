@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, Protocol, Self, TypeVar
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 
@@ -53,6 +54,14 @@ class Bits:
     def values(self) -> jax.Array:
         """The array in its own dtype."""
         return jax.lax.bitcast_convert_type(self.bits, self.dtype)
+
+
+jax.export.register_pytree_node_serialization(
+    Bits,
+    serialized_name="jax_tkg.bits.Bits",
+    serialize_auxdata=lambda fields: fields[0].name.encode(),
+    deserialize_auxdata=lambda name: (jnp.dtype(name.decode()),),
+)
 
 
 def as_bits(array: Any) -> Any:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.export
 import jax.numpy as jnp
 
 from jax_tkg.call.arguments import is_stacked, operand_fields
@@ -41,6 +42,14 @@ class TransformerWeights(_WeightFields):
 
         matrices = {name: converted(getattr(self, name)) for name in names("weight")}
         return dataclasses.replace(self, **matrices)
+
+
+jax.export.register_pytree_node_serialization(
+    TransformerWeights,
+    serialized_name="jax_tkg.weights.TransformerWeights",
+    serialize_auxdata=lambda _: b"",
+    deserialize_auxdata=lambda _: (),
+)
 
 
 def stack_layers(weights: TransformerWeights) -> TransformerWeights:

@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import pathlib
+import pickle
+import subprocess
+import sys
+import tempfile
 from typing import Any
 
 import jax
@@ -13,6 +18,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import jax_tkg
+from jax_tkg.bits import as_bits, weights_as_bits, without_bits
+from jax_tkg.weights import TransformerWeights
 from tests import cases, hlo
 
 # One layer's cache is larger than every activation, weight and mask.
@@ -62,6 +69,19 @@ def _problem(shape: cases.Shape, stacked: bool = False) -> tuple[dict[str, Any],
 def _own(tree: Any) -> Any:
     """Arrays in buffers of JAX's own: those made from NumPy may share its memory."""
     return jax.jit(lambda tree: jax.tree.map(jnp.copy, tree))(tree)
+
+
+READER = """
+import pathlib, pickle, sys
+import jax
+import jax_tkg
+program, arguments = (pathlib.Path(name).read_bytes() for name in sys.argv[1:])
+exported = jax.export.deserialize(program)
+given = jax.tree.unflatten(exported.in_tree, pickle.loads(arguments))
+results = exported.call(*given[0], **given[1])
+leaves = [jax.device_get(leaf) for leaf in jax.tree.leaves(results)]
+sys.stdout.buffer.write(pickle.dumps([type(results).__name__, *leaves]))
+"""
 
 
 class DonationTest(parameterized.TestCase):
@@ -222,13 +242,45 @@ class TransformationsTest(parameterized.TestCase):
             want = jax.vmap(lambda x: self.call(X=x, **self.weights[0], **shared).hidden)(X[outer])
             np.testing.assert_allclose(got[outer], want, rtol=1e-5, atol=1e-5)
 
-    def test_export(self) -> None:
-        arguments = {**self.weights[0], **self.inputs[0]}
-        exported = jax.export.export(jax.jit(lambda given: tuple(self.call(**given))))(arguments)
-        loaded = jax.export.deserialize(exported.serialize())
-        got = jax_tkg.TransformerTkgOutput(*loaded.call(arguments))
-        hidden, K, V, written = cases.expected(self.shape, self.weights[:1], self.inputs[:1])
-        cases.check(got, self.shape, self.inputs[0], hidden, K[0], V[0], written)
+    @parameterized.product(stacked=(False, True), held=(False, True))
+    def test_export(self, stacked: bool, held: bool) -> None:
+        """A step goes through a file to a process that has no more than `import jax_tkg`."""
+        shape = dataclasses.replace(self.shape, dtype="bfloat16")
+        rng = np.random.default_rng(0)
+        weights, inputs = cases.random_weights(shape, rng), cases.random_inputs(shape, rng)
+        form = cases.stack if stacked else dict
+        packed = TransformerWeights(**form(weights))
+        others = form(inputs)
+        caches = [others.pop(name) for name in ("K_caches", "V_caches")]
+        if held:
+            packed, caches = weights_as_bits(packed), jax.tree.map(as_bits, caches)
+
+        def step(weights: TransformerWeights, K: Any, V: Any, others: Any) -> Any:
+            return self.call(**weights.arguments(), K_caches=K, V_caches=V, **others)
+
+        exported = jax.export.export(jax.jit(step))(packed, *caches, others)
+        got = jax.export.deserialize(exported.serialize()).call(packed, *caches, others)
+        self.assertIsInstance(got, jax_tkg.TransformerTkgOutput)
+        results = jax.tree.structure((got.K_caches, got.V_caches))
+        self.assertEqual(results, jax.tree.structure(tuple(caches)))
+        plain = without_bits(got)
+        hidden, K, V, written = cases.expected(shape, [weights], [inputs])
+        cases.check(plain, shape, inputs, hidden, K[0], V[0], written)
+        with tempfile.TemporaryDirectory() as folder:
+            program, arguments = (pathlib.Path(folder) / name for name in ("program", "arguments"))
+            program.write_bytes(exported.serialize())
+            leaves = jax.tree.leaves((packed, *caches, others))
+            arguments.write_bytes(pickle.dumps([np.asarray(leaf) for leaf in leaves]))
+            done = subprocess.run(
+                [sys.executable, "-c", READER, program, arguments],
+                capture_output=True,
+                check=False,
+            )
+        self.assertEqual(done.returncode, 0, done.stderr.decode())
+        kind, *read = pickle.loads(done.stdout)
+        self.assertEqual(kind, "TransformerTkgOutput")
+        for one, other in zip(read, jax.tree.leaves(got), strict=True):
+            np.testing.assert_array_equal(one, other)
 
     def test_abstract_evaluation(self) -> None:
         arguments = {**self.weights[0], **self.inputs[0]}

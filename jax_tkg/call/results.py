@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import jax.export
 
 
 class TransformerTkgOutput(NamedTuple):
@@ -19,3 +20,8 @@ class TransformerTkgOutput(NamedTuple):
     hidden: jax.Array
     K_caches: Any
     V_caches: Any
+
+
+jax.export.register_namedtuple_serialization(
+    TransformerTkgOutput, serialized_name="jax_tkg.TransformerTkgOutput"
+)
