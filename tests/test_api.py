@@ -242,6 +242,19 @@ class FormsTest(parameterized.TestCase):
         hidden, K, V, written = cases.expected(self.shape, [self.weights], [inputs])
         cases.check(got, self.shape, inputs, hidden, K[0], V[0], written)
 
+    def test_weakly_typed_arrays(self) -> None:
+        """What `jnp.full` makes: the same program as of other arrays, stacked layers in a loop."""
+        arguments = cases.stack({**self.weights, **self.inputs})
+        names = ("X", "RoPE_cos", "W_gamma_qkvs", "K_caches")
+        weak = {name: jnp.full(arguments[name].shape, 0.5) for name in names}
+        strong = {name: jnp.full(array.shape, 0.5, jnp.float32) for name, array in weak.items()}
+        self.assertTrue(jax.typeof(weak["X"]).weak_type)
+        call = jax.jit(functools.partial(jax_tkg.transformer_tkg, **self.options))
+        texts = [call.lower(**{**arguments, **some}).compile().as_text() for some in (weak, strong)]
+        self.assertEqual(*(len(text.splitlines()) for text in texts))
+        got, want = (call(**{**arguments, **some}) for some in (weak, strong))
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+
     def test_sbuf_residual_changes_nothing_here(self) -> None:
         self._assert_same(
             jax_tkg.transformer_tkg(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax_tkg.bits import Bits
 from jax_tkg.call.arguments import PER_LAYER_CACHES, Operands, Parameters, is_stacked
 from jax_tkg.call.checks import check_operands
+from jax_tkg.call.explicit_axes import run_on_auto_axes
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS
 from jax_tkg.call.options import OPTION_NAMES, canonical_options
 
@@ -40,7 +41,7 @@ def run_checked(run: RunOperation, arguments: Mapping[str, Any]) -> tuple[jax.Ar
     operands = Operands(
         **{name: _canonical(name, value, num_layers) for name, value in arrays.items()}
     )
-    hidden, *caches = run(operands, Parameters(**options))
+    hidden, *caches = run_on_auto_axes(run, operands, Parameters(**options))
     K_caches, V_caches = (
         _as_given(updated, arrays[name], num_layers)
         for name, updated in zip(PER_LAYER_CACHES, caches, strict=True)
@@ -54,7 +55,7 @@ def _canonical(name: str, value: Any, num_layers: int) -> Any:
         return None
     row = BY_NAME[name]
     if not row.per_layer:
-        return jnp.asarray(value)
+        return _as_array(value)
     # Caches of one KV head may come without its axis, which follows the batch's.
     is_cache = row.kind == "cache"
     if is_stacked(value):
@@ -68,7 +69,8 @@ def _canonical(name: str, value: Any, num_layers: int) -> Any:
 
 
 def _as_array(value: Any) -> Any:
-    return value if isinstance(value, Bits) else jnp.asarray(value)
+    """A JAX array, not weakly typed (as `jnp.full` makes them): results never are."""
+    return value if isinstance(value, Bits) else jnp.asarray(value, dtype=value.dtype)
 
 
 def _as_given(caches: Any, given: Any, num_layers: int) -> Any:

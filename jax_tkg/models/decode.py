@@ -54,8 +54,7 @@ class DecodeState:
       tokens: [B] int32, the token each sequence says next, not yet in the caches; `NO_TOKEN`
         after its end.
       lengths: [B] int32, tokens in each sequence's cache.
-      finished: [B] bool, `tokens` is the sequence's last: a stop token, or the one with which
-        prompt and answer fill the capacity.
+      finished: [B] bool, the sequence has said a stop token.
       key: PRNG key.
       K_caches: key caches, as `LlamaForward.caches` makes them.
       V_caches: value caches.
@@ -104,31 +103,32 @@ class Decoder:
         self.sampling = sampling or Sampling()
         self.stop_tokens = tuple(stop_tokens)
         self._forward = LlamaForward(model, mesh, implementation)
+        mesh = self._forward.mesh
         whole, cached = self._forward.replicated, self._forward.cache_sharding
         state = DecodeState(whole, whole, whole, whole, cached, cached)
         self._read_chunk = Executables(
             self._traced_chunk,
             ("S_ctx",),
             donate_argnums=(4, 5, 6),
-            **_out(mesh, (whole, cached, cached)),
+            **_placed(mesh, (whole, cached, cached)),
         )
         self._every_logit = Executables(
             self._traced_logits,
             ("S_ctx",),
             donate_argnums=(4, 5),
-            **_out(mesh, (whole, cached, cached)),
+            **_placed(mesh, (whole, cached, cached)),
         )
         self._choose_first = Executables(
-            self._traced_first, (), donate_argnums=(4, 5), **_out(mesh, state)
+            self._traced_first, (), donate_argnums=(4, 5), **_placed(mesh, state)
         )
         self._step = Executables(
-            self._traced_step, ("S_ctx",), donate_argnums=(1,), **_out(mesh, state)
+            self._traced_step, ("S_ctx",), donate_argnums=(1,), **_placed(mesh, state)
         )
         self._steps = Executables(
             self._traced_steps,
             ("S_ctx",),
             donate_argnums=(1,),
-            **_out(mesh, (state, whole)),
+            **_placed(mesh, (state, whole)),
         )
 
     @property
@@ -213,19 +213,18 @@ class Decoder:
 
         Args:
           state: from `start`; donated.
-          max_tokens: most tokens per sequence; a sequence that fills the capacity ends before,
-            alone.
+          max_tokens: most tokens per sequence; fewer where the capacity is reached.
 
         Yields:
           [B] int32 tokens of each step, `NO_TOKEN` for a sequence that has finished. A stop token
           is yielded once.
         """
-        longest = int(np.max(state.lengths))
-        for index in range(max_tokens):
+        longest = int(np.asarray(state.lengths).max())
+        for index in range(min(max_tokens, self.capacity - longest)):
             if index:
                 state = self.step(state, context_bucket(longest + index - 1, self.capacity))
             yield np.array(state.tokens)
-            if np.all(state.finished):
+            if np.asarray(state.finished).all():
                 return
 
     def generate(self, state: DecodeState, max_tokens: int) -> np.ndarray:
@@ -233,23 +232,26 @@ class Decoder:
 
         Args:
           state: from `start`; donated.
-          max_tokens: most tokens per sequence; a sequence that fills the capacity ends before,
-            alone.
+          max_tokens: most tokens per sequence; fewer where the capacity is reached.
 
         Returns:
           [B, n] int32 with n <= max_tokens, the tokens that `stream` yields; `NO_TOKEN` after a
           sequence's stop token.
         """
-        length = int(np.max(state.lengths))
+        length = int(np.asarray(state.lengths).max())
+        wanted = min(max_tokens, self.capacity - length)
         pieces = [np.array(state.tokens)[:, None]]
-        while sum(piece.shape[1] for piece in pieces) < max_tokens and not np.all(state.finished):
+        while (
+            sum(piece.shape[1] for piece in pieces) < wanted
+            and not np.asarray(state.finished).all()
+        ):
             length += STEPS_PER_SCAN
             # Steps beyond the wanted ones are run and dropped: a count of its own would have to
             # be compiled. They write nothing past the capacity.
             S_ctx = context_bucket(length - 1, self.capacity)
             state, tokens = self._steps(self._forward.parameters, state, S_ctx=S_ctx)
             pieces.append(np.asarray(tokens).T)
-        tokens = np.concatenate(pieces, axis=1)[:, :max_tokens]
+        tokens = np.concatenate(pieces, axis=1)[:, :wanted]
         spoken = np.flatnonzero((tokens != NO_TOKEN).any(axis=0))
         return tokens[:, : spoken[-1] + 1]
 
@@ -298,10 +300,8 @@ class Decoder:
                         f"prompts[{index}]: expected token ids 0..{vocabulary - 1}, got {token}"
                     )
 
-    def _is_last(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
-        """[B] bool: tokens that end their sequence, where the caches hold `lengths` before them."""
-        is_stop = jnp.isin(tokens, jnp.asarray(self.stop_tokens, jnp.int32))
-        return is_stop | (lengths + 1 >= self.capacity)
+    def _is_stop(self, tokens: jax.Array) -> jax.Array:
+        return jnp.isin(tokens, jnp.asarray(self.stop_tokens, jnp.int32))
 
     def _traced_chunk(
         self,
@@ -348,7 +348,7 @@ class Decoder:
     ) -> DecodeState:
         key, first = jax.random.split(key)
         tokens = sample(self._forward.logits(parameters, last), first, self.sampling)
-        return DecodeState(tokens, lengths, self._is_last(tokens, lengths), key, K_caches, V_caches)
+        return DecodeState(tokens, lengths, self._is_stop(tokens), key, K_caches, V_caches)
 
     def _traced_step(
         self, parameters: PlacedParameters, state: DecodeState, S_ctx: int
@@ -366,11 +366,10 @@ class Decoder:
         )
         logits = self._forward.logits(parameters, hidden[:, 0])
         tokens = sample(logits, this_step, self.sampling)
-        lengths = state.lengths + counts
         return DecodeState(
             tokens=jnp.where(state.finished, NO_TOKEN, tokens),
-            lengths=lengths,
-            finished=state.finished | self._is_last(tokens, lengths),
+            lengths=state.lengths + counts,
+            finished=state.finished | self._is_stop(tokens),
             key=key,
             K_caches=K_caches,
             V_caches=V_caches,
@@ -386,9 +385,9 @@ class Decoder:
         return jax.lax.scan(body, state, None, length=STEPS_PER_SCAN)
 
 
-def _out(mesh: jax.sharding.Mesh | None, shardings: Any) -> dict[str, Any]:
-    """`out_shardings` of `jax.jit`, so that a state always comes back as it was given."""
-    return {} if mesh is None else {"out_shardings": shardings}
+def _placed(mesh: jax.sharding.Mesh | None, shardings: Any) -> dict[str, Any]:
+    """Options of `Executables`, so that a state always comes back as it was given."""
+    return {} if mesh is None else {"mesh": mesh, "out_shardings": shardings}
 
 
 def _chunk(prompts: Sequence[Sequence[int]], start: int) -> tuple[np.ndarray, np.ndarray]:

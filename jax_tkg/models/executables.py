@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Hashable
 from typing import Any
@@ -19,6 +20,7 @@ class Executables:
       function: what `jax.jit` takes. Its first argument (the parameters) must always have the
         same shapes; static arguments are passed by keyword.
       static_argnames: names of the static arguments.
+      mesh: of the arrays, or None. A mesh that the caller has set (`jax.set_mesh`) does not count.
       options: further arguments of `jax.jit`.
 
     Attributes:
@@ -26,8 +28,13 @@ class Executables:
     """
 
     def __init__(
-        self, function: Callable[..., Any], static_argnames: tuple[str, ...], **options: Any
+        self,
+        function: Callable[..., Any],
+        static_argnames: tuple[str, ...],
+        mesh: jax.sharding.Mesh | None = None,
+        **options: Any,
     ):
+        self._mesh = mesh
         self._jitted = jax.jit(function, static_argnames=static_argnames, **options)
         self._compiled: dict[Hashable, jax.stages.Compiled] = {}
         self.seconds = 0.0
@@ -42,9 +49,10 @@ class Executables:
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays))
         key = (tuple(sorted(static.items())), shapes)
         executable = self._compiled.get(key)
-        if executable is None:
-            started = time.perf_counter()
-            executable = self._jitted.lower(parameters, *arrays, **static).compile()
-            self._compiled[key] = executable
-            self.seconds += time.perf_counter() - started
-        return executable(parameters, *arrays)
+        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
+            if executable is None:
+                started = time.perf_counter()
+                executable = self._jitted.lower(parameters, *arrays, **static).compile()
+                self._compiled[key] = executable
+                self.seconds += time.perf_counter() - started
+            return executable(parameters, *arrays)

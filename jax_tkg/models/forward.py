@@ -79,6 +79,10 @@ class LlamaForward:
             )
             got = "None" if mesh is None else dict(mesh.shape)
             raise ValueError(f"mesh: expected {expected}, got {got}")
+        if mesh is not None:
+            # What is computed between the calls of the primitive is left to the compiler to split.
+            axis_types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
+            mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=axis_types)
         self.model = model
         self.mesh = mesh
         self.implementation = implementation
@@ -137,8 +141,9 @@ class LlamaForward:
         """
         batch, new = tokens.shape
         heads = self.model.config.num_heads
-        positions = lengths[:, None] + jnp.arange(new, dtype=jnp.int32)
-        real = jnp.arange(new) < counts[:, None]
+        token = jnp.arange(new, dtype=jnp.int32)[None]
+        positions = lengths[:, None] + token
+        real = token < counts[:, None]
         cos, sin = tables_of_frequencies(positions, self._frequencies)
         arguments = {
             "X": parameters.vocabulary.embed(tokens),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import pathlib
 import tempfile
@@ -129,17 +130,13 @@ class StopTest(absltest.TestCase):
 
 
 class CapacityTest(absltest.TestCase):
-    def test_each_answer_ends_with_the_capacity(self) -> None:
-        """The longest prompt's answer is the shortest, and the others go on."""
+    def test_answers_end_with_the_capacity(self) -> None:
         decoder = Decoder(_model(), 28)
-        lengths = (23, 8, 9)
-        prompts = [PROMPTS[length] for length in lengths]
+        prompts = [PROMPTS[23], PROMPTS[8]]
         streamed = _streamed(decoder, prompts, 100)
-        expected = [_expected(length, 28 - length) for length in lengths]
-        padded = [answer + [NO_TOKEN] * (20 - len(answer)) for answer in expected]
-        self.assertEqual(streamed.tolist(), padded)
+        self.assertEqual(streamed.tolist(), [_expected(23, 5), _expected(8, 5)])
         generated = decoder.generate(decoder.start(prompts), 100)
-        self.assertEqual(generated.tolist(), padded)
+        self.assertEqual(generated.tolist(), streamed.tolist())
 
     def test_context_buckets(self) -> None:
         self.assertEqual(
@@ -227,6 +224,33 @@ class ErrorsTest(parameterized.TestCase):
         mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:2]), ("model",))
         with self.assertRaisesRegex(ValueError, r"mesh: expected .*, got \{'model': 2\}"):
             Decoder(_model(2), 100, mesh)
+
+
+class ConfigurationTest(parameterized.TestCase):
+    """Settings of JAX under which programs run that use this package."""
+
+    def _check(self, decoder: Decoder) -> None:
+        state = decoder.start([PROMPTS[9]])
+        self.assertEqual([step[0] for step in decoder.stream(state, 3)], _expected(9, 3))
+        state = decoder.start([PROMPTS[9]])
+        self.assertEqual(decoder.generate(state, 3)[0].tolist(), _expected(9, 3))
+        self.assertEqual(decoder.logits(PROMPTS[9]).shape[0], 9)
+
+    @parameterized.parameters(False, True)
+    def test_mesh_of_explicit_axes(self, set_mesh: bool) -> None:
+        """What `jax.make_mesh` makes from JAX 0.10 on, also as the mesh of the context."""
+        mesh = jax.make_mesh((2,), ("tp",), axis_types=(jax.sharding.AxisType.Explicit,))
+        with jax.set_mesh(mesh) if set_mesh else contextlib.nullcontext():
+            self._check(Decoder(_model(2), 200, mesh))
+
+    def test_strict_promotion(self) -> None:
+        for option, value in (
+            ("jax_numpy_rank_promotion", "raise"),
+            ("jax_numpy_dtype_promotion", "strict"),
+        ):
+            self.addCleanup(jax.config.update, option, getattr(jax.config, option))
+            jax.config.update(option, value)
+        self._check(Decoder(_model(), 200))
 
 
 if __name__ == "__main__":
