@@ -21,9 +21,8 @@ def cache_mask(
     Returns:
       [S_ctx, B, q, S].
     """
-    lengths = jnp.asarray(lengths)
-    filled = jnp.arange(S_ctx)[:, None] < lengths[None, :]
-    shape = (S_ctx, lengths.shape[0], q, S_tkg)
+    filled = _below(lengths, S_ctx)
+    shape = (S_ctx, filled.shape[1], q, S_tkg)
     return jnp.broadcast_to(filled[:, :, None, None], shape).astype(dtype)
 
 
@@ -51,8 +50,8 @@ def active_mask(
     causal = token[:, None, None] <= token[None, None, :]
     mask = jnp.broadcast_to(causal, (S_tkg, B, S_tkg))
     if new_lengths is not None:
-        real = token[None, :] < jnp.asarray(new_lengths)[:, None]
-        mask = mask & real.T[:, :, None] & real[None]
+        real = _below(new_lengths, S_tkg)
+        mask = mask & real[:, :, None] & real.T[None]
     return jnp.broadcast_to(mask[:, :, None, :], (S_tkg, B, q, S_tkg)).astype(dtype)
 
 
@@ -77,5 +76,18 @@ def unified_mask(
     """
     if S_ctx < S_tkg:
         raise ValueError(f"S_ctx: expected at least S_tkg = {S_tkg}, got {S_ctx}")
-    prior = cache_mask(lengths, S_ctx - S_tkg, q, S_tkg, dtype)
-    return jnp.concatenate([prior, active_mask(S_tkg, prior.shape[1], q, dtype=dtype)])
+    row = jnp.arange(S_ctx)
+    prior = _below(lengths, S_ctx) & (row < S_ctx - S_tkg)[:, None]
+    token = row[:, None] - (S_ctx - S_tkg)
+    active = (token >= 0) & (token <= jnp.arange(S_tkg)[None])
+    mask = prior[:, :, None, None] | active[:, None, None, :]
+    shape = (S_ctx, prior.shape[1], q, S_tkg)
+    return jnp.broadcast_to(mask, shape).astype(dtype)
+
+
+def _below(counts: jax.Array, size: int) -> jax.Array:
+    """[size, B] bool: index < counts[b], for counts [B] of any integer dtype."""
+    counts = jnp.asarray(counts)
+    largest = min(size, int(jnp.iinfo(counts.dtype).max))
+    clipped = jnp.minimum(counts, largest).astype(jnp.int32)
+    return jnp.arange(size, dtype=jnp.int32)[:, None] < clipped[None]

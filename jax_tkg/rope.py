@@ -98,5 +98,5 @@ def tables_of_frequencies(
       RoPE_cos and RoPE_sin, each [d//2, B, S].
     """
     per_position = jnp.asarray(frequencies, jnp.float32)[:, None, None]
-    angles = per_position * jnp.asarray(position_ids).astype(jnp.float32)
+    angles = per_position * jnp.asarray(position_ids).astype(jnp.float32)[None]
     return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)

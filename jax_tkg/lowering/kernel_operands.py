@@ -41,7 +41,7 @@ def prior_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
     slots = D.S_ctx - (D.S if operands.mask_active is None else 0)
     if slots == 0:
         return None
-    return _ones(operands.mask_cache[:slots] != 0).reshape(slots, D.B * D.q * D.S)
+    return _ones(operands.mask_cache[:slots]).reshape(slots, D.B * D.q * D.S)
 
 
 def active_mask(operands: Operands, dimensions: Dimensions) -> jax.Array:
@@ -51,12 +51,12 @@ def active_mask(operands: Operands, dimensions: Dimensions) -> jax.Array:
     if mask is None:
         mask = operands.mask_cache[D.S_ctx - D.S :]
     own = jnp.eye(D.B, dtype=jnp.bool_)[:, None, :, None, None]
-    attended = own & (mask != 0)[None]
+    attended = own & mask.astype(jnp.bool_)[None]
     return _ones(attended).reshape(D.B * D.S, D.B * D.q * D.S)
 
 
 def _ones(attended: jax.Array) -> jax.Array:
-    return attended.astype(jnp.uint8)
+    return attended.astype(jnp.bool_).astype(jnp.uint8)
 
 
 def layers_loop(operands: Operands) -> bool:
@@ -95,8 +95,9 @@ def cache_places(operands: Operands, dimensions: Dimensions, looped: bool) -> Pl
     # One dimension for the layers, and as many as the cache has for the sequences.
     heads = jnp.arange((D.L if looped else 1) * D.B, dtype=jnp.uint32) * D.k
     heads = heads.reshape(-1, D.B, 1)
-    keys = heads * (D.d * D.S_max) + slots.astype(jnp.uint32)
-    values = heads * D.S_max + slots.astype(jnp.uint32)
+    first = slots.astype(jnp.uint32)[None]
+    keys = heads * (D.d * D.S_max) + first
+    values = heads * D.S_max + first
     in_windows = jnp.zeros((D.B, 1), jnp.bool_)
     windows = None
     if operands.position_ids.shape[1] == 1:
@@ -120,7 +121,7 @@ def _replaced(slots: jax.Array) -> jax.Array:
 
 def _places(places: jax.Array, written: jax.Array) -> jax.Array:
     """[layers, B * n] of places [layers, B, n]; `SKIPPED` where not `written` [B, n]."""
-    kept = jnp.where(written, places, jnp.uint32(SKIPPED))
+    kept = jnp.where(written[None], places, jnp.uint32(SKIPPED))
     return kept.reshape(places.shape[0], -1)
 
 

@@ -112,10 +112,10 @@ def joint_context(operands: Operands) -> int:
 
 def joint_mask(operands: Operands) -> jax.Array:
     """[joint_context, B, q, S] uint8: 1 where a query attends. The last S rows are the new keys."""
-    cache = (operands.mask_cache != 0).astype(jnp.uint8)
+    cache = operands.mask_cache.astype(jnp.bool_).astype(jnp.uint8)
     if operands.mask_active is None:
         return cache
-    active = (operands.mask_active != 0).astype(jnp.uint8)
+    active = operands.mask_active.astype(jnp.bool_).astype(jnp.uint8)
     rows = joint_context(operands) - cache.shape[0] - active.shape[0]
     between = jnp.zeros((rows, *cache.shape[1:]), jnp.uint8)
     return jnp.concatenate([cache, between, active])

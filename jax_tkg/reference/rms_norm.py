@@ -19,4 +19,5 @@ def rms_norm(x: jax.Array, gamma: jax.Array, eps: float) -> jax.Array:
     """
     wide = x.astype(jnp.float32)
     mean_square = jnp.mean(wide * wide, axis=-1, keepdims=True)
-    return (wide * jax.lax.rsqrt(mean_square + eps) * gamma.astype(jnp.float32)).astype(x.dtype)
+    gain = gamma.astype(jnp.float32)[None]
+    return (wide * jax.lax.rsqrt(mean_square + eps) * gain).astype(x.dtype)

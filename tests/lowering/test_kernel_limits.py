@@ -79,6 +79,7 @@ class LimitsTest(parameterized.TestCase):
         ("70b_one_sequence", LLAMA_70B),
         ("70b_long", dataclasses.replace(LLAMA_70B, S_ctx=36864, S_max=36864)),
         ("70b_batch", dataclasses.replace(LLAMA_70B, B=8, S_ctx=10240, S_max=10240)),
+        ("128_tokens", dataclasses.replace(LLAMA_70B, B=128, H=2048)),
         ("8b_on_one_device", dataclasses.replace(LLAMA_8B, B=4, S_ctx=1024, S_max=1024)),
     )
     def test_real_models_fit(self, shape: cases.Shape) -> None:
@@ -86,7 +87,7 @@ class LimitsTest(parameterized.TestCase):
             kernel_limits.check_kernel_limits(_dimensions(shape), cores)
 
     @parameterized.named_parameters(
-        ("tokens", {"B": 17, "S": 8}, ["X:", "at most 128 tokens", "17 * 8 = 136"]),
+        ("tokens", {"B": 43, "S": 3}, ["X:", "at most 128 tokens", "43 * 3 = 129"]),
         ("scores", {"q": 96, "S": 8}, ["mask_cache:", "q * S <= 512", "96 * 8 = 768"]),
         (
             "cache",

@@ -1,0 +1,93 @@
+"""PartitionSpecs, against specs written by hand and against the model on one device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from absl.testing import absltest, parameterized
+from jax.sharding import PartitionSpec as P
+
+import jax_tkg
+from jax_tkg import sharding, weights
+from tests import cases
+
+# "T" stands for the tensor axis, "D" for the data axis.
+BY_HAND = {
+    "X": ("D", None, None),
+    "RoPE_cos": (None, "D", None),
+    "RoPE_sin": (None, "D", None),
+    "mask_cache": (None, "D", "T", None),
+    "mask_active": (None, "D", "T", None),
+    "position_ids": ("D", None),
+    "hidden": ("D", None, None),
+}
+BY_HAND_PER_LAYER = {
+    "W_qkvs": (None, "T"),
+    "W_outs": ("T", None),
+    "W_gates": (None, "T"),
+    "W_ups": (None, "T"),
+    "W_downs": ("T", None),
+    "W_gamma_qkvs": (None, None),
+    "W_gamma_mlps": (None, None),
+    "K_caches": ("D", "T", None, None),
+    "V_caches": ("D", "T", None, None),
+    "W_gate_scales": (None, "T"),
+    "W_up_scales": (None, "T"),
+    # The columns of W_down are whole on every rank.
+    "W_down_scales": (None, None),
+}
+FLOAT8 = (("float8_e4m3",) * 3,) * 2
+WHOLE = cases.Shape(B=2, S=2, q=4, k=2, d=64, H=256, I=512, L=2, quantized=FLOAT8)
+
+
+class SpecsTest(parameterized.TestCase):
+    @parameterized.product(
+        tensor_axis=("tp", ("x", "y"), None), data_axis=(None, "dp"), stacked=(False, True)
+    )
+    def test_by_hand(self, tensor_axis: Any, data_axis: Any, stacked: bool) -> None:
+        specs = sharding.partition_specs(tensor_axis, data_axis, stacked=stacked)
+        axes = {"T": tensor_axis, "D": data_axis, None: None}
+        layer = (None,) if stacked else ()
+        for name, letters in BY_HAND.items():
+            self.assertEqual(getattr(specs, name), P(*(axes[one] for one in letters)), name)
+        for name, letters in BY_HAND_PER_LAYER.items():
+            want = P(*layer, *(axes[one] for one in letters))
+            self.assertEqual(getattr(specs, name), want, name)
+
+    @parameterized.product(stacked=(False, True), mesh=((1, 2), (2, 2)))
+    def test_the_whole_model(self, stacked: bool, mesh: tuple[int, int]) -> None:
+        """A float8 model with arrays as for one device, split by the specs over several."""
+        rng = np.random.default_rng(0)
+        whole, inputs = cases.random_weights(WHOLE, rng), cases.random_inputs(WHOLE, rng)
+        packed = {**whole, "W_qkvs": [_packed(layer) for layer in whole["W_qkvs"]]}
+        arguments = {**packed, **inputs}
+        if stacked:
+            arguments = cases.stack(arguments)
+        specs = sharding.partition_specs("tp", "dp", stacked=stacked)
+
+        def step(arguments: Any) -> Any:
+            out = jax_tkg.transformer_tkg(**arguments, **cases.options(WHOLE), axis_name="tp")
+            return tuple(out)
+
+        devices = np.asarray(jax.devices("cpu")[: mesh[0] * mesh[1]]).reshape(mesh)
+        run = jax.shard_map(
+            step,
+            mesh=jax.sharding.Mesh(devices, ("dp", "tp")),
+            in_specs=({name: getattr(specs, name) for name in arguments},),
+            out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
+        )
+        got = jax_tkg.TransformerTkgOutput(*jax.jit(run)(arguments))
+        hidden, K, V, written = cases.expected(WHOLE, [whole], [inputs])
+        cases.check(got, WHOLE, inputs, hidden, K[0], V[0], written)
+
+
+def _packed(W_qkv: np.ndarray) -> jax.Array:
+    """The columns of one device's W_qkv in the order for two ranks."""
+    ends = (WHOLE.q * WHOLE.d, (WHOLE.q + WHOLE.k) * WHOLE.d)
+    return weights.pack_qkv(*np.split(W_qkv, ends, axis=1), WHOLE.d, 2)
+
+
+if __name__ == "__main__":
+    absltest.main()
