@@ -27,9 +27,10 @@ test-nkilib: $(VENV)/.test
 test-simulator-without-jax: $(VENV)/.test
 	$(BIN)/nox -s simulator-without-jax
 
-# Breaks instructions of the simulator one by one; the tests must fail each time.
+# Breaks the simulator and then the rest of the package, one fault at a time; tests must fail.
 mutation-check: $(VENV)/.test
-	$(BIN)/python scripts/mutation_check.py
+	$(BIN)/python scripts/mutation_check.py --jobs 2
+	$(BIN)/python scripts/mutation_check.py --package --jobs 2
 
 # A thousand damaged and hostile model files: each must load or be refused in one line.
 FUZZ_FLAGS ?=

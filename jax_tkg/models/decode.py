@@ -54,7 +54,8 @@ class DecodeState:
       tokens: [B] int32, the token each sequence says next, not yet in the caches; `NO_TOKEN`
         after its end.
       lengths: [B] int32, tokens in each sequence's cache.
-      finished: [B] bool, the sequence has said a stop token.
+      finished: [B] bool, `tokens` is the sequence's last: a stop token, or the one with which
+        prompt and answer fill the capacity.
       key: PRNG key.
       K_caches: key caches, as `LlamaForward.caches` makes them.
       V_caches: value caches.
@@ -213,14 +214,15 @@ class Decoder:
 
         Args:
           state: from `start`; donated.
-          max_tokens: most tokens per sequence; fewer where the capacity is reached.
+          max_tokens: most tokens per sequence; a sequence that fills the capacity ends before,
+            alone.
 
         Yields:
           [B] int32 tokens of each step, `NO_TOKEN` for a sequence that has finished. A stop token
           is yielded once.
         """
         longest = int(np.asarray(state.lengths).max())
-        for index in range(min(max_tokens, self.capacity - longest)):
+        for index in range(max_tokens):
             if index:
                 state = self.step(state, context_bucket(longest + index - 1, self.capacity))
             yield np.array(state.tokens)
@@ -232,17 +234,17 @@ class Decoder:
 
         Args:
           state: from `start`; donated.
-          max_tokens: most tokens per sequence; fewer where the capacity is reached.
+          max_tokens: most tokens per sequence; a sequence that fills the capacity ends before,
+            alone.
 
         Returns:
           [B, n] int32 with n <= max_tokens, the tokens that `stream` yields; `NO_TOKEN` after a
           sequence's stop token.
         """
         length = int(np.asarray(state.lengths).max())
-        wanted = min(max_tokens, self.capacity - length)
         pieces = [np.array(state.tokens)[:, None]]
         while (
-            sum(piece.shape[1] for piece in pieces) < wanted
+            sum(piece.shape[1] for piece in pieces) < max_tokens
             and not np.asarray(state.finished).all()
         ):
             length += STEPS_PER_SCAN
@@ -251,7 +253,7 @@ class Decoder:
             S_ctx = context_bucket(length - 1, self.capacity)
             state, tokens = self._steps(self._forward.parameters, state, S_ctx=S_ctx)
             pieces.append(np.asarray(tokens).T)
-        tokens = np.concatenate(pieces, axis=1)[:, :wanted]
+        tokens = np.concatenate(pieces, axis=1)[:, :max_tokens]
         spoken = np.flatnonzero((tokens != NO_TOKEN).any(axis=0))
         return tokens[:, : spoken[-1] + 1]
 
@@ -300,8 +302,10 @@ class Decoder:
                         f"prompts[{index}]: expected token ids 0..{vocabulary - 1}, got {token}"
                     )
 
-    def _is_stop(self, tokens: jax.Array) -> jax.Array:
-        return jnp.isin(tokens, jnp.asarray(self.stop_tokens, jnp.int32))
+    def _is_last(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        """[B] bool: tokens that end their sequence, where the caches hold `lengths` before them."""
+        is_stop = jnp.isin(tokens, jnp.asarray(self.stop_tokens, jnp.int32))
+        return is_stop | (lengths + 1 >= self.capacity)
 
     def _traced_chunk(
         self,
@@ -348,7 +352,7 @@ class Decoder:
     ) -> DecodeState:
         key, first = jax.random.split(key)
         tokens = sample(self._forward.logits(parameters, last), first, self.sampling)
-        return DecodeState(tokens, lengths, self._is_stop(tokens), key, K_caches, V_caches)
+        return DecodeState(tokens, lengths, self._is_last(tokens, lengths), key, K_caches, V_caches)
 
     def _traced_step(
         self, parameters: PlacedParameters, state: DecodeState, S_ctx: int
@@ -366,10 +370,11 @@ class Decoder:
         )
         logits = self._forward.logits(parameters, hidden[:, 0])
         tokens = sample(logits, this_step, self.sampling)
+        lengths = state.lengths + counts
         return DecodeState(
             tokens=jnp.where(state.finished, NO_TOKEN, tokens),
-            lengths=state.lengths + counts,
-            finished=state.finished | self._is_stop(tokens),
+            lengths=lengths,
+            finished=state.finished | self._is_last(tokens, lengths),
             key=key,
             K_caches=K_caches,
             V_caches=V_caches,

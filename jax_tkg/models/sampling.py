@@ -7,6 +7,10 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
+"""Temperatures below this, which float32 has no normal number for, are greedy like 0."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -14,7 +18,8 @@ class Sampling:
     """How tokens are chosen.
 
     Attributes:
-      temperature: divides the logits; 0 takes the most likely token (greedy).
+      temperature: divides the logits; 0, or less than `SMALLEST_TEMPERATURE`, takes the most
+        likely token (greedy).
       top_p: tokens are drawn from the smallest set of likeliest ones whose probabilities reach
         top_p; 1 for all.
     """
@@ -33,6 +38,11 @@ class Sampling:
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected 0 < top_p <= 1, got {self.top_p}")
 
+    @property
+    def greedy(self) -> bool:
+        """Whether the most likely token is taken, without drawing."""
+        return self.temperature < SMALLEST_TEMPERATURE
+
 
 def sample(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
     """Draws one token per sequence.
@@ -45,9 +55,11 @@ def sample(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
     Returns:
       [B] int32.
     """
-    if sampling.temperature == 0:
+    if sampling.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / sampling.temperature
+    # Relative to the largest: a small temperature makes the others -inf, and none +inf.
+    temperature = min(sampling.temperature, float(np.finfo(np.float32).max))
+    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
     if sampling.top_p < 1:
         logits = jnp.where(logits >= _nucleus_floor(logits, sampling.top_p), logits, -jnp.inf)
     return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)

@@ -130,13 +130,17 @@ class StopTest(absltest.TestCase):
 
 
 class CapacityTest(absltest.TestCase):
-    def test_answers_end_with_the_capacity(self) -> None:
+    def test_each_answer_ends_with_the_capacity(self) -> None:
+        """The longest prompt's answer is the shortest, and the others go on."""
         decoder = Decoder(_model(), 28)
-        prompts = [PROMPTS[23], PROMPTS[8]]
+        lengths = (23, 8, 9)
+        prompts = [PROMPTS[length] for length in lengths]
         streamed = _streamed(decoder, prompts, 100)
-        self.assertEqual(streamed.tolist(), [_expected(23, 5), _expected(8, 5)])
+        expected = [_expected(length, 28 - length) for length in lengths]
+        padded = [answer + [NO_TOKEN] * (20 - len(answer)) for answer in expected]
+        self.assertEqual(streamed.tolist(), padded)
         generated = decoder.generate(decoder.start(prompts), 100)
-        self.assertEqual(generated.tolist(), streamed.tolist())
+        self.assertEqual(generated.tolist(), padded)
 
     def test_context_buckets(self) -> None:
         self.assertEqual(

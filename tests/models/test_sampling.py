@@ -64,6 +64,19 @@ class SampleTest(parameterized.TestCase):
         tokens = _draws(jnp.asarray(logits), 1, Sampling(1.0, 1e-6))
         self.assertEqual(set(tokens.tolist()), {int(logits.argmax())})
 
+    @parameterized.product(
+        temperature=(5e-324, 1e-45, 1e-38, 1.2e-38, 1e-36, 1e-20), top_p=(0.5, 1.0)
+    )
+    def test_a_tiny_temperature_is_greedy(self, temperature: float, top_p: float) -> None:
+        logits = np.random.default_rng(0).standard_normal(20).astype(np.float32) * 100
+        tokens = _draws(jnp.asarray(logits), 1, Sampling(temperature, top_p))
+        self.assertEqual(set(tokens.tolist()), {int(logits.argmax())})
+
+    def test_a_huge_temperature_draws_evenly(self) -> None:
+        logits = np.random.default_rng(0).standard_normal(20).astype(np.float32)
+        tokens = _draws(jnp.asarray(logits), 1, Sampling(1e300))
+        self.assertEqual(set(tokens.tolist()), set(range(20)))
+
     def test_sequences_draw_independently(self) -> None:
         tokens = sample(jnp.zeros((64, 1000)), jax.random.key(3), Sampling(1.0))
         self.assertGreater(len(set(tokens.tolist())), 40)
