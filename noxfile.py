@@ -15,7 +15,7 @@ import nox
 
 nox.options.error_on_missing_interpreters = True
 
-FIXED = {"0.7.0": "3.11", "0.10.2": "3.11"}
+FIXED = {"0.9.0": "3.11", "0.10.2": "3.11"}
 """JAX releases and an interpreter that has wheels for each."""
 
 NEWEST = "newest"

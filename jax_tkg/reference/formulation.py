@@ -3,7 +3,7 @@
 XLA:CPU runs the same product up to a hundred times slower in one formulation than in another.
 What follows was measured on two cores of an AMD EPYC with AVX-512, weights [2048, 8192], all
 alternatives in turn; the figures are times over the time that memory takes to deliver the weight,
-on JAX 0.10.2 (0.7.0 and 0.12.0 where they differ).
+on JAX 0.10.2 (0.7.0, no longer supported, and 0.12.0 where they differ).
 
 | rows                                 | 1            | 2   | 4   | 8   |
 |--------------------------------------|--------------|-----|-----|-----|
@@ -97,7 +97,7 @@ def choose(weight: StoredWeight, rows: int, platform: str | None) -> Form:
     # Without a loop, partial sums of several rows are as large as the weight and more: thirty
     # weights [640, 1536] in f32 take 140 ms for four rows, in blocks 11.
     few = rows <= _MOST_SUMMED_ROWS[weight.dtype.itemsize] and inner % TERMS == 0
-    # XLA of JAX 0.7 fuses what leads to the activations, all layers before included, into a sum
+    # XLA of JAX 0.9 fuses what leads to the activations, all layers before included, into a sum
     # outside of a loop: thirty layers in bfloat16 take 2.7 seconds a step, f32 a fifth longer.
     separate = jax.__version_info__ >= (0, 10) or weight.dtype.itemsize == 4
     if few and ((rows == 1 and separate) or inner > TERMS * group_rows(inner, columns)):

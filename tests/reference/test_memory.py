@@ -138,8 +138,6 @@ class MemoryTest(parameterized.TestCase):
     @parameterized.parameters(*itertools.product(("bf16", "fp8"), (1, 8), (False, True)))
     def test_arrays(self, dtype: str, B: int, stacked: bool) -> None:
         """With arrays: at most a copy of the weights as they are held, never of all up-cast."""
-        if dtype == "bf16" and not stacked and jax.__version_info__ < (0, 10):
-            self.skipTest("XLA:CPU of JAX 0.7 up-casts lists of bfloat16 arrays all at once")
         compiled = _compiled(dtype, B, stacked, bits=False, S_max=S_CTX)
         self.assertLess(compiled.memory_analysis().temp_size_in_bytes, 0.6 * UP_CAST_BYTES)
 
