@@ -22,7 +22,7 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
     # From the top. A band is a row of boxes; a box has a title, the modules or folders in it, and
     # the columns where it begins and ends.
     (
-        ("generate", ("generate",), 0, 5),
+        ("generate, fetch_model", ("generate", "fetch_model", "command_line"), 0, 5),
         ("models", ("models",), 5, 13),
         ("profile", ("profile",), 14, 24),
     ),
@@ -65,7 +65,7 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
 )
 
 DESCRIPTIONS = {
-    "generate": "The command: a model writes text.",
+    "generate, fetch_model": "Commands: a model writes text.",
     "caches masks rope weights quantize sharding": "Helpers of a decode loop.",
     "api, output_head": "transformer_tkg, explain; a model's logits.",
     "hardware, limits, installed_nki": "Trainium's numbers; sizes; whether AWS's nki is here.",
