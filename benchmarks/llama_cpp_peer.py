@@ -1,4 +1,4 @@
-"""llama.cpp on the same GGUF file, as a peer: it computes on the quantised weights themselves."""
+"""llama.cpp on the same GGUF file, as a peer: it computes on the quantized weights themselves."""
 
 from __future__ import annotations
 

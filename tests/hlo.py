@@ -12,7 +12,7 @@ _PARAMETER = re.compile(r"= \w+\[(?P<sizes>[\d,]*)\]\S* parameter\(")
 
 
 def copies_of(compiled: Any, elements: int) -> list[str]:
-    """Lines of the optimised HLO that copy an array of at least that many elements.
+    """Lines of the optimized HLO that copy an array of at least that many elements.
 
     Instructions within fusions are lines of the text as any other, so they are found too.
     """

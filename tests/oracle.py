@@ -37,7 +37,7 @@ class Rank:
     W_down_scales: list[Any] | None = None
 
 
-def _normalise(x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
+def _normalize(x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
     return x / np.sqrt(np.square(x).mean() + eps) * gamma[0]
 
 
@@ -153,7 +153,7 @@ def transformer_tkg(
       gammas_qkv: [1, H] per layer.
       gammas_mlp: [1, H] per layer.
       num_layers: L.
-      eps: of the normalisations.
+      eps: of the normalizations.
       clamp_bound: 0.0 for none.
       **common: RoPE_cos, RoPE_sin and position_ids.
 
@@ -166,7 +166,7 @@ def transformer_tkg(
     V_caches = [[wide(cache) for cache in rank.V_caches] for rank in ranks]
     written: list[set[tuple[int, int]]] = []
     for layer in range(num_layers):
-        n = np.apply_along_axis(_normalise, -1, x, wide(gammas_qkv[layer]), eps)
+        n = np.apply_along_axis(_normalize, -1, x, wide(gammas_qkv[layer]), eps)
         total, pairs = np.zeros_like(x), set()
         for index, rank in enumerate(ranks):
             part, writes = _attention(rank, layer, n, common)
@@ -176,7 +176,7 @@ def transformer_tkg(
                 V_caches[index][layer][b, :, slot] = value
                 pairs.add((b, slot))
         x = x + total
-        m = np.apply_along_axis(_normalise, -1, x, wide(gammas_mlp[layer]), eps)
+        m = np.apply_along_axis(_normalize, -1, x, wide(gammas_mlp[layer]), eps)
         x = x + sum(_mlp(rank, layer, m, clamp_bound) for rank in ranks)
         written.append(pairs)
     return x, K_caches, V_caches, written

@@ -1,4 +1,4 @@
-"""FP8 quantisation."""
+"""FP8 quantization."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class Tokenizer:
             self._bytes[index] = self._bytes[other]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; special tokens written out in it are recognised."""
+        """Token ids of a text; special tokens written out in it are recognized."""
         ids = list(self._backend.encode(text, add_special_tokens=False).ids)
         if self.begin_token is not None and ids[:1] != [self.begin_token]:
             ids = [self.begin_token, *ids]

@@ -17,14 +17,14 @@ def linear(
     clamp_bound: float = 0.0,
     platform: str | None = None,
 ) -> jax.Array:
-    """x @ weight with f32 accumulation, dequantised where the weight is float8.
+    """x @ weight with f32 accumulation, dequantized where the weight is float8.
 
     Args:
       x: [B, S, n] in the compute dtype.
       weight: [n, m] in the compute dtype, or float8 with a scale.
       scale: [128, m] (equal rows) or [1, m] f32; the product of column j is multiplied by
-        scale[0, j]. None where the weight is not quantised.
-      clamp_bound: where positive and the weight is quantised, x is clipped to +-clamp_bound.
+        scale[0, j]. None where the weight is not quantized.
+      clamp_bound: where positive and the weight is quantized, x is clipped to +-clamp_bound.
       platform: the platform lowered for, where it is one; chooses the formulation.
 
     Returns:

@@ -13,7 +13,7 @@ from jax_tkg.reference.stored_weight import StoredWeight
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MlpWeights:
-    """One layer's MLP weights; a scale is None where its weight is not quantised.
+    """One layer's MLP weights; a scale is None where its weight is not quantized.
 
     Attributes:
       gate: [H, I].
@@ -38,9 +38,9 @@ def mlp(
     """This rank's part of the MLP's output.
 
     Args:
-      x: [B, S, H], already normalised, in the compute dtype.
+      x: [B, S, H], already normalized, in the compute dtype.
       weights: one layer's weights.
-      clamp_bound: where positive, inputs of quantised products are clipped to +-clamp_bound.
+      clamp_bound: where positive, inputs of quantized products are clipped to +-clamp_bound.
       platform: the platform lowered for, where it is one.
 
     Returns:

@@ -52,7 +52,7 @@ def dot(rows: jax.Array, matrix: jax.Array, contracted: int = 0) -> jax.Array:
 
 
 def _summed(rows: jax.Array, weight: StoredWeight) -> jax.Array:
-    """Sums of rows of the weight, each times its activation, in loops that XLA vectorises.
+    """Sums of rows of the weight, each times its activation, in loops that XLA vectorizes.
 
     A step takes `TERMS` groups of consecutive rows of the weight and adds them up, so that each
     place of a group has a partial sum of its own; at the end these are added.

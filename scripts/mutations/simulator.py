@@ -171,7 +171,7 @@ SIMULATOR: tuple[Mutation, ...] = (
         ("simulator/ordering/test_races.py",),
     ),
     Mutation(
-        "races are seen between neighbouring rows",
+        "races are seen between neighboring rows",
         "simulator/ordering/shared_hbm.py",
         "    if start >= end:\n        return False\n",
         "    if start > end:\n        return False\n    return True\n",

@@ -1,4 +1,4 @@
-"""Where the megakernel writes new keys and values: windows of neighbours, and what is left."""
+"""Where the megakernel writes new keys and values: windows of neighbors, and what is left."""
 
 from __future__ import annotations
 

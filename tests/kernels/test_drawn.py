@@ -120,7 +120,7 @@ class GridTest(parameterized.TestCase):
         options: dict[str, Any] = dict(FORMS[form])
         kind = options.pop("quantized", None)
         L = (1, 2, 4)[number % 3]
-        # The middle layers are quantised, or the only one.
+        # The middle layers are quantized, or the only one.
         quantized = tuple(
             (kind,) * 3 if L == 1 or layer in (1, 2) else (None,) * 3 for layer in range(L)
         )

@@ -52,7 +52,7 @@ class OneDeviceTest(parameterized.TestCase):
         shape = cases.Shape(L=4)
         self._check(shape, stacked, layers_per_launch=layers_per_launch)
 
-    def test_layers_per_launch_with_quantised_ones(self) -> None:
+    def test_layers_per_launch_with_quantized_ones(self) -> None:
         kinds = ((None,) * 3, ("float8_e4m3",) * 3, ("float8_e5m2",) * 3, (None,) * 3)
         shape = cases.Shape(L=4, quantized=kinds, clamp_bound=0.5)
         for layers_per_launch in (1, 3):

@@ -124,7 +124,7 @@ def write(
     """Writes a file; a field that is None is left out.
 
     Returns:
-      The tensors as the file holds them: matrices are rounded by the quantisation.
+      The tensors as the file holds them: matrices are rounded by the quantization.
     """
     writer = gguf.GGUFWriter(path, architecture)
     adders = {

@@ -26,7 +26,7 @@ class Size:
 
 
 def arguments(
-    size: Size, dtype: Any, seed: int = 0, quantised: tuple[int, ...] = ()
+    size: Size, dtype: Any, seed: int = 0, quantized: tuple[int, ...] = ()
 ) -> dict[str, Any]:
     """Arguments with AWS's test distributions: activations uniform, projections 1/sqrt(fan-in)."""
     g = np.random.default_rng(seed)
@@ -54,12 +54,12 @@ def arguments(
         "W_up_scales": None,
         "W_down_scales": None,
     }
-    if quantised:
-        _quantise(found, size.L, quantised)
+    if quantized:
+        _quantize(found, size.L, quantized)
     return found
 
 
-def _quantise(found: dict[str, Any], layers: int, quantised: tuple[int, ...]) -> None:
+def _quantize(found: dict[str, Any], layers: int, quantized: tuple[int, ...]) -> None:
     """Turns the MLP weights of some layers into float8 with a scale per output column."""
     for weights, scales in (
         ("W_gates", "W_gate_scales"),
@@ -67,7 +67,7 @@ def _quantise(found: dict[str, Any], layers: int, quantised: tuple[int, ...]) ->
         ("W_downs", "W_down_scales"),
     ):
         found[scales] = [None] * layers
-        for layer in quantised:
+        for layer in quantized:
             wide = found[weights][layer].astype(np.float32)
             scale = np.abs(wide).max(axis=0, keepdims=True) / FLOAT8_MAX
             found[weights][layer] = (wide / scale).astype(ml_dtypes.float8_e4m3)

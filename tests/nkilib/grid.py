@@ -83,7 +83,7 @@ def memory_bytes(size: cases.Size) -> int:
 def measure(tp: int, size: cases.Size) -> Row:
     """Runs one cell."""
     kernel = library.module("experimental.transformer.transformer_tkg").transformer_tkg
-    found = cases.arguments(size, library.DTYPES["bfloat16"], quantised=(1, 2))
+    found = cases.arguments(size, library.DTYPES["bfloat16"], quantized=(1, 2))
     start = time.perf_counter()
     # The kernel prints statistics of its memory.
     with contextlib.redirect_stdout(io.StringIO()):

@@ -30,13 +30,13 @@ def _run(arguments, lnc):
     return output[0] if isinstance(output, (list, tuple)) else output
 
 
-def _reference(found, size, quantised):
+def _reference(found, size, quantized):
     module = library.module("experimental.transformer.transformer_tkg_torch")
     names = ["X", "W_gamma_mlps", "W_gates", "W_ups", "W_downs"]
-    names += ["W_gate_scales", "W_up_scales", "W_down_scales"] if quantised else []
+    names += ["W_gate_scales", "W_up_scales", "W_down_scales"] if quantized else []
     values = [found["X"], *(found[name][0] for name in names[1:])]
     tensors = [tensor.float() for tensor in library.to_torch(values)]
-    if quantised:
+    if quantized:
         result = module.quantized_mlp_torch(*tensors, 1e-6, 0.0, 1, False)
     else:
         result = module.mlp_torch(*tensors, 1e-6, 1, False)
@@ -54,10 +54,10 @@ class MlpTest(parameterized.TestCase):
         library.assert_agrees(output, _reference(found, size, False), dtype)
 
     @parameterized.parameters(1, 2)
-    def test_row_quantised(self, lnc):
+    def test_row_quantized(self, lnc):
         types = library.module("core.utils.common_types")
         size = cases.Size(B=4, H=1024, I=512)
-        found = cases.arguments(size, library.DTYPES["bfloat16"], quantised=(0,))
+        found = cases.arguments(size, library.DTYPES["bfloat16"], quantized=(0,))
         arguments = {
             **_arguments(size, found),
             "quantization_type": types.QuantizationType.ROW,
@@ -72,7 +72,7 @@ class MlpTest(parameterized.TestCase):
         # The documentation of nc_matmul allows float32 only with float32.
         types = library.module("core.utils.common_types")
         size = cases.Size(B=4, H=1024, I=512)
-        found = cases.arguments(size, np.float32, quantised=(0,))
+        found = cases.arguments(size, np.float32, quantized=(0,))
         arguments = {
             **_arguments(size, found),
             "quantization_type": types.QuantizationType.ROW,

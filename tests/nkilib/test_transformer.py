@@ -38,20 +38,20 @@ class TransformerTest(parameterized.TestCase):
         library.assert_agrees(result.outputs[0], cases.golden(found, layers), dtype)
 
     @parameterized.parameters(1, 2)
-    def test_quantised_middle_layers(self, lnc):
+    def test_quantized_middle_layers(self, lnc):
         size = cases.Size(L=4)
-        found = cases.arguments(size, library.DTYPES["bfloat16"], quantised=(1, 2))
+        found = cases.arguments(size, library.DTYPES["bfloat16"], quantized=(1, 2))
         result = _run(found, size, lnc)
         library.assert_agrees(result.outputs[0], cases.golden(found, 4), "bfloat16")
 
     @parameterized.parameters(1, 2)
-    def test_quantised_middle_layers_in_float32(self, lnc):
+    def test_quantized_middle_layers_in_float32(self, lnc):
         """The machine multiplies float32 with nothing else; without that rule they agree closely.
 
         This is what tells a wrong scale or slice from rounding.
         """
         size = cases.Size(L=4)
-        found = cases.arguments(size, library.DTYPES["float32"], quantised=(1, 2))
+        found = cases.arguments(size, library.DTYPES["float32"], quantized=(1, 2))
         with self.assertRaisesRegex(simulator.NkiValidationError, "nc_matmul.*float32"):
             _run(found, size, lnc)
         with mock.patch.object(matmul, "_WIDE", ()):
@@ -141,7 +141,7 @@ class KnownDefectTest(parameterized.TestCase):
         size = cases.Size(B=64, H=3072, I=128, q=1, S_ctx=1024, L=3)
         kind = library.DTYPES["bfloat16"]
         plain = cases.arguments(size, kind)
-        found = cases.arguments(size, kind, quantised=(1,))
+        found = cases.arguments(size, kind, quantized=(1,))
         sound = _run(plain, size, 2)
         expected = cases.golden(plain, 3)
         error = library.relative_error(sound.outputs[0], expected.reshape(sound.outputs[0].shape))

@@ -85,14 +85,14 @@ def on_chip(
 def tile(
     *shape: int, dtype: str = "float32", buffer: Any = nl.sbuf, value: float = 1, address=None
 ) -> Any:
-    """An initialised on-chip tensor, inside a kernel."""
+    """An initialized on-chip tensor, inside a kernel."""
     tensor = nl.ndarray(shape, dtype=dtype, buffer=buffer, address=address)
     nisa.memset(tensor, value)
     return tensor
 
 
 def psum(*shape: int, dtype: str = "float32", value: float = 1, address=None) -> Any:
-    """An initialised PSUM tensor."""
+    """An initialized PSUM tensor."""
     return tile(*shape, dtype=dtype, buffer=nl.psum, value=value, address=address)
 
 

@@ -62,7 +62,7 @@ def core_barrier(
 def _same_storage(storages: list[int], data: NkiTensor) -> None:
     if len(set(storages)) > 1:
         raise errors.PeerMismatchError(
-            f"core_barrier: the cores synchronise on different tensors; one of them is {data!r}"
+            f"core_barrier: the cores synchronize on different tensors; one of them is {data!r}"
         )
 
 

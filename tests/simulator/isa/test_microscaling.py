@@ -1,4 +1,4 @@
-"""Microscaled formats, by the definition of the scale and by dequantising with NumPy."""
+"""Microscaled formats, by the definition of the scale and by dequantizing with NumPy."""
 
 import ml_dtypes
 import numpy as np
@@ -17,7 +17,7 @@ _FORMATS = {
 }
 
 
-def _quantise(x, dtype):
+def _quantize(x, dtype):
     """Data as float8, and scale codes per group, by the instruction."""
     partitions, elements = x.shape
 
@@ -37,20 +37,20 @@ def _quantise(x, dtype):
     return out.view(_FORMATS[dtype][0]), codes
 
 
-def _dequantise(data, codes, rows):
+def _dequantize(data, codes, rows):
     factors = 2.0 ** (codes[rows].astype(np.float64) - 127)
     return data.astype(np.float64) * factors.repeat(8, axis=0).repeat(4, axis=1)
 
 
-class QuantiseTest(parameterized.TestCase):
+class QuantizeTest(parameterized.TestCase):
     @parameterized.product(dtype=list(_FORMATS), partitions=[32, 128])
     def test_values_and_the_place_of_scales(self, dtype, partitions):
         x = _G.normal(size=(partitions, 16)).astype(ml_dtypes.bfloat16)
-        data, codes = _quantise(x, dtype)
+        data, codes = _quantize(x, dtype)
         # Each quadrant of 32 partitions keeps its four scales in its own first four.
         groups = range(partitions // 8)
         rows = [32 * (i // 4) + i % 4 if partitions > 32 else i for i in groups]
-        error = np.abs(_dequantise(data, codes, rows) - x.astype(np.float64))
+        error = np.abs(_dequantize(data, codes, rows) - x.astype(np.float64))
         largest = np.abs(x.astype(np.float64)).reshape(-1, 8, 4, 4).max(axis=(1, 3))
         bound = (largest * _FORMATS[dtype][2]).repeat(8, axis=0).repeat(4, axis=1)
         self.assertTrue((error <= bound).all())
@@ -61,7 +61,7 @@ class QuantiseTest(parameterized.TestCase):
     def test_the_documented_scale(self, dtype):
         x = np.zeros((32, 8), np.float32)
         x[3, 1] = 5.0
-        data, codes = _quantise(x.astype(ml_dtypes.bfloat16), dtype)
+        data, codes = _quantize(x.astype(ml_dtypes.bfloat16), dtype)
         # floor(log2 5) = 2; a group of zeros has 2^-127, code 0.
         self.assertEqual(int(codes[0, 0]), 2 - (_FORMATS[dtype][1] - 1) + 127)
         self.assertEqual(int(codes[0, 1]), 0)
@@ -70,7 +70,7 @@ class QuantiseTest(parameterized.TestCase):
 
 class MatmulTest(parameterized.TestCase):
     @parameterized.product(dtype=list(_FORMATS), partitions=[32, 128])
-    def test_product_of_quantised_operands(self, dtype, partitions):
+    def test_product_of_quantized_operands(self, dtype, partitions):
         left = _G.normal(size=(partitions, 64)).astype(ml_dtypes.bfloat16)
         right = _G.normal(size=(partitions, 40)).astype(ml_dtypes.bfloat16)
 
@@ -92,8 +92,8 @@ class MatmulTest(parameterized.TestCase):
 
         result = harness.run(kernel, left, right, target="trn3").outputs[0]
         rows = microscaling.scale_rows(partitions)
-        s = _dequantise(*_quantise(left, dtype), rows).reshape(partitions, 16, 4)
-        m = _dequantise(*_quantise(right, dtype), rows).reshape(partitions, 10, 4)
+        s = _dequantize(*_quantize(left, dtype), rows).reshape(partitions, 16, 4)
+        m = _dequantize(*_quantize(right, dtype), rows).reshape(partitions, 10, 4)
         expected = 2 * np.einsum("kiq,kjq->ij", s, m)
         np.testing.assert_allclose(result, expected, rtol=1e-4, atol=1e-4)
 

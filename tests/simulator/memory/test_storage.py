@@ -155,7 +155,7 @@ class OverlapTest(parameterized.TestCase):
         ("below", lambda: _sb(128, 16, address=(0, 960))),
         ("without_address", lambda: _sb(128, 16)),
     )
-    def test_neighbours_do_not_overlap(self, second):
+    def test_neighbors_do_not_overlap(self, second):
         harness.run(self._overwritten(second))
 
     def test_only_the_written_bytes_are_lost(self):
