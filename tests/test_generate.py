@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 RATES = re.compile(
     r"prompt: (\d+) tokens, [\d.]+ tokens/s; decode: (\d+) tokens, [\d.]+ tokens/s; "
-    r"besides [\d.]+ s to compile\n\Z"
+    r"besides [\d.]+ s to load and compile\n\Z"
 )
 
 
@@ -63,6 +63,24 @@ class TextTest(parameterized.TestCase):
         # Each is written when it is complete, whichever comes first.
         answers = [b"--- the cat\n" + one, b"--- 12 and in\n" + other]
         self.assertIn(both, (b"".join(answers), b"".join(answers[::-1])))
+
+    def test_answers_end_with_the_context_length(self) -> None:
+        """Each alone, and it is said which ones."""
+        tiny.write_tiny(self.model, tiny.Tiny(context_length=40), tokenizer__ggml__eos_token_id=0)
+        flags = (f"--model={self.model}", "--nochat", "--max_tokens=25")
+        long, short = "a" * 30, "b" * 8
+        alone = _run(*flags, f"--prompt={short}")
+        self.assertNotIn(b"note:", alone.stderr)
+        both = _run(*flags, f"--prompt={long}", f"--prompt={short}")
+        self.assertEqual(both.returncode, 0, both.stderr)
+        self.assertIn(f"--- {short}\n".encode() + alone.stdout, both.stdout)
+        note = (
+            "note: answer 1 ends where prompt and answer reach the model's context length, 40 tok"
+        )
+        self.assertIn(note.encode(), both.stderr)
+        self.assertNotIn(b"answer 2", both.stderr)
+        # 10 tokens of the first answer and 25 of the second.
+        self.assertIn(b"decode: 35 tokens", both.stderr)
 
     def test_seed(self) -> None:
         flags = ("--prompt=the cat", "--temperature=2")
@@ -205,6 +223,7 @@ class OutputTest(absltest.TestCase):
         drawn = process.drawn()
         self.assertEqual(process.returncode, 0, drawn)
         self.assertIn("Loading layers", drawn)
+        self.assertIn("Compiling", drawn)
         self.assertIn("Reading the prompt", drawn)
         self.assertNotIn(b"Loading", output)
 
@@ -237,7 +256,7 @@ class InterruptTest(parameterized.TestCase):
         self.assertNotIn("Traceback", drawn)
         self.assertNotIn("Fatal", drawn)
 
-    @parameterized.parameters("Loading layers", "Reading the prompt")
+    @parameterized.parameters("Loading layers", "Compiling")
     def test_before_the_text(self, title: str) -> None:
         with self._start() as process:
             while title not in process.drawn():

@@ -5,8 +5,11 @@ python -m jax_tkg.generate --prompt "What is the capital of France?"
 
 from __future__ import annotations
 
+import concurrent.futures
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +25,9 @@ from jax_tkg.models.checkpoint import Checkpoint, open_checkpoint
 from jax_tkg.models.decode import NO_TOKEN, Decoder, DecodeState, context_bucket
 from jax_tkg.models.default_model import default_model
 from jax_tkg.models.errors import ModelError, one_line
+from jax_tkg.models.executables import Compiled
 from jax_tkg.models.forward import TENSOR_AXIS
-from jax_tkg.models.llama import check_tensor_parallel
+from jax_tkg.models.llama import LlamaModel, check_tensor_parallel
 from jax_tkg.models.sampling import Sampling
 from jax_tkg.models.tokenizer import Tokenizer
 
@@ -112,29 +116,39 @@ def _generate(values: flags.FlagValues) -> None:
     except ModelError as error:
         raise CommandError(f"--{error}") from None
     mesh = _mesh(values)
+    key = _key(values.seed)
+    started = time.perf_counter()
+    threads = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="generate")
     with bars() as bar:
-        model = checkpoint.load(
-            _DTYPES[values.dtype], values.tensor_parallel, bar("Loading layers")
-        )
+        dtype = _DTYPES[values.dtype]
         decoder = Decoder(
-            model,
+            checkpoint.outline(dtype, values.tensor_parallel),
             capacity=capacity,
             mesh=mesh,
             sampling=sampling,
             stop_tokens=checkpoint.tokenizer.stop_tokens,
             implementation=values.implementation,
         )
+        loading = threads.submit(
+            checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers")
+        )
+        lengths = [len(tokens) for tokens in encoded]
+        compiling = decoder.prepare(threads, lengths, key, values.device_loop)
+        _wait(loading, compiling, bar("Compiling"))
+        decoder.place(loading.result())
+        ready_seconds = time.perf_counter() - started
         clock = _Clock(decoder)
-        state = _start(decoder, encoded, _key(values.seed), bar("Reading the prompt"))
+        state = _start(decoder, encoded, key, bar("Reading the prompt"))
         prefill_seconds = clock.lap()
-    written = _write(values, decoder, state, checkpoint.tokenizer, prompts)
+    written = _write(values, decoder, state, threads, checkpoint.tokenizer, prompts)
     decode_seconds = clock.lap()
     read = sum(map(len, encoded))
     note(
         f"prompt: {read} tokens, {read / prefill_seconds:.1f} tokens/s; "
         f"decode: {written} tokens, {written / decode_seconds:.1f} tokens/s; "
-        f"besides {decoder.compile_seconds:.1f} s to compile"
+        f"besides {ready_seconds + decoder.compile_seconds:.1f} s to load and compile"
     )
+    threads.shutdown(cancel_futures=True)
 
 
 def _prompts(values: flags.FlagValues) -> list[str]:
@@ -221,17 +235,46 @@ def _key(seed: int) -> jax.Array:
     return jax.random.wrap_key_data(bits, impl="threefry2x32")
 
 
+def _wait(
+    loading: concurrent.futures.Future[LlamaModel], compiling: Sequence[Compiled], bar: Bar
+) -> None:
+    """Waits until the model is loaded and compiled.
+
+    Raises:
+      CommandError: the implementation cannot run here or at these sizes, which is known when the
+        call is traced.
+      ModelError: the model cannot be loaded.
+    """
+    waiting: set[concurrent.futures.Future[Any]] = {loading, *compiling}
+    while waiting:
+        bar(sum(executable.done() for executable in compiling), len(compiling))
+        done, waiting = concurrent.futures.wait(
+            waiting, return_when=concurrent.futures.FIRST_COMPLETED
+        )
+        for finished in done:
+            with _trace_errors():
+                finished.result()
+
+
 def _start(
     decoder: Decoder, prompts: Sequence[Sequence[int]], key: jax.Array, bar: Bar
 ) -> DecodeState:
     """Reads the prompts.
 
     Raises:
-      CommandError: the implementation cannot run here or at these sizes, which is known when the
-        call is traced; or the model's vocabulary lacks a token of its tokenizer.
+      CommandError: the model's vocabulary lacks a token of its tokenizer.
     """
-    try:
+    with _trace_errors():
         return jax.block_until_ready(decoder.start(prompts, key, bar))
+
+
+@contextlib.contextmanager
+def _trace_errors() -> Iterator[None]:
+    """Makes a CommandError of a ValueError, whose message names the argument that is wrong."""
+    try:
+        yield
+    except ModelError:
+        raise
     except ValueError as error:
         flag = "--" if str(error).startswith("implementation:") else ""
         raise CommandError(flag + one_line(error)) from error
@@ -257,6 +300,7 @@ def _write(
     values: flags.FlagValues,
     decoder: Decoder,
     state: DecodeState,
+    threads: concurrent.futures.Executor,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
 ) -> int:
@@ -268,7 +312,7 @@ def _write(
     if values.device_loop:
         steps: Iterator[np.ndarray] = iter(decoder.generate(state, values.max_tokens).T)
     else:
-        steps = decoder.stream(state, values.max_tokens)
+        steps = decoder.stream(state, values.max_tokens, threads)
     answers = [Answer(tokenizer, None if len(prompts) == 1 else prompt) for prompt in prompts]
     for tokens in steps:
         for answer, token in zip(answers, tokens.tolist(), strict=True):

@@ -7,10 +7,12 @@ import os
 import pathlib
 from collections.abc import Callable
 
+import jax
+
 from jax_tkg.models import gguf, gguf_tokenizer, json_config, json_tokenizer, safetensors
 from jax_tkg.models.config import LlamaConfig
 from jax_tkg.models.errors import ModelError
-from jax_tkg.models.llama import LlamaModel
+from jax_tkg.models.llama import LlamaModel, outline
 from jax_tkg.models.tokenizer import Tokenizer
 
 _EXPECTED = "a GGUF file, or a folder with config.json, safetensors and tokenizer.json"
@@ -26,11 +28,18 @@ class Checkpoint:
       config: the model's sizes.
       tokenizer: its tokenizer.
       load: (dtype, tensor_parallel, progress) -> the model; see `jax_tkg.models.gguf.load`.
+      seems_tied: whether the head is the embedding. In a folder that holds both, only their values
+        tell, which `load` compares.
     """
 
     config: LlamaConfig
     tokenizer: Tokenizer
     load: Callable[..., LlamaModel]
+    seems_tied: bool
+
+    def outline(self, dtype: jax.typing.DTypeLike, tensor_parallel: int) -> LlamaModel:
+        """The model with shapes in place of arrays; see `jax_tkg.models.llama.outline`."""
+        return outline(self.config, dtype, tensor_parallel, self.seems_tied)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
@@ -51,6 +60,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
             config=safetensors.read_config(path),
             tokenizer=json_tokenizer.read_tokenizer(path),
             load=lambda *options: safetensors.load(path, *options),
+            seems_tied=safetensors.seems_tied(path),
         )
     if not os.path.lexists(path):
         raise ModelError(f"{path}: expected {_EXPECTED}, got no such file or folder")
@@ -63,6 +73,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         config=gguf.read_config(file),
         tokenizer=gguf_tokenizer.read_tokenizer(file),
         load=lambda *options: gguf.load(file, *options),
+        seems_tied="output.weight" not in file.tensor_names,
     )
 
 

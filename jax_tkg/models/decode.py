@@ -6,6 +6,7 @@ context bucket S_ctx, which is a shape and so costs a compilation, grows in powe
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.limits import MAX_NEW_TOKENS
-from jax_tkg.models.executables import Executables
+from jax_tkg.models.executables import Compiled, Executables
 from jax_tkg.models.forward import LlamaForward, PlacedParameters
 from jax_tkg.models.llama import LlamaModel
 from jax_tkg.models.sampling import Sampling, sample
@@ -25,6 +26,9 @@ SMALLEST_CONTEXT = 128
 
 STEPS_PER_SCAN = 32
 """Steps of one on-device loop: between loops it is seen whether every sequence has finished."""
+
+STEPS_AHEAD = 64
+"""Steps before its first use at which the step of the next context bucket begins to compile."""
 
 NO_TOKEN = -1
 """Stands where a sequence that has finished says nothing."""
@@ -73,7 +77,8 @@ class Decoder:
     """Runs a model over a batch of sequences.
 
     Args:
-      model: packed for `mesh`'s ranks.
+      model: packed for `mesh`'s ranks; or the outline of one, for which `prepare` can compile
+        before `place` brings the arrays.
       capacity: S_max, the longest sequence in tokens, prompt and answer together.
       mesh: one axis named "tp" (`jax_tkg.models.forward.TENSOR_AXIS`), of the size the model is
         packed for; None for one device.
@@ -110,31 +115,28 @@ class Decoder:
         self._read_chunk = Executables(
             self._traced_chunk,
             ("S_ctx",),
-            donate_argnums=(4, 5, 6),
-            **_placed(mesh, (whole, cached, cached)),
+            donate_argnums=(4, 5),
+            **_options(mesh, (cached, cached)),
         )
         self._every_logit = Executables(
             self._traced_logits,
             ("S_ctx",),
             donate_argnums=(4, 5),
-            **_placed(mesh, (whole, cached, cached)),
-        )
-        self._choose_first = Executables(
-            self._traced_first, (), donate_argnums=(4, 5), **_placed(mesh, state)
+            **_options(mesh, (whole, cached, cached)),
         )
         self._step = Executables(
-            self._traced_step, ("S_ctx",), donate_argnums=(1,), **_placed(mesh, state)
+            self._traced_step, ("S_ctx",), donate_argnums=(1,), **_options(mesh, state)
         )
         self._steps = Executables(
             self._traced_steps,
             ("S_ctx",),
             donate_argnums=(1,),
-            **_placed(mesh, (state, whole)),
+            **_options(mesh, (state, whole)),
         )
 
     @property
     def compile_seconds(self) -> float:
-        """Time spent compiling so far."""
+        """Time for which calls have waited for compiling so far."""
         return sum(function.seconds for function in self._functions)
 
     @property
@@ -147,10 +149,72 @@ class Decoder:
         return (
             self._read_chunk,
             self._every_logit,
-            self._choose_first,
             self._step,
             self._steps,
         )
+
+    def place(self, model: LlamaModel) -> None:
+        """Puts a model on the devices, in place of the arrays, or the outline, held so far.
+
+        Args:
+          model: of the same config, packed for as many ranks. Where its arrays differ in shape from
+            those before, what was compiled for those is dropped.
+        """
+        if not self._forward.place(model):
+            for function in self._functions:
+                function.forget()
+
+    def prepare(
+        self,
+        threads: concurrent.futures.Executor,
+        lengths: Sequence[int],
+        key: jax.Array | None = None,
+        device_loop: bool = False,
+    ) -> list[Compiled]:
+        """Compiles in threads what `start` and the first steps after it run.
+
+        Args:
+          threads: compiles; see `Executables.prepare`.
+          lengths: tokens of each prompt, one or more each.
+          key: PRNG key as `start` is given, whose kind counts.
+          device_loop: whether `generate` follows, and not `stream`.
+
+        Returns:
+          The executables, which `start` waits for itself. Each holds the error that tracing raised,
+          such as a ValueError where the implementation cannot run here.
+        """
+        batch, longest = len(lengths), max(lengths)
+        caches = self._forward.cache_shapes(batch, self.capacity)
+        whole = self._forward.replicated
+
+        def shape(*sizes: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(sizes, dtype, sharding=whole)
+
+        key = jax.random.key(0) if key is None else key
+        state = DecodeState(
+            tokens=shape(batch),
+            lengths=shape(batch),
+            finished=shape(batch, dtype=jnp.bool_),
+            key=shape(dtype=key.dtype),
+            K_caches=caches[0],
+            V_caches=caches[1],
+        )
+        counts = np.zeros(batch, np.int32)
+        chunk = np.zeros((batch, MAX_NEW_TOKENS), np.int32)
+        starts = range(0, longest - 1, MAX_NEW_TOKENS)
+        parameters = self._forward.parameters
+        prepared = [
+            self._read_chunk.prepare(
+                threads, parameters, chunk, counts, counts, *caches, S_ctx=S_ctx
+            )
+            for S_ctx in sorted({context_bucket(start, self.capacity) for start in starts})
+        ]
+        S_ctx = context_bucket(longest, self.capacity)
+        prepared.insert(1, self._step.prepare(threads, parameters, state, S_ctx=S_ctx))
+        if device_loop:
+            S_ctx = context_bucket(longest + STEPS_PER_SCAN - 1, self.capacity)
+            prepared.append(self._steps.prepare(threads, parameters, state, S_ctx=S_ctx))
+        return prepared
 
     def start(
         self,
@@ -175,30 +239,35 @@ class Decoder:
         """
         self._check_prompts(prompts)
         batch, longest = len(prompts), max(map(len, prompts))
-        K_caches, V_caches = self._forward.caches(batch, self.capacity)
-        parameters = self._forward.parameters
-        dtype = self._forward.model.parameters.head.dtype
-        last = np.zeros((batch, self._forward.model.hidden_size), dtype)
-        for start in range(0, longest, MAX_NEW_TOKENS):
-            chunk, counts = _chunk(prompts, start)
-            lengths = np.asarray([min(len(prompt), start) for prompt in prompts], np.int32)
-            last, K_caches, V_caches = self._read_chunk(
-                parameters,
+        caches = self._forward.caches(batch, self.capacity)
+        key = jax.random.key(0) if key is None else key
+        state = self._state(key, [prompt[-1] for prompt in prompts], *caches)
+        # The last token of each prompt is left to a step, which chooses the next one.
+        beginnings = [prompt[:-1] for prompt in prompts]
+        for start in range(0, longest - 1, MAX_NEW_TOKENS):
+            chunk, counts = _chunk(beginnings, start)
+            caches = self._read_chunk(
+                self._forward.parameters,
                 chunk,
-                lengths,
+                np.asarray([min(len(prompt), start) for prompt in beginnings], np.int32),
                 counts,
-                last,
-                K_caches,
-                V_caches,
+                *caches,
                 S_ctx=context_bucket(start, self.capacity),
             )
             if progress is not None:
-                progress(min(start + MAX_NEW_TOKENS, longest), longest)
-        lengths = np.asarray([len(prompt) for prompt in prompts], np.int32)
-        key = jax.random.key(0) if key is None else key
-        if self._forward.replicated is not None:
-            key = jax.device_put(key, self._forward.replicated)
-        return self._choose_first(parameters, last, lengths, key, K_caches, V_caches)
+                progress(min(start + MAX_NEW_TOKENS, longest - 1), longest)
+        K_caches, V_caches = caches
+        state = dataclasses.replace(
+            state,
+            lengths=self._placed(np.asarray([len(prompt) for prompt in beginnings], np.int32)),
+            K_caches=K_caches,
+            V_caches=V_caches,
+        )
+        # The bucket of the steps that follow, so that this one needs no executable of its own.
+        state = self.step(state, context_bucket(longest, self.capacity))
+        if progress is not None:
+            progress(longest, longest)
+        return state
 
     def step(self, state: DecodeState, S_ctx: int) -> DecodeState:
         """One decode step; the state is donated.
@@ -209,13 +278,20 @@ class Decoder:
         """
         return self._step(self._forward.parameters, state, S_ctx=S_ctx)
 
-    def stream(self, state: DecodeState, max_tokens: int) -> Iterator[np.ndarray]:
+    def stream(
+        self,
+        state: DecodeState,
+        max_tokens: int,
+        threads: concurrent.futures.Executor | None = None,
+    ) -> Iterator[np.ndarray]:
         """Decodes step by step.
 
         Args:
           state: from `start`; donated.
           max_tokens: most tokens per sequence; a sequence that fills the capacity ends before,
             alone.
+          threads: compiles the step of the next context bucket some tokens ahead of its use; None
+            to compile it when it is needed. See `Executables.prepare`.
 
         Yields:
           [B] int32 tokens of each step, `NO_TOKEN` for a sequence that has finished. A stop token
@@ -225,6 +301,10 @@ class Decoder:
         for index in range(max_tokens):
             if index:
                 state = self.step(state, context_bucket(longest + index - 1, self.capacity))
+            if threads is not None and index + STEPS_AHEAD < max_tokens:
+                ahead = context_bucket(longest + index + STEPS_AHEAD, self.capacity)
+                shapes = jax.tree.map(_shape, state)
+                self._step.prepare(threads, self._forward.parameters, shapes, S_ctx=ahead)
             yield np.array(state.tokens)
             if np.asarray(state.finished).all():
                 return
@@ -286,6 +366,24 @@ class Decoder:
             rows.append(np.asarray(logits)[0, : counts[0]])
         return np.concatenate(rows)
 
+    def _state(
+        self, key: jax.Array, tokens: Sequence[int], K_caches: Any, V_caches: Any
+    ) -> DecodeState:
+        """A state of empty caches, with the token that each sequence says next."""
+        batch = len(tokens)
+        return DecodeState(
+            tokens=self._placed(np.asarray(tokens, np.int32)),
+            lengths=self._placed(np.zeros(batch, np.int32)),
+            finished=self._placed(np.zeros(batch, np.bool_)),
+            key=self._placed(key),
+            K_caches=K_caches,
+            V_caches=V_caches,
+        )
+
+    def _placed(self, array: Any) -> jax.Array:
+        """An array as the steps return theirs: whole on every device."""
+        return jax.device_put(array, self._forward.replicated)
+
     def _check_prompts(self, prompts: Sequence[Sequence[int]], room: int = 1) -> None:
         if not prompts:
             raise ValueError("prompts: expected at least one, got none")
@@ -313,18 +411,14 @@ class Decoder:
         tokens: jax.Array,
         lengths: jax.Array,
         counts: jax.Array,
-        last: jax.Array,
         K_caches: Any,
         V_caches: Any,
         S_ctx: int,
-    ) -> tuple[jax.Array, Any, Any]:
-        """`last` [B, H]: hidden states of the newest real token, kept where a chunk has none."""
-        hidden, K_caches, V_caches = self._forward.hidden(
+    ) -> tuple[Any, Any]:
+        _, K_caches, V_caches = self._forward.hidden(
             parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx
         )
-        ends = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)
-        last = jnp.where((counts > 0)[:, None], ends[:, 0], last)
-        return last, K_caches, V_caches
+        return K_caches, V_caches
 
     def _traced_logits(
         self,
@@ -340,19 +434,6 @@ class Decoder:
             parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx
         )
         return self._forward.logits(parameters, hidden), K_caches, V_caches
-
-    def _traced_first(
-        self,
-        parameters: PlacedParameters,
-        last: jax.Array,
-        lengths: jax.Array,
-        key: jax.Array,
-        K_caches: Any,
-        V_caches: Any,
-    ) -> DecodeState:
-        key, first = jax.random.split(key)
-        tokens = sample(self._forward.logits(parameters, last), first, self.sampling)
-        return DecodeState(tokens, lengths, self._is_last(tokens, lengths), key, K_caches, V_caches)
 
     def _traced_step(
         self, parameters: PlacedParameters, state: DecodeState, S_ctx: int
@@ -390,7 +471,11 @@ class Decoder:
         return jax.lax.scan(body, state, None, length=STEPS_PER_SCAN)
 
 
-def _placed(mesh: jax.sharding.Mesh | None, shardings: Any) -> dict[str, Any]:
+def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
+
+
+def _options(mesh: jax.sharding.Mesh | None, shardings: Any) -> dict[str, Any]:
     """Options of `Executables`, so that a state always comes back as it was given."""
     return {} if mesh is None else {"mesh": mesh, "out_shardings": shardings}
 

@@ -1,30 +1,36 @@
-"""Ahead-of-time compiled versions of a function, so that compiling is seen and counted."""
+"""Compiled forms of one function, counted and timed, and compiled ahead of their first call."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
+import threading
 import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
 
+Compiled = concurrent.futures.Future[jax.stages.Compiled]
+"""An executable that is compiled, being compiled, or could not be compiled."""
+
 
 class Executables:
     """A jitted function with one executable per set of static arguments and array shapes.
 
-    Unlike `jax.jit` itself, it tells how many executables there are and how long they took, so
-    that a rate in tokens per second need not include compiling.
+    Unlike `jax.jit` itself, it tells how many executables there are and how long callers waited for
+    them, so that a rate in tokens per second need not include compiling; and it compiles ahead, in
+    threads. It may be used from several threads.
 
     Args:
-      function: what `jax.jit` takes. Its first argument (the parameters) must always have the
-        same shapes; static arguments are passed by keyword.
+      function: the function to give to `jax.jit`. Its first argument (the parameters) must always
+        have the same shapes; static arguments are passed by keyword.
       static_argnames: names of the static arguments.
       mesh: of the arrays, or None. A mesh that the caller has set (`jax.set_mesh`) does not count.
       options: further arguments of `jax.jit`.
 
     Attributes:
-      seconds: time spent tracing, lowering and compiling.
+      seconds: time for which calls have waited for tracing, lowering and compiling.
     """
 
     def __init__(
@@ -36,23 +42,81 @@ class Executables:
     ):
         self._mesh = mesh
         self._jitted = jax.jit(function, static_argnames=static_argnames, **options)
-        self._compiled: dict[Hashable, jax.stages.Compiled] = {}
+        self._compiled: dict[Hashable, Compiled] = {}
+        self._lock = threading.Lock()
         self.seconds = 0.0
 
     @property
     def count(self) -> int:
-        """Executables compiled so far."""
+        """Executables compiled so far, or being compiled."""
         return len(self._compiled)
 
+    def forget(self) -> None:
+        """Drops all executables: the first argument's shapes have changed."""
+        with self._lock:
+            self._compiled = {}
+
+    def prepare(
+        self,
+        threads: concurrent.futures.Executor,
+        parameters: Any,
+        *arrays: Any,
+        **static: Hashable,
+    ) -> Compiled:
+        """Compiles for these sizes in another thread, unless that is done or under way.
+
+        JAX's settings that hold for one thread, such as `jax.default_device`, do not reach there.
+
+        Args:
+          threads: compiles.
+          parameters: the function's first argument, or its shapes as jax.ShapeDtypeStruct.
+          arrays: the others, likewise.
+          static: the static arguments.
+        """
+        future, is_new = self._future(arrays, static)
+        if is_new:
+            threads.submit(self._compile, future, parameters, arrays, static)
+        return future
+
     def __call__(self, parameters: Any, *arrays: Any, **static: Hashable) -> Any:
-        """Runs the executable for these sizes, which is compiled where it is new."""
+        """Runs the executable for these sizes; compiles it first if there is none."""
+        future, is_new = self._future(arrays, static)
+        if not future.done():
+            started = time.perf_counter()
+            if is_new:
+                self._compile(future, parameters, arrays, static)
+            concurrent.futures.wait([future])
+            self.seconds += time.perf_counter() - started
+        with self._mesh_set():
+            return future.result()(parameters, *arrays)
+
+    def _mesh_set(self) -> contextlib.AbstractContextManager[Any]:
+        return contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh)
+
+    def _future(
+        self, arrays: tuple[Any, ...], static: dict[str, Hashable]
+    ) -> tuple[Compiled, bool]:
+        """The executable for these sizes, and whether the caller has to compile it."""
         shapes = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(arrays))
         key = (tuple(sorted(static.items())), shapes)
-        executable = self._compiled.get(key)
-        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-            if executable is None:
-                started = time.perf_counter()
-                executable = self._jitted.lower(parameters, *arrays, **static).compile()
-                self._compiled[key] = executable
-                self.seconds += time.perf_counter() - started
-            return executable(parameters, *arrays)
+        with self._lock:
+            found = self._compiled.get(key)
+            if found is None or (found.done() and found.exception() is not None):
+                self._compiled[key] = new = Compiled()
+                return new, True
+            return found, False
+
+    def _compile(
+        self,
+        future: Compiled,
+        parameters: Any,
+        arrays: tuple[Any, ...],
+        static: dict[str, Hashable],
+    ) -> None:
+        try:
+            with self._mesh_set():
+                lowered = self._jitted.lower(parameters, *arrays, **static)
+                future.set_result(lowered.compile())
+        # Whatever it is, callers in other threads wait for it.
+        except BaseException as error:
+            future.set_exception(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -47,7 +48,7 @@ class LlamaForward:
     On CPUs low precision is held as `jax_tkg.bits.Bits`.
 
     Args:
-      model: packed for the mesh's ranks.
+      model: packed for the mesh's ranks; or the outline of one, whose arrays `place` brings.
       mesh: one axis named `TENSOR_AXIS`, of the size the model is packed for; None for one
         device.
       implementation: of `transformer_tkg`.
@@ -113,6 +114,14 @@ class LlamaForward:
             sharding=self.cache_sharding,
         )
         return jax.tree.map(as_bits, caches) if self._on_cpu else caches
+
+    def cache_shapes(self, batch: int, capacity: int) -> tuple[Any, Any]:
+        """The shapes, dtypes and shardings of what `caches` makes, as jax.ShapeDtypeStruct."""
+
+        def sharded(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.cache_sharding)
+
+        return jax.tree.map(sharded, jax.eval_shape(lambda: self.caches(batch, capacity)))
 
     def hidden(
         self,
@@ -184,23 +193,53 @@ class LlamaForward:
         )
         return parallel(arguments)
 
+    def place(self, model: LlamaModel) -> bool:
+        """Puts the arrays of a model on the devices, in place of those, or the shapes, held so far.
+
+        Args:
+          model: of the same config, packed for as many ranks.
+
+        Returns:
+          Whether they have the shapes, dtypes and places of those before.
+        """
+        before = jax.tree.map(_shape, self.parameters)
+        self.model = model
+        self.parameters = self._placed(model.parameters)
+        return before == jax.tree.map(_shape, self.parameters)
+
     def _placed(self, parameters: LlamaParameters) -> PlacedParameters:
-        """The parameters on the devices."""
+        """The parameters on the devices; of an outline's shapes, the shapes and shardings there."""
+        if isinstance(parameters.head, jax.ShapeDtypeStruct):
+            arranged = jax.eval_shape(self._arranged, parameters)
+            return self._with_shardings(arranged, _described)
+        return self._with_shardings(self._arranged(parameters), jax.device_put)
+
+    def _arranged(self, parameters: LlamaParameters) -> PlacedParameters:
+        """The parameters in the form in which the devices read them fastest."""
         layers = parameters.layers if self._stacked else unstack_layers(parameters.layers)
         layers = weights_as_bits(layers) if self._on_cpu else layers
         head, embedding = parameters.head, parameters.embedding
         # Where the head is split the embedding is not, and Trainium gathers rows, not columns.
         if embedding is None and (self.mesh is not None or self._platform == "neuron"):
-            embedding = np.ascontiguousarray(head.T)
+            embedding = np.ascontiguousarray(head.T) if isinstance(head, np.ndarray) else head.T
         vocabulary = Vocabulary(as_bits(head) if self._on_cpu else head, embedding)
-        placed = PlacedParameters(layers, vocabulary, parameters.final_gamma)
-        return jax.device_put(placed) if self.mesh is None else self._on_mesh(self.mesh, placed)
+        return PlacedParameters(layers, vocabulary, parameters.final_gamma)
 
-    def _on_mesh(self, mesh: jax.sharding.Mesh, parameters: PlacedParameters) -> PlacedParameters:
-        """Weights split as the primitive wants them; a head that divides evenly, by vocabulary."""
+    def _with_shardings(
+        self, parameters: PlacedParameters, put: Callable[[Any, Any], Any]
+    ) -> PlacedParameters:
+        """Weights split as the primitive wants them; a head that divides evenly, by vocabulary.
+
+        Args:
+          parameters: as `_arranged` makes them.
+          put: puts an array, or a list of arrays, where the sharding says; None is one device.
+        """
+        mesh = self.mesh
+        if mesh is None:
+            return put(parameters, None)
 
         def place(array: Any, spec: jax.sharding.PartitionSpec) -> Any:
-            return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
+            return put(array, jax.sharding.NamedSharding(mesh, spec))
 
         whole = jax.sharding.PartitionSpec()
         layers = {
@@ -216,3 +255,14 @@ class LlamaForward:
             vocabulary=Vocabulary(place(head, head_spec), place(embedding, whole)),
             final_gamma=place(parameters.final_gamma, whole),
         )
+
+
+def _shape(leaf: Any) -> tuple[Any, ...]:
+    return leaf.shape, jnp.dtype(leaf.dtype)
+
+
+def _described(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
+    """Shapes with a sharding, where `jax.device_put` would put arrays."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )

@@ -178,6 +178,50 @@ def check_tensor_parallel(config: LlamaConfig, ranks: int) -> None:
             )
 
 
+def outline(
+    config: LlamaConfig, dtype: jax.typing.DTypeLike, tensor_parallel: int, tied: bool
+) -> LlamaModel:
+    """The model that `build` makes, with shapes in place of arrays: for compiling before loading.
+
+    Args:
+      config: the model.
+      dtype: dtype of the weights.
+      tensor_parallel: ranks to pack for.
+      tied: whether the head is tied to the embedding.
+
+    Returns:
+      A model whose parameters are jax.ShapeDtypeStruct.
+
+    Raises:
+      ModelError: the model's heads do not split evenly over the ranks.
+    """
+    check_tensor_parallel(config, tensor_parallel)
+    hidden = padded_hidden_size(config)
+    intermediate = padded_intermediate_size(config, tensor_parallel)
+    attention = config.num_heads * config.head_size
+    packed = (config.num_heads + 2 * config.num_kv_heads) * config.head_size
+
+    def layers(rows: int, columns: int, kind: jax.typing.DTypeLike = dtype) -> Any:
+        return jax.ShapeDtypeStruct((config.num_layers, rows, columns), kind)
+
+    vocabulary = config.vocabulary_size
+    parameters = LlamaParameters(
+        layers=TransformerWeights(
+            W_qkvs=layers(hidden, packed),
+            W_outs=layers(attention, hidden),
+            W_gates=layers(hidden, intermediate),
+            W_ups=layers(hidden, intermediate),
+            W_downs=layers(intermediate, hidden),
+            W_gamma_qkvs=layers(1, hidden, jnp.float32),
+            W_gamma_mlps=layers(1, hidden, jnp.float32),
+        ),
+        embedding=None if tied else jax.ShapeDtypeStruct((vocabulary, hidden), dtype),
+        head=jax.ShapeDtypeStruct((hidden, vocabulary), dtype),
+        final_gamma=jax.ShapeDtypeStruct((1, hidden), jnp.float32),
+    )
+    return LlamaModel(config, parameters, tensor_parallel)
+
+
 def build(
     config: LlamaConfig,
     layers: Iterable[LayerTensors],

@@ -51,6 +51,15 @@ def read_config(folder: pathlib.Path) -> LlamaConfig:
     return json_config.read_config(ModelFolder(folder).json(json_config.CONFIG))
 
 
+def seems_tied(folder: pathlib.Path) -> bool:
+    """Whether `config.json` says that the head is the embedding, or does not say.
+
+    Raises:
+      ModelError: the file is absent or damaged.
+    """
+    return json_config.ties_embeddings(ModelFolder(folder).json(json_config.CONFIG)) is not False
+
+
 class _Tensors:
     """The tensors of all files of a folder, by name."""
 

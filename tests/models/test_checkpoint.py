@@ -17,7 +17,7 @@ from tests.models import files, tiny, tiny_folder, tokenizer_files
 END = tiny.VOCABULARY.index(tiny.END)
 
 
-class OpenTest(absltest.TestCase):
+class OpenTest(parameterized.TestCase):
     def test_gguf_file(self) -> None:
         path = files.folder(self) / "model.gguf"
         tiny.write_tiny(path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import functools
 import pathlib
@@ -12,10 +13,11 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jax_tkg.models import gguf
+from jax_tkg.models import gguf, llama
 from jax_tkg.models.decode import (
     NO_TOKEN,
     SMALLEST_CONTEXT,
+    STEPS_AHEAD,
     STEPS_PER_SCAN,
     Decoder,
     context_bucket,
@@ -152,12 +154,77 @@ class CapacityTest(absltest.TestCase):
         decoder = Decoder(_model(), 384)
         for length in (1, 9, 23):
             _streamed(decoder, [PROMPTS[length]], 20)
-        # Prefill, first token and step; one batch and one context bucket.
-        self.assertEqual(decoder.compile_count, 3)
+        # Prefill and step; one batch and one context bucket.
+        self.assertEqual(decoder.compile_count, 2)
         _streamed(decoder, [PROMPTS[130]], 384)
         # The step for S_ctx of 256 and 384; the prefill's last chunk attends the first 128 tokens.
-        self.assertEqual(decoder.compile_count, 5)
+        self.assertEqual(decoder.compile_count, 4)
         self.assertGreater(decoder.compile_seconds, 0)
+
+
+class PrepareTest(parameterized.TestCase):
+    @parameterized.product(ranks=(1, 2), device_loop=(False, True), lengths=((1,), (23, 9), (130,)))
+    def test_nothing_is_compiled_later(
+        self, ranks: int, device_loop: bool, lengths: tuple[int, ...]
+    ) -> None:
+        decoder = Decoder(_model(ranks), 200, devices.mesh(ranks))
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            prepared = decoder.prepare(threads, lengths, device_loop=device_loop)
+            for executable in prepared:
+                executable.result()
+        count = decoder.compile_count
+        self.assertLen(prepared, count)
+        prompts = [PROMPTS[length] for length in lengths]
+        state = decoder.start(prompts)
+        if device_loop:
+            tokens = decoder.generate(state, 8)
+        else:
+            tokens = np.stack(list(decoder.stream(state, 8)), axis=1)
+        self.assertEqual(tokens.tolist(), [_expected(length, 8) for length in lengths])
+        self.assertEqual((decoder.compile_count, decoder.compile_seconds), (count, 0))
+
+    @parameterized.parameters((1, True), (2, True), (1, False))
+    def test_before_the_arrays_are_there(self, ranks: int, tied: bool) -> None:
+        """An outline that is wrong about the head costs another compilation and nothing else."""
+        model = _model(ranks)
+        outlined = llama.outline(model.config, "float32", ranks, tied)
+        decoder = Decoder(outlined, 200, devices.mesh(ranks))
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            decoder.prepare(threads, [23])
+        decoder.place(model)
+        tokens = _streamed(decoder, [PROMPTS[23]], 8)
+        self.assertEqual(tokens.tolist(), [_expected(23, 8)])
+        self.assertEqual(decoder.compile_count, 2)
+        if tied:
+            self.assertEqual(decoder.compile_seconds, 0)
+        else:
+            self.assertGreater(decoder.compile_seconds, 0)
+
+    def test_the_next_bucket_is_compiled_ahead(self) -> None:
+        decoder = Decoder(_model(), 384)
+        prompt = PROMPTS[23] * 4
+        length = len(prompt)
+        self.assertBetween(length, SMALLEST_CONTEXT - STEPS_AHEAD, SMALLEST_CONTEXT)
+        steps = SMALLEST_CONTEXT - length + 3
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            stream = decoder.stream(decoder.start([prompt]), 200, threads)
+            ahead = [next(stream) for _ in range(2)]
+        # The bucket of 256 is compiled now, though the caches hold 93 tokens.
+        seconds, count = decoder.compile_seconds, decoder.compile_count
+        self.assertEqual(count, 3)
+        tokens = [*ahead, *(next(stream) for _ in range(steps - 2))]
+        self.assertEqual((decoder.compile_seconds, decoder.compile_count), (seconds, count))
+        alone = _streamed(_decoder(), [prompt], steps)
+        self.assertEqual(np.stack(tokens, axis=1).tolist(), alone.tolist())
+
+    def test_error(self) -> None:
+        decoder = Decoder(_model(), 200, implementation="nki")
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            first, *_ = decoder.prepare(threads, [9])
+        with self.assertRaisesRegex(ValueError, "implementation: expected"):
+            first.result()
+        with self.assertRaisesRegex(ValueError, "implementation: expected"):
+            decoder.start([PROMPTS[9]])
 
 
 class StateTest(absltest.TestCase):
@@ -183,7 +250,7 @@ class StateTest(absltest.TestCase):
         _decoder().start(
             [PROMPTS[9], PROMPTS[23]], progress=lambda done, total: seen.append((done, total))
         )
-        self.assertEqual(seen, [(8, 23), (16, 23), (23, 23)])
+        self.assertEqual(seen, [(8, 23), (16, 23), (22, 23), (23, 23)])
 
 
 class SampledTest(absltest.TestCase):

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +39,49 @@ class ExecutablesTest(absltest.TestCase):
         self.assertGreater(first, 0)
         executables(jnp.ones(3), jnp.ones(3))
         self.assertEqual(executables.seconds, first)
+
+    def test_prepared_in_another_thread(self) -> None:
+        """Whoever asks for the same sizes meanwhile waits for the one compilation."""
+        started, released = threading.Event(), threading.Event()
+        traced = []
+
+        def double(weight: jax.Array, x: jax.Array) -> jax.Array:
+            traced.append(threading.get_ident())
+            started.set()
+            released.wait()
+            return weight * x
+
+        executables = Executables(double, ())
+        shape = jax.ShapeDtypeStruct((3,), jnp.float32)
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            first = executables.prepare(threads, shape, shape)
+            started.wait()
+            self.assertIs(executables.prepare(threads, shape, shape), first)
+            result = threads.submit(executables, jnp.full(3, 2.0), jnp.ones(3))
+            self.assertFalse(first.done())
+            released.set()
+            self.assertEqual(result.result().tolist(), [2, 2, 2])
+        self.assertLen(traced, 1)
+        self.assertNotEqual(traced[0], threading.get_ident())
+        self.assertEqual(executables.count, 1)
+        executables.forget()
+        self.assertEqual(executables.count, 0)
+
+    def test_failure_is_told_to_who_calls_and_tried_again(self) -> None:
+        attempts = []
+
+        def fails_once(weight: jax.Array, x: jax.Array) -> jax.Array:
+            attempts.append(x)
+            if len(attempts) == 1:
+                raise ValueError("not yet")
+            return weight * x
+
+        executables = Executables(fails_once, ())
+        with concurrent.futures.ThreadPoolExecutor(1) as threads:
+            prepared = executables.prepare(threads, jnp.ones(3), jnp.ones(3))
+        with self.assertRaisesRegex(ValueError, "not yet"):
+            prepared.result()
+        self.assertEqual(executables(jnp.ones(3), jnp.ones(3)).tolist(), [1, 1, 1])
 
 
 if __name__ == "__main__":
