@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import re
 import signal
 import subprocess
@@ -11,11 +12,12 @@ import threading
 import time
 from typing import Any
 
+import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
 from tests import commands
-from tests.models import files, tiny
+from tests.models import files, tiny, tiny_folder, tokenizer_files
 
 pytestmark = pytest.mark.slow
 
@@ -81,6 +83,31 @@ class TextTest(parameterized.TestCase):
         self.assertNotIn(b"answer 2", both.stderr)
         # 10 tokens of the first answer and 25 of the second.
         self.assertIn(b"decode: 35 tokens", both.stderr)
+
+    def _padded_folder(self, size: int) -> pathlib.Path:
+        """A model whose vocabulary has `size` ids, whatever the tokenizer's has."""
+        folder, shape = files.folder(self), tiny.Tiny(tied=False)
+        draw = np.random.default_rng(0)
+        changed = {
+            name: draw.standard_normal((size, shape.hidden_size)).astype(np.float32)
+            for name in ("model.embed_tokens.weight", "lm_head.weight")
+        }
+        tiny_folder.write(folder, shape, changed=changed, vocab_size=size)
+        tokenizer_files.write(folder)
+        return folder
+
+    def test_ids_that_the_tokenizer_lacks(self) -> None:
+        """A padded vocabulary: most of what is drawn has no text."""
+        folder = self._padded_folder(len(tiny.VOCABULARY) + 5000)
+        done = _run(f"--model={folder}", "--prompt=the cat", "--nochat", "--max_tokens=20")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertIn(b"decode: 20 tokens", done.stderr)
+        self.assertLess(len(done.stdout), 20)
+
+    def test_ids_that_the_model_lacks(self) -> None:
+        folder = self._padded_folder(50)
+        done = _run(f"--model={folder}", "--prompt=the cat", "--nochat")
+        _assert_one_line(self, done, "expected token ids 0..49")
 
     def test_seed(self) -> None:
         flags = ("--prompt=the cat", "--temperature=2")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 from unittest import mock
 
+import jax
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
@@ -12,9 +14,14 @@ from absl.testing import absltest, parameterized
 from jax_tkg.models import decode
 from jax_tkg.models.checkpoint import open_checkpoint
 from jax_tkg.models.errors import ModelError
+from jax_tkg.models.llama import LlamaModel
 from tests.models import files, tiny, tiny_folder, tokenizer_files
 
 END = tiny.VOCABULARY.index(tiny.END)
+
+
+def _shapes(model: LlamaModel) -> Any:
+    return jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), model.parameters)
 
 
 class OpenTest(parameterized.TestCase):
@@ -25,6 +32,23 @@ class OpenTest(parameterized.TestCase):
         self.assertEqual(checkpoint.config.hidden_size, 96)
         self.assertEqual(checkpoint.tokenizer.stop_tokens, (END,))
         self.assertEqual(checkpoint.load("bfloat16", 2).tensor_parallel, 2)
+
+    @parameterized.product(
+        folder=(False, True), tied=(True, False), ranks=(1, 2), dtype=("float32", "bfloat16")
+    )
+    def test_outline_has_the_shapes_of_the_model(
+        self, folder: bool, tied: bool, ranks: int, dtype: str
+    ) -> None:
+        path, shape = files.folder(self), tiny.Tiny(tied=tied)
+        if folder:
+            tiny_folder.write(path, shape)
+            tokenizer_files.write(path)
+        else:
+            tiny.write_tiny(path / "model.gguf", shape)
+        checkpoint = open_checkpoint(path)
+        outlined, loaded = checkpoint.outline(dtype, ranks), checkpoint.load(dtype, ranks)
+        self.assertEqual(_shapes(outlined), _shapes(loaded))
+        self.assertEqual(outlined.eps, loaded.eps)
 
     @pytest.mark.oracle
     def test_folder(self) -> None:
