@@ -194,7 +194,7 @@ class LlamaForward:
         return parallel(arguments)
 
     def place(self, model: LlamaModel) -> bool:
-        """Puts the arrays of a model on the devices, in place of those, or the shapes, held so far.
+        """Puts a model on the devices, in place of the arrays or shapes held so far, and waits.
 
         Args:
           model: of the same config, packed for as many ranks.
@@ -204,7 +204,7 @@ class LlamaForward:
         """
         before = jax.tree.map(_shape, self.parameters)
         self.model = model
-        self.parameters = self._placed(model.parameters)
+        self.parameters = jax.block_until_ready(self._placed(model.parameters))
         return before == jax.tree.map(_shape, self.parameters)
 
     def _placed(self, parameters: LlamaParameters) -> PlacedParameters:
