@@ -214,7 +214,7 @@ class FormsTest(parameterized.TestCase):
             np.testing.assert_array_equal(got.V_caches[layer], want.V_caches[layer][:, 0])
 
     def test_masks_of_numbers(self) -> None:
-        for dtype in (np.int32, np.uint8, np.float32, jnp.bfloat16):
+        for dtype in (np.int32, np.uint8, np.int8):
             masks = {n: self.inputs[n].astype(dtype) * 3 for n in ("mask_cache", "mask_active")}
             self._assert_same(
                 jax_tkg.transformer_tkg(**self.weights, **{**self.inputs, **masks}, **self.options)

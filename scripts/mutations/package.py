@@ -313,8 +313,8 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "cache mask has a slot too many",
         "masks.py",
-        "[:, None] < lengths[None, :]",
-        "[:, None] <= lengths[None, :]",
+        "[:, None] < clipped[None]",
+        "[:, None] <= clipped[None]",
         ("test_masks.py",),
     ),
     Mutation(
@@ -327,7 +327,7 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "padding attends",
         "masks.py",
-        " & real[None]\n",
+        " & real.T[None]\n",
         "\n",
         ("test_masks.py",),
     ),
@@ -369,8 +369,8 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "temperature multiplies",
         "models/sampling.py",
-        "logits / sampling.temperature",
-        "logits * sampling.temperature",
+        "keepdims=True)) / temperature",
+        "keepdims=True)) * temperature",
         ("models/test_sampling.py",),
     ),
     Mutation(
@@ -437,8 +437,8 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "a finished sequence grows",
         "models/decode.py",
-        "lengths=state.lengths + counts",
-        "lengths=state.lengths + 1",
+        "lengths = state.lengths + counts",
+        "lengths = state.lengths + 1",
         ("models/test_decode.py",),
     ),
     Mutation(
