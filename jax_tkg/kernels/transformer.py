@@ -178,9 +178,9 @@ def transformer_tkg(
     RoPE_sin,
     prior_mask,
     active_mask,
-    window_places,
-    key_places,
-    value_places,
+    window_offsets,
+    key_offsets,
+    value_offsets,
     W_gate_scales,
     W_up_scales,
     W_down_scales,
@@ -216,13 +216,13 @@ def transformer_tkg(
       prior_mask: [S_prior, B * q * S] uint8, 1 where a query attends a cache slot; None if no query
         attends any slot.
       active_mask: [T, B * q * S] uint8, 1 where a query attends a new key, of any sequence.
-      window_places: [1, B] uint32, for sequences whose S new keys are neighbors in the cache: the
+      window_offsets: [1, B] uint32, for sequences whose S new keys are neighbors in the cache: the
         offset of the first key's first element in the layer's keys. 2**32 - 1 for a sequence
         without such a window; None if there is none at all. With `looped`, these three tables are
         [L, ...], and offsets are relative to the first layer.
-      key_places: [1, T] uint32, the offset of the first element of each other key; None if windows
+      key_offsets: [1, T] uint32, the offset of the first element of each other key; None if windows
         write all keys.
-      value_places: [1, T] uint32, each value's first row in the layer's values, in rows of d; None
+      value_offsets: [1, T] uint32, each value's first row in the layer's values, in rows of d; None
         for no update.
       W_gate_scales: per layer [1 or 128, I] float32 or None; None if no layer has a scale.
       W_up_scales: per layer [1 or 128, I] float32 or None; None if no layer has a scale.
@@ -252,7 +252,7 @@ def transformer_tkg(
     )
     constants = Constants(sizes.d, sizes.dtype)
     context = Context(sizes, core, WeightRing(RING_SLOTS, RING_SLOT_BYTES), constants)
-    tables = OffsetTables(window_places, key_places, value_places)
+    tables = OffsetTables(window_offsets, key_offsets, value_offsets)
     operands = LayerOperands(
         Weight(W_qkvs),
         Weight(W_outs),

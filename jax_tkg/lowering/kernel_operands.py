@@ -18,18 +18,18 @@ from jax_tkg.call.operand_table import OPERANDS
 from jax_tkg.reference.cache_update import write_slots
 
 SKIPPED = 2**32 - 1
-"""Place of what is not written: past the end of every cache."""
+"""Offset of a token that is not written: past the end of every cache."""
 
-LARGEST_PLACE = 2**31 - 1
+LARGEST_OFFSET = 2**31 - 1
 """Largest offset that a register of the machine holds, signed."""
 
 CONSUMED = ("mask_cache", "mask_active", "position_ids")
 """Operands that the kernel gets in another form."""
 
-PREPARED = ("prior_mask", "active_mask", "window_places", "key_places", "value_places")
+PREPARED = ("prior_mask", "active_mask", "window_offsets", "key_offsets", "value_offsets")
 """The kernel's tensors that are made of them."""
 
-Places = dict[str, jax.Array | None]
+Offsets = dict[str, jax.Array | None]
 
 
 def prior_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
@@ -62,31 +62,31 @@ def _ones(attended: jax.Array) -> jax.Array:
 def layers_loop(operands: Operands) -> bool:
     """Whether the kernel's layers can loop on the device: every per-layer operand is stacked.
 
-    Also, a number in the key caches of all layers must have a signed 32-bit place: a view in the
+    Also, an element in the key caches of all layers must have a signed 32-bit offset: a view in the
     kernel has one dynamic offset, which then finds both the layer and the slot.
     """
     given = [getattr(operands, name) for name in PER_LAYER]
     if not all(value is None or is_stacked(value) for value in given):
         return False
-    return math.prod(operands.K_caches.shape) <= LARGEST_PLACE
+    return math.prod(operands.K_caches.shape) <= LARGEST_OFFSET
 
 
-def cache_places(operands: Operands, dimensions: Dimensions, looped: bool) -> Places:
-    """Where new keys and values are written: of one layer, or in a loop of each.
+def write_offsets(operands: Operands, dimensions: Dimensions, looped: bool) -> Offsets:
+    """Where new keys and values are written: of one layer or, in a loop, of each.
 
-    Numbers count from the start of the layer's cache, or where `looped` of the first layer's; what
-    is not written has the place `SKIPPED`.
+    Offsets are relative to the layer's cache or, if `looped`, to the first layer's. A token that is
+    not written has the offset `SKIPPED`.
 
     Returns:
-      window_places: [1 or L, B] uint32: where position_ids gives the first slot of each sequence,
-        the first number in K_caches of its S new keys, which lie in a row; skipped if some of
-        them are past the end. Else None.
-      key_places: [1 or L, B * S] uint32: the first number of each key that no window writes. None
-        where windows write all.
-      value_places: [1 or L, B * S] uint32: each value's first row in V_caches, as rows of d.
+      window_offsets: [1 or L, B] uint32: if position_ids gives the first slot of each sequence, the
+        offset in K_caches of the first element of its S new keys, which are neighbors; skipped if
+        some of them are past the end. Else None.
+      key_offsets: [1 or L, B * S] uint32: the offset of the first element of each key that no
+        window writes. None if windows write all keys.
+      value_offsets: [1 or L, B * S] uint32: each value's first row in V_caches, as rows of d.
       All None where there is no update.
     """
-    names = ("window_places", "key_places", "value_places")
+    names = ("window_offsets", "key_offsets", "value_offsets")
     if operands.position_ids is None:
         return dict.fromkeys(names)
     D = dimensions
@@ -102,12 +102,12 @@ def cache_places(operands: Operands, dimensions: Dimensions, looped: bool) -> Pl
     windows = None
     if operands.position_ids.shape[1] == 1:
         in_windows = slots[:, -1:] < D.S_max
-        windows = _places(keys[:, :, :1], in_windows)
+        windows = _offsets(keys[:, :, :1], in_windows)
     only_windows = windows is not None and D.S == 1
     found = (
         windows,
-        None if only_windows else _places(keys, written & ~in_windows),
-        _places(values, written),
+        None if only_windows else _offsets(keys, written & ~in_windows),
+        _offsets(values, written),
     )
     return dict(zip(names, found, strict=True))
 
@@ -119,10 +119,10 @@ def _replaced(slots: jax.Array) -> jax.Array:
     return jnp.triu(shared, 1).any(axis=-1)
 
 
-def _places(places: jax.Array, written: jax.Array) -> jax.Array:
-    """[layers, B * n] of places [layers, B, n]; `SKIPPED` where not `written` [B, n]."""
-    kept = jnp.where(written[None], places, jnp.uint32(SKIPPED))
-    return kept.reshape(places.shape[0], -1)
+def _offsets(offsets: jax.Array, written: jax.Array) -> jax.Array:
+    """[layers, B * n], of offsets [layers, B, n]; `SKIPPED` where not `written` [B, n]."""
+    kept = jnp.where(written[None], offsets, jnp.uint32(SKIPPED))
+    return kept.reshape(offsets.shape[0], -1)
 
 
 def kernel_operands(
@@ -140,6 +140,6 @@ def kernel_operands(
         **{row.name: getattr(operands, row.name) for row in OPERANDS if row.name not in CONSUMED},
         "prior_mask": prior_mask(operands, dimensions),
         "active_mask": active_mask(operands, dimensions),
-        **cache_places(operands, dimensions, looped),
+        **write_offsets(operands, dimensions, looped),
     }
     return tensors if names is None else {name: tensors[name] for name in names}

@@ -158,15 +158,15 @@ class FixedTest(parameterized.TestCase):
         self.assertEqual(counts[2] - counts[1], counts[1] - counts[0])
 
     def test_stacked_caches_of_too_many_numbers_are_not_looped(self) -> None:
-        """The place of a number in all keys must fit in a register."""
+        """The offset of an element in all keys must fit in a register."""
         shape = cases.Shape(L=3)
         (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
         operands, _ = launch.canonical(cases.stack(row[0]), **cases.options(shape))
         size = operands.K_caches.size
         self.assertTrue(kernel_operands.layers_loop(operands))
-        with mock.patch.object(kernel_operands, "LARGEST_PLACE", size - 1):
+        with mock.patch.object(kernel_operands, "LARGEST_OFFSET", size - 1):
             self.assertFalse(kernel_operands.layers_loop(operands))
-        with mock.patch.object(kernel_operands, "LARGEST_PLACE", size):
+        with mock.patch.object(kernel_operands, "LARGEST_OFFSET", size):
             self.assertTrue(kernel_operands.layers_loop(operands))
 
 

@@ -31,45 +31,45 @@ def _operands(positions: Any, stacked: bool = False, **changes: Any) -> Any:
 
 
 class PlacesTest(parameterized.TestCase):
-    def _places(self, positions: Any, looped: bool = False, **changes: Any) -> dict[str, Any]:
+    def _offsets(self, positions: Any, looped: bool = False, **changes: Any) -> dict[str, Any]:
         operands = _operands(positions, looped, **changes)
-        return kernel_operands.cache_places(operands, Dimensions.of(operands), looped)
+        return kernel_operands.write_offsets(operands, Dimensions.of(operands), looped)
 
     def test_windows(self) -> None:
-        """Keys [B, k, d, S_max] have their places in numbers, values in rows."""
-        places = self._places([[2], [S_MAX - 1]], B=2, S=2, q=2, k=2, d=4)
+        """Offsets of keys [B, k, d, S_max] are in elements, of values in rows."""
+        offsets = self._offsets([[2], [S_MAX - 1]], B=2, S=2, q=2, k=2, d=4)
         second = 2 * 4 * S_MAX
-        np.testing.assert_array_equal(places["window_places"], [[2, SKIPPED]])
+        np.testing.assert_array_equal(offsets["window_offsets"], [[2, SKIPPED]])
         np.testing.assert_array_equal(
-            places["key_places"], [[SKIPPED, SKIPPED, second + S_MAX - 1, SKIPPED]]
+            offsets["key_offsets"], [[SKIPPED, SKIPPED, second + S_MAX - 1, SKIPPED]]
         )
         rows = 2 * S_MAX
-        np.testing.assert_array_equal(places["value_places"], [[2, 3, rows + S_MAX - 1, SKIPPED]])
+        np.testing.assert_array_equal(offsets["value_offsets"], [[2, 3, rows + S_MAX - 1, SKIPPED]])
 
     def test_layers_of_a_loop(self) -> None:
-        places = self._places([[2], [-1]], looped=True, B=2, S=2, q=1, k=1, d=4, L=3)
+        offsets = self._offsets([[2], [-1]], looped=True, B=2, S=2, q=1, k=1, d=4, L=3)
         layer = 2 * 4 * S_MAX
         np.testing.assert_array_equal(
-            places["window_places"], [[2 + n * layer, SKIPPED] for n in range(3)]
+            offsets["window_offsets"], [[2 + n * layer, SKIPPED] for n in range(3)]
         )
         np.testing.assert_array_equal(
-            places["value_places"][2], [2 * 2 * S_MAX + 2, 2 * 2 * S_MAX + 3, SKIPPED, SKIPPED]
+            offsets["value_offsets"][2], [2 * 2 * S_MAX + 2, 2 * 2 * S_MAX + 3, SKIPPED, SKIPPED]
         )
 
     def test_one_token_has_only_a_window(self) -> None:
-        places = self._places([[2], [5]], B=2, S=1)
-        self.assertIsNone(places["key_places"])
-        self.assertEqual(places["window_places"].dtype, jnp.uint32)
+        offsets = self._offsets([[2], [5]], B=2, S=1)
+        self.assertIsNone(offsets["key_offsets"])
+        self.assertEqual(offsets["window_offsets"].dtype, jnp.uint32)
 
     def test_slot_of_each_token_has_no_window(self) -> None:
-        places = self._places([[3, 3]], B=1, S=2, q=1, k=1, d=4)
-        self.assertIsNone(places["window_places"])
-        np.testing.assert_array_equal(places["key_places"], [[SKIPPED, 3]])
-        np.testing.assert_array_equal(places["value_places"], [[SKIPPED, 3]])
+        offsets = self._offsets([[3, 3]], B=1, S=2, q=1, k=1, d=4)
+        self.assertIsNone(offsets["window_offsets"])
+        np.testing.assert_array_equal(offsets["key_offsets"], [[SKIPPED, 3]])
+        np.testing.assert_array_equal(offsets["value_offsets"], [[SKIPPED, 3]])
 
     def test_no_update(self) -> None:
-        places = self._places(None)
-        self.assertEqual(set(places.values()), {None})
+        offsets = self._offsets(None)
+        self.assertEqual(set(offsets.values()), {None})
 
 
 class MasksTest(parameterized.TestCase):

@@ -162,14 +162,14 @@ class CallTest(parameterized.TestCase):
         self.assertEqual(sorted(binary["aliases"]), sorted(swapped))
         self.assertLen(binary["aliases"], 4)
 
-    def test_no_update_has_no_places(self) -> None:
+    def test_no_update_has_no_offsets(self) -> None:
         shape = dataclasses.replace(SHAPE, positions="none")
         lowered = neuron.lower_for_neuron(
             lambda a: jax_tkg.transformer_tkg(**a, **cases.options(shape)), _arguments(shape)
         )
         (only,) = custom_calls.calls(lowered)
         names = custom_calls.config(only)["klir_binary"]["input_names"]
-        self.assertEmpty([name for name in names if name.endswith("places")])
+        self.assertEmpty([name for name in names if name.endswith("offsets")])
 
     def test_text(self) -> None:
         text = jax_tkg.dry_run(

@@ -406,23 +406,23 @@ class KernelStages:
         V_cache: np.ndarray,
         key: np.ndarray,
         value: np.ndarray,
-        places: dict[str, np.ndarray | None],
+        offsets: dict[str, np.ndarray | None],
         layer: int | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The caches with the new keys and values at `kernel_operands.cache_places`.
+        """The caches with the new keys and values at `kernel_operands.write_offsets`.
 
         Args:
           K_cache: [B, k, d, S_max], or [L, ...] where `layer` is given.
           V_cache: [B, k, S_max, d], likewise.
           key: [B, S, k, d].
           value: [B, S, k, d].
-          places: of one layer.
+          offsets: of one layer.
           layer: which layer of the caches is written, or None.
         """
         B, S, k, d = key.shape
         heads = np.concatenate([key, value], axis=2).reshape(B * S, 2 * k * d)
 
-        def body(context: Context, K_cache: Any, V_cache: Any, heads: Any, places: Any) -> Any:
+        def body(context: Context, K_cache: Any, V_cache: Any, heads: Any, offsets: Any) -> Any:
             sizes = context.sizes
             tile = load(heads)
             # The layer's heads begin with a query.
@@ -434,7 +434,7 @@ class KernelStages:
             caches = LayerCaches(
                 LayerTensor(one_K), LayerTensor(one_V), K_cache, V_cache, layer or 0
             )
-            caches.offsets = load_offsets(*(layer_tensor(table, 0) for table in places))
+            caches.offsets = load_offsets(*(layer_tensor(table, 0) for table in offsets))
             values = token_rows(with_query, 1 + k, sizes)
             await_readers(caches, context.core)
             update_caches(caches, with_query, values, context)
@@ -444,8 +444,8 @@ class KernelStages:
             "K_cache": K_cache,
             "V_cache": V_cache,
             "heads": turned(heads, d),
-            "places": tuple(
-                places[name] for name in ("window_places", "key_places", "value_places")
+            "offsets": tuple(
+                offsets[name] for name in ("window_offsets", "key_offsets", "value_offsets")
             ),
         }
         numbers = {"B": B, "S": S, "d": d, "q": 1, "k": k, "S_max": K_cache.shape[-1]}

@@ -23,14 +23,14 @@ def _slots(position_ids: np.ndarray, S: int, S_max: int) -> np.ndarray:
     return np.where(ids < S_max, ids, -1)
 
 
-def _places(slots: np.ndarray, windows: bool, k: int, d: int, S_max: int) -> dict[str, Any]:
+def _offsets(slots: np.ndarray, windows: bool, k: int, d: int, S_max: int) -> dict[str, Any]:
     """What the kernel is given: where windows of keys, single keys and values begin."""
     B, S = slots.shape
     whole = slots[:, -1] >= 0 if windows else np.zeros(B, bool)
-    places: dict[str, Any] = {"window_places": None}
+    offsets: dict[str, Any] = {"window_offsets": None}
     if windows:
         first = np.arange(B) * k * d * S_max + slots[:, 0]
-        places["window_places"] = np.where(whole, first, SKIPPED)[None].astype(np.uint32)
+        offsets["window_offsets"] = np.where(whole, first, SKIPPED)[None].astype(np.uint32)
     keys, values = np.full((B, S), SKIPPED), np.full((B, S), SKIPPED)
     for b, s in np.ndindex(B, S):
         # Of two tokens with one slot the later stays.
@@ -39,9 +39,9 @@ def _places(slots: np.ndarray, windows: bool, k: int, d: int, S_max: int) -> dic
             if not whole[b]:
                 keys[b, s] = b * k * d * S_max + slots[b, s]
     only_windows = windows and S == 1
-    places["key_places"] = None if only_windows else keys.reshape(1, -1).astype(np.uint32)
-    places["value_places"] = values.reshape(1, -1).astype(np.uint32)
-    return places
+    offsets["key_offsets"] = None if only_windows else keys.reshape(1, -1).astype(np.uint32)
+    offsets["value_offsets"] = values.reshape(1, -1).astype(np.uint32)
+    return offsets
 
 
 class CacheUpdateTest(parameterized.TestCase):
@@ -78,12 +78,12 @@ class CacheUpdateTest(parameterized.TestCase):
             if not isinstance(stages, KernelStages):
                 got_K, got_V = stages.write_caches(K[0], V[0], key, value, ids)
             else:
-                places = _places(slots, ids.shape[1] == 1, k, d, S_max)
+                offsets = _offsets(slots, ids.shape[1] == 1, k, d, S_max)
                 if data.draw(st.booleans()):
-                    got_K, got_V = stages.write_caches(K, V, key, value, places, layer)
+                    got_K, got_V = stages.write_caches(K, V, key, value, offsets, layer)
                 else:
                     want_K, want_V = want_K[layer], want_V[layer]
-                    got_K, got_V = stages.write_caches(K[layer], V[layer], key, value, places)
+                    got_K, got_V = stages.write_caches(K[layer], V[layer], key, value, offsets)
             self.assertEqual(got_K.tobytes(), want_K.tobytes())
             self.assertEqual(got_V.tobytes(), want_V.tobytes())
 
