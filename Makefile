@@ -1,5 +1,8 @@
-# make demo    a real model answers PROMPT
-# make test    everything that a change must pass
+# make demo           a real model answers PROMPT
+# make check          linters, type checker, fast tests
+# make test           all tests but those that PyTorch and transformers judge
+# make test-all       those too (installs PyTorch and transformers), other versions of JAX, and AWS's
+#                     kernels where NKILIB names a checkout of them
 PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= What is the capital of France?
@@ -7,16 +10,27 @@ DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-nkilib test-simulator-without-jax mutation-check fuzz lint versions clean
+.PHONY: demo check test test-all test-oracle test-nkilib test-simulator-without-jax mutation-check fuzz lint versions clean
 
 demo: $(VENV)/.models
 	$(BIN)/python -m jax_tkg.fetch_model
 	$(BIN)/python -m jax_tkg.generate --prompt "$$PROMPT" $(DEMO_FLAGS)
 export PROMPT
 
+# Before each commit.
+check: $(VENV)/.test lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not thorough and not slow and not model and not oracle" $(PYTEST_FLAGS)
+
 test: $(VENV)/.test lint
 	$(BIN)/python -m jax_tkg.fetch_model
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not oracle" $(PYTEST_FLAGS)
+
+test-all: test test-oracle test-simulator-without-jax versions test-nkilib
+
+# BUILD.md says how to get a build of PyTorch without CUDA.
+test-oracle: $(VENV)/.oracle
+	$(BIN)/python -m jax_tkg.fetch_model
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m oracle $(PYTEST_FLAGS)
 
 # AWS's published kernels on the simulator; NKILIB names a checkout of aws-neuron/nki-library,
 # branch 2.29_release, without which the tests are skipped.
@@ -54,9 +68,11 @@ $(VENV)/.models: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[models]"
 	touch $@
 
-# PyTorch judges the model code; BUILD.md says how to get a build of it without CUDA.
 $(VENV)/.test: $(VENV)/.models
 	$(BIN)/python -m pip install --quiet --editable ".[models,profile,test,dev]"
+	touch $@
+
+$(VENV)/.oracle: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --editable ".[oracle]"
 	touch $@
 

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from jax_tkg.simulator.install import install
-from jax_tkg.simulator.source_check.check_language import check_language
+from jax_tkg.simulator.source_check.findings import check_language
 from jax_tkg.simulator.source_check.language_rules import PAGE_HEADER, rules_table
 
 

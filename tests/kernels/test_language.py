@@ -10,7 +10,7 @@ from absl.testing import absltest
 
 import jax_tkg.kernels
 from jax_tkg.kernels.transformer import transformer_tkg
-from jax_tkg.simulator.source_check import check_language as checker
+from jax_tkg.simulator.source_check import findings as checker
 
 LOOP_BODY = ["loop-body `body`"]
 """The inner function given to nl.fori_loop, which NKI 0.6 allows."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from absl.testing import absltest
 
-from jax_tkg.simulator.source_check.check_language import Finding, check_language
+from jax_tkg.simulator.source_check.findings import Finding, check_language
 from jax_tkg.simulator.source_check.source import unwrap
 from tests.nkilib import library
 

@@ -20,7 +20,7 @@ from absl.testing import absltest, parameterized
 from nki.language import NKIObject
 
 from jax_tkg.simulator.source_check import language_rules
-from jax_tkg.simulator.source_check.check_language import check_language
+from jax_tkg.simulator.source_check.findings import check_language
 from tests.simulator.source_check import constructs
 
 
