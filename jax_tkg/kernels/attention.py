@@ -11,7 +11,7 @@ from nki.language import NKIObject
 from .attention_blocks import attention_tasks, sequence_groups
 from .cache_update import token_rows
 from .exchange import swap
-from .limits import PARTITIONS, PSUM_BANK, ceiling_divide
+from .limits import PSUM_BANK, ceiling_divide
 from .sizes import bytes_of
 from .softmax import (
     MASKED,
@@ -27,7 +27,13 @@ from .softmax import (
 
 
 class BlockResult(NKIObject):
-    """The softmax of a block of keys: peaks [128, n], sums [128, n], weighted values [d, n]."""
+    """The softmax of a block of keys.
+
+    Attributes:
+      peaks: [128, n].
+      total: [128, n], the sum of exponentials relative to them.
+      weighted: [rows, chunks, n], the sum of values weighted by them.
+    """
 
     def __init__(self, peaks, total, weighted):
         self.peaks = peaks
@@ -42,24 +48,25 @@ def attention(heads, K_cache, V_cache, masks, context):
     scores. A block's result is merged once the next block's scores are there.
 
     Args:
-      heads: [d, q + 2k, T]: queries and keys rotated, then values.
+      heads: [rows, q + 2k, chunks, T]: queries and keys rotated, then values.
       K_cache: `LayerTensor` [B, k, d, S_max].
       V_cache: `LayerTensor` [B, k, S_max, d].
       masks: the launch's `Masks`.
       context: the launch's `Context`.
 
     Returns:
-      [d, q, T] in the compute dtype, and the new values as rows [T, k, d].
+      [rows, q * chunks, T] in the compute dtype, and the new values as rows [T, k, d].
     """
     sizes = context.sizes
     core = context.core
-    attended = nl.ndarray((sizes.d, sizes.q, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    shape = (sizes.head_rows, sizes.q * sizes.head_chunks, sizes.T)
+    attended = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
     scale = 1.0 / sizes.d**0.5
     tasks = attention_tasks(sizes, core)
     if len(tasks) == 0:
         # Without cache slots the second core has nothing to attend.
         for group in sequence_groups(sizes):
-            state = SoftmaxState(sizes.d, group.columns)
+            state = _new_state(group, sizes)
             set_unattended(state)
             AttendedGroup(state, group, core).store(attended, scale, sizes)
         return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
@@ -93,10 +100,13 @@ def attention(heads, K_cache, V_cache, masks, context):
 def _add(state, result, task, scale, sizes):
     """The state of a task's group, a new one if None, with the task's `BlockResult` merged."""
     if state == None:
-        group = task.group
-        state = SoftmaxState(sizes.d, group.columns)
+        state = _new_state(task.group, sizes)
     merge(state, result.peaks, result.total, result.weighted, scale)
     return state
+
+
+def _new_state(group, sizes):
+    return SoftmaxState(sizes.head_rows, sizes.head_chunks, group.columns)
 
 
 class AttendedGroup(NKIObject):
@@ -107,12 +117,12 @@ class AttendedGroup(NKIObject):
         self.group = group
         self.received = None
         if core.count > 1:
-            shape = (PARTITIONS, 3, group.columns)
+            shape = state.packed.shape
             self.received = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
             swap(state.packed, self.received, core)
 
     def store(self, attended, scale, sizes):
-        """Merges the other core's state, normalizes, and writes to `attended` [d, q, T]."""
+        """Merges the other core's state, normalizes, and writes to `attended`."""
         if self.received != None:
             merge_packed(self.state, self.received, scale)
         _store_attended(attended, self.state, self.group, sizes)
@@ -125,11 +135,12 @@ def _of_kv_head(columns, kv_head, group, sizes):
 
 
 def _queries(heads, group, first, count, kv_head, sizes):
-    """[d, count, q / k, S]: the queries of some sequences that share a KV head."""
+    """[rows, chunks, count, q / k, S]: the queries of some sequences that share a KV head."""
     shared = sizes.q // sizes.k
     token = (group.first + first) * sizes.S
-    queries = heads[:, kv_head * shared : (kv_head + 1) * shared, token : token + count * sizes.S]
-    return queries.reshape_dim(2, (count, sizes.S)).permute((0, 2, 1, 3))
+    queries = heads[:, kv_head * shared : (kv_head + 1) * shared, :, :]
+    queries = queries[:, :, :, token : token + count * sizes.S]
+    return queries.reshape_dim(3, (count, sizes.S)).permute((0, 2, 3, 1, 4))
 
 
 def _attend(task, scores, peaks, values, V_cache, scale, context):
@@ -138,36 +149,51 @@ def _attend(task, scores, peaks, values, V_cache, scale, context):
     block = task.block
     group = task.group
     weights = exponentials(scores, peaks, scale, sizes.dtype)
-    weighted = nl.ndarray((sizes.d, group.columns), dtype=nl.float32, buffer=nl.psum)
+    weighted = _weighted_tile(group, sizes)
     if block.active_rows > 0:
         # All sequences at once: the weights of other sequences' new keys are zero.
         own = weights[0 : block.active_rows, block.active_chunk, :]
         for kv_head in range(sizes.k):
-            nisa.nc_matmul(
-                dst=_of_kv_head(weighted, kv_head, group, sizes),
-                stationary=values[:, kv_head, :],
-                moving=_of_kv_head(own, kv_head, group, sizes),
-                accumulate=False,
-            )
+            for head_chunk in range(sizes.head_chunks):
+                feature = head_chunk * sizes.head_rows
+                nisa.nc_matmul(
+                    dst=_of_kv_head(weighted[:, head_chunk, :], kv_head, group, sizes),
+                    stationary=values[:, kv_head, feature : feature + sizes.head_rows],
+                    moving=_of_kv_head(own, kv_head, group, sizes),
+                    accumulate=False,
+                )
     for pairs in _pairs_at_once(block, group, context):
         loaded = []
         for segment in block.segments:
             loaded.append(_load_values(V_cache, segment, pairs, group, context))
         for pair in range(pairs.first, pairs.first + pairs.count):
             first = pair * group.per_pair
-            out = weighted[:, first : first + group.per_pair]
             own = weights[:, :, first : first + group.per_pair]
-            for index in range(len(loaded)):
-                segment = block.segments[index]
-                for chunk in range(segment.chunks):
-                    place = segment.first_chunk + chunk
-                    nisa.nc_matmul(
-                        dst=out,
-                        stationary=loaded[index][:, pair - pairs.first, chunk, :],
-                        moving=own[0 : segment.rows, place, :],
-                        accumulate=place > 0 or block.active_rows > 0,
-                    )
+            for head_chunk in range(sizes.head_chunks):
+                out = weighted[:, head_chunk, first : first + group.per_pair]
+                feature = head_chunk * sizes.head_rows
+                for index in range(len(loaded)):
+                    segment = block.segments[index]
+                    of_pair = loaded[index][:, pair - pairs.first, :, :]
+                    for chunk in range(segment.chunks):
+                        place = segment.first_chunk + chunk
+                        nisa.nc_matmul(
+                            dst=out,
+                            stationary=of_pair[:, chunk, feature : feature + sizes.head_rows],
+                            moving=own[0 : segment.rows, place, :],
+                            accumulate=place > 0 or block.active_rows > 0,
+                        )
     return BlockResult(peaks, column_sums(weights, context.constants), weighted)
+
+
+def _weighted_tile(group, sizes):
+    """[rows, chunks, columns] float32 in PSUM, of which no chunk crosses from bank to bank."""
+    width = group.columns
+    if sizes.head_chunks * width > PSUM_BANK:
+        width = PSUM_BANK
+    shape = (sizes.head_rows, sizes.head_chunks, width)
+    tile = nl.ndarray(shape, dtype=nl.float32, buffer=nl.psum)
+    return tile[:, :, 0 : group.columns]
 
 
 class Pairs(NKIObject):
@@ -185,7 +211,7 @@ def _pairs_at_once(block, group, context):
     slots = 0
     values = 0
     for segment in block.segments:
-        slots = max(slots, segment.slots)
+        slots = max(slots, segment.slots * sizes.head_chunks)
         values = max(values, segment.chunks * sizes.d)
     item = bytes_of(sizes.dtype)
     total = group.count * sizes.k
@@ -209,15 +235,17 @@ def _caches_of(cache, pairs, group, sizes):
 
 
 def _load_keys(K_cache, segment, pairs, group, context):
-    """[d, count, slots]: the keys of a segment's slots."""
+    """[rows, count, chunks, slots]: the keys of a segment's slots."""
     sizes = context.sizes
     ring = context.ring
-    columns = pairs.count * segment.slots
-    keys = ring.take(sizes.dtype)[0 : sizes.d, 0:columns]
-    keys = keys.reshape_dim(1, (pairs.count, segment.slots))
+    chunks = sizes.head_chunks
+    columns = pairs.count * chunks * segment.slots
+    keys = ring.take(sizes.dtype)[0 : sizes.head_rows, 0:columns]
+    keys = keys.reshape_dim(1, (pairs.count, chunks, segment.slots))
     source = _caches_of(K_cache.view, pairs, group, sizes)
     source = source[:, :, segment.start : segment.start + segment.slots]
-    nisa.dma_copy(dst=keys, src=K_cache.select_layer(source.permute((1, 0, 2))))
+    source = source.reshape_dim(1, (chunks, sizes.head_rows))
+    nisa.dma_copy(dst=keys, src=K_cache.select_layer(source.permute((2, 0, 1, 3))))
     return keys
 
 
@@ -248,29 +276,32 @@ def _products(task, heads, K_cache, context):
         for segment in block.segments:
             keys = _load_keys(K_cache, segment, pairs, group, context)
             for pair in range(pairs.first, pairs.first + pairs.count):
-                by_chunk = keys[:, pair - pairs.first, :]
-                by_chunk = by_chunk.reshape_dim(1, (segment.rows, segment.chunks))
+                by_chunk = keys[:, pair - pairs.first, :, :]
+                by_chunk = by_chunk.reshape_dim(2, (segment.rows, segment.chunks))
                 queries = _queries(heads, group, pair // sizes.k, 1, pair % sizes.k, sizes)
                 for chunk in range(segment.chunks):
                     bank, first = group.place(segment.first_chunk + chunk)
                     first += pair * group.per_pair
-                    nisa.nc_matmul(
-                        dst=product[0 : segment.rows, bank, first : first + group.per_pair],
-                        stationary=by_chunk[:, :, chunk],
-                        moving=queries,
-                        accumulate=False,
-                    )
+                    for head_chunk in range(sizes.head_chunks):
+                        nisa.nc_matmul(
+                            dst=product[0 : segment.rows, bank, first : first + group.per_pair],
+                            stationary=by_chunk[:, head_chunk, :, chunk],
+                            moving=queries[:, head_chunk, :, :, :],
+                            accumulate=head_chunk > 0,
+                        )
     if block.active_rows > 0:
         # The new keys of all sequences at once: other sequences' keys are masked.
         bank, first = group.place(block.active_chunk)
         columns = product[0 : block.active_rows, bank, first : first + group.columns]
         for kv_head in range(sizes.k):
-            nisa.nc_matmul(
-                dst=_of_kv_head(columns, kv_head, group, sizes),
-                stationary=heads[:, sizes.q + kv_head, :],
-                moving=_queries(heads, group, 0, group.count, kv_head, sizes),
-                accumulate=False,
-            )
+            queries = _queries(heads, group, 0, group.count, kv_head, sizes)
+            for head_chunk in range(sizes.head_chunks):
+                nisa.nc_matmul(
+                    dst=_of_kv_head(columns, kv_head, group, sizes),
+                    stationary=heads[:, sizes.q + kv_head, head_chunk, :],
+                    moving=queries[:, head_chunk, :, :, :],
+                    accumulate=head_chunk > 0,
+                )
     return product
 
 
@@ -311,12 +342,16 @@ def _copy_attended(scores, product, mask, first_chunk, group):
 
 
 def _store_attended(attended, state, group, sizes):
-    """Normalizes, and writes columns (sequence, head, token) to [d, head, (sequence, token)]."""
-    part = nl.ndarray((sizes.d, group.columns), dtype=sizes.dtype, buffer=nl.sbuf)
+    """Normalizes, and writes columns (sequence, head, token) to [rows, (head, chunk), token]."""
+    chunks = sizes.head_chunks
+    part = nl.ndarray(state.weighted.shape, dtype=sizes.dtype, buffer=nl.sbuf)
     normalize(part, state)
     token = group.first * sizes.S
-    target = attended[:, :, token : token + group.count * sizes.S]
-    nisa.tensor_copy(
-        dst=target.reshape_dim(2, (group.count, sizes.S)),
-        src=part.reshape_dim(1, (group.count, sizes.q, sizes.S)).permute((0, 2, 1, 3)),
-    )
+    by_head = attended.reshape_dim(1, (sizes.q, chunks))
+    for chunk in range(chunks):
+        own = part[:, chunk, :]
+        target = by_head[:, :, chunk, token : token + group.count * sizes.S]
+        nisa.tensor_copy(
+            dst=target.reshape_dim(2, (group.count, sizes.S)),
+            src=own.reshape_dim(1, (group.count, sizes.q, sizes.S)).permute((0, 2, 1, 3)),
+        )

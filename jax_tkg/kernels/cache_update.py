@@ -6,13 +6,17 @@ from nki.language import NKIObject
 
 
 def token_rows(heads, first_head, sizes):
-    """Heads first_head .. first_head + k of [d, n, T] as rows [T, k, d]."""
+    """Heads first_head .. first_head + k of [rows, n, chunks, T] as rows [T, k, d]."""
     rows = nl.ndarray((sizes.T, sizes.k, sizes.d), dtype=sizes.dtype, buffer=nl.sbuf)
     for kv_head in range(sizes.k):
         turned = nl.ndarray((sizes.T, sizes.d), dtype=sizes.dtype, buffer=nl.psum)
-        nisa.nc_transpose(
-            dst=turned, data=heads[:, first_head + kv_head, :], engine=nisa.engine.tensor
-        )
+        for chunk in range(sizes.head_chunks):
+            first = chunk * sizes.head_rows
+            nisa.nc_transpose(
+                dst=turned[:, first : first + sizes.head_rows],
+                data=heads[:, first_head + kv_head, chunk, :],
+                engine=nisa.engine.tensor,
+            )
         nisa.tensor_copy(dst=rows[:, kv_head, :], src=turned)
     return rows
 
@@ -90,7 +94,7 @@ def update_caches(caches, heads, values, context):
 
     Args:
       caches: the layer's `LayerCaches`; both cores have read them.
-      heads: [d, q + 2k, T].
+      heads: [rows, q + 2k, chunks, T].
       values: [T, k, d].
       context: the launch's `Context`.
     """
@@ -98,16 +102,23 @@ def update_caches(caches, heads, values, context):
     core = context.core
     offsets = caches.offsets
     d = sizes.d
+    rows = sizes.head_rows
+    chunks = sizes.head_chunks
     S = sizes.S
     S_max = sizes.S_max
     K_elements = _flat(caches.K_whole, 1)
     if offsets.windows != None:
         for sequence in range(sizes.B):
             if core.index == sequence % core.count:
-                keys = heads[:, sizes.q : sizes.q + sizes.k, sequence * S : (sequence + 1) * S]
+                keys = heads[:, sizes.q : sizes.q + sizes.k, :, sequence * S : (sequence + 1) * S]
                 nisa.dma_copy(
                     dst=K_elements.ap(
-                        pattern=[[S_max, d], [d * S_max, sizes.k], [1, S]],
+                        pattern=[
+                            [S_max, rows],
+                            [d * S_max, sizes.k],
+                            [rows * S_max, chunks],
+                            [1, S],
+                        ],
                         offset=caches.number * sizes.B * sizes.k * d * S_max,
                         scalar_offset=offsets.windows[0:1, sequence : sequence + 1],
                         indirect_dim=0,
@@ -118,7 +129,7 @@ def update_caches(caches, heads, values, context):
     first, last = _token_share(sizes, core)
     if last > first:
         if offsets.keys != None:
-            rows = token_rows(heads, sizes.q, sizes)
+            keys = token_rows(heads, sizes.q, sizes)
             nisa.dma_copy(
                 dst=K_elements.ap(
                     pattern=[[1, last - first], [d * S_max, sizes.k], [S_max, d]],
@@ -126,7 +137,7 @@ def update_caches(caches, heads, values, context):
                     vector_offset=offsets.keys[first:last, :],
                     indirect_dim=0,
                 ),
-                src=rows[first:last, :, :],
+                src=keys[first:last, :, :],
                 oob_mode=nisa.oob_mode.skip,
             )
         nisa.dma_copy(

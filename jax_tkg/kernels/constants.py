@@ -14,15 +14,17 @@ class Constants(NKIObject):
       ones: [128, 128] float32.
       identity: [128, 128] float32.
       rotation: [d, d] in the compute dtype; rotation^T @ x = (-x2, x1) for x = (x1, x2) in
-        contiguous halves.
+        contiguous halves. None if the halves of a head are chunks of their own.
     """
 
-    def __init__(self, d, dtype):
+    def __init__(self, sizes):
         self.ones = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.float32, buffer=nl.sbuf)
         nisa.memset(dst=self.ones, value=1.0)
         self.identity = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.float32, buffer=nl.sbuf)
         _select_diagonal(self.identity, self.ones, PARTITIONS, 0)
-        self.rotation = _rotation(d, self.ones, dtype)
+        self.rotation = None
+        if sizes.head_chunks == 1:
+            self.rotation = _rotation(sizes.d, self.ones, sizes.dtype)
 
 
 def _select_diagonal(dst, on_true, size, shift):

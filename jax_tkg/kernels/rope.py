@@ -8,7 +8,7 @@ from .limits import PSUM_BANK, ceiling_divide
 
 
 class Rotation(NKIObject):
-    """Cosines and sines of the new tokens' angles, each [d, T] float32 on chip."""
+    """Cosines and sines of the new tokens' angles, each [rows of a head, T] float32 on chip."""
 
     def __init__(self, RoPE_cos, RoPE_sin, sizes):
         self.cosine = load_table(RoPE_cos, sizes)
@@ -16,51 +16,74 @@ class Rotation(NKIObject):
 
 
 def load_table(table, sizes):
-    """A table [d/2, B, S] in HBM as [d, T] float32: the same for both halves of a head."""
+    """A table [d/2, B, S] in HBM as [rows, T] float32, the same for both halves of a head."""
     half = sizes.d // 2
     flat = table.reshape((half, sizes.T))
-    tile = nl.ndarray((sizes.d, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+    tile = nl.ndarray((sizes.head_rows, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     nisa.dma_copy(dst=tile[0:half, :], src=flat)
-    nisa.dma_copy(dst=tile[half : sizes.d, :], src=flat)
+    if sizes.head_chunks == 1:
+        nisa.dma_copy(dst=tile[half : sizes.d, :], src=flat)
     return tile
 
 
 def apply_rope(heads, rotation, context):
-    """Rotates heads [d, n, T] in place: x * cos + (-x2, x1) * sin.
-
-    A product with a signed permutation moves the halves across the partitions, exactly, and for
-    any d.
+    """Rotates heads [rows, n, chunks, T] in place: x * cos + (-x2, x1) * sin.
 
     Args:
-      heads: [d, n, T] in the compute dtype.
+      heads: [rows, n, chunks, T] in the compute dtype.
       rotation: the launch's `Rotation`.
       context: the launch's `Context`.
     """
-    sizes = context.sizes
-    constants = context.constants
-    cosine = rotation.cosine
-    sine = rotation.sine
     count = heads.shape[1]
-    T = sizes.T
-    at_once = PSUM_BANK // T
+    chunks = heads.shape[2]
+    T = heads.shape[3]
+    at_once = PSUM_BANK // (chunks * T)
     for block in range(ceiling_divide(count, at_once)):
         first = block * at_once
         size = min(at_once, count - first)
-        part = heads[:, first : first + size, :]
-        turned = nl.ndarray((sizes.d, size, T), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_matmul(dst=turned, stationary=constants.rotation, moving=part, accumulate=False)
-        crossed = nl.ndarray((sizes.d, size, T), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_tensor(
-            dst=crossed,
-            data1=turned,
-            data2=sine.expand_dim(1).broadcast(1, size),
-            op=nl.multiply,
-        )
-        straight = nl.ndarray((sizes.d, size, T), dtype=nl.float32, buffer=nl.sbuf)
+        part = heads[:, first : first + size, :, :]
+        crossed = nl.ndarray(part.shape, dtype=nl.float32, buffer=nl.sbuf)
+        if chunks == 1:
+            _cross_partitions(crossed[:, :, 0, :], part[:, :, 0, :], rotation, context)
+        else:
+            _cross_chunks(crossed, part, rotation)
+        straight = nl.ndarray(part.shape, dtype=nl.float32, buffer=nl.sbuf)
+        cosine = rotation.cosine.expand_dim(1).expand_dim(1)
         nisa.tensor_tensor(
             dst=straight,
             data1=part,
-            data2=cosine.expand_dim(1).broadcast(1, size),
+            data2=cosine.broadcast(1, size).broadcast(2, chunks),
             op=nl.multiply,
         )
         nisa.tensor_tensor(dst=part, data1=straight, data2=crossed, op=nl.add)
+
+
+def _cross_partitions(crossed, part, rotation, context):
+    """crossed = (-x2, x1) * sin of heads [d, n, T], whose halves share the partitions.
+
+    A product with a signed permutation moves the halves across the partitions, exactly, and for
+    any d.
+    """
+    turned = nl.ndarray(part.shape, dtype=nl.float32, buffer=nl.psum)
+    stationary = context.constants.rotation
+    nisa.nc_matmul(dst=turned, stationary=stationary, moving=part, accumulate=False)
+    nisa.tensor_tensor(
+        dst=crossed,
+        data1=turned,
+        data2=rotation.sine.expand_dim(1).broadcast(1, part.shape[1]),
+        op=nl.multiply,
+    )
+
+
+def _cross_chunks(crossed, part, rotation):
+    """crossed = (-x2, x1) * sin of heads [d/2, n, 2, T], whose halves are chunks."""
+    sine = rotation.sine.expand_dim(1).broadcast(1, part.shape[1])
+    nisa.scalar_tensor_tensor(
+        dst=crossed[:, :, 0, :],
+        data=part[:, :, 1, :],
+        op0=nl.multiply,
+        operand0=-1.0,
+        op1=nl.multiply,
+        operand1=sine,
+    )
+    nisa.tensor_tensor(dst=crossed[:, :, 1, :], data1=part[:, :, 0, :], data2=sine, op=nl.multiply)

@@ -3,7 +3,7 @@
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import PARTITIONS, PIECE_ELEMENTS
+from .limits import PARTITIONS, PIECE_ELEMENTS, ceiling_divide
 
 
 class Sizes(NKIObject):
@@ -11,6 +11,10 @@ class Sizes(NKIObject):
 
     S_prior is the number of cache slots that queries may attend: S_ctx, less S where the mask is
     unified.
+
+    Attributes:
+      head_chunks: chunks of a head: 1, or 2 if d features do not fit on the partitions.
+      head_rows: features of a chunk: d, or d/2, so that the chunks are the halves that RoPE pairs.
     """
 
     def __init__(self, B, S, H, I, d, q, k, S_prior, S_max, dtype, eps, clamp_bound):  # noqa: E741
@@ -20,6 +24,8 @@ class Sizes(NKIObject):
         self.H = H
         self.I = I
         self.d = d
+        self.head_chunks = ceiling_divide(d, PARTITIONS)
+        self.head_rows = d // self.head_chunks
         self.q = q
         self.k = k
         self.S_prior = S_prior

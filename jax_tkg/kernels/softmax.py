@@ -19,23 +19,24 @@ class SoftmaxState(NKIObject):
 
     Attributes:
       empty: whether no key was added yet; then the tiles are not written.
-      packed: [128, 3, n] float32, one tile that holds the others, so that the cores of a logical
-        core swap it at once.
+      packed: [128, 2 + chunks, n] float32, one tile that holds the others, so that the cores of a
+        logical core swap it at once.
       peak: [128, n], the largest score so far, equal on all partitions.
       total: [128, n], the sum of exponentials relative to it, equal on all partitions.
-      weighted: [d, n], the sum of values weighted by them.
+      weighted: [rows, chunks, n], the sum of values weighted by them.
     """
 
-    def __init__(self, d, columns):
+    def __init__(self, rows, chunks, columns):
         self.columns = columns
         self.empty = True
-        self.packed = nl.ndarray((PARTITIONS, 3, columns), dtype=nl.float32, buffer=nl.sbuf)
+        shape = (PARTITIONS, 2 + chunks, columns)
+        self.packed = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
         self.peak = self.packed[:, 0, :]
         self.total = self.packed[:, 1, :]
-        self.weighted = self.packed[0:d, 2, :]
-        if d < PARTITIONS:
+        self.weighted = self.packed[0:rows, 2 : 2 + chunks, :]
+        if rows < PARTITIONS:
             # The whole tile is swapped.
-            nisa.memset(dst=self.packed[:, 2, :], value=0.0)
+            nisa.memset(dst=self.packed[:, 2 : 2 + chunks, :], value=0.0)
 
 
 def set_unattended(state):
@@ -124,7 +125,7 @@ def merge(state, peaks, sums, weighted, scale):
       state: `SoftmaxState`.
       peaks: [128, n] float32.
       sums: [128, n] float32.
-      weighted: [d, n] float32.
+      weighted: [rows, chunks, n] float32.
       scale: of the scores.
     """
     if state.empty:
@@ -135,35 +136,42 @@ def merge(state, peaks, sums, weighted, scale):
         state.empty = False
     else:
         columns = state.columns
-        d = weighted.shape[0]
+        rows = weighted.shape[0]
+        chunks = weighted.shape[1]
         higher = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_tensor(dst=higher, data1=state.peak, data2=peaks, op=nl.maximum)
         kept = _decay(state.peak, higher, scale)
         added = _decay(peaks, higher, scale)
         _scale_and_add(state.total, kept, sums, added)
-        _scale_and_add(state.weighted, kept[0:d, :], weighted, added[0:d, :])
+        _scale_and_add(
+            state.weighted,
+            kept[0:rows, :].expand_dim(1).broadcast(1, chunks),
+            weighted,
+            added[0:rows, :].expand_dim(1).broadcast(1, chunks),
+        )
         nisa.tensor_copy(dst=state.peak, src=higher)
 
 
 def merge_packed(state, other, scale):
     """Merges another state's `packed` tile, `other`, into `state`."""
     columns = state.columns
+    count = other.shape[1] - 1
     higher = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=higher, data1=state.peak, data2=other[:, 0, :], op=nl.maximum)
     kept = _decay(state.peak, higher, scale)
     added = _decay(other[:, 0, :], higher, scale)
     # Totals and weighted values at once.
-    shape = (PARTITIONS, 2, columns)
+    shape = (PARTITIONS, count, columns)
     mine = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-    rest = state.packed[:, 1:3, :]
+    rest = state.packed[:, 1 : 1 + count, :]
     nisa.tensor_tensor(
-        dst=mine, data1=rest, data2=kept.expand_dim(1).broadcast(1, 2), op=nl.multiply
+        dst=mine, data1=rest, data2=kept.expand_dim(1).broadcast(1, count), op=nl.multiply
     )
     theirs = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(
         dst=theirs,
-        data1=other[:, 1:3, :],
-        data2=added.expand_dim(1).broadcast(1, 2),
+        data1=other[:, 1 : 1 + count, :],
+        data2=added.expand_dim(1).broadcast(1, count),
         op=nl.multiply,
     )
     nisa.tensor_tensor(dst=rest, data1=mine, data2=theirs, op=nl.add)
@@ -182,29 +190,29 @@ def _decay(peak, higher, scale):
 
 def _scale_and_add(total, kept, more, added):
     """total = total * kept + more * added."""
-    shape = (total.shape[0], total.shape[1])
-    mine = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    mine = nl.ndarray(total.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=mine, data1=total, data2=kept, op=nl.multiply)
-    theirs = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    theirs = nl.ndarray(total.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=theirs, data1=more, data2=added, op=nl.multiply)
     nisa.tensor_tensor(dst=total, data1=mine, data2=theirs, op=nl.add)
 
 
 def normalize(dst, state):
-    """dst [d, n] = weighted / total; zero for a query that attended no key."""
+    """dst [rows, chunks, n] = weighted / total; zero for a query that attended no key."""
     columns = state.columns
     weighted = state.weighted
-    d = weighted.shape[0]
+    rows = weighted.shape[0]
     # The largest score of a fully masked query is a masked one.
-    attended = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
+    attended = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_scalar(
         dst=attended,
-        data=state.peak[0:d, :],
+        data=state.peak[0:rows, :],
         op0=nl.greater,
         operand0=MASKED / 2,
     )
-    inverse = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.reciprocal(dst=inverse, data=state.total[0:d, :])
-    factor = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
+    inverse = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.reciprocal(dst=inverse, data=state.total[0:rows, :])
+    factor = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=factor, data1=inverse, data2=attended, op=nl.multiply)
-    nisa.tensor_tensor(dst=dst, data1=weighted, data2=factor, op=nl.multiply)
+    factors = factor.expand_dim(1).broadcast(1, weighted.shape[1])
+    nisa.tensor_tensor(dst=dst, data1=weighted, data2=factors, op=nl.multiply)

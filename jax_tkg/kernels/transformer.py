@@ -10,7 +10,7 @@ what two cores swap.
     |      |
     |   linear_of_shares <-- ring <-------------- W_qkv          [partial products]
     |      |
-    |   heads [d, q + 2k, T]
+    |   heads [rows, q + 2k, chunks, T]
     |      |
     |   apply_rope, on queries and keys
     |      |
@@ -250,8 +250,8 @@ def transformer_tkg(
         Masks(prior_mask, active_mask, sizes, core),
         Reduction(group, sbuf_residual_and_cc),
     )
-    constants = Constants(sizes.d, sizes.dtype)
-    context = Context(sizes, core, WeightRing(RING_SLOTS, RING_SLOT_BYTES), constants)
+    ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
+    context = Context(sizes, core, ring, Constants(sizes))
     tables = OffsetTables(window_offsets, key_offsets, value_offsets)
     operands = LayerOperands(
         Weight(W_qkvs),
@@ -334,17 +334,20 @@ def _layer(x, layer, caches, shared, context):
 
 
 def _heads(normed, W_qkv, rotation, context):
-    """[d, q + 2k, T]: queries and keys rotated, then values, in the compute dtype."""
+    """[rows, q + 2k, chunks, T]: queries and keys rotated, then values, in the compute dtype."""
     sizes = context.sizes
     rotated = sizes.q + sizes.k
-    heads = nl.ndarray((sizes.d, rotated + sizes.k, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-    linear_of_shares(heads, normed, W_qkv.tensor, Columns(0, sizes.d), context)
-    apply_rope(heads[:, 0:rotated, :], rotation, context)
+    count = rotated + sizes.k
+    shape = (sizes.head_rows, count * sizes.head_chunks, sizes.T)
+    product = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
+    linear_of_shares(product, normed, W_qkv.tensor, Columns(0, sizes.head_rows), context)
+    heads = product.reshape_dim(1, (count, sizes.head_chunks))
+    apply_rope(heads[:, 0:rotated, :, :], rotation, context)
     return heads
 
 
 def _project_out(attended, W_out, context):
-    """[128, n, T] float32: this core's chunks of attended [d, q, T] @ W_out."""
+    """[128, n, T] float32: this core's chunks of attended [rows, q * chunks, T] @ W_out."""
     sizes = context.sizes
     share = context.hidden_share()
     partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)

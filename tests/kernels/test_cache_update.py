@@ -76,7 +76,7 @@ class WritesTest(parameterized.TestCase):
         result = _check(shape, [[0], [3], [8], [5]], cores=2, record=True)
         for core in (0, 1):
             keys = _cache_writes(result, "K_caches", core)
-            self.assertEqual([access.shape for access in keys], [(64, 2, 4)] * 2)
+            self.assertEqual([access.shape for access in keys], [(64, 2, 1, 4)] * 2)
             values = _cache_writes(result, "V_caches", core)
             self.assertEqual([access.shape for access in values], [(8, 2, 64)])
 

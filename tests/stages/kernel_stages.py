@@ -62,6 +62,17 @@ def turned_back(tile: np.ndarray) -> np.ndarray:
     return tile.transpose(2, 1, 0).reshape(tokens, count * width)
 
 
+def turned_heads(heads: np.ndarray) -> np.ndarray:
+    """[B, S, n, d] as [rows, n * chunks, T], with two chunks where d is more than 128."""
+    B, S, count, d = heads.shape
+    return turned(heads.reshape(B * S, count * d), d if d <= PARTITIONS else d // 2)
+
+
+def by_head(tile: Any, sizes: Sizes) -> Any:
+    """[rows, n * chunks, T] on chip as [rows, n, chunks, T]."""
+    return tile.reshape_dim(1, (tile.shape[1] // sizes.head_chunks, sizes.head_chunks))
+
+
 def load(tensor: Any) -> Any:
     """All of a tensor in HBM on chip; its first dimension is the partition's."""
     tile = nl.ndarray(tensor.shape, dtype=tensor.dtype, buffer=nl.sbuf)
@@ -129,7 +140,7 @@ class KernelStages:
         def kernel(**tensors: Any) -> Any:
             sizes = Sizes(**numbers)
             ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
-            context = Context(sizes, Core(), ring, Constants(sizes.d, sizes.dtype))
+            context = Context(sizes, Core(), ring, Constants(sizes))
             return body(context, **tensors)
 
         return simulator.run(
@@ -163,16 +174,17 @@ class KernelStages:
         return normed.reshape(B, S, H)
 
     def rope(self, heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-        B, S, count, d = heads.shape
+        B, S, _, d = heads.shape
 
         def body(context: Context, heads: Any, cos: Any, sin: Any) -> Any:
             tile = load(heads)
-            apply_rope(tile, Rotation(cos, sin, context.sizes), context)
+            rotation = Rotation(cos, sin, context.sizes)
+            apply_rope(by_head(tile, context.sizes), rotation, context)
             return store(tile, context)
 
-        given = {"heads": turned(heads.reshape(B * S, count * d), d), "cos": cos, "sin": sin}
+        given = {"heads": turned_heads(heads), "cos": cos, "sin": sin}
         (tile,) = self.run(body, [given], B=B, S=S, d=d, dtype=heads.dtype.name)
-        return turned_back(same(tile)).reshape(B, S, count, d)
+        return turned_back(same(tile)).reshape(heads.shape)
 
     def linear(
         self, x: np.ndarray, weight: np.ndarray, scale: np.ndarray | None = None, rows: int = 128
@@ -265,12 +277,11 @@ class KernelStages:
     ) -> np.ndarray:
         B, S, q, d = query.shape
         k, slots = key.shape[2], mask_cache.shape[0]
-        heads = np.concatenate([query, key, value], axis=2).reshape(B * S, (q + 2 * k) * d)
         active = np.zeros((B, S, B, q, S), np.uint8)
         for b in range(B):
             active[b, :, b] = mask_active[:, b] != 0
         given = {
-            "heads": turned(heads, d),
+            "heads": turned_heads(np.concatenate([query, key, value], axis=2)),
             "K_cache": K_cache,
             "V_cache": V_cache,
             "prior": (mask_cache != 0).astype(np.uint8).reshape(slots, -1) if slots else None,
@@ -281,7 +292,7 @@ class KernelStages:
             context: Context, heads: Any, K_cache: Any, V_cache: Any, prior: Any, active: Any
         ) -> Any:
             attended, values = attention(
-                load(heads),
+                by_head(load(heads), context.sizes),
                 LayerTensor(K_cache),
                 LayerTensor(V_cache),
                 Masks(prior, active, context.sizes, context.core),
@@ -315,10 +326,10 @@ class KernelStages:
         def add(state: Any, tile: Any, value: Any, constants: Constants) -> None:
             peaks = column_peaks(tile, constants)
             weights = exponentials(tile, peaks, scale, nl.float32)
-            weighted = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.psum)
+            weighted = nl.ndarray((d, 1, columns), dtype=nl.float32, buffer=nl.psum)
             for chunk in range(tile.shape[1]):
                 nisa.nc_matmul(
-                    dst=weighted,
+                    dst=weighted[:, 0, :],
                     stationary=value[:, chunk, :],
                     moving=weights[:, chunk, :],
                     accumulate=chunk > 0,
@@ -327,21 +338,21 @@ class KernelStages:
 
         def body(context: Context, scores: Any, values: Any) -> Any:
             constants = context.constants
-            state = SoftmaxState(d, columns)
+            state = SoftmaxState(d, 1, columns)
             for index, (block, value) in enumerate(zip(scores, values, strict=True)):
                 if packed and index > 0:
-                    other = SoftmaxState(d, columns)
+                    other = SoftmaxState(d, 1, columns)
                     add(other, load(block), load(value), constants)
                     merge_packed(state, other.packed, scale)
                 else:
                     add(state, load(block), load(value), constants)
             if packed:
-                nobody = SoftmaxState(d, columns)
+                nobody = SoftmaxState(d, 1, columns)
                 set_unattended(nobody)
                 merge_packed(state, nobody.packed, scale)
-            out = nl.ndarray((d, columns), dtype=nl.float32, buffer=nl.sbuf)
+            out = nl.ndarray((d, 1, columns), dtype=nl.float32, buffer=nl.sbuf)
             normalize(out, state)
-            return store(out, context)
+            return store(out[:, 0, :], context)
 
         (out,) = self.run(body, [{"scores": list(scores), "values": list(values)}], d=d)
         return same(out).T
@@ -420,30 +431,27 @@ class KernelStages:
           layer: which layer of the caches is written, or None.
         """
         B, S, k, d = key.shape
-        heads = np.concatenate([key, value], axis=2).reshape(B * S, 2 * k * d)
+        # The layer's heads begin with a query.
+        heads = np.concatenate([np.zeros_like(key[:, :, :1]), key, value], axis=2)
 
         def body(context: Context, K_cache: Any, V_cache: Any, heads: Any, offsets: Any) -> Any:
             sizes = context.sizes
-            tile = load(heads)
-            # The layer's heads begin with a query.
-            with_query = nl.ndarray((d, 1 + 2 * k, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-            nisa.memset(dst=with_query, value=0.0)
-            nisa.tensor_copy(dst=with_query[:, 1:, :], src=tile)
+            loaded = by_head(load(heads), sizes)
             one_K = K_cache if layer is None else K_cache[layer]
             one_V = V_cache if layer is None else V_cache[layer]
             caches = LayerCaches(
                 LayerTensor(one_K), LayerTensor(one_V), K_cache, V_cache, layer or 0
             )
             caches.offsets = load_offsets(*(layer_tensor(table, 0) for table in offsets))
-            values = token_rows(with_query, 1 + k, sizes)
+            values = token_rows(loaded, 1 + k, sizes)
             await_readers(caches, context.core)
-            update_caches(caches, with_query, values, context)
+            update_caches(caches, loaded, values, context)
             return K_cache, V_cache
 
         given = {
             "K_cache": K_cache,
             "V_cache": V_cache,
-            "heads": turned(heads, d),
+            "heads": turned_heads(heads),
             "offsets": tuple(
                 offsets[name] for name in ("window_offsets", "key_offsets", "value_offsets")
             ),
