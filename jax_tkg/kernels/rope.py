@@ -44,7 +44,7 @@ def apply_rope(heads, rotation, context):
         part = heads[:, first : first + size, :, :]
         crossed = nl.ndarray(part.shape, dtype=nl.float32, buffer=nl.sbuf)
         if chunks == 1:
-            _cross_partitions(crossed[:, :, 0, :], part[:, :, 0, :], rotation, context)
+            _cross_partitions(crossed[:, :, 0, :], part[:, :, 0, :], rotation, context.constants)
         else:
             _cross_chunks(crossed, part, rotation)
         straight = nl.ndarray(part.shape, dtype=nl.float32, buffer=nl.sbuf)
@@ -58,15 +58,14 @@ def apply_rope(heads, rotation, context):
         nisa.tensor_tensor(dst=part, data1=straight, data2=crossed, op=nl.add)
 
 
-def _cross_partitions(crossed, part, rotation, context):
+def _cross_partitions(crossed, part, rotation, constants):
     """crossed = (-x2, x1) * sin of heads [d, n, T], whose halves share the partitions.
 
     A product with a signed permutation moves the halves across the partitions, exactly, and for
     any d.
     """
     turned = nl.ndarray(part.shape, dtype=nl.float32, buffer=nl.psum)
-    stationary = context.constants.rotation
-    nisa.nc_matmul(dst=turned, stationary=stationary, moving=part, accumulate=False)
+    nisa.nc_matmul(dst=turned, stationary=constants.rotation, moving=part, accumulate=False)
     nisa.tensor_tensor(
         dst=crossed,
         data1=turned,
