@@ -41,12 +41,22 @@ def transformer_tkg(
     W_up_scales: Any = None,
     W_down_scales: Any = None,
     *,
+    bias_qkvs: Any = None,
+    bias_outs: Any = None,
+    W_gamma_qs: Any = None,
+    W_gamma_ks: Any = None,
+    W_gamma_post_attentions: Any = None,
+    W_gamma_post_mlps: Any = None,
+    sinks: Any = None,
+    softmax_scale: float | None = None,
+    attention_softcap: float = 0.0,
+    activation: str = "silu",
     axis_name: str | Sequence[str] | None = None,
     lnc: int | None = None,
     implementation: str = "auto",
     layers_per_launch: int | None = None,
 ) -> TransformerTkgOutput:
-    """Runs all layers of a Llama-style transformer on S new tokens of each of B sequences.
+    """Runs all layers of a decoder-only transformer on S new tokens of each of B sequences.
 
     docs/operation.md gives the mathematics. The embedding, the final norm and the head are not
     included.
@@ -93,6 +103,23 @@ def transformer_tkg(
         layer's weight is not float8.
       W_up_scales: scales of `W_ups`, in the shapes of `W_gate_scales`.
       W_down_scales: scales of `W_downs`: each [128, H] (equal rows) or [1, H] float32, or None.
+      bias_qkvs: None, or each [1, (q + 2k)*d], added to the QKV product in float32; columns as in
+        `W_qkvs`. Here and below, an entry of a list may be None: that layer is without it.
+      bias_outs: None, or each [1, H], added once to attention's output, after the all-reduce: the
+        same array on every rank.
+      W_gamma_qs: None, or each [1, d], gain of an RMSNorm of each query head, before RoPE.
+      W_gamma_ks: None, or each [1, d], gain of an RMSNorm of each key head, before RoPE.
+      W_gamma_post_attentions: None, or each [1, H], gain of an RMSNorm of attention's output, after
+        the all-reduce and the bias, before it is added to the residual.
+      W_gamma_post_mlps: None, or each [1, H], gain of an RMSNorm of the MLP's output, after the
+        all-reduce, before it is added to the residual.
+      sinks: None, or each [1, q] float32: one more logit of each query head's softmax, not scaled
+        and not capped, with no value behind it.
+      softmax_scale: factor of the attention scores; None: d**-0.5.
+      attention_softcap: if positive, scores become cap * tanh(scores / cap), after the scale and
+        before the mask.
+      activation: of the gate: "silu", "gelu_tanh" (the approximation by a tanh), "gelu" or "relu2"
+        (relu(x)**2).
       axis_name: axis or axes of the enclosing `jax.shard_map` to sum over: the tensor-parallel
         ones.
       lnc: physical cores per logical Neuron core, 1 or 2. None: the environment's setting, or 2.
@@ -139,6 +166,16 @@ def transformer_tkg(
                 "W_gate_scales": W_gate_scales,
                 "W_up_scales": W_up_scales,
                 "W_down_scales": W_down_scales,
+                "bias_qkvs": bias_qkvs,
+                "bias_outs": bias_outs,
+                "W_gamma_qs": W_gamma_qs,
+                "W_gamma_ks": W_gamma_ks,
+                "W_gamma_post_attentions": W_gamma_post_attentions,
+                "W_gamma_post_mlps": W_gamma_post_mlps,
+                "sinks": sinks,
+                "softmax_scale": softmax_scale,
+                "attention_softcap": attention_softcap,
+                "activation": activation,
                 "axis_name": axis_name,
                 "lnc": lnc,
                 "implementation": implementation,

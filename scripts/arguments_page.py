@@ -52,6 +52,7 @@ _DTYPES = {
     "table": "any compute dtype",
     "cache": "X's",
     "scale": "float32",
+    "logit": "float32",
     "mask": "bool or integer",
     "index": "integer",
 }

@@ -17,6 +17,11 @@ from jax_tkg.call.operand_table import BY_NAME, OPERANDS, names
 from tests import oracle
 
 SCALE_NAMES = {row.name: row.scaled_by for row in OPERANDS if row.scaled_by is not None}
+LAYER_OPTIONS = tuple(
+    row.name for row in OPERANDS if row.optional and row.kind in ("gain", "bias", "logit")
+)
+"""Optional operands of a layer that a case may have in `Shape.options`."""
+
 FLOAT8 = ("float8_e4m3", "float8_e4m3fn", "float8_e5m2")
 
 
@@ -44,6 +49,9 @@ class Shape:
     scale_rows: int = 128
     options: tuple[str, ...] = ()
     """Optional operands, beside scales and masks, that the case has."""
+    softmax_scale: float | None = None
+    attention_softcap: float = 0.0
+    activation: str = "silu"
 
     def array_shape(self, name: str) -> tuple[int, ...]:
         """The shape of an operand, of one layer where it is per layer."""
@@ -76,6 +84,14 @@ SHAPES = {
 }
 """One of each kind: what every implementation has to get right."""
 
+EVERY_OPTION: dict[str, Any] = {
+    "options": LAYER_OPTIONS,
+    "softmax_scale": 0.2,
+    "attention_softcap": 2.0,
+    "activation": "gelu_tanh",
+}
+"""Fields of a `Shape` that has all options of a layer."""
+
 
 def uniform(
     rng: np.random.Generator, shape: tuple[int, ...], low: float, high: float
@@ -104,6 +120,7 @@ def random_weights(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
         "weight": projection,
         "gain": lambda rng, *sizes: uniform(rng, sizes, 0.5, 1.5),
         "bias": lambda rng, *sizes: uniform(rng, sizes, -0.5, 0.5),
+        "logit": lambda rng, *sizes: uniform(rng, sizes, -2, 2),
     }
     weights: dict[str, Any] = {
         row.name: [draws[row.kind](rng, *s.array_shape(row.name)) for _ in range(s.L)]
@@ -111,7 +128,10 @@ def random_weights(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
         if row.kind in draws and (not row.optional or row.name in s.options)
     }
     dtype = jnp.dtype(s.dtype)
-    weights = {name: [array.astype(dtype) for array in arrays] for name, arrays in weights.items()}
+    weights = {
+        name: arrays if BY_NAME[name].kind == "logit" else [array.astype(dtype) for array in arrays]
+        for name, arrays in weights.items()
+    }
     if s.quantized:
         for name, scales in SCALE_NAMES.items():
             weights[scales] = [None] * s.L
@@ -197,7 +217,15 @@ def stack(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def options(shape: Shape) -> dict[str, Any]:
-    return {"num_layers": shape.L, "eps": 1e-5, "clamp_bound": shape.clamp_bound}
+    """The static arguments of a case: those that change the result, and the number of layers."""
+    return {
+        "num_layers": shape.L,
+        "eps": 1e-5,
+        "clamp_bound": shape.clamp_bound,
+        "softmax_scale": shape.softmax_scale,
+        "attention_softcap": shape.attention_softcap,
+        "activation": shape.activation,
+    }
 
 
 def expected(
@@ -205,22 +233,16 @@ def expected(
 ) -> tuple[np.ndarray, list[list[np.ndarray]], list[list[np.ndarray]], list[set[tuple[int, int]]]]:
     """The oracle's answer for ranks with their own weights, caches and masks.
 
-    Tokens, gammas, tables and positions are those of the first rank.
+    Tokens, gains, the output's bias, tables and positions are those of the first rank.
     """
     fields = [field.name for field in dataclasses.fields(oracle.Rank)]
     ranks = [
         oracle.Rank(**{name: {**w, **i}.get(name) for name in fields})
         for w, i in zip(weights, inputs, strict=True)
     ]
-    common = {name: inputs[0][name] for name in ("RoPE_cos", "RoPE_sin", "position_ids")}
-    return oracle.transformer_tkg(
-        inputs[0]["X"],
-        ranks,
-        weights[0]["W_gamma_qkvs"],
-        weights[0]["W_gamma_mlps"],
-        **options(shape),
-        **common,
-    )
+    shared = (*names("gain"), "bias_outs", "RoPE_cos", "RoPE_sin", "position_ids")
+    common = {name: {**weights[0], **inputs[0]}.get(name) for name in shared}
+    return oracle.transformer_tkg(inputs[0]["X"], ranks, **options(shape), **common)
 
 
 def check(

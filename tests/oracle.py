@@ -7,6 +7,7 @@ a list, softmax over that list.
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ class Rank:
     W_gate_scales: list[Any] | None = None
     W_up_scales: list[Any] | None = None
     W_down_scales: list[Any] | None = None
+    bias_qkvs: list[Any] | None = None
+    sinks: list[Any] | None = None
 
 
 def _normalize(x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
@@ -58,8 +61,15 @@ def _product(x: np.ndarray, weight: Any, scale: Any, clamp: float) -> np.ndarray
     return (x @ wide(weight)) * wide(scale)[0]
 
 
-def _scale(scales: list[Any] | None, layer: int) -> Any:
-    return None if scales is None else scales[layer]
+def _of_layer(arrays: list[Any] | None, layer: int) -> Any:
+    """The layer's array of an operand that may be absent, in all layers or in one."""
+    return None if arrays is None else arrays[layer]
+
+
+def _norm_if_given(rows: np.ndarray, gains: list[Any] | None, layer: int, eps: float) -> np.ndarray:
+    """RMSNorm over the last axis, where the layer has a gain."""
+    gain = _of_layer(gains, layer)
+    return rows if gain is None else np.apply_along_axis(_normalize, -1, rows, wide(gain), eps)
 
 
 def _slot(position_ids: np.ndarray, b: int, j: int, capacity: int) -> int | None:
@@ -73,13 +83,23 @@ def _slot(position_ids: np.ndarray, b: int, j: int, capacity: int) -> int | None
 
 
 def _attend(
-    query: np.ndarray, keys: list[np.ndarray], values: list[np.ndarray], d: int
+    query: np.ndarray,
+    keys: list[np.ndarray],
+    values: list[np.ndarray],
+    d: int,
+    sink: float | None,
+    scale: float | None,
+    cap: float,
 ) -> np.ndarray:
     if not keys:
         return np.zeros(d)
-    scores = np.array([query @ key for key in keys]) / np.sqrt(d)
-    weights = np.exp(scores - scores.max())
-    weights = weights / weights.sum()
+    scores = [float(query @ key) * (1 / math.sqrt(d) if scale is None else scale) for key in keys]
+    if cap:
+        scores = [cap * math.tanh(score / cap) for score in scores]
+    # A sink is a further logit whose weight goes to no value.
+    logits = np.array(scores if sink is None else [*scores, sink])
+    weights = np.exp(logits - logits.max())
+    weights = (weights / weights.sum())[: len(keys)]
     return sum(weight * value for weight, value in zip(weights, values, strict=True))
 
 
@@ -95,12 +115,20 @@ def _attention(
     active = mask_cache[context - new :] if unified else np.asarray(mask_active)
     slots = context - new if unified else context
     qkv = n @ wide(rank.W_qkvs[layer])
+    bias, sinks = _of_layer(rank.bias_qkvs, layer), _of_layer(rank.sinks, layer)
+    if bias is not None:
+        qkv = qkv + wide(bias)[0]
     cos, sin = wide(common["RoPE_cos"]), wide(common["RoPE_sin"])
     W_out = wide(rank.W_outs[layer])
     attended = np.zeros((batch, new, heads * d))
     writes = []
     for b in range(batch):
-        split = qkv[b].reshape(new, heads + 2 * kv_heads, d)
+        split = qkv[b].reshape(new, heads + 2 * kv_heads, d).copy()
+        for kind, gains in (
+            (slice(0, heads), "W_gamma_qs"),
+            (slice(heads, heads + kv_heads), "W_gamma_ks"),
+        ):
+            split[:, kind] = _norm_if_given(split[:, kind], common.get(gains), layer, common["eps"])
         keys = np.array(
             [
                 [_rotate(split[j, heads + g], cos[:, b, j], sin[:, b, j]) for g in range(kv_heads)]
@@ -119,6 +147,9 @@ def _attention(
                     [K[b, group, :, t] for t in chosen] + [keys[j, group] for j in fresh],
                     [V[b, group, t] for t in chosen] + [values[j, group] for j in fresh],
                     d,
+                    None if sinks is None else float(sinks[0, h]),
+                    common.get("softmax_scale"),
+                    common.get("attention_softcap", 0.0),
                 )
         if common["position_ids"] is not None:
             for j in range(new):
@@ -128,21 +159,31 @@ def _attention(
     return attended @ W_out, writes
 
 
-def _mlp(rank: Rank, layer: int, m: np.ndarray, clamp: float) -> np.ndarray:
-    gate = _product(m, rank.W_gates[layer], _scale(rank.W_gate_scales, layer), clamp)
-    up = _product(m, rank.W_ups[layer], _scale(rank.W_up_scales, layer), clamp)
-    hidden = gate / (1 + np.exp(-gate)) * up
-    return _product(hidden, rank.W_downs[layer], _scale(rank.W_down_scales, layer), clamp)
+def _activate(x: float, name: str) -> float:
+    if name == "silu":
+        return x / (1 + math.exp(-x))
+    if name == "gelu":
+        return x * (1 + math.erf(x / math.sqrt(2))) / 2
+    if name == "gelu_tanh":
+        return x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+    assert name == "relu2", name
+    return x * x if x > 0 else 0.0
+
+
+def _mlp(rank: Rank, layer: int, m: np.ndarray, clamp: float, activation: str) -> np.ndarray:
+    gate = _product(m, rank.W_gates[layer], _of_layer(rank.W_gate_scales, layer), clamp)
+    up = _product(m, rank.W_ups[layer], _of_layer(rank.W_up_scales, layer), clamp)
+    hidden = np.vectorize(_activate, otypes=[float])(gate, activation) * up
+    return _product(hidden, rank.W_downs[layer], _of_layer(rank.W_down_scales, layer), clamp)
 
 
 def transformer_tkg(
     X: Any,
     ranks: list[Rank],
-    gammas_qkv: list[Any],
-    gammas_mlp: list[Any],
     num_layers: int,
     eps: float = 1e-6,
     clamp_bound: float = 0.0,
+    activation: str = "silu",
     **common: Any,
 ) -> tuple[np.ndarray, list[list[np.ndarray]], list[list[np.ndarray]], list[set[tuple[int, int]]]]:
     """All layers on one replica group of ranks.
@@ -150,12 +191,12 @@ def transformer_tkg(
     Args:
       X: [B, S, H].
       ranks: what differs from rank to rank; their partial sums are added.
-      gammas_qkv: [1, H] per layer.
-      gammas_mlp: [1, H] per layer.
       num_layers: L.
       eps: of the normalizations.
       clamp_bound: 0.0 for none.
-      **common: RoPE_cos, RoPE_sin and position_ids.
+      activation: of the gate.
+      **common: what all ranks have alike: gains and the bias of the output per layer, RoPE_cos,
+        RoPE_sin, position_ids, softmax_scale and attention_softcap.
 
     Returns:
       Hidden states, the updated K and V caches as [rank][layer] float64, and the (sequence, slot)
@@ -165,8 +206,9 @@ def transformer_tkg(
     K_caches = [[wide(cache) for cache in rank.K_caches] for rank in ranks]
     V_caches = [[wide(cache) for cache in rank.V_caches] for rank in ranks]
     written: list[set[tuple[int, int]]] = []
+    common["eps"] = eps
     for layer in range(num_layers):
-        n = np.apply_along_axis(_normalize, -1, x, wide(gammas_qkv[layer]), eps)
+        n = np.apply_along_axis(_normalize, -1, x, wide(common["W_gamma_qkvs"][layer]), eps)
         total, pairs = np.zeros_like(x), set()
         for index, rank in enumerate(ranks):
             part, writes = _attention(rank, layer, n, common)
@@ -175,8 +217,12 @@ def transformer_tkg(
                 K_caches[index][layer][b, :, :, slot] = key
                 V_caches[index][layer][b, :, slot] = value
                 pairs.add((b, slot))
-        x = x + total
-        m = np.apply_along_axis(_normalize, -1, x, wide(gammas_mlp[layer]), eps)
-        x = x + sum(_mlp(rank, layer, m, clamp_bound) for rank in ranks)
+        bias = _of_layer(common.get("bias_outs"), layer)
+        if bias is not None:
+            total = total + wide(bias)[0]
+        x = x + _norm_if_given(total, common.get("W_gamma_post_attentions"), layer, eps)
+        m = np.apply_along_axis(_normalize, -1, x, wide(common["W_gamma_mlps"][layer]), eps)
+        total = sum(_mlp(rank, layer, m, clamp_bound, activation) for rank in ranks)
+        x = x + _norm_if_given(total, common.get("W_gamma_post_mlps"), layer, eps)
         written.append(pairs)
     return x, K_caches, V_caches, written

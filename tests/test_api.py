@@ -16,6 +16,7 @@ from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
 import jax_tkg
+from jax_tkg.call.options import ACTIVATIONS
 from tests import cases
 
 HEADS = ((1, 1), (4, 1), (8, 2), (9, 3), (32, 8))
@@ -60,7 +61,22 @@ def quantizations(draw: st.DrawFn, L: int) -> tuple[tuple[str | None, ...], ...]
 
 
 @st.composite
-def shapes(draw: st.DrawFn, q: int, k: int, dtype: str) -> cases.Shape:
+def layer_options(draw: st.DrawFn) -> dict[str, Any]:
+    """Fields of `cases.Shape`: no option of a layer, one of them, or several."""
+    values: dict[str, Any] = {
+        "softmax_scale": draw(st.sampled_from((0.05, 0.3))),
+        "attention_softcap": draw(st.sampled_from((0.5, 3.0, 50.0))),
+        "activation": draw(st.sampled_from(ACTIVATIONS[1:])),
+    }
+    every = (*cases.LAYER_OPTIONS, *values)
+    most = draw(st.sampled_from((0, 1, len(every))))
+    chosen = draw(st.sets(st.sampled_from(every), min_size=min(most, 1), max_size=most))
+    fields = {name: value for name, value in values.items() if name in chosen}
+    return {"options": tuple(n for n in cases.LAYER_OPTIONS if n in chosen), **fields}
+
+
+@st.composite
+def shapes(draw: st.DrawFn, q: int, k: int, dtype: str, with_options: bool = True) -> cases.Shape:
     S = draw(st.integers(1, 8))
     S_ctx = draw(st.integers(S, 40))
     L = draw(st.integers(1, 3))
@@ -82,6 +98,7 @@ def shapes(draw: st.DrawFn, q: int, k: int, dtype: str) -> cases.Shape:
         quantized=draw(quantizations(L)),
         clamp_bound=draw(st.sampled_from((0.0, 0.5))),
         scale_rows=draw(st.sampled_from((1, 128))),
+        **(draw(layer_options()) if with_options else {}),
     )
 
 
@@ -109,7 +126,13 @@ class DrawnShapesTest(parameterized.TestCase):
 class NamedShapesTest(parameterized.TestCase):
     """One case of each kind."""
 
-    @parameterized.named_parameters((name, shape) for name, shape in cases.SHAPES.items())
+    @parameterized.named_parameters(
+        (name, shape)
+        for name, shape in (
+            *cases.SHAPES.items(),
+            ("every_option", cases.Shape(q=6, S=3, **cases.EVERY_OPTION)),
+        )
+    )
     def test_named_shape(self, shape: cases.Shape) -> None:
         _run(shape, 0)
 

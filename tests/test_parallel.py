@@ -88,6 +88,7 @@ class ParallelTest(parameterized.TestCase):
         ("each_position", {"positions": "each", "S": 4}),
         ("float8", {"quantized": (("float8_e4m3",) * 3, (None,) * 3), "clamp_bound": 0.5}),
         ("bfloat16", {"dtype": "bfloat16"}),
+        ("every_option", {"q": 4, "k": 2, **cases.EVERY_OPTION}),
     )
     def test_variants_on_two_ranks(self, changes: dict[str, Any]) -> None:
         self._run(dataclasses.replace(SHAPE, **changes), "tp2", seed=1)

@@ -22,7 +22,7 @@ SHAPES = {
     "each_position": cases.Shape(S=3, positions="each"),
     "no_update": cases.Shape(positions="none"),
     "bfloat16": cases.Shape(dtype="bfloat16", unified=True),
-    "float16": cases.Shape(dtype="float16"),
+    "float16_with_options": cases.Shape(dtype="float16", **cases.EVERY_OPTION),
     "float8": cases.Shape(quantized=(("float8_e4m3",) * 3,) * 2, clamp_bound=0.5),
     "float8_one_row": cases.Shape(
         quantized=(("float8_e4m3fn",) * 3,) * 2, scale_rows=1, dtype="bfloat16"

@@ -32,8 +32,10 @@ def _mesh(names: str) -> jax.sharding.Mesh:
     return jax.sharding.Mesh(devices, tuple(names.split()))
 
 
-def _arguments(seed: int, stacked: bool, dtype: str = "float32") -> dict[str, Any]:
-    shape = dataclasses.replace(SHAPE, dtype=dtype)
+def _arguments(
+    seed: int, stacked: bool, dtype: str = "float32", options: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    shape = dataclasses.replace(SHAPE, dtype=dtype, options=options)
     rng = np.random.default_rng(seed)
     arguments = {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
     arguments["position_ids"] = rng.integers(0, SHAPE.S_max, (SHAPE.B, 1)).astype(np.int32)
@@ -134,7 +136,7 @@ class VaryingAxesTest(parameterized.TestCase):
     @parameterized.parameters(*range(DRAWS))
     def test_drawn_subset(self, seed: int) -> None:
         names, stacked = list(MESHES)[seed % 2], seed // 2 % 2 == 1
-        arguments = _arguments(seed, stacked)
+        arguments = _arguments(seed, stacked, options=cases.LAYER_OPTIONS)
         rng = np.random.default_rng(seed)
         share = rng.choice([0.1, 0.3, 0.6])
 

@@ -16,7 +16,7 @@ from jax_tkg.call.options import OPTIONS, REQUIRED
 PER_LAYER = names(per_layer=True)
 PER_LAYER_CACHES = names("cache")
 PER_LAYER_SCALES = names("scale")
-PER_LAYER_WEIGHTS = names("weight", "gain", "bias")
+PER_LAYER_WEIGHTS = names("weight", "gain", "bias", "logit")
 
 COMPUTE_DTYPES = tuple(jnp.dtype(name) for name in ("bfloat16", "float16", "float32"))
 """The dtypes X may have: compute and output dtype of the operation."""

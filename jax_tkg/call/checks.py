@@ -254,7 +254,7 @@ def _check_dtype(row: Operand, label: str, dtype: Any, D: Dimensions) -> None:
 
 
 def _accepted_dtypes(row: Operand, D: Dimensions) -> tuple[Any, ...]:
-    if row.kind == "scale":
+    if row.kind in ("scale", "logit"):
         return (jnp.dtype(jnp.float32),)
     if row.kind == "cache" or (row.kind == "weight" and row.scaled_by is None):
         return (D.dtype,)

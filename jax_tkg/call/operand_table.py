@@ -19,7 +19,7 @@ from jax_tkg.call.layouts import Layout
 PER_RANK_LETTERS = ("q", "k", "I")
 """Sizes that tensor parallelism divides by the number of ranks."""
 
-WEIGHT_KINDS = ("weight", "gain", "bias", "scale")
+WEIGHT_KINDS = ("weight", "gain", "bias", "logit", "scale")
 """Kinds that belong to the model and not to a sequence."""
 
 
@@ -29,8 +29,9 @@ class Operand:
 
     Attributes:
       name: of the public argument.
-      kind: "activation", "weight" (a matrix), "gain" (of a normalization), "bias", "scale" (of a
-        float8 weight), "cache", "table", "mask" or "index". It decides the accepted dtypes.
+      kind: "activation", "weight" (a matrix), "gain" (of a normalization), "bias", "logit" (of the
+        softmax), "scale" (of a float8 weight), "cache", "table", "mask" or "index". It decides the
+        accepted dtypes.
       layouts: accepted shapes (of one layer), the usual one first.
       description: one sentence for docs/arguments.md.
       per_layer: whether there is one array for each layer.
@@ -146,6 +147,55 @@ OPERANDS: tuple[Operand, ...] = (
         "scale",
         "[128, H] or [1, H]",
         "Scales of float8 down columns, like W_gate_scales.",
+        optional=True,
+    ),
+    _layer(
+        "bias_qkvs",
+        "bias",
+        "[1, (q + 2k)*d]",
+        "Added to the QKV product; columns as in W_qkvs.",
+        optional=True,
+    ),
+    _layer(
+        "bias_outs",
+        "bias",
+        "[1, H]",
+        "Added once to attention's output, after the all-reduce.",
+        optional=True,
+    ),
+    _layer(
+        "W_gamma_qs",
+        "gain",
+        "[1, d]",
+        "Gain of an RMSNorm of each query head, before RoPE.",
+        optional=True,
+    ),
+    _layer(
+        "W_gamma_ks",
+        "gain",
+        "[1, d]",
+        "Gain of an RMSNorm of each key head, before RoPE.",
+        optional=True,
+    ),
+    _layer(
+        "W_gamma_post_attentions",
+        "gain",
+        "[1, H]",
+        "Gain of an RMSNorm of attention's output, before it is added to the residual.",
+        optional=True,
+    ),
+    _layer(
+        "W_gamma_post_mlps",
+        "gain",
+        "[1, H]",
+        "Gain of an RMSNorm of the MLP's output, before it is added to the residual.",
+        optional=True,
+    ),
+    _layer(
+        "sinks",
+        "logit",
+        "[1, q]",
+        "One more logit of each query head's softmax, unscaled, with no value behind it.",
         optional=True,
     ),
 )

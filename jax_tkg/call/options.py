@@ -17,6 +17,9 @@ IMPLEMENTATIONS = ("auto", "reference", "nki", "simulate", "nkilib")
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 """Smallest normal float32. A smaller eps becomes 0, which gives 0 / 0 for tokens of zeros."""
 
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2")
+"""Values of `activation`. "gelu_tanh" is gelu's approximation by a tanh; relu2(x) = relu(x)**2."""
+
 REQUIRED = object()
 """Default of an option that must be given."""
 
@@ -48,6 +51,15 @@ def _epsilon(name: str, value: Any) -> float:
     return number
 
 
+def _softmax_scale(name: str, value: Any) -> float | None:
+    return None if value is None else _epsilon(name, value)
+
+
+def _softcap(name: str, value: Any) -> float:
+    number = _number(name, value)
+    return number if number == 0 else _epsilon(name, value)
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool | np.bool_):
         raise TypeError(f"{name}: expected True or False, got {value!r}")
@@ -68,11 +80,18 @@ def _optional_count(name: str, value: Any) -> int | None:
     return None if value is None else _count(name, value)
 
 
-def _implementation(name: str, value: Any) -> str:
-    if not isinstance(value, str) or value not in IMPLEMENTATIONS:
-        known = ", ".join(map(repr, IMPLEMENTATIONS))
-        raise ValueError(f"{name}: expected one of {known}, got {value!r}")
-    return value
+def _one_of(*known: str) -> Callable[[str, Any], str]:
+    def check(name: str, value: Any) -> str:
+        if not isinstance(value, str) or value not in known:
+            expected = ", ".join(map(repr, known))
+            raise ValueError(f"{name}: expected one of {expected}, got {value!r}")
+        return value
+
+    return check
+
+
+def _quoted(values: tuple[str, ...]) -> str:
+    return ", ".join(f'"{value}"' for value in values)
 
 
 def _axes(name: str, value: Any) -> tuple[str, ...]:
@@ -123,6 +142,27 @@ OPTIONS: tuple[Option, ...] = (
         "If positive, inputs of float8 products are clipped to +-clamp_bound.",
         arithmetic=True,
     ),
+    Option(
+        "softmax_scale",
+        None,
+        _softmax_scale,
+        "Factor of the attention scores. None: d**-0.5.",
+        arithmetic=True,
+    ),
+    Option(
+        "attention_softcap",
+        0.0,
+        _softcap,
+        "If positive, scores become cap * tanh(scores / cap), before the mask.",
+        arithmetic=True,
+    ),
+    Option(
+        "activation",
+        "silu",
+        _one_of(*ACTIVATIONS),
+        f"The MLP's activation: {_quoted(ACTIVATIONS)}.",
+        arithmetic=True,
+    ),
     Option("axis_name", None, _axes, "Axis or axes of the enclosing shard_map to sum over."),
     Option(
         "lnc",
@@ -133,8 +173,8 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "implementation",
         "auto",
-        _implementation,
-        "What the call lowers to: " + ", ".join(f'"{name}"' for name in IMPLEMENTATIONS) + ".",
+        _one_of(*IMPLEMENTATIONS),
+        f"What the call lowers to: {_quoted(IMPLEMENTATIONS)}.",
     ),
     Option(
         "layers_per_launch",

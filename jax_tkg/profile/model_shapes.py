@@ -95,7 +95,8 @@ class Case:
         """The name of an operand's dtype."""
         if row.scaled_by is not None:
             return self.quantized_mlp or self.dtype
-        return {"scale": "float32", "mask": "bool", "index": "int32"}.get(row.kind, self.dtype)
+        kinds = {"scale": "float32", "logit": "float32", "mask": "bool", "index": "int32"}
+        return kinds.get(row.kind, self.dtype)
 
     def weight_bytes(self) -> int:
         """Bytes of one layer's weights, gains, biases and scales on one rank, each counted once.

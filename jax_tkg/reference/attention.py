@@ -41,6 +41,9 @@ def attention(
     layer: jax.Array | None,
     mask: jax.Array,
     platform: str | None = None,
+    sinks: jax.Array | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """Softmax attention taken jointly over the cache as passed in and the new keys.
 
@@ -53,6 +56,9 @@ def attention(
       layer: uint32 scalar, which layer of the caches, or None.
       mask: from `attention_mask`.
       platform: the platform lowered for, where it is one; chooses the formulation.
+      sinks: [1, q] f32, one more logit of each query head, with no value; None for none.
+      scale: factor of the scores; None: d**-0.5.
+      softcap: where positive, scores become softcap * tanh(scores / softcap).
 
     Returns:
       [B, S, q, d] in the compute dtype; zeros for a query with nothing to attend.
@@ -67,6 +73,8 @@ def attention(
     columns = mask.shape[-1]
     context = columns - tokens
     mask = mask.reshape(heads, rows, columns)
+    scale = d**-0.5 if scale is None else scale
+    sink_rows = None if sinks is None else _by_query(sinks, batch, k, tokens)
     count = formulation.attention_heads(K_cache, heads, context, platform)
     # Nothing else tells XLA to copy or convert this layer's cache when it is this layer's turn,
     # instead of all layers' caches before the first layer.
@@ -83,6 +91,9 @@ def attention(
             [_of_layer(K_cache, layer, -1, context, start, count, zero), mine(new_keys)],
             [_of_layer(V_cache, layer, -2, context, start, count, zero), mine(new_values)],
             mine(mask),
+            scale,
+            softcap,
+            None if sink_rows is None else mine(sink_rows),
         ).astype(query.dtype)
 
     def add(turn: jax.Array, output: jax.Array) -> jax.Array:
@@ -93,7 +104,7 @@ def attention(
         output = attend(jnp.uint32(0))
     else:
         output = vary_with(
-            jnp.zeros_like(grouped), grouped, K_cache, V_cache, new_keys, new_values, mask
+            jnp.zeros_like(grouped), grouped, K_cache, V_cache, new_keys, new_values, mask, sinks
         )
         output = repeat(heads // count, add, output)
     output = output.reshape(batch, k, q // k, tokens, d).transpose(0, 3, 1, 2, 4)
@@ -142,8 +153,22 @@ def _by_head(columns: jax.Array) -> jax.Array:
     return columns.reshape(columns.shape[0] * columns.shape[1], *columns.shape[2:])
 
 
+def _by_query(sinks: jax.Array, batch: int, k: int, tokens: int) -> jax.Array:
+    """[1, q] as [B*k, g*S, 1]: the sink of each row of queries."""
+    grouped = sinks.astype(jnp.float32).reshape(1, k, -1, 1)
+    q = sinks.shape[1]
+    repeated = jnp.broadcast_to(grouped, (batch, k, q // k, tokens))
+    return repeated.reshape(batch * k, q // k * tokens, 1)
+
+
 def _joint_softmax(
-    query: jax.Array, keys: list[jax.Array], values: list[jax.Array], mask: jax.Array
+    query: jax.Array,
+    keys: list[jax.Array],
+    values: list[jax.Array],
+    mask: jax.Array,
+    scale: float,
+    softcap: float = 0.0,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Softmax over several sets of keys at once, in f32.
 
@@ -152,17 +177,27 @@ def _joint_softmax(
       keys: each [N, d, T].
       values: each [N, T, d].
       mask: [N, R, sum of T] bool.
+      scale: factor of the scores.
+      softcap: where positive, bounds the scaled scores by a tanh.
+      sinks: [N, R, 1] f32, one more logit of each query, or None.
 
     Returns:
       [N, R, d] f32; zeros where no key is attended.
     """
     scores = jnp.concatenate([_batched_product(query, key) for key in keys], axis=-1)
-    scores = jnp.where(mask, scores * query.shape[-1] ** -0.5, -jnp.inf)
+    scores = scores * scale
+    if softcap > 0:
+        scores = softcap * jnp.tanh(scores / softcap)
+    scores = jnp.where(mask, scores, -jnp.inf)
     largest = scores.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        largest = jnp.maximum(largest, sinks)
     # -inf minus -inf is NaN: a query without keys subtracts nothing instead.
     largest = jax.lax.stop_gradient(jnp.where(jnp.isneginf(largest), 0.0, largest))
     weights = jnp.exp(scores - largest)
     total = weights.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + jnp.exp(sinks - largest)
     parts = jnp.split(weights, [keys[0].shape[-1]], axis=-1)
     summed = sum(map(_batched_product, parts, values))
     return jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)

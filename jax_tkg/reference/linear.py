@@ -16,6 +16,7 @@ def linear(
     scale: jax.Array | None = None,
     clamp_bound: float = 0.0,
     platform: str | None = None,
+    bias: jax.Array | None = None,
 ) -> jax.Array:
     """x @ weight with f32 accumulation, dequantized where the weight is float8.
 
@@ -26,6 +27,7 @@ def linear(
         scale[0, j]. None where the weight is not quantized.
       clamp_bound: where positive and the weight is quantized, x is clipped to +-clamp_bound.
       platform: the platform lowered for, where it is one; chooses the formulation.
+      bias: [1, m], added to the product; None for none.
 
     Returns:
       [B, S, m] f32.
@@ -37,4 +39,6 @@ def linear(
     product = multiply(rows, weight, formulation.choose(weight, rows.shape[0], platform))
     if scale is not None:
         product = product * scale[:1].astype(jnp.float32)
+    if bias is not None:
+        product = product + bias.astype(jnp.float32)
     return product.reshape(batch, tokens, weight.shape[1])

@@ -1,8 +1,10 @@
-"""The SwiGLU MLP: down(silu(gate(x)) * up(x))."""
+"""The gated MLP: down(activation(gate(x)) * up(x))."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import jax
 
@@ -32,8 +34,25 @@ class MlpWeights:
     down_scale: jax.Array | None = None
 
 
+def _relu2(x: jax.Array) -> jax.Array:
+    return jax.lax.square(jax.nn.relu(x))
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "relu2": _relu2,
+}
+"""The functions that the option `activation` names."""
+
+
 def mlp(
-    x: jax.Array, weights: MlpWeights, clamp_bound: float = 0.0, platform: str | None = None
+    x: jax.Array,
+    weights: MlpWeights,
+    clamp_bound: float = 0.0,
+    platform: str | None = None,
+    activation: str = "silu",
 ) -> jax.Array:
     """This rank's part of the MLP's output.
 
@@ -42,11 +61,12 @@ def mlp(
       weights: one layer's weights.
       clamp_bound: where positive, inputs of quantized products are clipped to +-clamp_bound.
       platform: the platform lowered for, where it is one.
+      activation: of the gate, a name in `ACTIVATIONS`.
 
     Returns:
       [B, S, H] f32, to be summed over the tensor-parallel ranks.
     """
     gate = linear(x, weights.gate, weights.gate_scale, clamp_bound, platform)
     up = linear(x, weights.up, weights.up_scale, clamp_bound, platform)
-    intermediate = (jax.nn.silu(gate) * up).astype(x.dtype)
+    intermediate = (ACTIVATIONS[activation](gate) * up).astype(x.dtype)
     return linear(intermediate, weights.down, weights.down_scale, clamp_bound, platform)

@@ -27,13 +27,20 @@ from jax_tkg.reference.varying_axes import vary_over, varying_axes
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _LayerWeights:
-    """One layer's weights."""
+    """One layer's weights; those with a default may be absent."""
 
     W_qkv: StoredWeight
     W_out: StoredWeight
     W_gamma_qkv: jax.Array
     W_gamma_mlp: jax.Array
     mlp: MlpWeights
+    bias_qkv: jax.Array | None = None
+    bias_out: jax.Array | None = None
+    W_gamma_q: jax.Array | None = None
+    W_gamma_k: jax.Array | None = None
+    W_gamma_post_attention: jax.Array | None = None
+    W_gamma_post_mlp: jax.Array | None = None
+    sinks: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -125,6 +132,13 @@ def _layer_weights(operands: Operands, index: Any) -> _LayerWeights:
             up_scale=operands.layer("W_up_scales", index),
             down_scale=operands.layer("W_down_scales", index),
         ),
+        bias_qkv=operands.layer("bias_qkvs", index),
+        bias_out=operands.layer("bias_outs", index),
+        W_gamma_q=operands.layer("W_gamma_qs", index),
+        W_gamma_k=operands.layer("W_gamma_ks", index),
+        W_gamma_post_attention=operands.layer("W_gamma_post_attentions", index),
+        W_gamma_post_mlp=operands.layer("W_gamma_post_mlps", index),
+        sinks=operands.layer("sinks", index),
     )
 
 
@@ -153,9 +167,10 @@ def _layer(
     """
     B, S, q, k, d = dimensions.B, dimensions.S, dimensions.q, dimensions.k, dimensions.d
     normed = rms_norm(hidden, weights.W_gamma_qkv, parameters.eps)
-    projected = linear(normed, weights.W_qkv, platform=platform)
+    projected = linear(normed, weights.W_qkv, platform=platform, bias=weights.bias_qkv)
     projected = projected.astype(hidden.dtype).reshape(B, S, q + 2 * k, d)
-    rotated = apply_rope(projected[:, :, : q + k], shared.rotation)
+    heads = _head_norms(projected[:, :, : q + k], weights, q, parameters.eps)
+    rotated = apply_rope(heads, shared.rotation)
     key, value = rotated[:, :, q:], projected[:, :, q + k :]
     attended = attention(
         query=rotated[:, :, :q],
@@ -166,16 +181,38 @@ def _layer(
         layer=layer,
         mask=shared.mask,
         platform=platform,
+        sinks=weights.sinks,
+        scale=parameters.softmax_scale,
+        softcap=parameters.attention_softcap,
     )
     attention_part = linear(attended.reshape(B, S, q * d), weights.W_out, platform=platform)
-    hidden = _add(hidden, all_reduce(attention_part, parameters))
+    update = all_reduce(attention_part, parameters)
+    if weights.bias_out is not None:
+        update = update + weights.bias_out.astype(jnp.float32)[None]
+    hidden = _add(hidden, update, weights.W_gamma_post_attention, parameters.eps)
     normed = rms_norm(hidden, weights.W_gamma_mlp, parameters.eps)
-    mlp_part = mlp(normed, weights.mlp, parameters.clamp_bound, platform)
-    return _LayerResult(_add(hidden, all_reduce(mlp_part, parameters)), key, value)
+    mlp_part = mlp(normed, weights.mlp, parameters.clamp_bound, platform, parameters.activation)
+    update = all_reduce(mlp_part, parameters)
+    hidden = _add(hidden, update, weights.W_gamma_post_mlp, parameters.eps)
+    return _LayerResult(hidden, key, value)
 
 
-def _add(residual: jax.Array, update: jax.Array) -> jax.Array:
-    """The residual stream plus an f32 update, rounded once to the stream's dtype."""
+def _head_norms(heads: jax.Array, weights: _LayerWeights, q: int, eps: float) -> jax.Array:
+    """The query heads and then the key heads, each kind normalized if it has a gain."""
+    if weights.W_gamma_q is None and weights.W_gamma_k is None:
+        return heads
+    parts = (heads[:, :, :q], weights.W_gamma_q), (heads[:, :, q:], weights.W_gamma_k)
+    normed = [part if gain is None else rms_norm(part, gain, eps) for part, gain in parts]
+    return jnp.concatenate(normed, axis=2)
+
+
+def _add(residual: jax.Array, update: jax.Array, gain: jax.Array | None, eps: float) -> jax.Array:
+    """The residual stream plus an f32 update, rounded once to the stream's dtype.
+
+    The update is normalized first if it has a gain.
+    """
+    if gain is not None:
+        update = rms_norm(update, gain, eps)
     return (residual.astype(jnp.float32) + update).astype(residual.dtype)
 
 

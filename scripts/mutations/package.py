@@ -22,15 +22,15 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "reference attention scales scores by another power of d",
         "reference/attention.py",
-        "query.shape[-1] ** -0.5",
-        "query.shape[-1] ** -0.45",
+        "d**-0.5 if scale",
+        "d**-0.45 if scale",
         ("stages/test_attention.py",),
     ),
     Mutation(
         "reference attends masked keys a little",
         "reference/attention.py",
-        "query.shape[-1] ** -0.5, -jnp.inf)",
-        "query.shape[-1] ** -0.5, -20.0)",
+        "jnp.where(mask, scores, -jnp.inf)",
+        "jnp.where(mask, scores, -20.0)",
         ("stages/test_attention.py",),
     ),
     Mutation(
@@ -57,8 +57,8 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "reference puts silu on the up projection",
         "reference/mlp.py",
-        "jax.nn.silu(gate) * up",
-        "gate * jax.nn.silu(up)",
+        "ACTIVATIONS[activation](gate) * up",
+        "gate * ACTIVATIONS[activation](up)",
         ("stages/test_mlp.py",),
     ),
     Mutation(

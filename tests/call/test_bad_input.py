@@ -140,6 +140,26 @@ SHAPES: dict[str, tuple[Change, list[str]]] = {
         ),
         ["W_down_scales[1]", "2 dimensions", "[128, H] or [1, H]", "got 1: [128]"],
     ),
+    "bias_qkvs": (
+        put("bias_qkvs", [zeros(1, 512), zeros(1, 256)]),
+        ["bias_qkvs[1]:", "[1, (q + 2k)*d] = [1, (4 + 2*2)*64] = [1, 512]", "[1, 256]"],
+    ),
+    "bias_outs_rank": (
+        put("bias_outs", [zeros(128)] * 2),
+        ["bias_outs[0]:", "2 dimensions", "[1, H]", "[128]"],
+    ),
+    "W_gamma_qs": (
+        put("W_gamma_qs", [zeros(1, 256)] * 2),
+        ["W_gamma_qs[0]:", "[1, d] = [1, 64]", "[1, 256]"],
+    ),
+    "W_gamma_post_mlps": (
+        put("W_gamma_post_mlps", zeros(2, 1, 64)),
+        ["W_gamma_post_mlps (one layer):", "[1, H] = [1, 128]", "[1, 64]"],
+    ),
+    "sinks": (
+        put("sinks", [None, zeros(4, 1)]),
+        ["sinks[1]:", "[1, q] = [1, 4]", "[4, 1]"],
+    ),
     "stacked_layer": (
         put("W_outs", zeros(2, 128, 256)),
         ["W_outs (one layer)", "[256, 128]", "[128, 256]"],
@@ -170,6 +190,21 @@ VALUES: dict[str, tuple[Change, list[str]]] = {
     "implementation": (
         put("implementation", "cuda"),
         ["implementation:", "'auto'", "'reference'", "got 'cuda'"],
+    ),
+    "too_few_sinks": (put("sinks", [None]), ["sinks:", "num_layers = 2", "got 1"]),
+    "no_softmax_scale": (put("softmax_scale", 0.0), ["softmax_scale:", "at least 1.18e-38", "0.0"]),
+    "negative_softmax_scale": (put("softmax_scale", -1.0), ["softmax_scale:", ">= 0", "-1.0"]),
+    "attention_softcap": (
+        put("attention_softcap", float("inf")),
+        ["attention_softcap:", "finite", "inf"],
+    ),
+    "vanishing_softcap": (
+        put("attention_softcap", 1e-40),
+        ["attention_softcap:", "at least 1.18e-38", "1e-40"],
+    ),
+    "activation": (
+        put("activation", "relu"),
+        ["activation:", "'silu', 'gelu_tanh', 'gelu', 'relu2'", "got 'relu'"],
     ),
     "scale_without_float8_weight": (
         put("W_up_scales", [None, zeros(1, 256)]),
@@ -234,6 +269,18 @@ TYPES: dict[str, tuple[Change, list[str]]] = {
             put("W_gate_scales", [zeros(1, 256, dtype=np.float16)] * 2),
         ),
         ["W_gate_scales[0]:", "float32", "float16"],
+    ),
+    "sinks_dtype": (
+        put("sinks", [zeros(1, 4, dtype=np.float16)] * 2),
+        ["sinks[0]:", "float32", "float16"],
+    ),
+    "bias_dtype": (
+        put("bias_outs", [zeros(1, 128, dtype=np.int32)] * 2),
+        ["bias_outs[0]:", "bfloat16 or float16 or float32", "int32"],
+    ),
+    "softmax_scale": (
+        put("softmax_scale", np.ones(2)),
+        ["softmax_scale:", "Python number", "array"],
     ),
     "missing_weights": (put("W_downs", None), ["W_downs:", "sequence of arrays", "None"]),
     "missing_layer": (put_layer("W_downs", None), ["W_downs[1]:", "array", "None"]),
@@ -367,12 +414,7 @@ class BadInputTest(parameterized.TestCase):
     ) -> None:
         arguments = good()
         change(arguments)
-        arrays = {
-            name: value
-            for name, value in arguments.items()
-            if name not in ("num_layers", "eps", "clamp_bound", "lnc", "implementation")
-            and name not in ("axis_name", "replica_groups")
-        }
+        arrays = {name: value for name, value in arguments.items() if name not in DEFAULT_OPTIONS}
         static = {name: value for name, value in arguments.items() if name not in arrays}
         with self.assertRaises(error) as caught:
             if jit:

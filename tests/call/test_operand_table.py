@@ -90,6 +90,13 @@ class LayoutTest(parameterized.TestCase):
             "W_gate_scales": (None, 1),
             "W_up_scales": (None, 1),
             "W_down_scales": (None, None),
+            "bias_qkvs": (None, 1),
+            "bias_outs": (None, None),
+            "W_gamma_qs": (None, None),
+            "W_gamma_ks": (None, None),
+            "W_gamma_post_attentions": (None, None),
+            "W_gamma_post_mlps": (None, None),
+            "sinks": (None, 1),
         }
         self.assertEqual({r.name: (r.batch_axis, r.tensor_axis) for r in OPERANDS}, expected)
 

@@ -96,8 +96,8 @@ def transformer_tkg(
     hidden, (keys,), (values,), _ = oracle.transformer_tkg(
         X.numpy(),
         [rank],
-        arrays(W_gamma_qkvs),
-        arrays(W_gamma_mlps),
+        W_gamma_qkvs=arrays(W_gamma_qkvs),
+        W_gamma_mlps=arrays(W_gamma_mlps),
         RoPE_cos=RoPE_cos.numpy(),
         RoPE_sin=RoPE_sin.numpy(),
         position_ids=position_ids.numpy(),

@@ -7,19 +7,30 @@ import inspect
 from typing import Any
 
 import numpy as np
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.operand_table import OPERANDS
 from jax_tkg.kernels.transformer import transformer_tkg as kernel
-from jax_tkg.lowering.kernel_interface import MEGAKERNEL, Launch, parameters_of
+from jax_tkg.lowering.kernel_interface import (
+    MEGAKERNEL,
+    KernelInterface,
+    Launch,
+    parameters_of,
+)
+from jax_tkg.lowering.nkilib_kernel import interface
+from jax_tkg.lowering.nkilib_release import NEWEST
+from tests import cases
 
 
 def _operands(**arrays: Any) -> Operands:
     return Operands(**{**dict.fromkeys(row.name for row in OPERANDS), **arrays})
 
 
-class KernelInterfaceTest(absltest.TestCase):
+OTHER_OPTIONS = {"softmax_scale": 0.1, "attention_softcap": 30.0, "activation": "gelu"}
+
+
+class KernelInterfaceTest(parameterized.TestCase):
     def test_parameters_are_those_of_the_function(self) -> None:
         function = inspect.signature(getattr(kernel, "__wrapped__", kernel))
         self.assertEqual(parameters_of("jax_tkg.kernels.transformer"), tuple(function.parameters))
@@ -33,8 +44,23 @@ class KernelInterfaceTest(absltest.TestCase):
         self.assertEqual((static["eps"], static["num_layers"]), (1e-5, 2))
 
     def test_the_kernel_takes_every_operand_of_today(self) -> None:
-        everything = _operands(**{row.name: np.zeros(1) for row in OPERANDS})
+        everything = _operands(
+            **{row.name: np.zeros(1) for row in OPERANDS if row.name not in cases.LAYER_OPTIONS}
+        )
         MEGAKERNEL.check_supported(everything, Parameters(1, eps=1e-3, clamp_bound=2.0))
+
+    @parameterized.product(
+        kernel=(MEGAKERNEL, interface(NEWEST, _operands())),
+        option=(*cases.LAYER_OPTIONS, *OTHER_OPTIONS),
+    )
+    def test_options_of_a_layer_are_refused(self, kernel: KernelInterface, option: str) -> None:
+        operands, parameters = _operands(), Parameters(1)
+        if option in OTHER_OPTIONS:
+            parameters = Parameters(1, **{option: OTHER_OPTIONS[option]})
+        else:
+            operands = _operands(**{option: (np.zeros(1),)})
+        with self.assertRaisesRegex(ValueError, f"^{option}: expected .*, which does not take it"):
+            kernel.check_supported(operands, parameters)
 
     def test_an_operand_that_is_not_named_is_refused(self) -> None:
         without = dataclasses.replace(
