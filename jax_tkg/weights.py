@@ -92,7 +92,9 @@ def unstack_layers(weights: TransformerWeights) -> TransformerWeights:
 def pack_qkv(
     W_query: jax.Array, W_key: jax.Array, W_value: jax.Array, d_head: int, ranks: int = 1
 ) -> jax.Array:
-    """Packs one layer's query, key and value projections into W_qkv, or biases [1, heads*d] into bias_qkv.
+    """Packs one layer's query, key and value projections into W_qkv.
+
+    Biases [1, heads*d] are packed into bias_qkv in the same way.
 
     Args:
       W_query: [H, heads*d], columns by query head, heads = ranks*q.
