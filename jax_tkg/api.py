@@ -27,11 +27,11 @@ def transformer_tkg(
     W_gamma_mlps: Any,
     K_caches: Any,
     V_caches: Any,
-    RoPE_cos: jax.Array,
-    RoPE_sin: jax.Array,
-    mask_cache: jax.Array,
-    mask_active: jax.Array | None,
-    position_ids: jax.Array | None,
+    RoPE_cos: Any,
+    RoPE_sin: Any,
+    mask_cache: Any,
+    mask_active: Any,
+    position_ids: Any,
     num_layers: int,
     eps: float = 1e-6,
     replica_groups: Sequence[Sequence[int]] | None = None,
@@ -55,6 +55,7 @@ def transformer_tkg(
     lnc: int | None = None,
     implementation: str = "auto",
     layers_per_launch: int | None = None,
+    layer_kinds: Sequence[int] | None = None,
 ) -> TransformerTkgOutput:
     """Runs all layers of a decoder-only transformer on S new tokens of each of B sequences.
 
@@ -130,6 +131,12 @@ def transformer_tkg(
         where it is looked for).
       layers_per_launch: most layers in one launch of the Neuron kernel; None: all. Very large
         kernels compile slowly.
+      layer_kinds: the kind of each layer, such as (0, 0, 1, 0, 0, 1). `RoPE_cos`, `RoPE_sin`,
+        `mask_cache`, `mask_active` and `position_ids` may then each be a tuple with an entry for
+        each kind, and S_ctx and S_max may differ from kind to kind: so layers with sliding windows
+        have short caches (`jax_tkg.windows`). Stacked caches are one array, or a sequence with one
+        array of the kind's layers, [L_kind, B, k, d, S_max], for each kind. None: all layers are
+        alike.
 
     Returns:
       `TransformerTkgOutput(hidden, K_caches, V_caches)`. Donated caches are updated in place.
@@ -180,6 +187,7 @@ def transformer_tkg(
                 "lnc": lnc,
                 "implementation": implementation,
                 "layers_per_launch": layers_per_launch,
+                "layer_kinds": layer_kinds,
             },
         )
     )

@@ -10,10 +10,12 @@ import jax
 import jax.numpy as jnp
 
 from jax_tkg import limits
+from jax_tkg.call.layer_kinds import LayerKinds, by_kind
 from jax_tkg.call.operand_table import OPERANDS, Operand, names
 from jax_tkg.call.options import OPTIONS, REQUIRED
 
 PER_LAYER = names(per_layer=True)
+PER_KIND = tuple(row.name for row in OPERANDS if row.per_kind)
 PER_LAYER_CACHES = names("cache")
 PER_LAYER_SCALES = names("scale")
 PER_LAYER_WEIGHTS = names("weight", "gain", "bias", "logit")
@@ -54,7 +56,8 @@ class Operands(_OperandFields):
     """The arrays of one call, a field per row of `operand_table.OPERANDS`; a pytree.
 
     A per-layer field is either a tuple of L arrays (scales: arrays or None) or one array with a
-    leading layer axis of L or more. Caches always have their KV-head axis here.
+    leading layer axis of L or more. Caches always have their KV-head axis here; they may also be
+    `KindStacks`. A per-kind field is an array, or a tuple with an array or None for each kind.
     """
 
     def layer(self, name: str, index: int) -> Any:
@@ -66,6 +69,21 @@ class Operands(_OperandFields):
         """Shape of one layer's array of a per-layer field; of abstract values too."""
         field = getattr(self, name)
         return tuple(field.shape[1:] if is_stacked(field) else field[0].shape)
+
+    def of_kind(self, kind: int, kinds: LayerKinds) -> Operands:
+        """The operands as the layers of a kind see them: one array in each per-kind field.
+
+        Caches are those of the kind's layers, one after the other or stacked. Only one stack that
+        holds the layers of all kinds stays as it is, as do weights.
+        """
+        own = {name: by_kind(getattr(self, name), kind) for name in PER_KIND}
+        for name in PER_LAYER_CACHES:
+            caches = getattr(self, name)
+            if isinstance(caches, tuple):
+                own[name] = tuple(caches[layer] for layer in kinds.layers(kind))
+            else:
+                own[name] = by_kind(caches, kind)
+        return dataclasses.replace(self, **own)
 
     def given(self) -> tuple[str, ...]:
         """Names of the operands that are not None."""
@@ -93,5 +111,5 @@ class Parameters(_ParameterFields):
 
 
 def is_stacked(argument: Any) -> bool:
-    """Whether a per-layer argument is one array with a layer axis, not a sequence of arrays."""
+    """Whether a per-layer argument has a layer axis and is not a sequence of arrays."""
     return argument is not None and not isinstance(argument, Sequence)

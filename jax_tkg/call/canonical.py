@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jax_tkg.bits import Bits
-from jax_tkg.call.arguments import PER_LAYER_CACHES, Operands, Parameters, is_stacked
-from jax_tkg.call.checks import check_operands
+from jax_tkg.call.arguments import (
+    PER_KIND,
+    PER_LAYER_CACHES,
+    Operands,
+    Parameters,
+    is_stacked,
+)
+from jax_tkg.call.checks import check_operands, holds_kind_stacks
 from jax_tkg.call.explicit_axes import run_on_auto_axes
+from jax_tkg.call.layer_kinds import KindStacks, LayerKinds, by_kind
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS
 from jax_tkg.call.options import OPTION_NAMES, canonical_options
 
@@ -37,10 +45,15 @@ def run_checked(run: RunOperation, arguments: Mapping[str, Any]) -> tuple[jax.Ar
     options = canonical_options({name: arguments[name] for name in OPTION_NAMES})
     num_layers = options["num_layers"]
     arrays = {row.name: arguments[row.name] for row in OPERANDS}
-    check_operands(arrays, num_layers)
+    check_operands(arrays, num_layers, options["layer_kinds"])
     operands = Operands(
         **{name: _canonical(name, value, num_layers) for name, value in arrays.items()}
     )
+    if LayerKinds.of(options["layer_kinds"], num_layers).count == 1:
+        operands = dataclasses.replace(
+            operands, **{name: by_kind(getattr(operands, name), 0) for name in PER_KIND}
+        )
+        options["layer_kinds"] = None
     hidden, *caches = run_on_auto_axes(run, operands, Parameters(**options))
     K_caches, V_caches = (
         _as_given(updated, arrays[name], num_layers)
@@ -55,11 +68,17 @@ def _canonical(name: str, value: Any, num_layers: int) -> Any:
         return None
     row = BY_NAME[name]
     if not row.per_layer:
-        return _as_array(value)
+        if not isinstance(value, Sequence):
+            return _as_array(value)
+        entries = tuple(None if entry is None else _as_array(entry) for entry in value)
+        return None if all(entry is None for entry in entries) else entries
     # Caches of one KV head may come without its axis, which follows the batch's.
     is_cache = row.kind == "cache"
     if is_stacked(value):
         return _as_array(value if not is_cache or value.ndim == 5 else value[:, :, None])
+    if is_cache and holds_kind_stacks(value):
+        stacks = tuple(_as_array(stack) for stack in value)
+        return KindStacks(stacks) if len(stacks) > 1 else stacks[0]
     layers = value[:num_layers]
     if is_cache:
         layers = [layer if layer.ndim == 4 else layer[:, None] for layer in layers]
@@ -77,9 +96,11 @@ def _as_given(caches: Any, given: Any, num_layers: int) -> Any:
     """Updated caches in the container and rank of the given ones; further layers as they came."""
     if is_stacked(given):
         return caches if given.ndim == 5 else caches[:, :, 0]
+    container = tuple if isinstance(given, tuple) else list
+    if holds_kind_stacks(given):
+        return container(caches.stacks if isinstance(caches, KindStacks) else [caches])
     updated = [
         cache if before.ndim == 4 else cache[:, 0]
         for cache, before in zip(caches, given[:num_layers], strict=True)
     ]
-    container = tuple if isinstance(given, tuple) else list
     return container([*updated, *given[num_layers:]])

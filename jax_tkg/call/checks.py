@@ -5,6 +5,7 @@ Each error names the argument, what was expected (with the arithmetic) and what 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,42 +23,86 @@ from jax_tkg.call.arguments import (
     PER_LAYER_CACHES,
     is_stacked,
 )
-from jax_tkg.call.dimensions import Dimensions, infer_sizes, layout_of_rank
-from jax_tkg.call.operand_table import OPERANDS, Operand
+from jax_tkg.call.dimensions import (
+    LETTERS_OF_KINDS,
+    SOLVING_ORDER,
+    Dimensions,
+    infer_sizes,
+    layout_of_rank,
+)
+from jax_tkg.call.layer_kinds import LayerKinds
+from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand
 
 BITS_KINDS = ("weight", "cache")
 """Kinds of operands that may be given as `Bits`."""
 
 
-def check_operands(arguments: Mapping[str, Any], num_layers: int) -> Dimensions:
-    """Checks the arrays of a call, and gives its sizes.
+def check_operands(
+    arguments: Mapping[str, Any], num_layers: int, layer_kinds: tuple[int, ...] | None = None
+) -> None:
+    """Checks the arrays of a call.
 
     Args:
       arguments: the public array arguments by name.
       num_layers: L.
+      layer_kinds: the canonical kinds of the layers, or None.
 
     Raises:
       TypeError: an argument is missing or no array, or has a dtype that it may not have.
-      ValueError: too few layers; a wrong rank, shape or size; a float8 weight without its scale or
-        a scale without its float8 weight.
+      ValueError: too few layers; a wrong rank, shape or size; not one entry for each kind; a float8
+        weight without its scale or a scale without its float8 weight.
     """
+    kinds = LayerKinds.of(layer_kinds, num_layers)
     for row in OPERANDS:
-        _check_presence(row, arguments[row.name], num_layers)
+        if row.per_kind and isinstance(arguments[row.name], Sequence):
+            _check_kind_entries(row, arguments[row.name], layer_kinds)
+        else:
+            _check_presence(row, arguments[row.name], kinds, named=layer_kinds is not None)
     _check_cache_forms(arguments)
     for row in OPERANDS:
-        for label, value in _entries(row, arguments[row.name], num_layers):
-            _check_rank(row, label, value)
-    dimensions = _infer_dimensions(arguments, num_layers)
+        for kind in range(kinds.count):
+            for label, value in _entries(row, arguments[row.name], kinds, kind):
+                _check_rank(row, label, value)
+    dimensions = _infer_dimensions(arguments, kinds)
     for row in OPERANDS:
-        _check_shapes(row, arguments, dimensions)
-    _check_sizes(arguments, dimensions)
+        for kind, D in enumerate(dimensions):
+            _check_shapes(row, arguments, D, kinds, kind)
+    for kind, D in enumerate(dimensions):
+        _check_sizes(arguments, D, kinds, kind)
     for row in OPERANDS:
         if row.scaled_by is not None:
             _check_scales(row, arguments, num_layers)
-    return dimensions
 
 
-def _check_presence(row: Operand, value: Any, num_layers: int) -> None:
+def _check_kind_entries(
+    row: Operand, value: Sequence[Any], layer_kinds: tuple[int, ...] | None
+) -> None:
+    """Checks an argument that is given for each kind of layers."""
+    if layer_kinds is None:
+        raise TypeError(
+            f"{row.name}: expected an array (a tuple with an array for each kind of layers needs "
+            f"layer_kinds), got {type(value).__name__}"
+        )
+    count = max(layer_kinds) + 1
+    if len(value) != count:
+        raise ValueError(
+            f"{row.name}: expected one array, or a tuple with an entry for each of the {count} "
+            f"kinds of layer_kinds, got {len(value)} entries"
+        )
+    for kind, entry in enumerate(value):
+        if entry is not None or not row.optional:
+            _check_is_array(row, f"{row.name}[{kind}]", entry)
+
+
+def holds_kind_stacks(value: Any) -> bool:
+    """Whether caches are a sequence with a stack for each kind of layers: of five axes each."""
+    if is_stacked(value) or not value:
+        return False
+    return len(getattr(value[0], "shape", ())) == len(BY_NAME[PER_LAYER_CACHES[0]].layout.axes) + 1
+
+
+def _check_presence(row: Operand, value: Any, kinds: LayerKinds, named: bool) -> None:
+    num_layers = len(kinds.of_layers)
     if value is None:
         if row.optional:
             return
@@ -65,6 +110,15 @@ def _check_presence(row: Operand, value: Any, num_layers: int) -> None:
         raise TypeError(f"{row.name}: expected {what}, got None")
     if not row.per_layer:
         _check_is_array(row, row.name, value)
+        return
+    if row.kind == "cache" and holds_kind_stacks(value):
+        if not named:
+            raise ValueError(
+                f"{row.name}: expected one stack, or an array for each layer (a stack for each "
+                f"kind of layers needs layer_kinds), got a sequence with an array of shape "
+                f"{list(value[0].shape)}"
+            )
+        _check_kind_stacks(row, value, kinds)
         return
     if is_stacked(value):
         if not hasattr(value, "shape"):
@@ -86,6 +140,29 @@ def _check_presence(row: Operand, value: Any, num_layers: int) -> None:
                 _check_is_array(row, f"{row.name}[{index}]", entry)
 
 
+def _check_kind_stacks(row: Operand, value: Sequence[Any], kinds: LayerKinds) -> None:
+    if len(value) != kinds.count:
+        raise ValueError(
+            f"{row.name}: expected a stack for each of the {kinds.count} kinds of layer_kinds, got "
+            f"{len(value)}"
+        )
+    for kind, stack in enumerate(value):
+        label = f"{row.name}[{kind}]"
+        _check_is_array(row, label, stack)
+        count = len(kinds.layers(kind))
+        wanted = len(row.layout.axes) + 1
+        if len(stack.shape) != wanted:
+            raise ValueError(
+                f"{label}: expected {wanted} dimensions, a layer axis and {row.layout.text}, as "
+                f"{row.name}[0] has, got {len(stack.shape)}: {list(stack.shape)}"
+            )
+        if stack.shape[0] < count:
+            raise ValueError(
+                f"{label}: expected at least the {count} layers of kind {kind} in layer_kinds, got "
+                f"{stack.shape[0]}"
+            )
+
+
 def _check_is_array(row: Operand, label: str, value: Any) -> None:
     if isinstance(value, Bits):
         if row.kind not in BITS_KINDS:
@@ -103,14 +180,22 @@ def _check_is_array(row: Operand, label: str, value: Any) -> None:
 
 def _check_cache_forms(arguments: Mapping[str, Any]) -> None:
     first, *others = PER_LAYER_CACHES
-    forms = {True: "one stacked array", False: "a sequence of arrays"}
-    wanted = is_stacked(arguments[first])
+    wanted = _cache_form(arguments[first])
     for name in others:
-        got = is_stacked(arguments[name])
+        got = _cache_form(arguments[name])
         if got != wanted:
-            raise ValueError(
-                f"{name}: expected the form of {first}, {forms[wanted]}, got {forms[got]}"
-            )
+            raise ValueError(f"{name}: expected the form of {first}, {wanted}, got {got}")
+    if is_stacked(arguments[first]) and isinstance(arguments["position_ids"], Sequence):
+        raise ValueError(
+            f"position_ids: expected one array for all kinds where {first} is one stack of all "
+            "layers, got a sequence; give the caches as one stack for each kind"
+        )
+
+
+def _cache_form(value: Any) -> str:
+    if is_stacked(value):
+        return "one stacked array"
+    return "a stack for each kind" if holds_kind_stacks(value) else "a sequence of arrays"
 
 
 class _Layer:
@@ -121,15 +206,27 @@ class _Layer:
         self.dtype = stacked.dtype
 
 
-def _entries(row: Operand, value: Any, num_layers: int) -> list[tuple[str, Any]]:
-    """Label and array of every given layer, or of the argument itself."""
+def _entries(row: Operand, value: Any, kinds: LayerKinds, kind: int) -> list[tuple[str, Any]]:
+    """Label and array of every given layer, or of the argument itself.
+
+    Of caches, those of the layers of a kind; of an argument for each kind, the kind's. What does
+    not belong to a kind is returned for all of them.
+    """
     if value is None:
         return []
     if not row.per_layer:
+        if row.per_kind and isinstance(value, Sequence):
+            return [] if value[kind] is None else [(f"{row.name}[{kind}]", value[kind])]
         return [(row.name, value)]
     if is_stacked(value):
         return [(f"{row.name} (one layer)", _Layer(value))]
-    entries = [(f"{row.name}[{index}]", value[index]) for index in range(num_layers)]
+    if row.kind != "cache":
+        layers: Sequence[int] = range(len(kinds.of_layers))
+    elif holds_kind_stacks(value):
+        return [(f"{row.name}[{kind}] (one layer)", _Layer(value[kind]))]
+    else:
+        layers = kinds.layers(kind)
+    entries = [(f"{row.name}[{index}]", value[index]) for index in layers]
     return [(label, entry) for label, entry in entries if entry is not None]
 
 
@@ -143,46 +240,61 @@ def _check_rank(row: Operand, label: str, value: Any) -> None:
         )
 
 
-def _infer_dimensions(arguments: Mapping[str, Any], num_layers: int) -> Dimensions:
-    """The sizes that most arrays agree on; of per-layer arguments each layer has a vote.
+def _infer_dimensions(arguments: Mapping[str, Any], kinds: LayerKinds) -> list[Dimensions]:
+    """For each kind of layers, the sizes that most arrays agree on.
 
-    One layer that differs from its neighbors is then the one that is blamed.
+    Of per-layer arguments each layer has a vote. One layer that differs from its neighbors is then
+    the one that is blamed.
     """
-    shapes = []
-    for row in OPERANDS:
-        entries = _entries(row, arguments[row.name], num_layers)
-        found = dict.fromkeys(tuple(value.shape) for _, value in entries)
-        if found:
-            counts = [tuple(value.shape) for _, value in entries]
-            shapes.append((row.name, max(found, key=counts.count)))
-    sizes = infer_sizes(tuple(shapes))
-    return Dimensions(**sizes, L=num_layers, dtype=jnp.dtype(arguments["X"].dtype))
+    shapes: list[list[tuple[str, tuple[int, ...]]]] = []
+    for kind in range(kinds.count):
+        shapes.append([])
+        for row in OPERANDS:
+            counts = [
+                tuple(value.shape) for _, value in _entries(row, arguments[row.name], kinds, kind)
+            ]
+            if counts:
+                shapes[-1].append((row.name, max(dict.fromkeys(counts), key=counts.count)))
+    L, dtype = len(kinds.of_layers), jnp.dtype(arguments["X"].dtype)
+    if kinds.count == 1:
+        return [Dimensions(**infer_sizes(tuple(shapes[0])), L=L, dtype=dtype)]
+    # The kinds agree on the other letters, and vote on them together.
+    common = tuple(letter for letter in SOLVING_ORDER if letter not in LETTERS_OF_KINDS)
+    together = tuple(dict.fromkeys(itertools.chain.from_iterable(shapes)))
+    known = tuple(infer_sizes(together, common).items())
+    return [
+        Dimensions(**infer_sizes(tuple(own), LETTERS_OF_KINDS, known), L=L, dtype=dtype)
+        for own in shapes
+    ]
 
 
-def _check_shapes(row: Operand, arguments: Mapping[str, Any], D: Dimensions) -> None:
+def _check_shapes(
+    row: Operand, arguments: Mapping[str, Any], D: Dimensions, kinds: LayerKinds, kind: int
+) -> None:
     sizes = D.sizes()
     layouts = row.layouts
     if row.kind == "cache":
         layouts = tuple(
             layout
             for layout in layouts
-            if len(layout.axes) == _cache_rank(arguments, D.L)
+            if len(layout.axes) == _cache_rank(arguments, kinds)
             and (layout is row.layout or D.k == 1)
         ) or (row.layout,)
     shapes = [layout.shape(sizes) for layout in layouts]
-    for label, value in _entries(row, arguments[row.name], D.L):
+    for label, value in _entries(row, arguments[row.name], kinds, kind):
         if tuple(value.shape) not in shapes:
+            which = _of(kinds, kind) if row.kind == "cache" else ""
             raise ValueError(
-                f"{label}: expected shape {_described(layouts, sizes)}, got {list(value.shape)}"
+                f"{label}{which}: expected shape {_described(layouts, sizes)}, got "
+                f"{list(value.shape)}"
             )
         _check_dtype(row, label, value.dtype, D)
 
 
-def _cache_rank(arguments: Mapping[str, Any], num_layers: int) -> int:
+def _cache_rank(arguments: Mapping[str, Any], kinds: LayerKinds) -> int:
     """Caches come with or without their KV-head axis, all of them alike: as the first one does."""
     name = PER_LAYER_CACHES[0]
-    row = next(row for row in OPERANDS if row.name == name)
-    ((_, first), *_) = _entries(row, arguments[name], num_layers)
+    ((_, first), *_) = _entries(BY_NAME[name], arguments[name], kinds, kinds.of_layers[0])
     return len(first.shape)
 
 
@@ -196,8 +308,9 @@ def _described(layouts: Sequence[Any], sizes: Mapping[str, int]) -> str:
     return " = ".join(dict.fromkeys(" or ".join(form) for form in forms))
 
 
-def _check_sizes(arguments: Mapping[str, Any], D: Dimensions) -> None:
+def _check_sizes(arguments: Mapping[str, Any], D: Dimensions, kinds: LayerKinds, kind: int) -> None:
     """The limits of each letter, said of the argument that shows it best."""
+    ((mask, _),) = _entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind)
     if D.B < 1:
         raise ValueError(f"X: expected B >= 1 in [B, S, H], got B = {D.B}")
     if not 1 <= D.S <= MAX_NEW_TOKENS:
@@ -219,18 +332,25 @@ def _check_sizes(arguments: Mapping[str, Any], D: Dimensions) -> None:
         )
     if D.k < 1 or D.q < 1 or D.q % D.k:
         raise ValueError(
-            f"mask_cache: expected q in [S_ctx, B, q, S] to be a positive multiple of k = {D.k} "
+            f"{mask}: expected q in [S_ctx, B, q, S] to be a positive multiple of k = {D.k} "
             f"(K_caches), got q = {D.q}"
         )
     if D.S_ctx > D.S_max:
         raise ValueError(
-            f"mask_cache: expected S_ctx <= S_max = {D.S_max} (K_caches), got S_ctx = {D.S_ctx}"
+            f"{mask}: expected S_ctx <= S_max = {D.S_max} (K_caches{_of(kinds, kind)}), got "
+            f"S_ctx = {D.S_ctx}"
         )
-    if arguments["mask_active"] is None and D.S_ctx < D.S:
+    unified = not _entries(BY_NAME["mask_active"], arguments["mask_active"], kinds, kind)
+    if unified and D.S_ctx < D.S:
         raise ValueError(
-            f"mask_cache: expected S_ctx >= S = {D.S} where mask_active is None (its last S rows "
+            f"{mask}: expected S_ctx >= S = {D.S} where mask_active is None (its last S rows "
             f"are the active mask), got S_ctx = {D.S_ctx}"
         )
+
+
+def _of(kinds: LayerKinds, kind: int) -> str:
+    """Says which kind, if there are several."""
+    return f" of kind {kind}" if kinds.count > 1 else ""
 
 
 def _check_dtype(row: Operand, label: str, dtype: Any, D: Dimensions) -> None:

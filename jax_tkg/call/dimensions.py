@@ -20,10 +20,13 @@ from jax_tkg.call.layouts import Axis, Layout
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
-"""Names of the given operands with their shapes (of the first layer)."""
+"""Names of the given operands with their shapes (of one layer)."""
 
 SOLVING_ORDER = ("B", "S", "H", "I", "d", "S_max", "S_ctx", "q", "k")
 """Letters in an order in which each has an axis of its own or only earlier letters beside it."""
+
+LETTERS_OF_KINDS = ("S_max", "S_ctx")
+"""Letters that may differ from one kind of layers to another."""
 
 _HALF_A_VOTE = ("mask", "index")
 """Kinds that a caller makes anew for each call: more often wrong than weights and caches."""
@@ -61,7 +64,7 @@ class Dimensions:
 
     @classmethod
     def of(cls, operands: Operands) -> Dimensions:
-        """Reads the sizes off arrays that have been checked."""
+        """Reads the sizes off arrays that have been checked, of one kind of layers."""
         B, S, H = operands.X.shape
         _, k, d, S_max = operands.layer_shape("K_caches")
         S_ctx, _, q, _ = operands.mask_cache.shape
@@ -87,19 +90,26 @@ def layout_of_rank(row: Operand, rank: int) -> Layout | None:
 
 
 @functools.lru_cache(maxsize=128)
-def infer_sizes(shapes: Shapes) -> dict[str, int]:
+def infer_sizes(
+    shapes: Shapes,
+    letters: tuple[str, ...] = SOLVING_ORDER,
+    known: tuple[tuple[str, int], ...] = (),
+) -> dict[str, int]:
     """The size of each letter that most arrays agree on.
 
     Args:
-      shapes: the given operands by name, each of a rank that one of its layouts has.
+      shapes: the given operands by name, each of a rank that one of its layouts has. A name may
+        occur more than once.
+      letters: which letters, in the order of `SOLVING_ORDER`.
+      known: other letters with their sizes.
 
     Returns:
-      A size for every letter of `SOLVING_ORDER`; the caller must not change it.
+      A size for each of `letters` and of `known`; the caller must not change it.
     """
     equations = [(name, axis, size) for name, shape in shapes for axis, size in _axes(name, shape)]
-    sizes: dict[str, int] = {}
+    sizes = dict(known)
     suspects: set[str] = set()
-    for letter in SOLVING_ORDER:
+    for letter in letters:
         every_vote = [
             (name, value)
             for name, axis, size in equations

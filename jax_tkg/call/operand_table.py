@@ -35,6 +35,7 @@ class Operand:
       layouts: accepted shapes (of one layer), the usual one first.
       description: one sentence for docs/arguments.md.
       per_layer: whether there is one array for each layer.
+      per_kind: whether there may be one array for each kind of layers.
       optional: whether None is accepted.
       scaled_by: name of the scale that makes float8 a legal dtype of this weight, or None.
     """
@@ -46,6 +47,7 @@ class Operand:
     per_layer: bool = False
     optional: bool = False
     scaled_by: str | None = None
+    per_kind: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -71,12 +73,14 @@ def _row(
     per_layer: bool = False,
     optional: bool = False,
     scaled_by: str | None = None,
+    per_kind: bool = False,
 ) -> Operand:
     shapes = tuple(Layout(text) for text in layouts.split(" or "))
-    return Operand(name, kind, shapes, description, per_layer, optional, scaled_by)
+    return Operand(name, kind, shapes, description, per_layer, optional, scaled_by, per_kind)
 
 
 _layer = functools.partial(_row, per_layer=True)
+_for_kinds = functools.partial(_row, per_kind=True)
 
 OPERANDS: tuple[Operand, ...] = (
     _row("X", "activation", "[B, S, H]", "Embedded tokens. Their dtype is the compute dtype."),
@@ -104,15 +108,15 @@ OPERANDS: tuple[Operand, ...] = (
         "[B, k, S_max, d] or [B, S_max, d]",
         "Value caches. The KV-head axis may be absent if k = 1.",
     ),
-    _row("RoPE_cos", "table", "[d/2, B, S]", "Cosines of the new tokens' rotations."),
-    _row("RoPE_sin", "table", "[d/2, B, S]", "Sines of the new tokens' rotations."),
-    _row(
+    _for_kinds("RoPE_cos", "table", "[d/2, B, S]", "Cosines of the new tokens' rotations."),
+    _for_kinds("RoPE_sin", "table", "[d/2, B, S]", "Sines of the new tokens' rotations."),
+    _for_kinds(
         "mask_cache",
         "mask",
         "[S_ctx, B, q, S]",
         "Non-zero where a query attends a cache slot.",
     ),
-    _row(
+    _for_kinds(
         "mask_active",
         "mask",
         "[S, B, q, S]",
@@ -120,7 +124,7 @@ OPERANDS: tuple[Operand, ...] = (
         "None: the last S rows of mask_cache are this mask.",
         optional=True,
     ),
-    _row(
+    _for_kinds(
         "position_ids",
         "index",
         "[B, 1] or [B, S]",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_tkg.call.layer_kinds import check_layer_kinds
 from jax_tkg.call.replica_groups import check_axis_name, check_replica_groups
 
 IMPLEMENTATIONS = ("auto", "reference", "nki", "simulate", "nkilib")
@@ -182,6 +183,15 @@ OPTIONS: tuple[Option, ...] = (
         _optional_count,
         "Most layers in one launch of the Neuron kernel. None: all.",
     ),
+    Option(
+        "layer_kinds",
+        None,
+        check_layer_kinds,
+        "The kind of each layer, 0, 1 and so on. Tables, masks and position_ids may then be tuples "
+        "with an entry for each kind, and caches of different kinds may differ in S_max. None: all "
+        "layers are alike.",
+        arithmetic=True,
+    ),
 )
 """All options, in the order of the public arguments."""
 
@@ -196,8 +206,15 @@ def canonical_options(given: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
       TypeError: a value has a wrong type.
-      ValueError: a value is out of its range, or `replica_groups` and `axis_name` disagree.
+      ValueError: a value is out of its range, or two options disagree: `replica_groups` and
+        `axis_name`, or `layer_kinds` and `num_layers`.
     """
     values = {option.name: option.check(option.name, given[option.name]) for option in OPTIONS}
     values["replica_groups"] = check_replica_groups(values["replica_groups"], values["axis_name"])
+    kinds, layers = values["layer_kinds"], values["num_layers"]
+    if kinds is not None and len(kinds) != layers:
+        raise ValueError(
+            f"layer_kinds: expected a kind for each of num_layers = {layers} layers, got "
+            f"{len(kinds)}: {kinds}"
+        )
     return values

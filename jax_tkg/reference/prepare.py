@@ -36,9 +36,7 @@ def as_given(caches: Any, given: Any) -> Any:
         was_bits = isinstance(before, Bits)
         return cache.values() if isinstance(cache, Bits) and not was_bits else cache
 
-    if is_stacked(given):
-        return restore(caches, given)
-    return tuple(restore(cache, before) for cache, before in zip(caches, given, strict=True))
+    return jax.tree.map(restore, caches, given, is_leaf=_is_bits)
 
 
 def _converted_weights(field: Any) -> Any:
@@ -50,9 +48,13 @@ def _converted_weights(field: Any) -> Any:
 
 
 def _converted(field: Any) -> Any:
-    """An array or a tuple of arrays, as bits where they do not move freely."""
+    """A field with bits in place of the arrays that do not move freely."""
 
     def convert(array: jax.Array | Bits) -> jax.Array | Bits:
         return array if moves_freely(array.dtype) else as_bits(array)
 
-    return tuple(map(convert, field)) if isinstance(field, tuple) else convert(field)
+    return jax.tree.map(convert, field, is_leaf=_is_bits)
+
+
+def _is_bits(node: Any) -> bool:
+    return isinstance(node, Bits)

@@ -8,10 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_tkg.bits import Bits
 from jax_tkg.call.arguments import PER_LAYER, Operands, Parameters, is_stacked
 from jax_tkg.call.dimensions import Dimensions
+from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.reference import cache_update, prepare
 from jax_tkg.reference.all_reduce import all_reduce
 from jax_tkg.reference.attention import attention, attention_mask
@@ -46,10 +48,46 @@ class _LayerWeights:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class _Shared:
-    """What every layer reads."""
+    """What every layer of a kind reads."""
 
     rotation: Rotation
     mask: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kind:
+    """The layers of one kind.
+
+    Attributes:
+      operands: as these layers see them.
+      shared: what they read.
+      dimensions: their sizes.
+    """
+
+    operands: Operands
+    shared: _Shared
+    dimensions: Dimensions
+
+    @classmethod
+    def of(cls, operands: Operands, kinds: LayerKinds, kind: int) -> _Kind:
+        """The kind of a number."""
+        own = operands.of_kind(kind, kinds)
+        dimensions = Dimensions.of(own)
+        shared = _Shared(
+            rotation=rotation(own.RoPE_cos, own.RoPE_sin),
+            mask=attention_mask(own.mask_cache, own.mask_active, dimensions.k),
+        )
+        return cls(own, shared, dimensions)
+
+    def updated_caches(self, keys: Any, values: Any, after: jax.Array) -> tuple[Caches, Caches]:
+        """The caches with new columns; `after` depends on everything that was read from them."""
+        operands, D = self.operands, self.dimensions
+        if operands.position_ids is None:
+            return operands.K_caches, operands.V_caches
+        slots = cache_update.write_slots(operands.position_ids, D.S, D.S_max)
+        plan = cache_update.plan_writes(slots, D.S_max)
+        caches = operands.K_caches, operands.V_caches
+        return cache_update.write_caches(*caches, plan, keys, values, after=after)
 
 
 @jax.tree_util.register_dataclass
@@ -73,8 +111,8 @@ def transformer(
 ) -> tuple[jax.Array, Caches, Caches]:
     """The forward pass on checked operands.
 
-    Where every per-layer operand is stacked, the layers run in a `lax.fori_loop`, so that tracing
-    and compiling do not grow with depth; otherwise they are unrolled.
+    Where every per-layer operand is stacked, the layers run in a loop over the pattern of their
+    kinds, so that tracing and compiling do not grow with depth; otherwise they are unrolled.
 
     Args:
       operands: the arrays; see `jax_tkg.transformer_tkg` for shapes and dtypes.
@@ -99,23 +137,11 @@ def transformer(
 def _transformer(
     operands: Operands, parameters: Parameters, platform: str | None
 ) -> tuple[jax.Array, Caches, Caches]:
-    dimensions = Dimensions.of(operands)
-    shared = _Shared(
-        rotation=rotation(operands.RoPE_cos, operands.RoPE_sin),
-        mask=attention_mask(operands.mask_cache, operands.mask_active, dimensions.k),
-    )
+    model = _Model.of(operands, parameters, platform)
     fields = [getattr(operands, name) for name in PER_LAYER]
     loops = all(is_stacked(field) for field in fields if field is not None)
-    run = _looped if loops else _unrolled
-    hidden, keys, values = run(operands, shared, dimensions, parameters, platform)
-    if operands.position_ids is None:
-        return hidden, operands.K_caches, operands.V_caches
-    slots = cache_update.write_slots(operands.position_ids, dimensions.S, dimensions.S_max)
-    plan = cache_update.plan_writes(slots, dimensions.S_max)
-    updated = cache_update.write_caches(
-        operands.K_caches, operands.V_caches, plan, keys, values, after=hidden
-    )
-    return hidden, *updated
+    hidden, keys, values = model.looped() if loops else model.unrolled()
+    return hidden, *model.updated_caches(keys, values, after=hidden)
 
 
 def _layer_weights(operands: Operands, index: Any) -> _LayerWeights:
@@ -216,56 +242,141 @@ def _add(residual: jax.Array, update: jax.Array, gain: jax.Array | None, eps: fl
     return (residual.astype(jnp.float32) + update).astype(residual.dtype)
 
 
-def _looped(
-    operands: Operands,
-    shared: _Shared,
-    dimensions: Dimensions,
-    parameters: Parameters,
-    platform: str | None,
-) -> tuple[jax.Array, Any, Any]:
-    """The layers as a loop.
+@dataclasses.dataclass(frozen=True)
+class _Model:
+    """All layers, by kind.
 
-    Returns:
-      Hidden states, and the new keys and values, [L, B, S, k, d].
+    Columns are new keys or values, by kind: of each layer [B, S, k, d], one after the other or
+    stacked.
     """
 
-    def body(hidden: jax.Array, layer: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        weights = _layer_weights(operands, layer)
-        caches = operands.K_caches, operands.V_caches
-        result = _layer(hidden, *caches, layer, weights, shared, dimensions, parameters, platform)
-        return result.hidden, (result.key, result.value)
+    operands: Operands
+    kinds: tuple[_Kind, ...]
+    layer_kinds: LayerKinds
+    parameters: Parameters
+    platform: str | None
 
-    layers = jnp.arange(parameters.num_layers, dtype=jnp.uint32)
-    # Inside a shard_map, layers may vary over axes that X does not vary over.
-    after_one = jax.jit(body).trace(operands.X, layers[0]).jaxpr.out_avals[0]
-    X = vary_over(operands.X, varying_axes(after_one))
-    hidden, (keys, values) = jax.lax.scan(body, X, layers)
-    return hidden, keys, values
+    @classmethod
+    def of(cls, operands: Operands, parameters: Parameters, platform: str | None) -> _Model:
+        layer_kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
+        kinds = tuple(_Kind.of(operands, layer_kinds, kind) for kind in range(layer_kinds.count))
+        return cls(operands, kinds, layer_kinds, parameters, platform)
 
-
-def _unrolled(
-    operands: Operands,
-    shared: _Shared,
-    dimensions: Dimensions,
-    parameters: Parameters,
-    platform: str | None,
-) -> tuple[jax.Array, Any, Any]:
-    """The layers one after the other.
-
-    Returns:
-      Hidden states, and each layer's new keys and values, [B, S, k, d].
-    """
-    hidden = operands.X
-    in_stacks = is_stacked(operands.K_caches)
-    keys, values = [], []
-    for index in range(parameters.num_layers):
-        if in_stacks:
-            caches, layer = (operands.K_caches, operands.V_caches), jnp.uint32(index)
+    def run_layer(self, hidden: jax.Array, kind: int, layer: Any, place: Any) -> _LayerResult:
+        """A layer, given its number and its place among the layers of its kind."""
+        own = self.kinds[kind]
+        caches: Any = own.operands.K_caches, own.operands.V_caches
+        index = None
+        if isinstance(caches[0], tuple):
+            caches = tuple(layers[place] for layers in caches)
         else:
-            caches, layer = (operands.K_caches[index], operands.V_caches[index]), None
-        weights = _layer_weights(operands, index)
-        result = _layer(hidden, *caches, layer, weights, shared, dimensions, parameters, platform)
-        hidden = result.hidden
-        keys.append(result.key)
-        values.append(result.value)
-    return hidden, keys, values
+            in_own_stack = isinstance(self.operands.K_caches, KindStacks)
+            index = jnp.uint32(place if in_own_stack else layer)
+        weights = _layer_weights(self.operands, layer)
+        return _layer(
+            hidden,
+            *caches,
+            index,
+            weights,
+            own.shared,
+            own.dimensions,
+            self.parameters,
+            self.platform,
+        )
+
+    def unrolled(self) -> tuple[jax.Array, list[Any], list[Any]]:
+        """The layers one after the other: hidden states, and the columns of keys and of values."""
+        return self._unrolled_from(0, self.operands.X)
+
+    def _unrolled_from(
+        self, first: int, hidden: jax.Array
+    ) -> tuple[jax.Array, list[Any], list[Any]]:
+        keys: list[Any] = [[] for _ in self.kinds]
+        values: list[Any] = [[] for _ in self.kinds]
+        of_layers = self.layer_kinds.of_layers
+        for layer in range(first, len(of_layers)):
+            kind = of_layers[layer]
+            result = self.run_layer(hidden, kind, layer, self.layer_kinds.place(layer))
+            hidden = result.hidden
+            keys[kind].append(result.key)
+            values[kind].append(result.value)
+        return hidden, keys, values
+
+    def looped(self) -> tuple[jax.Array, list[Any], list[Any]]:
+        """The same as a loop over the pattern of kinds; layers after its last whole turn follow."""
+        layer_kinds = self.layer_kinds
+        pattern = layer_kinds.pattern
+        turns = len(layer_kinds.of_layers) // len(pattern)
+        counts = [pattern.count(kind) for kind in range(layer_kinds.count)]
+
+        def body(hidden: jax.Array, turn: jax.Array) -> tuple[jax.Array, Any]:
+            keys: list[Any] = [[] for _ in counts]
+            values: list[Any] = [[] for _ in counts]
+            for index, kind in enumerate(pattern):
+                layer = _number(turn, len(pattern), index)
+                place = _number(turn, counts[kind], layer_kinds.place(index))
+                result = self.run_layer(hidden, kind, layer, place)
+                hidden = result.hidden
+                keys[kind].append(result.key)
+                values[kind].append(result.value)
+            return hidden, (list(map(_joined, keys)), list(map(_joined, values)))
+
+        numbers = jnp.arange(turns, dtype=jnp.uint32)
+        # Inside a shard_map, layers may vary over axes that X does not vary over.
+        after_one = jax.jit(body).trace(self.operands.X, numbers[0]).jaxpr.out_avals[0]
+        X = vary_over(self.operands.X, varying_axes(after_one))
+        hidden, columns = jax.lax.scan(body, X, numbers)
+        hidden, *rest = self._unrolled_from(turns * len(pattern), hidden)
+        keys, values = (
+            [_with_rest(*each) for each in zip(turned, after, strict=True)]
+            for turned, after in zip(columns, rest, strict=True)
+        )
+        return hidden, keys, values
+
+    def updated_caches(self, keys: list[Any], values: list[Any], after: jax.Array) -> Any:
+        """Key and value caches with the new columns; `after` depends on all that was read."""
+        operands, layer_kinds = self.operands, self.layer_kinds
+        given = operands.K_caches
+        if is_stacked(given) and not isinstance(given, KindStacks):
+            return self.kinds[0].updated_caches(
+                _in_order_of_layers(keys, layer_kinds),
+                _in_order_of_layers(values, layer_kinds),
+                after,
+            )
+        by_kind = [
+            kind.updated_caches(keys[number], values[number], after)
+            for number, kind in enumerate(self.kinds)
+        ]
+        if isinstance(given, KindStacks):
+            return tuple(KindStacks(stacks) for stacks in zip(*by_kind, strict=True))
+        return tuple(
+            tuple(
+                caches[kind][layer_kinds.place(layer)]
+                for layer, kind in enumerate(layer_kinds.of_layers)
+            )
+            for caches in zip(*by_kind, strict=True)
+        )
+
+
+def _number(turn: jax.Array, count: int, index: int) -> jax.Array:
+    """The number of the layer `index` of a turn of `count` layers."""
+    return turn if count == 1 else turn * jnp.uint32(count) + jnp.uint32(index)
+
+
+def _joined(columns: list[jax.Array]) -> jax.Array:
+    return columns[0] if len(columns) == 1 else jnp.stack(columns)
+
+
+def _with_rest(turned: jax.Array, rest: list[jax.Array]) -> jax.Array:
+    """[n, B, S, k, d]: the columns of all turns, [turns, ..., B, S, k, d], then the rest."""
+    columns = turned.reshape(-1, *turned.shape[-4:])
+    return jnp.concatenate([columns, jnp.stack(rest)]) if rest else columns
+
+
+def _in_order_of_layers(columns: list[Any], layer_kinds: LayerKinds) -> jax.Array:
+    """[L, B, S, k, d] of the columns of each kind."""
+    if len(columns) == 1:
+        return columns[0]
+    together = jnp.concatenate([own if is_stacked(own) else jnp.stack(own) for own in columns])
+    order = [layer for kind in range(layer_kinds.count) for layer in layer_kinds.layers(kind)]
+    return together[np.argsort(order)]
