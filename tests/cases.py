@@ -47,11 +47,29 @@ class Shape:
     """Per layer the float8 dtypes of gate, up and down, each or None; empty for none at all."""
     clamp_bound: float = 0.0
     scale_rows: int = 128
+    layer_kinds: tuple[int, ...] = ()
+    """The kind of each layer; empty for equal layers."""
+    kinds: tuple[tuple[int, int, bool, str], ...] = ()
+    """S_ctx, S_max, unified and positions of the kinds after the first, which has those above."""
     options: tuple[str, ...] = ()
     """Optional operands, beside scales and masks, that the case has."""
     softmax_scale: float | None = None
     attention_softcap: float = 0.0
     activation: str = "silu"
+
+    def of_kind(self, kind: int) -> Shape:
+        """The shape of a model whose layers are all of one kind."""
+        own = dataclasses.replace(self, layer_kinds=(), kinds=())
+        if kind == 0:
+            return own
+        S_ctx, S_max, unified, positions = self.kinds[kind - 1]
+        return dataclasses.replace(
+            own, S_ctx=S_ctx, S_max=S_max, unified=unified, positions=positions
+        )
+
+    def of_layer(self, layer: int) -> Shape:
+        """The shape that a layer has."""
+        return self.of_kind(self.layer_kinds[layer]) if self.layer_kinds else self
 
     def array_shape(self, name: str) -> tuple[int, ...]:
         """The shape of an operand, of one layer where it is per layer."""
@@ -91,6 +109,9 @@ EVERY_OPTION: dict[str, Any] = {
     "activation": "gelu_tanh",
 }
 """Fields of a `Shape` that has all options of a layer."""
+
+KINDS = Shape(L=5, layer_kinds=(0, 0, 1, 0, 0), kinds=((30, 40, True, "each"),))
+"""Two kinds of layers, in a pattern of three that is cut off."""
 
 
 def uniform(
@@ -188,6 +209,8 @@ def random_masks(shape: Shape, rng: np.random.Generator) -> tuple[np.ndarray, np
 def random_inputs(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
     """Everything but the weights: tokens, caches, tables, masks, positions."""
     s = shape
+    if s.layer_kinds:
+        return _inputs_of_kinds(s, rng)
     dtype = jnp.dtype(s.dtype)
     angles = uniform(rng, (s.d // 2, s.B, s.S), -np.pi, np.pi)
     mask_cache, mask_active = random_masks(s, rng)
@@ -205,15 +228,42 @@ def random_inputs(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
     }
 
 
-def stack(arguments: dict[str, Any]) -> dict[str, Any]:
-    """Lists of arrays as one array each; a list of Nones as None."""
+def _inputs_of_kinds(s: Shape, rng: np.random.Generator) -> dict[str, Any]:
+    """`random_inputs` of each kind: tuples of tables, masks and positions, caches of each layer."""
+    of_kind = [random_inputs(s.of_kind(kind), rng) for kind in range(1 + len(s.kinds))]
+    inputs: dict[str, Any] = {"X": of_kind[0]["X"]}
+    for row in OPERANDS:
+        if row.per_kind:
+            inputs[row.name] = tuple(own[row.name] for own in of_kind)
+        elif row.kind == "cache":
+            inputs[row.name] = [
+                of_kind[kind][row.name][layer] for layer, kind in enumerate(s.layer_kinds)
+            ]
+    return inputs
 
-    def join(value: Any) -> Any:
+
+def stack(arguments: dict[str, Any], layer_kinds: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Lists of arrays as one array each, caches as one for each kind; a list of Nones as None."""
+
+    def join(name: str, value: Any) -> Any:
         if not isinstance(value, list):
             return value
+        if layer_kinds and name in names("cache"):
+            return tuple(
+                np.stack([value[layer] for layer, other in enumerate(layer_kinds) if other == kind])
+                for kind in range(max(layer_kinds) + 1)
+            )
         return None if value[0] is None else np.stack(value)
 
-    return {name: join(value) for name, value in arguments.items()}
+    return {name: join(name, value) for name, value in arguments.items()}
+
+
+def by_layer(caches: Any, layer_kinds: tuple[int, ...]) -> Any:
+    """Resulting caches layer by layer, of a list, a stack, or a stack for each kind."""
+    if not layer_kinds or caches[0].ndim < 5:
+        return caches
+    stacks = [iter(stack) for stack in caches]
+    return [next(stacks[kind]) for kind in layer_kinds]
 
 
 def options(shape: Shape) -> dict[str, Any]:
@@ -225,6 +275,7 @@ def options(shape: Shape) -> dict[str, Any]:
         "softmax_scale": shape.softmax_scale,
         "attention_softcap": shape.attention_softcap,
         "activation": shape.activation,
+        "layer_kinds": shape.layer_kinds or None,
     }
 
 
@@ -263,15 +314,16 @@ def check(
     np.testing.assert_array_less(np.abs(got - hidden).max(), tolerance * np.abs(hidden).max())
     for layer in range(shape.L):
         for name, want, results, axis in (
-            ("K_caches", K, actual.K_caches, 3),
-            ("V_caches", V, actual.V_caches, 2),
+            ("K_caches", K, by_layer(actual.K_caches, shape.layer_kinds), 3),
+            ("V_caches", V, by_layer(actual.V_caches, shape.layer_kinds), 2),
         ):
             after, before = np.asarray(results[layer]), np.asarray(given[name][layer])
+            S_max = shape.of_layer(layer).S_max
             assert (after.shape, after.dtype) == (before.shape, before.dtype)
             limit = tolerance * max(1.0, np.abs(want[layer]).max())
             error = np.abs(after.astype(np.float64) - want[layer]).max()
             np.testing.assert_array_less(error, limit)
             for b in range(shape.B):
-                rest = [t for t in range(shape.S_max) if (b, t) not in written[layer]]
+                rest = [t for t in range(S_max) if (b, t) not in written[layer]]
                 unwritten = np.take(after[b], rest, axis - 1)
                 assert unwritten.tobytes() == np.take(before[b], rest, axis - 1).tobytes()

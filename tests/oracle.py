@@ -22,7 +22,10 @@ def wide(array: Any) -> np.ndarray:
 
 @dataclasses.dataclass
 class Rank:
-    """One rank's weights, caches and masks (of its own heads); lists have an entry per layer."""
+    """One rank's weights, caches and masks (of its own heads).
+
+    Lists have an entry per layer, tuples one per kind of layers.
+    """
 
     W_qkvs: list[Any]
     W_outs: list[Any]
@@ -82,6 +85,11 @@ def _slot(position_ids: np.ndarray, b: int, j: int, capacity: int) -> int | None
     return slot if slot < capacity else None
 
 
+def _of_kind(value: Any, layer: int, common: dict[str, Any]) -> Any:
+    """The entry of the layer's kind, if the operand has one for each kind."""
+    return value[common["layer_kinds"][layer]] if isinstance(value, tuple) else value
+
+
 def _attend(
     query: np.ndarray,
     keys: list[np.ndarray],
@@ -109,7 +117,9 @@ def _attention(
     """This rank's attention output [B, S, H], and the (b, slot, key, value) to write."""
     K, V = wide(rank.K_caches[layer]), wide(rank.V_caches[layer])
     batch, kv_heads, d, capacity = K.shape
-    mask_cache, mask_active = np.asarray(rank.mask_cache), rank.mask_active
+    mask_cache = np.asarray(_of_kind(rank.mask_cache, layer, common))
+    mask_active = _of_kind(rank.mask_active, layer, common)
+    position_ids = _of_kind(common["position_ids"], layer, common)
     context, _, heads, new = mask_cache.shape
     unified = mask_active is None
     active = mask_cache[context - new :] if unified else np.asarray(mask_active)
@@ -118,7 +128,7 @@ def _attention(
     bias, sinks = _of_layer(rank.bias_qkvs, layer), _of_layer(rank.sinks, layer)
     if bias is not None:
         qkv = qkv + wide(bias)[0]
-    cos, sin = wide(common["RoPE_cos"]), wide(common["RoPE_sin"])
+    cos, sin = (wide(_of_kind(common[name], layer, common)) for name in ("RoPE_cos", "RoPE_sin"))
     W_out = wide(rank.W_outs[layer])
     attended = np.zeros((batch, new, heads * d))
     writes = []
@@ -151,9 +161,9 @@ def _attention(
                     common.get("softmax_scale"),
                     common.get("attention_softcap", 0.0),
                 )
-        if common["position_ids"] is not None:
+        if position_ids is not None:
             for j in range(new):
-                slot = _slot(np.asarray(common["position_ids"]), b, j, capacity)
+                slot = _slot(np.asarray(position_ids), b, j, capacity)
                 if slot is not None:
                     writes.append((b, slot, keys[j], values[j]))
     return attended @ W_out, writes

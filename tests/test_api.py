@@ -38,10 +38,12 @@ def _run(shape: cases.Shape, seed: int, stacked: bool = False) -> None:
     for _ in range(VALUES_PER_SHAPE):
         inputs = cases.random_inputs(shape, rng)
         if inputs["position_ids"] is not None:
-            inputs["position_ids"] = inputs["position_ids"].astype(kind)
+            inputs["position_ids"] = jax.tree.map(
+                lambda ids: ids.astype(kind), inputs["position_ids"]
+            )
         arguments = {**weights, **inputs}
         if stacked:
-            arguments = cases.stack(arguments)
+            arguments = cases.stack(arguments, shape.layer_kinds)
         actual = _compiled(**cases.options(shape))(**arguments)
         hidden, K, V, written = cases.expected(shape, [weights], [inputs])
         cases.check(actual, shape, inputs, hidden, K[0], V[0], written)
@@ -76,10 +78,40 @@ def layer_options(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @st.composite
-def shapes(draw: st.DrawFn, q: int, k: int, dtype: str, with_options: bool = True) -> cases.Shape:
+def kinds(draw: st.DrawFn, S: int) -> dict[str, Any]:
+    """Fields of `cases.Shape`: equal layers, or a pattern of kinds, once or repeated."""
+    pattern = draw(st.sampled_from(((), (), (0, 1), (1, 0, 0), (0, 1, 2))))
+    if not pattern:
+        return {}
+    L = draw(st.integers(len(pattern), 5))
+    capacities = draw(st.lists(st.integers(S, 40), min_size=max(pattern), max_size=max(pattern)))
+    return {
+        "L": L,
+        "layer_kinds": (pattern * 3)[:L],
+        "kinds": tuple(
+            (
+                draw(st.integers(S, S_max)),
+                S_max,
+                draw(st.booleans()),
+                draw(st.sampled_from(("first", "each", "none"))),
+            )
+            for S_max in capacities
+        ),
+    }
+
+
+@st.composite
+def shapes(
+    draw: st.DrawFn,
+    q: int,
+    k: int,
+    dtype: str,
+    with_options: bool = True,
+    with_kinds: bool = True,
+) -> cases.Shape:
     S = draw(st.integers(1, 8))
     S_ctx = draw(st.integers(S, 40))
-    L = draw(st.integers(1, 3))
+    layers = {"L": draw(st.integers(1, 3)), **(draw(kinds(S)) if with_kinds else {})}
     return cases.Shape(
         # The oracle walks through every query of every head.
         B=draw(st.integers(1, 8 if q < 32 else 3)),
@@ -89,13 +121,13 @@ def shapes(draw: st.DrawFn, q: int, k: int, dtype: str, with_options: bool = Tru
         d=draw(st.sampled_from((64, 128))),
         H=128 * draw(st.integers(1, 4)),
         I=128 * draw(st.integers(1, 3)),
-        L=L,
+        **layers,
         S_ctx=S_ctx,
         S_max=S_ctx + draw(st.integers(1, 24)),
         dtype=dtype,
         unified=draw(st.booleans()),
         positions=draw(st.sampled_from(("first", "each", "first", "each", "none"))),
-        quantized=draw(quantizations(L)),
+        quantized=draw(quantizations(layers["L"])),
         clamp_bound=draw(st.sampled_from((0.0, 0.5))),
         scale_rows=draw(st.sampled_from((1, 128))),
         **(draw(layer_options()) if with_options else {}),
@@ -130,6 +162,7 @@ class NamedShapesTest(parameterized.TestCase):
         (name, shape)
         for name, shape in (
             *cases.SHAPES.items(),
+            ("kinds", cases.KINDS),
             ("every_option", cases.Shape(q=6, S=3, **cases.EVERY_OPTION)),
         )
     )

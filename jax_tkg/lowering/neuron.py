@@ -103,8 +103,8 @@ def nki_problem_here(platform: str) -> str | None:
 
 def _check(operands: Operands, parameters: Parameters, platform: str) -> None:
     del platform
-    check_grid(parameters, launches_loop(operands, parameters))
     check_megakernel(operands, parameters)
+    check_grid(parameters, launches_loop(operands, parameters))
 
 
 NEURON = Implementation(
