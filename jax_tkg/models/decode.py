@@ -60,9 +60,11 @@ class DecodeState:
       lengths: [B] int32, tokens in each sequence's cache.
       finished: [B] bool, `tokens` is the sequence's last: a stop token, or the one with which
         prompt and answer fill the capacity.
-      key: PRNG key.
+      key: [B] PRNG keys, one of each sequence.
       K_caches: key caches, as `LlamaForward.caches` makes them.
       V_caches: value caches.
+      seen: [B, V] bool, the tokens in the prompt and the answer so far; None where the sampling
+        does not ask.
     """
 
     tokens: Any
@@ -71,6 +73,7 @@ class DecodeState:
     key: Any
     K_caches: Any
     V_caches: Any
+    seen: Any = None
 
 
 class Decoder:
@@ -111,7 +114,8 @@ class Decoder:
         self._forward = LlamaForward(model, mesh, implementation)
         mesh = self._forward.mesh
         whole, cached = self._forward.replicated, self._forward.cache_sharding
-        state = DecodeState(whole, whole, whole, whole, cached, cached)
+        seen = whole if self.sampling.penalizes else None
+        state = DecodeState(whole, whole, whole, whole, cached, cached, seen)
         self._read_chunk = Executables(
             self._traced_chunk,
             ("S_ctx",),
@@ -176,7 +180,7 @@ class Decoder:
         Args:
           threads: compiles; see `Executables.prepare`.
           lengths: tokens of each prompt, one or more each.
-          key: PRNG key as `start` is given, whose kind counts.
+          key: PRNG key or keys as `start` is given, whose kind counts.
           device_loop: whether `generate` follows, and not `stream`.
 
         Returns:
@@ -195,10 +199,14 @@ class Decoder:
             tokens=shape(batch),
             lengths=shape(batch),
             finished=shape(batch, dtype=jnp.bool_),
-            key=shape(dtype=key.dtype),
+            key=shape(batch, dtype=key.dtype),
             K_caches=caches[0],
             V_caches=caches[1],
         )
+        if self.sampling.penalizes:
+            state = dataclasses.replace(
+                state, seen=shape(batch, self._vocabulary_size, dtype=jnp.bool_)
+            )
         counts = np.zeros(batch, np.int32)
         chunk = np.zeros((batch, MAX_NEW_TOKENS), np.int32)
         starts = range(0, longest - 1, MAX_NEW_TOKENS)
@@ -226,7 +234,8 @@ class Decoder:
 
         Args:
           prompts: token ids of each sequence, one or more each, of any lengths.
-          key: PRNG key; None for a fixed one.
+          key: PRNG key; or [B] keys, with which a sequence draws the same tokens in any batch;
+            None for a fixed key.
           progress: called after each chunk with the tokens of the longest prompt read, and its
             length.
 
@@ -241,7 +250,11 @@ class Decoder:
         batch, longest = len(prompts), max(map(len, prompts))
         caches = self._forward.caches(batch, self.capacity)
         key = jax.random.key(0) if key is None else key
+        if not key.ndim:
+            key = jax.random.split(key, batch)
         state = self._state(key, [prompt[-1] for prompt in prompts], *caches)
+        if self.sampling.penalizes:
+            state = dataclasses.replace(state, seen=self._placed(self._seen(prompts)))
         # The last token of each prompt is left to a step, which chooses the next one.
         beginnings = [prompt[:-1] for prompt in prompts]
         for start in range(0, longest - 1, MAX_NEW_TOKENS):
@@ -380,6 +393,17 @@ class Decoder:
             V_caches=V_caches,
         )
 
+    def _seen(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """[B, V] bool: the tokens of each prompt."""
+        seen = np.zeros((len(prompts), self._vocabulary_size), np.bool_)
+        for row, prompt in zip(seen, prompts, strict=True):
+            row[list(prompt)] = True
+        return seen
+
+    @property
+    def _vocabulary_size(self) -> int:
+        return self._forward.model.config.vocabulary_size
+
     def _placed(self, array: Any) -> jax.Array:
         """An array as the steps return theirs: whole on every device."""
         return jax.device_put(array, self._forward.replicated)
@@ -387,7 +411,7 @@ class Decoder:
     def _check_prompts(self, prompts: Sequence[Sequence[int]], room: int = 1) -> None:
         if not prompts:
             raise ValueError("prompts: expected at least one, got none")
-        vocabulary = self._forward.model.config.vocabulary_size
+        vocabulary = self._vocabulary_size
         for index, prompt in enumerate(prompts):
             if not 1 <= len(prompt) <= self.capacity - room:
                 raise ValueError(
@@ -439,7 +463,7 @@ class Decoder:
         self, parameters: PlacedParameters, state: DecodeState, S_ctx: int
     ) -> DecodeState:
         counts = jnp.where(state.finished, 0, 1)
-        key, this_step = jax.random.split(state.key)
+        keys = jax.vmap(jax.random.split)(state.key)
         hidden, K_caches, V_caches = self._forward.hidden(
             parameters,
             jnp.maximum(state.tokens, 0)[:, None],
@@ -450,15 +474,19 @@ class Decoder:
             S_ctx,
         )
         logits = self._forward.logits(parameters, hidden[:, 0])
-        tokens = sample(logits, this_step, self.sampling)
+        tokens = sample(logits, keys[:, 1], self.sampling, state.seen)
+        seen = state.seen
+        if seen is not None:
+            seen |= jax.nn.one_hot(tokens, seen.shape[1], dtype=jnp.bool_)
         lengths = state.lengths + counts
         return DecodeState(
             tokens=jnp.where(state.finished, NO_TOKEN, tokens),
             lengths=lengths,
             finished=state.finished | self._is_last(tokens, lengths),
-            key=key,
+            key=keys[:, 0],
             K_caches=K_caches,
             V_caches=V_caches,
+            seen=seen,
         )
 
     def _traced_steps(

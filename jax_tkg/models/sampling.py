@@ -17,52 +17,114 @@ SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 class Sampling:
     """How tokens are chosen.
 
+    The options apply in the order penalty, temperature, top_k, top_p, min_p, each to what the ones
+    before it leave, as in transformers.
+
     Attributes:
       temperature: divides the logits; 0, or less than `SMALLEST_TEMPERATURE`, takes the most
-        likely token (greedy).
+        likely token (greedy), for which top_k, top_p and min_p change nothing.
       top_p: tokens are drawn from the smallest set of likeliest ones whose probabilities reach
         top_p; 1 for all.
+      top_k: tokens are drawn from the top_k likeliest ones, and those that equal the last of them;
+        0 for all.
+      min_p: tokens are drawn from those whose probability is at least min_p times the likeliest
+        one's; 0 for all.
+      repetition_penalty: divides the positive logits of tokens in the prompt or the answer so far,
+        and multiplies their negative ones (Keskar et al. 2019, section 4.1); 1 for no penalty.
     """
 
     temperature: float = 0.0
     top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
         """Checks the ranges.
 
         Raises:
-          ValueError: temperature is negative or not finite, or top_p is not in (0, 1].
+          ValueError: an option is out of its range; the message names it.
         """
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature: expected a finite number >= 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p: expected 0 < top_p <= 1, got {self.top_p}")
+        if self.top_k < 0:
+            raise ValueError(f"top_k: expected a whole number >= 0, got {self.top_k}")
+        if not 0 <= self.min_p <= 1:
+            raise ValueError(f"min_p: expected 0 <= min_p <= 1, got {self.min_p}")
+        if not 0 < self.repetition_penalty < math.inf:
+            raise ValueError(
+                f"repetition_penalty: expected a finite number > 0, got {self.repetition_penalty}"
+            )
 
     @property
     def greedy(self) -> bool:
         """Whether the most likely token is taken, without drawing."""
         return self.temperature < SMALLEST_TEMPERATURE
 
+    @property
+    def penalizes(self) -> bool:
+        """Whether the tokens so far count."""
+        return self.repetition_penalty != 1
 
-def sample(logits: jax.Array, key: jax.Array, sampling: Sampling) -> jax.Array:
+
+def sample(
+    logits: jax.Array, key: jax.Array, sampling: Sampling, seen: jax.Array | None = None
+) -> jax.Array:
     """Draws one token per sequence.
 
     Args:
       logits: [B, V] float32.
-      key: a PRNG key.
+      key: a PRNG key; or [B] keys, so that what a sequence draws does not depend on the others.
       sampling: how to choose; static under jit.
+      seen: [B, V] bool, the tokens in the prompt and the answer so far; needed where
+        `sampling.penalizes`.
 
     Returns:
       [B] int32.
     """
+    logits = filtered(logits, sampling, seen)
     if sampling.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    draw = jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical
+    return draw(key, logits).astype(jnp.int32)
+
+
+def filtered(logits: jax.Array, sampling: Sampling, seen: jax.Array | None = None) -> jax.Array:
+    """[B, V]: the logits to draw from, up to a constant; -inf for what is not drawn.
+
+    Where `sampling.greedy` they are penalized only, for the largest to be taken.
+
+    Args:
+      logits: as in `sample`.
+      sampling: as in `sample`.
+      seen: as in `sample`.
+    """
+    if sampling.penalizes:
+        assert seen is not None
+        penalty = sampling.repetition_penalty
+        penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
+        logits = jnp.where(seen, penalized, logits)
+    if sampling.greedy:
+        return logits
     # Relative to the largest: a small temperature makes the others -inf, and none +inf.
     temperature = min(sampling.temperature, float(np.finfo(np.float32).max))
     logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        likeliest, _ = jax.lax.top_k(logits, sampling.top_k)
+        logits = _from(likeliest[:, -1:], logits)
     if sampling.top_p < 1:
-        logits = jnp.where(logits >= _nucleus_floor(logits, sampling.top_p), logits, -jnp.inf)
-    return jax.random.categorical(key, logits, axis=-1).astype(jnp.int32)
+        logits = _from(_nucleus_floor(logits, sampling.top_p), logits)
+    if sampling.min_p > 0:
+        # The likeliest one's logit is 0.
+        logits = _from(math.log(sampling.min_p), logits)
+    return logits
+
+
+def _from(floor: jax.Array | float, logits: jax.Array) -> jax.Array:
+    """The logits from a floor on, -inf below it."""
+    return jnp.where(logits >= floor, logits, -jnp.inf)
 
 
 def _nucleus_floor(logits: jax.Array, top_p: float) -> jax.Array:

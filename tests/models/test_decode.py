@@ -267,6 +267,19 @@ class SampledTest(absltest.TestCase):
         self.assertNotEqual(*draw(1))
         generated = decoder.generate(decoder.start(prompts, jax.random.key(1)), 12)
         self.assertEqual(generated.tolist(), draw(1))
+        keys = jax.random.split(jax.random.key(1), 2)
+        swapped = decoder.generate(decoder.start(prompts, keys[::-1]), 12)
+        self.assertEqual(swapped.tolist(), draw(1)[::-1])
+
+    def test_no_token_twice(self) -> None:
+        """With a penalty that no logit survives, from the prompt's tokens on."""
+        decoder = Decoder(_model(), 200, sampling=Sampling(repetition_penalty=1e30))
+        prompt = PROMPTS[9]
+        tokens = [int(step[0]) for step in decoder.stream(decoder.start([prompt]), 40)]
+        # A positive logit becomes zero and a negative one -inf.
+        self.assertLen({*prompt, *tokens}, len({*prompt}) + 40)
+        generated = decoder.generate(decoder.start([prompt]), 40)
+        self.assertEqual(generated[0].tolist(), tokens)
 
 
 class ErrorsTest(parameterized.TestCase):

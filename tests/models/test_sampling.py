@@ -8,10 +8,11 @@ import hypothesis
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from jax_tkg.models.sampling import Sampling, sample
+from jax_tkg.models.sampling import Sampling, filtered, sample
 
 DRAWS = 4000
 
@@ -23,18 +24,44 @@ def _draws(logits: jax.Array, seed: jax.Array, sampling: Sampling) -> jax.Array:
     return sample(rows, jax.random.key(seed), sampling)
 
 
-def _distribution(logits: np.ndarray, sampling: Sampling) -> np.ndarray:
+def _distribution(
+    logits: np.ndarray, sampling: Sampling, seen: np.ndarray | None = None
+) -> np.ndarray:
     """The probabilities to draw from, token by token from the likeliest."""
-    scaled = logits.astype(np.float64) / sampling.temperature
+    scaled = logits.astype(np.float64)
+    for token in np.flatnonzero(seen) if seen is not None else ():
+        penalty = sampling.repetition_penalty
+        scaled[token] *= penalty if scaled[token] < 0 else 1 / penalty
+    scaled /= sampling.temperature
     probabilities = np.exp(scaled - scaled.max())
+    order = np.argsort(-probabilities)
+    if sampling.top_k:
+        probabilities[order[sampling.top_k :]] = 0
     probabilities /= probabilities.sum()
     kept, total = np.zeros_like(probabilities), 0.0
-    for token in np.argsort(-probabilities):
-        if total >= sampling.top_p:
+    for token in order:
+        if total >= sampling.top_p or probabilities[token] < sampling.min_p * probabilities.max():
             break
         kept[token] = probabilities[token]
         total += probabilities[token]
     return kept / kept.sum()
+
+
+@st.composite
+def _samplings(draw: st.DrawFn) -> Sampling:
+    return Sampling(
+        temperature=draw(st.sampled_from((0.3, 1.0, 2.0))),
+        top_p=draw(st.sampled_from((0.2, 0.75, 1.0))),
+        top_k=draw(st.sampled_from((0, 1, 5, 20, 100))),
+        min_p=draw(st.sampled_from((0.0, 0.05, 0.5, 1.0))),
+        repetition_penalty=draw(st.sampled_from((1.0, 1.3, 0.8))),
+    )
+
+
+def _drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Logits [3, 20], and which tokens were seen."""
+    draw = np.random.default_rng(seed)
+    return draw.standard_normal((3, 20)).astype(np.float32) * 2, draw.random((3, 20)) < 0.4
 
 
 class SampleTest(parameterized.TestCase):
@@ -46,9 +73,61 @@ class SampleTest(parameterized.TestCase):
         self.assertEqual(tokens.tolist(), logits.argmax(axis=-1).tolist())
         self.assertEqual(tokens.dtype, np.int32)
 
-    @parameterized.product(temperature=(0.3, 1.0, 2.0), top_p=(0.2, 0.75, 1.0))
-    def test_draws_follow_the_distribution(self, temperature: float, top_p: float) -> None:
-        sampling = Sampling(temperature, top_p)
+    @hypothesis.settings(max_examples=150, deadline=None)
+    @hypothesis.given(_samplings(), st.integers(0, 2**32 - 1))
+    def test_what_is_drawn_from(self, sampling: Sampling, seed: int) -> None:
+        logits, seen = _drawn(seed)
+        given = filtered(jnp.asarray(logits), sampling, jnp.asarray(seen))
+        for row, one, before in zip(jax.nn.softmax(given), logits, seen, strict=True):
+            np.testing.assert_allclose(row, _distribution(one, sampling, before), atol=1e-5)
+
+    @pytest.mark.oracle
+    def test_as_transformers(self) -> None:
+        """Its processors, in the order in which its `generate` applies them."""
+        import torch
+        from transformers.generation import logits_process as theirs
+
+        for seed in range(30):
+            draw = np.random.default_rng(seed)
+            logits, seen = _drawn(seed)
+            # Every sequence has as many tokens before; which ones are repeated does not count.
+            tokens = np.stack([draw.choice(20, 8) for _ in range(3)])
+            seen[:] = False
+            np.put_along_axis(seen, tokens, True, axis=1)
+            sampling = Sampling(
+                *(0.7, draw.choice((0.5, 0.9)), int(draw.integers(1, 20))),
+                *(draw.choice((0.05, 0.3)), draw.choice((0.8, 1.2))),
+            )
+            scores = torch.tensor(logits)
+            for process in (
+                theirs.RepetitionPenaltyLogitsProcessor(float(sampling.repetition_penalty)),
+                theirs.TemperatureLogitsWarper(sampling.temperature),
+                theirs.TopKLogitsWarper(sampling.top_k),
+                theirs.TopPLogitsWarper(float(sampling.top_p)),
+                theirs.MinPLogitsWarper(float(sampling.min_p)),
+            ):
+                scores = process(torch.tensor(tokens), scores)
+            given = filtered(jnp.asarray(logits), sampling, jnp.asarray(seen))
+            np.testing.assert_allclose(jax.nn.softmax(given), scores.softmax(-1), atol=1e-5)
+
+    def test_greedy_counts_repetitions(self) -> None:
+        logits = jnp.asarray([[1.0, 3.0, 2.0], [-3.0, -2.0, -2.5]])
+        seen = jnp.asarray([[False, True, False], [False, True, False]])
+        tokens = sample(logits, jax.random.key(0), Sampling(repetition_penalty=2.0), seen)
+        self.assertEqual(tokens.tolist(), [2, 2])
+
+    def test_keys_of_their_own(self) -> None:
+        """A sequence draws the same whatever stands beside it."""
+        logits, sampling = jnp.asarray(_drawn(0)[0]), Sampling(2.0)
+        keys = jax.random.split(jax.random.key(5), 3)
+        both = sample(logits, keys, sampling).tolist()
+        alone = [sample(logits[i : i + 1], keys[i : i + 1], sampling).item() for i in range(3)]
+        self.assertEqual(both, alone)
+
+    @parameterized.parameters(
+        Sampling(0.3, 0.75), Sampling(2.0), Sampling(1.0, 0.9, top_k=6), Sampling(1.0, min_p=0.1)
+    )
+    def test_draws_follow_the_distribution(self, sampling: Sampling) -> None:
         for seed in range(5):
             logits = np.random.default_rng(seed).standard_normal(20).astype(np.float32) * 2
             expected = _distribution(logits, sampling)
@@ -82,16 +161,21 @@ class SampleTest(parameterized.TestCase):
         self.assertGreater(len(set(tokens.tolist())), 40)
 
     @parameterized.parameters(
-        (-0.1, 1.0, "temperature: expected a finite number >= 0, got -0.1"),
-        (float("nan"), 1.0, "temperature"),
-        (float("inf"), 1.0, "temperature"),
-        (1.0, 0.0, "top_p: expected 0 < top_p <= 1, got 0.0"),
-        (1.0, 1.5, "top_p"),
-        (1.0, float("nan"), "top_p"),
+        ("temperature", -0.1, "temperature: expected a finite number >= 0, got -0.1"),
+        ("temperature", float("nan"), "temperature"),
+        ("temperature", float("inf"), "temperature"),
+        ("top_p", 0.0, "top_p: expected 0 < top_p <= 1, got 0.0"),
+        ("top_p", 1.5, "top_p"),
+        ("top_p", float("nan"), "top_p"),
+        ("top_k", -1, "top_k: expected a whole number >= 0, got -1"),
+        ("min_p", 1.5, "min_p: expected 0 <= min_p <= 1, got 1.5"),
+        ("min_p", float("nan"), "min_p"),
+        ("repetition_penalty", 0.0, "repetition_penalty: expected a finite number > 0, got 0.0"),
+        ("repetition_penalty", float("inf"), "repetition_penalty"),
     )
-    def test_ranges(self, temperature: float, top_p: float, message: str) -> None:
+    def test_ranges(self, option: str, value: float, message: str) -> None:
         with self.assertRaisesRegex(ValueError, message):
-            Sampling(temperature, top_p)
+            Sampling(**{option: value})
 
 
 if __name__ == "__main__":
