@@ -10,5 +10,5 @@ MAX_NEW_TOKENS = 8
 SIZE_MULTIPLE = hardware.PARTITIONS
 """H and I are multiples of this: they are tiled by the partitions of on-chip memory."""
 
-MAX_HEAD_SIZE = hardware.PARTITIONS
-"""Largest d: one head fills the partitions of the tensor engine at most."""
+MAX_HEAD_SIZE = 2 * hardware.PARTITIONS
+"""Largest d: the halves of a head, which RoPE pairs, each fit on the partitions."""

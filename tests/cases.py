@@ -24,6 +24,9 @@ LAYER_OPTIONS = tuple(
 
 FLOAT8 = ("float8_e4m3", "float8_e4m3fn", "float8_e5m2")
 
+HEAD_SIZES = (64, 128, 64, 128, 64, 128, 80, 96, 192, 256)
+"""What drawn cases have: mostly the usual ones."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
@@ -99,6 +102,7 @@ SHAPES = {
     ),
     "whole_capacity": Shape(S_ctx=24, S_max=24, positions="each"),
     "no_update": Shape(positions="none"),
+    "large_heads": Shape(S=3, d=256, I=256, L=1),
 }
 """One of each kind: what every implementation has to get right."""
 

@@ -118,7 +118,7 @@ def shapes(
         S=S,
         q=q,
         k=k,
-        d=draw(st.sampled_from((64, 128))),
+        d=draw(st.sampled_from(cases.HEAD_SIZES)),
         H=128 * draw(st.integers(1, 4)),
         I=128 * draw(st.integers(1, 3)),
         **layers,

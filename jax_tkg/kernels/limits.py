@@ -44,6 +44,9 @@ SOFTMAX_TILES = 20
 """float32 tiles of one element per query that the softmax holds at most: peaks, sums and weighted
 values of the state, of a block and of the other core, and the factors that merge them."""
 
+SOFTMAX_VALUE_TILES = 6
+"""Those of them that hold weighted values, once for each chunk of a head."""
+
 GPSIMD_ELEMENTS = 256
 """Elements per partition that the GpSimd Engine's own DMA swaps at most, of any dtype (NKI API,
 nki.isa.sendrecv)."""
@@ -61,6 +64,11 @@ DMA_ELEMENTS = 4096
 def ceiling_divide(numerator, denominator):
     """The quotient, rounded up."""
     return (numerator + denominator - 1) // denominator
+
+
+def head_chunks(d):
+    """Chunks of a head of d features: 1, or 2 halves if they do not fit on the partitions."""
+    return ceiling_divide(d, PARTITIONS)
 
 
 def sequences_at_once(B, queries):

@@ -3,7 +3,7 @@
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import PARTITIONS, PIECE_ELEMENTS, ceiling_divide
+from .limits import PARTITIONS, PIECE_ELEMENTS, head_chunks
 
 
 class Sizes(NKIObject):
@@ -24,7 +24,7 @@ class Sizes(NKIObject):
         self.H = H
         self.I = I
         self.d = d
-        self.head_chunks = ceiling_divide(d, PARTITIONS)
+        self.head_chunks = head_chunks(d)
         self.head_rows = d // self.head_chunks
         self.q = q
         self.k = k

@@ -75,9 +75,9 @@ def check_kernel_limits(dimensions: Dimensions, cores: int) -> None:
     if needed > SBUF_BYTES:
         terms = " + ".join(f"{size} ({name})" for name, size in parts.items())
         raise ValueError(
-            f"X: expected B * S = {tokens} tokens of H = {D.H} to fit in the {SBUF_BYTES} bytes of "
-            f"a partition of on-chip memory, got {terms} = {needed} bytes; use fewer sequences or "
-            "new tokens"
+            f"X: expected B * S = {tokens} tokens of H = {D.H}, with q + 2k = {D.q + 2 * D.k} heads "
+            f"of d = {D.d}, to fit in the {SBUF_BYTES} bytes of a partition of on-chip memory, got "
+            f"{terms} = {needed} bytes; use fewer sequences or new tokens"
         )
 
 
@@ -110,6 +110,7 @@ def sbuf_bytes(dimensions: Dimensions, cores: int) -> dict[str, int]:
     stages = {
         "normalization": norm,
         "MLP": feed_forward,
+        "projection of heads": _projection_bytes(D, item, cores) + item * hidden,
         "attention": _attention_bytes(D, item) + item * hidden,
         "input and output": rows,
         "all-reduce": reduced,
@@ -142,6 +143,18 @@ def _resident_mask_bytes(D: Dimensions, cores: int, item: int) -> int:
     return max(0, min(needed, room))
 
 
+def _head_elements(D: Dimensions) -> int:
+    """Elements per partition of one head of all tokens."""
+    return limits.head_chunks(D.d) * D.B * D.S
+
+
+def _projection_bytes(D: Dimensions, item: int, cores: int) -> int:
+    """Queries, keys and values; of two cores, also this core's part and pieces of the other's."""
+    elements = (D.q + 2 * D.k) * _head_elements(D)
+    parts = FLOAT32 * (elements + min(elements, limits.DMA_ELEMENTS)) if cores > 1 else 0
+    return item * elements + parts
+
+
 def _attention_bytes(D: Dimensions, item: int) -> int:
     columns = limits.sequences_at_once(D.B, D.q * D.S) * D.q * D.S
     chunks = min(
@@ -149,7 +162,9 @@ def _attention_bytes(D: Dimensions, item: int) -> int:
         PSUM_BANK // columns * PSUM_GROUP_BANKS,
         1 + limits.ceiling_divide(D.S_ctx, PARTITIONS),
     )
-    heads = item * (D.q + 2 * D.k) * D.B * D.S + item * D.k * D.d + item * D.q * D.B * D.S
+    # Queries, keys and values, the new values as rows, and what the queries attended.
+    heads = item * (2 * D.q + 2 * D.k) * _head_elements(D) + item * D.k * D.d
+    tiles = limits.SOFTMAX_TILES + (limits.head_chunks(D.d) - 1) * limits.SOFTMAX_VALUE_TILES
     # Mask, scores and their exponentials.
     scores = (1 + FLOAT32 + item) * chunks * columns
-    return heads + scores + FLOAT32 * columns * limits.SOFTMAX_TILES
+    return heads + scores + FLOAT32 * columns * tiles

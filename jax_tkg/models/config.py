@@ -62,7 +62,7 @@ class LlamaConfig:
       intermediate_size: features inside the MLP.
       num_heads: query heads.
       num_kv_heads: key/value heads, a divisor of `num_heads`.
-      head_size: features of one head, even and at most 128.
+      head_size: features of one head, even and at most 256.
       vocabulary_size: tokens.
       context_length: longest sequence that the model was trained for, in tokens.
       rope_theta: base of the RoPE frequencies.

@@ -312,7 +312,7 @@ LIMITS: dict[str, tuple[dict[str, Any], list[str]]] = {
     "no_tokens": ({"S": 0}, ["X:", "1 <= S <= 8", "S = 0"]),
     "H_not_of_128": ({"H": 192}, ["X:", "multiple of 128", "H = 192", "192 % 128 = 64"]),
     "I_not_of_128": ({"I": 100}, ["W_gates:", "multiple of 128", "I = 100", "100 % 128 = 100"]),
-    "large_d": ({"d": 256}, ["K_caches:", "2..128", "d = 256"]),
+    "large_d": ({"d": 258}, ["K_caches:", "2..256", "d = 258"]),
     "q_not_of_k": (
         {"q": 3},
         ["mask_cache:", "q in [S_ctx, B, q, S]", "multiple of k = 2", "q = 3"],

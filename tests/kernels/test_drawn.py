@@ -55,7 +55,7 @@ def wide_cases(
         S=S,
         q=q,
         k=k,
-        d=draw(st.sampled_from((64, 128))),
+        d=draw(st.sampled_from(cases.HEAD_SIZES)),
         H=H,
         I=I,
         L=L,

@@ -25,6 +25,7 @@ SHAPES = {
     "wide": cases.Shape(B=4, S=2, q=2, k=1, H=2048, I=1024, L=1, dtype="bfloat16"),
     "wide_mlp": cases.Shape(B=8, S=4, q=1, k=1, H=512, I=4096, L=1),
     "long": cases.Shape(B=2, S=2, q=8, k=2, L=1, S_ctx=2304, S_max=2304),
+    "large_heads": cases.Shape(B=16, S=8, q=8, k=8, d=256, L=1),
     "many_tokens": cases.Shape(B=16, S=8, q=2, k=1, H=1024, I=1024, L=1, dtype="bfloat16"),
 }
 
@@ -72,6 +73,7 @@ class SbufTest(parameterized.TestCase):
 
 LLAMA_70B = cases.Shape(B=1, S=1, q=8, k=1, d=128, H=8192, I=3584, L=1, dtype="bfloat16")
 LLAMA_8B = cases.Shape(B=1, S=1, q=32, k=8, d=128, H=4096, I=14336, L=1, dtype="bfloat16")
+GEMMA2_9B = cases.Shape(B=8, S=1, q=16, k=8, d=256, H=3584, I=14336, L=1, dtype="bfloat16")
 
 
 class LimitsTest(parameterized.TestCase):
@@ -80,6 +82,7 @@ class LimitsTest(parameterized.TestCase):
         ("70b_long", dataclasses.replace(LLAMA_70B, S_ctx=36864, S_max=36864)),
         ("70b_batch", dataclasses.replace(LLAMA_70B, B=8, S_ctx=10240, S_max=10240)),
         ("128_tokens", dataclasses.replace(LLAMA_70B, B=128, H=2048)),
+        ("9b_large_heads", dataclasses.replace(GEMMA2_9B, S_ctx=8192, S_max=8192)),
         ("8b_on_one_device", dataclasses.replace(LLAMA_8B, B=4, S_ctx=1024, S_max=1024)),
     )
     def test_real_models_fit(self, shape: cases.Shape) -> None:
@@ -95,6 +98,11 @@ class LimitsTest(parameterized.TestCase):
             ["K_caches:", "16 * 8 * 128 * 131072 = 2147483648"],
         ),
         ("memory", {"B": 16, "S": 8, "H": 16384}, ["X:", "H = 16384", "bytes", " + "]),
+        (
+            "large_heads",
+            {"B": 16, "S": 8, "H": 128, "I": 128, "q": 64, "k": 64, "d": 256},
+            ["X:", "B * S = 128", "192 heads of d = 256", "(attention)", "fewer sequences"],
+        ),
     )
     def test_refused(self, changes: dict[str, int], parts: list[str]) -> None:
         shape = dataclasses.replace(LLAMA_70B, **changes)

@@ -50,6 +50,12 @@ def tokens(data: st.DataObject, most: int = 64) -> tuple[int, int]:
     return data.draw(st.integers(1, max(1, most // S))), S
 
 
+def head_size(data: st.DataObject) -> int:
+    """d: any, usual ones among them; half of them in two chunks of the partitions."""
+    usual = st.sampled_from((64, 80, 128, 160, 192, 256))
+    return data.draw(st.one_of(usual, st.integers(1, 128).map(lambda half: 2 * half)))
+
+
 def chunks(data: st.DataObject, most: int = 5) -> int:
     """A multiple of 128; odd numbers of chunks do not divide between two cores."""
     return 128 * data.draw(st.integers(1, most))

@@ -26,7 +26,7 @@ from jax_tkg.kernels.cache_update import (
 )
 from jax_tkg.kernels.constants import Constants
 from jax_tkg.kernels.layer_tensor import LayerTensor, Weight, layer_tensor
-from jax_tkg.kernels.limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS
+from jax_tkg.kernels.limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS, head_chunks
 from jax_tkg.kernels.linear import Columns, linear, linear_of_shares
 from jax_tkg.kernels.masks import Masks
 from jax_tkg.kernels.mlp import mlp
@@ -65,7 +65,7 @@ def turned_back(tile: np.ndarray) -> np.ndarray:
 def turned_heads(heads: np.ndarray) -> np.ndarray:
     """[B, S, n, d] as [rows, n * chunks, T], with two chunks where d is more than 128."""
     B, S, count, d = heads.shape
-    return turned(heads.reshape(B * S, count * d), d if d <= PARTITIONS else d // 2)
+    return turned(heads.reshape(B * S, count * d), d // head_chunks(d))
 
 
 def by_head(tile: Any, sizes: Sizes) -> Any:
@@ -322,15 +322,17 @@ class KernelStages:
           packed: whether each block has a state of its own, as cores have, merged at the end.
         """
         d, columns = values[0].shape[-1], scores[0].shape[-1]
+        chunks = head_chunks(d)
+        rows = d // chunks
 
         def add(state: Any, tile: Any, value: Any, constants: Constants) -> None:
             peaks = column_peaks(tile, constants)
             weights = exponentials(tile, peaks, scale, nl.float32)
-            weighted = nl.ndarray((d, 1, columns), dtype=nl.float32, buffer=nl.psum)
-            for chunk in range(tile.shape[1]):
+            weighted = nl.ndarray((rows, chunks, columns), dtype=nl.float32, buffer=nl.psum)
+            for half, chunk in np.ndindex(chunks, tile.shape[1]):
                 nisa.nc_matmul(
-                    dst=weighted[:, 0, :],
-                    stationary=value[:, chunk, :],
+                    dst=weighted[:, half, :],
+                    stationary=value[:, chunk, half * rows : (half + 1) * rows],
                     moving=weights[:, chunk, :],
                     accumulate=chunk > 0,
                 )
@@ -338,24 +340,24 @@ class KernelStages:
 
         def body(context: Context, scores: Any, values: Any) -> Any:
             constants = context.constants
-            state = SoftmaxState(d, 1, columns)
+            state = SoftmaxState(rows, chunks, columns)
             for index, (block, value) in enumerate(zip(scores, values, strict=True)):
                 if packed and index > 0:
-                    other = SoftmaxState(d, 1, columns)
+                    other = SoftmaxState(rows, chunks, columns)
                     add(other, load(block), load(value), constants)
                     merge_packed(state, other.packed, scale)
                 else:
                     add(state, load(block), load(value), constants)
             if packed:
-                nobody = SoftmaxState(d, 1, columns)
+                nobody = SoftmaxState(rows, chunks, columns)
                 set_unattended(nobody)
                 merge_packed(state, nobody.packed, scale)
-            out = nl.ndarray((d, 1, columns), dtype=nl.float32, buffer=nl.sbuf)
+            out = nl.ndarray((rows, chunks, columns), dtype=nl.float32, buffer=nl.sbuf)
             normalize(out, state)
-            return store(out[:, 0, :], context)
+            return store(out, context)
 
         (out,) = self.run(body, [{"scores": list(scores), "values": list(values)}], d=d)
-        return same(out).T
+        return turned_back(same(out))
 
     def mlp(
         self,

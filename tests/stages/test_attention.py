@@ -87,7 +87,7 @@ class AttentionTest(parameterized.TestCase):
         @drawing.examples(f"attention {q} {k} {dtype}", count)
         def run(data: st.DataObject) -> None:
             B, S = drawing.tokens(data, max(1, 128 // q))
-            d = 2 * data.draw(st.one_of(st.integers(1, 64), st.sampled_from((32, 64))))
+            d = drawing.head_size(data)
             edges = st.sampled_from((0, 1, 127, 128, 129, 256, 384))
             slots = data.draw(st.one_of(st.integers(0, 600), edges))
             S_max = max(1, slots + data.draw(st.integers(0, 40)))
@@ -104,6 +104,8 @@ class AttentionTest(parameterized.TestCase):
             {"slots": 2048}, {"slots": 2047}, {"slots": 1920}, {"slots": 4300}, {"slots": 6144},
             {"B": 9, "q": 8, "slots": 700}, {"B": 4, "S": 8, "q": 16, "k": 2, "slots": 260},
             {"B": 16, "S": 8, "q": 1, "slots": 1300},
+            # Weighted values of two chunks of a head in one PSUM bank, and in a bank each.
+            {"B": 3, "q": 4, "k": 2, "d": 160, "slots": 2100}, {"S": 8, "q": 64, "d": 256, "slots": 300},
         ),
     )  # fmt: skip
     def test_blocks_and_groups(self, implementation: str, sizes: dict[str, int]) -> None:

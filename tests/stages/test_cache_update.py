@@ -55,7 +55,7 @@ class CacheUpdateTest(parameterized.TestCase):
         def run(data: st.DataObject) -> None:
             B, S = drawing.tokens(data, 40)
             k = data.draw(st.sampled_from((1, 2, 3, 8)))
-            d = 2 * data.draw(st.integers(1, 64))
+            d = drawing.head_size(data)
             S_max = data.draw(st.integers(S, 70))
             rng = drawing.generator(data)
             shape = (B, S) if each else (B, 1)

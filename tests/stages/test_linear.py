@@ -47,9 +47,9 @@ class LinearTest(parameterized.TestCase):
 
         del run
 
-    @parameterized.product(implementation=drawing.KERNELS, rows=(2, 48, 64, 128))
+    @parameterized.product(implementation=drawing.KERNELS, rows=(2, 80, 64, 128))
     def test_rows_of_a_head(self, implementation: str, rows: int) -> None:
-        """What attention gives has d rows on the partitions."""
+        """What attention gives has d or d/2 rows on the partitions."""
         rng = np.random.default_rng(rows)
         x = drawing.uniform(rng, 2, 3, 5 * rows)
         weight, _ = _weight(rng, 5 * rows, 384, "float32", None)

@@ -27,7 +27,7 @@ class RopeTest(parameterized.TestCase):
         def run(data: st.DataObject) -> None:
             B, S = drawing.tokens(data)
             count = data.draw(st.integers(1, 12))
-            d = 2 * data.draw(st.one_of(st.integers(1, 64), st.sampled_from((32, 64))))
+            d = drawing.head_size(data)
             rng = drawing.generator(data)
             heads = drawing.uniform(rng, B, S, count, d, dtype=dtype)
             angles = rng.uniform(-np.pi, np.pi, (d // 2, B, S)).astype(np.float32)
