@@ -74,9 +74,10 @@ def check_kernel_limits(dimensions: Dimensions, cores: int) -> None:
     needed = sum(parts.values())
     if needed > SBUF_BYTES:
         terms = " + ".join(f"{size} ({name})" for name, size in parts.items())
+        heads = D.q + 2 * D.k
         raise ValueError(
-            f"X: expected B * S = {tokens} tokens of H = {D.H}, with q + 2k = {D.q + 2 * D.k} heads "
-            f"of d = {D.d}, to fit in the {SBUF_BYTES} bytes of a partition of on-chip memory, got "
+            f"X: expected B * S = {tokens} tokens of H = {D.H}, with q + 2k = {heads} heads of "
+            f"d = {D.d}, to fit in the {SBUF_BYTES} bytes of a partition of on-chip memory, got "
             f"{terms} = {needed} bytes; use fewer sequences or new tokens"
         )
 

@@ -105,7 +105,8 @@ class AttentionTest(parameterized.TestCase):
             {"B": 9, "q": 8, "slots": 700}, {"B": 4, "S": 8, "q": 16, "k": 2, "slots": 260},
             {"B": 16, "S": 8, "q": 1, "slots": 1300},
             # Weighted values of two chunks of a head in one PSUM bank, and in a bank each.
-            {"B": 3, "q": 4, "k": 2, "d": 160, "slots": 2100}, {"S": 8, "q": 64, "d": 256, "slots": 300},
+            {"B": 3, "q": 4, "k": 2, "d": 160, "slots": 2100},
+            {"S": 8, "q": 64, "d": 256, "slots": 300},
         ),
     )  # fmt: skip
     def test_blocks_and_groups(self, implementation: str, sizes: dict[str, int]) -> None:
