@@ -28,7 +28,7 @@ from benchmarks import llama_cpp_peer, memory_floor, report, shapes, steps, torc
 from benchmarks.measuring import Candidate, Timing, measure_in_turns
 from jax_tkg.models import default_model as find
 from jax_tkg.models.checkpoint import open_checkpoint
-from jax_tkg.models.forward import LlamaForward
+from jax_tkg.models.forward import ModelForward
 from jax_tkg.weights import stack_layers, unstack_layers
 
 SMOLLM2 = "smollm2"
@@ -173,7 +173,7 @@ def _smollm2_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
         layers = steps.quantized(layers)
         quantized = dataclasses.replace(model.parameters, layers=stack_layers(layers))
         model = dataclasses.replace(model, parameters=quantized)
-    forward = LlamaForward(model)
+    forward = ModelForward(model)
     parameters = forward.parameters
     head = jax.numpy.asarray(model.parameters.head.T) if PLAIN in peers else None
     torch_model = None

@@ -19,7 +19,7 @@ from benchmarks import memory_floor, report, shapes, steps
 from benchmarks.measuring import measure_in_turns
 from jax_tkg.models import default_model as find
 from jax_tkg.models.checkpoint import open_checkpoint
-from jax_tkg.models.forward import LlamaForward
+from jax_tkg.models.forward import ModelForward
 from jax_tkg.weights import stack_layers
 
 _DTYPES = flags.DEFINE_multi_enum("dtypes", ["f32", "bf16"], ["f32", "bf16"], "Dtypes.")
@@ -39,7 +39,7 @@ def main(_: Sequence[str]) -> None:
     rows = []
     for dtype in dict.fromkeys(_DTYPES.value):
         model = open_checkpoint(find.default_model()).load(steps.COMPUTE_DTYPES[dtype], 1, None)
-        forward = LlamaForward(model)
+        forward = ModelForward(model)
         for batch in dict.fromkeys(_BATCHES.value):
             print(f"measuring {dtype} B={batch} ...", flush=True)
             rows.append(_measure(forward, dtype, batch, reader))
@@ -48,7 +48,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def _measure(
-    forward: LlamaForward, dtype: str, batch: int, reader: memory_floor.MemoryReader
+    forward: ModelForward, dtype: str, batch: int, reader: memory_floor.MemoryReader
 ) -> dict[str, Any]:
     context, parameters = _CONTEXT.value, forward.parameters
     bare = dataclasses.replace(shapes.shape_of(forward.model), H=128, I=128)

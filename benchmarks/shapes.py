@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.caches import allocate_caches
-from jax_tkg.models.llama import LlamaModel, padded_intermediate_size
+from jax_tkg.models.packing import PackedModel, padded_intermediate_size
 from jax_tkg.weights import TransformerWeights
 
 
@@ -41,7 +41,7 @@ def _normal(key: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
     return (jax.random.normal(key, shape) * shape[-2] ** -0.5).astype(dtype)
 
 
-def shape_of(model: LlamaModel) -> Shape:
+def shape_of(model: PackedModel) -> Shape:
     """The sizes of a packed model, padding included."""
     config = model.config
     return Shape(

@@ -17,7 +17,7 @@ from jax_tkg.api import transformer_tkg
 from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.call.arguments import is_stacked
 from jax_tkg.masks import active_mask, cache_mask
-from jax_tkg.models.forward import LlamaForward
+from jax_tkg.models.forward import ModelForward
 from jax_tkg.quantize import quantize_float8
 from jax_tkg.rope import rope_tables
 from jax_tkg.weights import TransformerWeights
@@ -122,7 +122,7 @@ def plain(
     return _compiled(PLAIN, step, x, (weights, head), caches, jnp.int32(context - 1))
 
 
-def whole_model(forward: LlamaForward, batch: int, context: int) -> Step:
+def whole_model(forward: ModelForward, batch: int, context: int) -> Step:
     """A model from token to token: embedding, layers, head, the likeliest token."""
 
     def step(
@@ -136,7 +136,7 @@ def whole_model(forward: LlamaForward, batch: int, context: int) -> Step:
     return _compiled(OURS, step, tokens, forward.parameters, caches, jnp.int32(context - 1))
 
 
-def layers_of_model(forward: LlamaForward, batch: int, context: int) -> Step:
+def layers_of_model(forward: ModelForward, batch: int, context: int) -> Step:
     """A model's embedding and layers without its head."""
 
     def step(
@@ -149,7 +149,7 @@ def layers_of_model(forward: LlamaForward, batch: int, context: int) -> Step:
     return _compiled("layers", step, tokens, forward.parameters, caches, jnp.int32(context - 1))
 
 
-def head_of_model(forward: LlamaForward, batch: int) -> Step:
+def head_of_model(forward: ModelForward, batch: int) -> Step:
     """A model's last RMSNorm, head and choice of the likeliest token."""
 
     def step(
@@ -163,7 +163,7 @@ def head_of_model(forward: LlamaForward, batch: int) -> Step:
 
 
 def _layers(
-    forward: LlamaForward,
+    forward: ModelForward,
     tokens: jax.Array,
     parameters: Any,
     caches: Any,

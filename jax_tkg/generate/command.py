@@ -27,7 +27,7 @@ from jax_tkg.models.default_model import default_model
 from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.executables import Compiled
 from jax_tkg.models.forward import TENSOR_AXIS
-from jax_tkg.models.llama import LlamaModel, check_tensor_parallel
+from jax_tkg.models.packing import PackedModel, check_tensor_parallel
 from jax_tkg.models.sampling import Sampling
 from jax_tkg.models.tokenizer import Tokenizer
 
@@ -236,7 +236,7 @@ def _key(seed: int) -> jax.Array:
 
 
 def _wait(
-    loading: concurrent.futures.Future[LlamaModel], compiling: Sequence[Compiled], bar: Bar
+    loading: concurrent.futures.Future[PackedModel], compiling: Sequence[Compiled], bar: Bar
 ) -> None:
     """Waits until the model is loaded and compiled.
 

@@ -10,9 +10,9 @@ from collections.abc import Callable
 import jax
 
 from jax_tkg.models import gguf, gguf_tokenizer, json_config, json_tokenizer, safetensors
-from jax_tkg.models.config import LlamaConfig
+from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.errors import ModelError
-from jax_tkg.models.llama import LlamaModel, outline
+from jax_tkg.models.packing import PackedModel, outline
 from jax_tkg.models.tokenizer import Tokenizer
 
 _EXPECTED = "a GGUF file, or a folder with config.json, safetensors and tokenizer.json"
@@ -32,13 +32,13 @@ class Checkpoint:
         tell, which `load` compares.
     """
 
-    config: LlamaConfig
+    config: ModelConfig
     tokenizer: Tokenizer
-    load: Callable[..., LlamaModel]
+    load: Callable[..., PackedModel]
     seems_tied: bool
 
-    def outline(self, dtype: jax.typing.DTypeLike, tensor_parallel: int) -> LlamaModel:
-        """The model with shapes in place of arrays; see `jax_tkg.models.llama.outline`."""
+    def outline(self, dtype: jax.typing.DTypeLike, tensor_parallel: int) -> PackedModel:
+        """The model with shapes in place of arrays; see `jax_tkg.models.packing.outline`."""
         return outline(self.config, dtype, tensor_parallel, self.seems_tied)
 
 
@@ -50,7 +50,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         `tokenizer.json`, or a folder with one model in GGUF; `~` is the home folder.
 
     Raises:
-      ModelError: it is absent, damaged or no llama model; the message is one line.
+      ModelError: it is absent, damaged or of an unknown family; the message is one line.
     """
     path = _expanded(path)
     if path.is_dir() and not os.path.lexists(path / json_config.CONFIG):

@@ -1,16 +1,14 @@
-"""Sizes and constants of a llama-architecture model, with the range that each may have."""
+"""Sizes, constants and options of a model, whatever its family, with the range of each."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 
-import numpy as np
-
 from jax_tkg.limits import MAX_HEAD_SIZE
 from jax_tkg.models.errors import ModelError
+from jax_tkg.models.rope_scaling import Rope
 from jax_tkg.models.typed_keys import Range, shown
-from jax_tkg.rope import Llama3Scaling, rope_frequencies
 
 CONTEXT_LENGTH = Range(1, 1 << 24)
 """Positions are float32 in the RoPE tables, which hold integers exactly up to here."""
@@ -18,8 +16,20 @@ CONTEXT_LENGTH = Range(1, 1 << 24)
 ROPE_FACTOR = Range(1e-3, 1e6)
 """Range of a divisor that scales all RoPE frequencies."""
 
+ROPE_THETA = Range(1.0, 1e15)
+"""Range of the base of the frequencies: below 1, later pairs would turn faster, without bound."""
+
 ROPE_FACTORS = Range(1e-3, 1e38)
 """Range of the divisors of single RoPE frequencies; a huge one stops that pair from rotating."""
+
+ROPE_CONCENTRATION = Range(1e-3, 1e3)
+"""Range of a factor of cosines and sines."""
+
+ROPE_FREQUENCY = Range(0.0, 1e3)
+"""Range of a frequency: theta ** 0 over the smallest `ROPE_FACTOR` at most."""
+
+MULTIPLIER = Range(1e-6, 1e6)
+"""Range of a factor of embeddings, residuals, scores or logits, and of a soft cap."""
 
 LIMITS: Mapping[str, Range] = {
     "num_layers": Range(1, 1 << 12),
@@ -30,16 +40,14 @@ LIMITS: Mapping[str, Range] = {
     "head_size": Range(2, MAX_HEAD_SIZE),
     "vocabulary_size": Range(1, 1 << 24),
     "context_length": CONTEXT_LENGTH,
-    # A base below 1 would let later pairs turn faster, without bound.
-    "rope_theta": Range(1.0, 1e15),
     # A float32 below 1e-38 is zero on most devices, and gives NaN for features that are all zero.
     "rms_norm_eps": Range(1e-15, 1.0),
 }
-"""The range of each number in `LlamaConfig`, beyond which a file is damaged or hostile."""
+"""The range of each number in `ModelConfig`, beyond which a file is damaged or hostile."""
 
 
 class ConfigError(ModelError):
-    """One of `LlamaConfig`'s fields does not fit; loaders put their key in its place.
+    """One of `ModelConfig`'s fields does not fit; loaders put their key in its place.
 
     Attributes:
       field: the field's name.
@@ -53,7 +61,20 @@ class ConfigError(ModelError):
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
+class LayerKind:
+    """What differs between the layers of one model.
+
+    Attributes:
+      rope: how queries and keys are turned.
+      window: a token attends this many tokens at most, itself among them; None: all.
+    """
+
+    rope: Rope
+    window: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
     """Sizes and constants of a model as its checkpoint states them, before any padding.
 
     Attributes:
@@ -62,13 +83,22 @@ class LlamaConfig:
       intermediate_size: features inside the MLP.
       num_heads: query heads.
       num_kv_heads: key/value heads, a divisor of `num_heads`.
-      head_size: features of one head, even and at most 256.
+      head_size: features of one head, even and at most `MAX_HEAD_SIZE`.
       vocabulary_size: tokens.
       context_length: longest sequence that the model was trained for, in tokens.
-      rope_theta: base of the RoPE frequencies.
       rms_norm_eps: epsilon of every RMSNorm.
-      rope_scaling: Llama 3's scaling of the frequencies, or None.
-      rope_factors: [head_size//2] divisors of the frequencies, or None.
+      layers: the kind of each layer.
+      activation: of the MLP's gate; `transformer_tkg` lists them.
+      softmax_scale: factor of the attention scores; None: head_size**-0.5.
+      attention_softcap: soft cap of the scores; 0 for none.
+      projection_bias: whether queries, keys and values have biases.
+      output_bias: whether attention's output has one.
+      head_norms: whether an RMSNorm of each query and key head precedes RoPE.
+      post_norms: whether an RMSNorm of each block's output precedes the residual's addition.
+      embedding_scale: factor of the embeddings.
+      residual_scale: factor of each block's output before it is added to the residual.
+      logit_scale: factor of the logits.
+      logit_softcap: logits become cap * tanh(logits / cap); 0 for none.
 
     Raises:
       ConfigError: a value is out of its range (`LIMITS`); the message names it.
@@ -82,10 +112,19 @@ class LlamaConfig:
     head_size: int
     vocabulary_size: int
     context_length: int
-    rope_theta: float
     rms_norm_eps: float
-    rope_scaling: Llama3Scaling | None = None
-    rope_factors: tuple[float, ...] | None = None
+    layers: tuple[LayerKind, ...]
+    activation: str = "silu"
+    softmax_scale: float | None = None
+    attention_softcap: float = 0.0
+    projection_bias: bool = False
+    output_bias: bool = False
+    head_norms: bool = False
+    post_norms: bool = False
+    embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    logit_softcap: float = 0.0
 
     def __post_init__(self) -> None:
         """Checks the values, which come from a file."""
@@ -102,46 +141,41 @@ class LlamaConfig:
             )
         if self.head_size % 2:
             raise ConfigError("head_size", f"expected an even number, got {self.head_size}")
-        if self.rope_factors is not None:
-            self._check_rope_factors(self.rope_factors)
-        if self.rope_scaling is not None:
-            self._check_rope_scaling(self.rope_scaling)
-
-    def _check_rope_factors(self, factors: tuple[float, ...]) -> None:
-        if len(factors) != self.head_size // 2:
+        if len(self.layers) != self.num_layers:
             raise ConfigError(
-                "rope_factors",
-                f"expected {self.head_size // 2} numbers, one for each pair of a head's features, "
-                f"got {len(factors)}",
+                "layers", f"expected a kind for each of {self.num_layers}, got {len(self.layers)}"
             )
-        for factor in factors:
-            if factor not in ROPE_FACTORS:
+        for layer in self.kinds:
+            self._check_rope(layer.rope)
+
+    def _check_rope(self, rope: Rope) -> None:
+        pairs = self.head_size // 2
+        for frequencies in (rope.frequencies, rope.long_frequencies):
+            if len(frequencies) not in (0, self.rotary_size // 2):
                 raise ConfigError(
-                    "rope_factors", f"expected numbers from {ROPE_FACTORS}, got {factor!r}"
+                    "layers",
+                    f"expected as many RoPE frequencies in each layer that turns, at most {pairs}, "
+                    f"got {len(frequencies)}",
                 )
+            for frequency in frequencies:
+                if frequency not in ROPE_FREQUENCY:
+                    raise ConfigError(
+                        "layers",
+                        f"expected RoPE frequencies from {ROPE_FREQUENCY}, got {frequency!r}",
+                    )
 
-    def _check_rope_scaling(self, scaling: Llama3Scaling) -> None:
-        for factor in (scaling.factor, scaling.low_frequency_factor, scaling.high_frequency_factor):
-            if factor not in ROPE_FACTOR:
-                raise ConfigError(
-                    "rope_scaling", f"expected factors from {ROPE_FACTOR}, got {factor!r}"
-                )
-        if scaling.original_context_length not in CONTEXT_LENGTH:
-            raise ConfigError(
-                "rope_scaling",
-                f"expected an original context length from {CONTEXT_LENGTH}, got "
-                f"{scaling.original_context_length!r}",
-            )
-        if not scaling.low_frequency_factor < scaling.high_frequency_factor:
-            raise ConfigError(
-                "rope_scaling",
-                f"expected a low frequency factor below the high one, "
-                f"{scaling.high_frequency_factor}, got {scaling.low_frequency_factor}",
-            )
+    @property
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The distinct kinds of layers, in the order in which they first occur."""
+        return tuple(dict.fromkeys(self.layers))
 
-    def rope_frequencies(self) -> np.ndarray:
-        """[head_size//2] float64, radians per position."""
-        frequencies = rope_frequencies(self.head_size, self.rope_theta, self.rope_scaling)
-        if self.rope_factors is None:
-            return frequencies
-        return frequencies / np.asarray(self.rope_factors, np.float64)
+    @property
+    def layer_kinds(self) -> tuple[int, ...]:
+        """The index in `kinds` of each layer's kind."""
+        kinds = self.kinds
+        return tuple(kinds.index(kind) for kind in self.layers)
+
+    @property
+    def rotary_size(self) -> int:
+        """Features of a head that RoPE turns in the layers that have it: the first ones."""
+        return min(self.head_size, 2 * max(len(kind.rope.frequencies) for kind in self.layers))

@@ -17,8 +17,8 @@ import numpy as np
 
 from jax_tkg.limits import MAX_NEW_TOKENS
 from jax_tkg.models.executables import Compiled, Executables
-from jax_tkg.models.forward import LlamaForward, PlacedParameters
-from jax_tkg.models.llama import LlamaModel
+from jax_tkg.models.forward import ModelForward, PlacedParameters
+from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.sampling import Sampling, sample
 
 SMALLEST_CONTEXT = 128
@@ -61,7 +61,7 @@ class DecodeState:
       finished: [B] bool, `tokens` is the sequence's last: a stop token, or the one with which
         prompt and answer fill the capacity.
       key: [B] PRNG keys, one of each sequence.
-      K_caches: key caches, as `LlamaForward.caches` makes them.
+      K_caches: key caches, as `ModelForward.caches` makes them.
       V_caches: value caches.
       seen: [B, V] bool, the tokens in the prompt and the answer so far; None where the sampling
         does not ask.
@@ -96,7 +96,7 @@ class Decoder:
 
     def __init__(
         self,
-        model: LlamaModel,
+        model: PackedModel,
         capacity: int,
         mesh: jax.sharding.Mesh | None = None,
         sampling: Sampling | None = None,
@@ -111,7 +111,7 @@ class Decoder:
         self.capacity = capacity
         self.sampling = sampling or Sampling()
         self.stop_tokens = tuple(stop_tokens)
-        self._forward = LlamaForward(model, mesh, implementation)
+        self._forward = ModelForward(model, mesh, implementation, capacity=capacity)
         mesh = self._forward.mesh
         whole, cached = self._forward.replicated, self._forward.cache_sharding
         seen = whole if self.sampling.penalizes else None
@@ -157,7 +157,7 @@ class Decoder:
             self._steps,
         )
 
-    def place(self, model: LlamaModel) -> None:
+    def place(self, model: PackedModel) -> None:
         """Puts a model on the devices, in place of the arrays, or the outline, held so far.
 
         Args:

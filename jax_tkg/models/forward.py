@@ -15,10 +15,10 @@ from jax_tkg.api import transformer_tkg
 from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.caches import allocate_caches
 from jax_tkg.masks import active_mask, cache_mask
-from jax_tkg.models.llama import LlamaModel, LlamaParameters
+from jax_tkg.models.config import ModelConfig
+from jax_tkg.models.packing import ModelParameters, PackedModel
 from jax_tkg.models.vocabulary import Vocabulary
 from jax_tkg.output_head import rms_norm
-from jax_tkg.rope import tables_of_frequencies
 from jax_tkg.sharding import partition_specs
 from jax_tkg.weights import TransformerWeights, unstack_layers
 
@@ -42,7 +42,7 @@ class PlacedParameters:
     final_gamma: jax.Array
 
 
-class LlamaForward:
+class ModelForward:
     """A model on its devices.
 
     On CPUs low precision is held as `jax_tkg.bits.Bits`.
@@ -54,6 +54,8 @@ class LlamaForward:
       implementation: of `transformer_tkg`.
       stacked: whether weights and caches have a layer axis or are lists of arrays. None: a layer
         axis on CPUs, where that is quick to compile and to call, and lists elsewhere.
+      capacity: S_max of all caches, which decides which frequencies of LongRoPE apply; None: the
+        model's context length.
 
     Attributes:
       model: as given.
@@ -67,10 +69,11 @@ class LlamaForward:
 
     def __init__(
         self,
-        model: LlamaModel,
+        model: PackedModel,
         mesh: jax.sharding.Mesh | None = None,
         implementation: str = "auto",
         stacked: bool | None = None,
+        capacity: int | None = None,
     ):
         ranks = 1 if mesh is None else mesh.shape.get(TENSOR_AXIS, 0)
         if ranks != model.tensor_parallel or (mesh is not None and mesh.size != ranks):
@@ -97,7 +100,8 @@ class LlamaForward:
         if mesh is not None:
             self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             self.cache_sharding = jax.sharding.NamedSharding(mesh, self._specs.K_caches)
-        self._frequencies = model.config.rope_frequencies()
+        self._capacity = model.config.context_length if capacity is None else capacity
+        self._options = _options(model.config)
         self.parameters = self._placed(model.parameters)
 
     def caches(self, batch: int, capacity: int) -> tuple[Any, Any]:
@@ -149,13 +153,15 @@ class LlamaForward:
           Hidden states [B, S, H] before the last RMSNorm, and the updated caches.
         """
         batch, new = tokens.shape
-        heads = self.model.config.num_heads
+        config = self.model.config
+        heads = config.num_heads
         token = jnp.arange(new, dtype=jnp.int32)[None]
         positions = lengths[:, None] + token
         real = token < counts[:, None]
-        cos, sin = tables_of_frequencies(positions, self._frequencies)
+        rope = config.kinds[0].rope
+        cos, sin = rope.tables(positions, config.head_size, self._capacity)
         arguments = {
-            "X": parameters.vocabulary.embed(tokens),
+            "X": self._embedded(parameters, tokens),
             **{n: a for n, a in parameters.layers.arguments().items() if a is not None},
             "K_caches": K_caches,
             "V_caches": V_caches,
@@ -173,7 +179,19 @@ class LlamaForward:
         normed = rms_norm(rows, parameters.final_gamma, self.model.eps)
         platform = self._platform if self.mesh is None else None
         logits = parameters.vocabulary.logits(normed, platform)
+        config = self.model.config
+        if config.logit_scale != 1:
+            logits = logits * config.logit_scale
+        if config.logit_softcap:
+            logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
         return logits.reshape(*hidden.shape[:-1], -1)
+
+    def _embedded(self, parameters: PlacedParameters, tokens: jax.Array) -> jax.Array:
+        """Hidden states [..., H] of token ids [...]; their factor is rounded to their dtype first,
+        as in transformers."""
+        embedded = parameters.vocabulary.embed(tokens)
+        scale = self.model.config.embedding_scale
+        return embedded if scale == 1 else embedded * jnp.asarray(scale, embedded.dtype)
 
     def _transformer(self, arguments: dict[str, Any]) -> tuple[jax.Array, Any, Any]:
         call = functools.partial(
@@ -181,6 +199,7 @@ class LlamaForward:
             num_layers=self.model.config.num_layers,
             eps=self.model.eps,
             implementation=self.implementation,
+            **self._options,
         )
         if self.mesh is None:
             return tuple(call(**arguments))
@@ -193,7 +212,7 @@ class LlamaForward:
         )
         return parallel(arguments)
 
-    def place(self, model: LlamaModel) -> bool:
+    def place(self, model: PackedModel) -> bool:
         """Puts a model on the devices, in place of the arrays or shapes held so far, and waits.
 
         Args:
@@ -207,14 +226,14 @@ class LlamaForward:
         self.parameters = jax.block_until_ready(self._placed(model.parameters))
         return before == jax.tree.map(_shape, self.parameters)
 
-    def _placed(self, parameters: LlamaParameters) -> PlacedParameters:
+    def _placed(self, parameters: ModelParameters) -> PlacedParameters:
         """The parameters on the devices; of an outline's shapes, the shapes and shardings there."""
         if isinstance(parameters.head, jax.ShapeDtypeStruct):
             arranged = jax.eval_shape(self._arranged, parameters)
             return self._with_shardings(arranged, _described)
         return self._with_shardings(self._arranged(parameters), jax.device_put)
 
-    def _arranged(self, parameters: LlamaParameters) -> PlacedParameters:
+    def _arranged(self, parameters: ModelParameters) -> PlacedParameters:
         """The parameters in the form in which the devices read them fastest."""
         layers = parameters.layers if self._stacked else unstack_layers(parameters.layers)
         layers = weights_as_bits(layers) if self._on_cpu else layers
@@ -255,6 +274,18 @@ class LlamaForward:
             vocabulary=Vocabulary(place(head, head_spec), place(embedding, whole)),
             final_gamma=place(parameters.final_gamma, whole),
         )
+
+
+def _options(config: ModelConfig) -> dict[str, Any]:
+    """The static options of `transformer_tkg` that differ from their defaults."""
+    options: dict[str, Any] = {}
+    if config.activation != "silu":
+        options["activation"] = config.activation
+    if config.softmax_scale is not None:
+        options["softmax_scale"] = config.softmax_scale
+    if config.attention_softcap:
+        options["attention_softcap"] = config.attention_softcap
+    return options
 
 
 def _shape(leaf: Any) -> tuple[Any, ...]:

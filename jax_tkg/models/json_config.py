@@ -7,15 +7,16 @@ keys of many tools, so an unknown key is ignored, unless its name contains a wor
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
-from jax_tkg.models.config import CONTEXT_LENGTH, LIMITS, ROPE_FACTOR, ConfigError, LlamaConfig
+from jax_tkg.models.config import LIMITS, ConfigError, ModelConfig
 from jax_tkg.models.errors import ModelError
+from jax_tkg.models.families import known
+from jax_tkg.models.families.family import JsonFamily, Sizes
 from jax_tkg.models.folder import ModelFolder
+from jax_tkg.models.json_rope import ORIGINAL_LENGTH
 from jax_tkg.models.typed_keys import Range, TypedKeys
-from jax_tkg.rope import Llama3Scaling
 
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
@@ -28,22 +29,30 @@ _KEYS = {
     "head_size": "head_dim",
     "vocabulary_size": "vocab_size",
     "context_length": "max_position_embeddings",
-    "rope_theta": "rope_theta",
     "rms_norm_eps": "rms_norm_eps",
-    "rope_scaling": "rope_scaling",
-    "rope_factors": "rope_scaling",
+    "layers": "rope_scaling",
 }
-"""The key of each field of `LlamaConfig`."""
+"""The key of each field of `ModelConfig`."""
 
-_ALSO_READ = frozenset({"model_type", "architectures", "rope_parameters", "tie_word_embeddings"})
+_ALSO_READ = frozenset(
+    {
+        "model_type",
+        "architectures",
+        "hidden_act",
+        "rope_theta",
+        "rope_parameters",
+        "tie_word_embeddings",
+        ORIGINAL_LENGTH,
+    }
+)
 
 _NEUTRAL: dict[str, Any] = {
-    "hidden_act": ("silu", "swish"),
     "hidden_activation": ("silu", "swish"),
     "activation": ("silu", "swish", "swiglu"),
     "attention_bias": False,
     "mlp_bias": False,
     "qkv_bias": False,
+    "lm_head_bias": False,
     "use_bias": False,
     "quantization_config": (),
     "quantization": (),
@@ -63,7 +72,8 @@ _NEUTRAL: dict[str, Any] = {
     "num_experts": 0,
     "num_local_experts": 0,
 }
-"""Keys that change the arithmetic, and the values with which they do not; () for none but null."""
+"""Keys that change the arithmetic of some family, and the values with which they do not; () for
+none but null. A family that reads a key takes other values."""
 
 _HARMLESS = frozenset(
     {
@@ -103,51 +113,40 @@ _ARITHMETIC = re.compile(
 _OFF: tuple[Any, ...] = (False, 0, 1.0, {}, [], "", "none")
 """Values with which an unknown option is likely to be off."""
 
-_ROPE_ALSO = frozenset({"rope_theta", "rope_type", "type"})
-_ROPE_NEUTRAL: dict[str, Any] = {
-    "partial_rotary_factor": 1.0,
-    "attention_factor": 1.0,
-    "finetuned": (True, False),
-}
-_ORIGINAL_LENGTH = "original_max_position_embeddings"
-_ROPE_KEYS = {
-    "default": frozenset({_ORIGINAL_LENGTH}),
-    "linear": frozenset({"factor", _ORIGINAL_LENGTH}),
-    "llama3": frozenset({"factor", "low_freq_factor", "high_freq_factor", _ORIGINAL_LENGTH}),
-}
-"""The kinds of RoPE that there are, and the keys that each has besides the common ones."""
 
-
-def read_config(keys: TypedKeys) -> LlamaConfig:
+def read_config(keys: TypedKeys) -> ModelConfig:
     """The model's sizes and constants.
 
     Args:
       keys: of `config.json`.
 
     Raises:
-      ModelError: another architecture than llama, a missing or impossible value, or a feature that
-        `transformer_tkg` does not have.
+      ModelError: an unknown family, a missing or impossible value, or a feature that the family's
+        module or `transformer_tkg` does not have.
     """
-    keys.string("model_type", ("llama",))
-    _check_architectures(keys)
-    _check_arithmetic(keys)
+    family = known.json_family(keys)
+    _check_architectures(keys, family)
+    _check_arithmetic(keys, family)
     hidden_size, heads = _size(keys, "hidden_size"), _size(keys, "num_heads")
-    head_size = _head_size(keys, hidden_size, heads)
-    rope = _rope(keys, head_size)
+    sizes = Sizes(
+        num_layers=_size(keys, "num_layers"),
+        hidden_size=hidden_size,
+        num_heads=heads,
+        head_size=_head_size(keys, hidden_size, heads, family.head_size),
+        context_length=_size(keys, "context_length"),
+    )
     try:
-        return LlamaConfig(
-            num_layers=_size(keys, "num_layers"),
+        return ModelConfig(
+            num_layers=sizes.num_layers,
             hidden_size=hidden_size,
             intermediate_size=_size(keys, "intermediate_size"),
             num_heads=heads,
             num_kv_heads=_size(keys, "num_kv_heads", default=heads),
-            head_size=head_size,
+            head_size=sizes.head_size,
             vocabulary_size=_size(keys, "vocabulary_size"),
-            context_length=_size(keys, "context_length"),
-            rope_theta=rope.theta,
+            context_length=sizes.context_length,
             rms_norm_eps=keys.number(_KEYS["rms_norm_eps"], LIMITS["rms_norm_eps"]),
-            rope_scaling=rope.scaling,
-            rope_factors=rope.factors,
+            **family.read(keys, sizes),
         )
     except ConfigError as error:
         raise ModelError(f"{keys.file}: {_KEYS[error.field]}: {error.reason}") from None
@@ -178,24 +177,27 @@ def stop_tokens(folder: ModelFolder) -> list[int]:
     return []
 
 
-def _check_architectures(keys: TypedKeys) -> None:
+def _check_architectures(keys: TypedKeys, family: JsonFamily) -> None:
     """Refuses classes of transformers that share the model type and compute something else."""
     key = "architectures"
-    # The second is the name in the earliest conversions.
-    known = ("LlamaForCausalLM", "LLaMAForCausalLM")
-    if key in keys and not set(keys.strings(key)) <= set(known):
-        raise keys.error(key, f"[{known[0]!r}]")
+    if key in keys and not set(keys.strings(key)) <= set(family.classes):
+        raise keys.error(key, f"[{family.classes[0]!r}]")
 
 
-def _check_arithmetic(keys: TypedKeys) -> None:
+def _check_arithmetic(keys: TypedKeys, family: JsonFamily) -> None:
     """Refuses keys that would make it another model."""
-    known = {*_KEYS.values(), *_ALSO_READ, *_HARMLESS}
-    if "layer_types" in keys and set(keys.strings("layer_types")) != {"full_attention"}:
-        raise keys.error("layer_types", "'full_attention' for each layer")
+    read = {*_KEYS.values(), *_ALSO_READ, *family.reads}
+    layer_types = "layer_types"
+    if layer_types in keys and layer_types not in read:
+        types = set(keys.strings(layer_types))
+        if types != {"full_attention"}:
+            raise keys.error(layer_types, "'full_attention' for each layer")
     for key in keys:
+        if key in read or key == layer_types:
+            continue
         if key in _NEUTRAL:
             keys.check_neutral(key, _NEUTRAL[key])
-        elif key not in known and _ARITHMETIC.search(key.lower()):
+        elif key not in _HARMLESS and _ARITHMETIC.search(key.lower()):
             try:
                 keys.check_neutral(key, _OFF)
             except ModelError:
@@ -207,83 +209,17 @@ def _size(keys: TypedKeys, field: str, default: int | None = None) -> int:
     return keys.integer(_KEYS[field], LIMITS[field], default)
 
 
-def _head_size(keys: TypedKeys, hidden_size: int, heads: int) -> int:
+def _head_size(keys: TypedKeys, hidden_size: int, heads: int, default: int | None) -> int:
     key, limits = _KEYS["head_size"], LIMITS["head_size"]
-    if key in keys:
-        return keys.integer(key, limits)
-    if hidden_size % heads or hidden_size // heads not in limits:
+    if key in keys or default is not None:
+        size = keys.integer(key, limits, default)
+        if size % 2:
+            raise keys.error(key, "an even number")
+        return size
+    if hidden_size % (2 * heads) or hidden_size // heads not in limits:
         raise keys.error(
             key,
-            f"an integer from {limits} (without it {_KEYS['hidden_size']}, {hidden_size}, is split "
-            f"over {heads} heads)",
+            f"an even integer from {limits} (without it {_KEYS['hidden_size']}, {hidden_size}, is "
+            f"split over {heads} heads)",
         )
     return hidden_size // heads
-
-
-@dataclasses.dataclass(frozen=True)
-class _Rope:
-    """Base of the RoPE frequencies, Llama 3's scaling, and divisors for each frequency."""
-
-    theta: float
-    scaling: Llama3Scaling | None = None
-    factors: tuple[float, ...] | None = None
-
-
-def _rope(keys: TypedKeys, head_size: int) -> _Rope:
-    """RoPE as `rope_parameters` (transformers 5), `rope_scaling` (before), or neither says.
-
-    Raises:
-      ModelError: both say something, and not the same.
-    """
-    described = [
-        _described_rope(keys, name, head_size)
-        for name in ("rope_parameters", "rope_scaling")
-        if list(keys.object(name))
-    ]
-    if len(described) == 2 and described[0] != described[1]:
-        raise keys.error("rope_scaling", "the same as rope_parameters, which is there too")
-    if described:
-        return described[0]
-    return _Rope(keys.number("rope_theta", LIMITS["rope_theta"], default=10000.0))
-
-
-def _described_rope(keys: TypedKeys, name: str, head_size: int) -> _Rope:
-    rope = keys.object(name)
-    theta = rope.number("rope_theta", LIMITS["rope_theta"], default=_outer_theta(keys))
-    if "rope_theta" in keys and theta != _outer_theta(keys):
-        raise keys.error("rope_theta", f"{theta!r}, as in {name}")
-    kinds = tuple(_ROPE_KEYS)
-    kind = rope.string("rope_type", kinds, default=rope.string("type", kinds, default="default"))
-    if rope.string("type", kinds, default=kind) != kind:
-        raise rope.error("type", f"{kind!r}, as in rope_type")
-    neutral = _ROPE_NEUTRAL | ({"factor": 1.0} if kind == "default" else {})
-    for key in rope:
-        if key in neutral:
-            rope.check_neutral(key, neutral[key])
-        elif key not in _ROPE_ALSO and key not in _ROPE_KEYS[kind]:
-            raise rope.error(key, f"no such key with rope_type {kind!r}")
-    if kind == "linear":
-        factor = rope.number("factor", ROPE_FACTOR)
-        return _Rope(theta, factors=(factor,) * (head_size // 2))
-    if kind == "llama3":
-        return _Rope(theta, scaling=_llama3(keys, rope))
-    return _Rope(theta)
-
-
-def _outer_theta(keys: TypedKeys) -> float:
-    return keys.number("rope_theta", LIMITS["rope_theta"], default=10000.0)
-
-
-def _llama3(keys: TypedKeys, rope: TypedKeys) -> Llama3Scaling:
-    low, high = (rope.number(key, ROPE_FACTOR) for key in ("low_freq_factor", "high_freq_factor"))
-    if not low < high:
-        raise rope.error("low_freq_factor", f"a number below high_freq_factor, {high!r}")
-    length = rope.integer(_ORIGINAL_LENGTH, CONTEXT_LENGTH)
-    if keys.integer(_ORIGINAL_LENGTH, CONTEXT_LENGTH, default=length) != length:
-        raise keys.error(_ORIGINAL_LENGTH, f"{length}, as with the other values of llama3 scaling")
-    return Llama3Scaling(
-        factor=rope.number("factor", ROPE_FACTOR),
-        low_frequency_factor=low,
-        high_frequency_factor=high,
-        original_context_length=length,
-    )

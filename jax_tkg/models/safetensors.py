@@ -1,4 +1,4 @@
-"""Reading llama-architecture models from folders in the format of Hugging Face transformers.
+"""Reading models from folders in the format of Hugging Face transformers.
 
 Such a folder holds `config.json` and `model.safetensors`, or several files of tensors listed in
 `model.safetensors.index.json`.
@@ -9,44 +9,39 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 import safetensors
 
-from jax_tkg.models import json_config, llama
-from jax_tkg.models.config import LlamaConfig
+from jax_tkg.models import json_config, packing
+from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.errors import ModelError, one_line
+from jax_tkg.models.families import known
 from jax_tkg.models.folder import ModelFolder
+from jax_tkg.models.layer_tensors import (
+    LAYER_NUMBER,
+    LayerTensors,
+    Storage,
+    separated,
+    stored_shapes,
+)
 from jax_tkg.models.typed_keys import shown
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _EMBEDDING, _HEAD, _FINAL_NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
-_LAYER_TENSORS = {
-    "query": "self_attn.q_proj",
-    "key": "self_attn.k_proj",
-    "value": "self_attn.v_proj",
-    "output": "self_attn.o_proj",
-    "gate": "mlp.gate_proj",
-    "up": "mlp.up_proj",
-    "down": "mlp.down_proj",
-    "attention_norm": "input_layernorm",
-    "mlp_norm": "post_attention_layernorm",
-}
-"""Names of one layer's tensors by the fields of `llama.LayerTensors`."""
-
 _DTYPES = ("F64", "F32", "F16", "BF16")
 """The dtypes of weights that are the values themselves: float8 and integers need scales."""
 
 
-def read_config(folder: pathlib.Path) -> LlamaConfig:
+def read_config(folder: pathlib.Path) -> ModelConfig:
     """The model's sizes from `config.json`.
 
     Raises:
-      ModelError: another architecture than llama, a missing or impossible value, or a feature that
-        `transformer_tkg` does not have.
+      ModelError: an unknown family, a missing or impossible value, or a feature that the family's
+        module or `transformer_tkg` does not have.
     """
     return json_config.read_config(ModelFolder(folder).json(json_config.CONFIG))
 
@@ -110,7 +105,7 @@ class _Tensors:
         if list(actual) != list(shape):
             raise ModelError(f"{path}: tensor {name}: expected shape {list(shape)}, got {actual}")
         values = file.get_tensor(name)
-        llama.check_values(f"{path}: tensor {name}", values, dtype)
+        packing.check_values(f"{path}: tensor {name}", values, dtype)
         return values
 
 
@@ -138,8 +133,8 @@ def load(
     folder: pathlib.Path,
     dtype: jax.typing.DTypeLike,
     tensor_parallel: int = 1,
-    progress: llama.Progress | None = None,
-) -> llama.LlamaModel:
+    progress: packing.Progress | None = None,
+) -> packing.PackedModel:
     """Loads a model.
 
     Where `config.json` ties the head to the embedding and another head is stored, the stored one
@@ -152,26 +147,29 @@ def load(
       progress: called after each layer.
 
     Raises:
-      ModelError: the folder holds no complete llama model, or tensors that such a model does not
-        have, or its heads do not split over the ranks.
+      ModelError: the folder holds no complete model of a known family, or tensors that such a model
+        does not have, or its heads do not split over the ranks.
     """
     files = ModelFolder(folder)
     keys = files.json(json_config.CONFIG)
     config = json_config.read_config(keys)
     with contextlib.ExitStack() as stack:
         tensors = _Tensors(files, stack)
-        _check_names(folder, tensors.names, config)
-        templates = [
-            f"model.layers.{{layer}}.{tensor}.weight" for tensor in _LAYER_TENSORS.values()
-        ]
-        llama.check_layers_present(str(folder), set(tensors.names), templates, config.num_layers)
+        family = known.json_family(keys)
+        storage = family.storage
+        names = stored_shapes(config, storage)
+        whose = f"a {family.model_type} model of {config.num_layers} layers"
+        _check_names(folder, tensors.names, config.num_layers, names, whose)
+        templates = [f"model.layers.{{layer}}.{tensor}" for tensor in names]
+        packing.check_layers_present(str(folder), set(tensors.names), templates, config.num_layers)
         embedding, head = _vocabulary(tensors, config, json_config.ties_embeddings(keys), dtype)
-        return llama.build(
+        final_norm = tensors.read(_FINAL_NORM, (config.hidden_size,), dtype)
+        return packing.build(
             config,
-            layers=_read_layers(tensors, config, dtype),
+            layers=_read_layers(tensors, config, storage, dtype),
             embedding=embedding,
             head=head,
-            final_norm=tensors.read(_FINAL_NORM, (config.hidden_size,), dtype),
+            final_norm=storage.gain(final_norm),
             dtype=dtype,
             tensor_parallel=tensor_parallel,
             progress=progress,
@@ -179,7 +177,7 @@ def load(
 
 
 def _vocabulary(
-    tensors: _Tensors, config: LlamaConfig, tied: bool | None, dtype: jax.typing.DTypeLike
+    tensors: _Tensors, config: ModelConfig, tied: bool | None, dtype: jax.typing.DTypeLike
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """The embedding, and the head where it is not the embedding."""
     shape = (config.vocabulary_size, config.hidden_size)
@@ -196,29 +194,31 @@ def _vocabulary(
     return embedding, tensors.read(_HEAD, shape, dtype)
 
 
-def _check_names(folder: pathlib.Path, names: list[str], config: LlamaConfig) -> None:
+def _check_names(
+    folder: pathlib.Path,
+    names: list[str],
+    num_layers: int,
+    known_names: Collection[str],
+    whose: str,
+) -> None:
     """Refuses tensors that would be left out, such as biases: the model would be another one."""
-    known = _LAYER_TENSORS.values()
     for name in names:
-        layer = re.fullmatch(rf"model\.layers\.({llama.LAYER_NUMBER})\.(.+)\.weight", name)
-        expected = layer and layer[2] in known and int(layer[1]) < config.num_layers
+        layer = re.fullmatch(rf"model\.layers\.({LAYER_NUMBER})\.(.+)", name)
+        expected = layer and layer[2] in known_names and int(layer[1]) < num_layers
         # Old checkpoints store the RoPE frequencies, which follow from the configuration.
         derived = name.endswith(".rotary_emb.inv_freq")
         if not (expected or derived or name in (_EMBEDDING, _HEAD, _FINAL_NORM)):
             raise ModelError(
-                f"{folder}: tensor {name}: expected no tensor of that name in a llama model of "
-                f"{config.num_layers} layers, got one"
+                f"{folder}: tensor {name}: expected no tensor of that name in {whose}, got one"
             )
 
 
 def _read_layers(
-    tensors: _Tensors, config: LlamaConfig, dtype: jax.typing.DTypeLike
-) -> Iterator[llama.LayerTensors]:
+    tensors: _Tensors, config: ModelConfig, storage: Storage, dtype: jax.typing.DTypeLike
+) -> Iterator[LayerTensors]:
     for index in range(config.num_layers):
-        layer = {
-            field: tensors.read(
-                f"model.layers.{index}.{_LAYER_TENSORS[field]}.weight", shape, dtype
-            )
-            for field, shape in llama.layer_shapes(config).items()
+        stored = {
+            name: tensors.read(f"model.layers.{index}.{name}", shape, dtype)
+            for name, shape in stored_shapes(config, storage).items()
         }
-        yield llama.LayerTensors(**layer)
+        yield separated(config, storage, stored)

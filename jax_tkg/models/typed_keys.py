@@ -74,6 +74,10 @@ class TypedKeys:
         """The keys that are there, in the file's order."""
         return (key for key, value in self._values.items() if value is not None)
 
+    def states(self, key: str) -> bool:
+        """Whether the file has the key, be its value None."""
+        return key in self._values
+
     def raw(self, key: str) -> Any:
         """A value as it was parsed, unchecked; None where the key is absent."""
         return self._values.get(key)
@@ -136,6 +140,28 @@ class TypedKeys:
         if isinstance(value, list) and all(in_range(item) for item in value):
             return value
         raise self.error(key, f"a list of integers from {limits}")
+
+    def numbers(self, key: str, limits: Range, count: int) -> list[float]:
+        """A list of `count` numbers, each in the range. See `integer`."""
+        in_range = _is_number(limits)
+
+        def fits(value: Any) -> bool:
+            return isinstance(value, list) and len(value) == count and all(map(in_range, value))
+
+        value = self._checked(key, f"a list of {count} numbers from {limits}", fits)
+        return [float(number) for number in value]
+
+    def flags(self, key: str, count: int) -> list[bool]:
+        """A list of `count` values, each true, false, 1 or 0. See `integer`."""
+
+        def fits(value: Any) -> bool:
+            return (
+                isinstance(value, list)
+                and len(value) == count
+                and all(type(item) in (bool, int) and item in (0, 1) for item in value)
+            )
+
+        return [bool(item) for item in self._checked(key, f"a list of {count} flags", fits)]
 
     def integer_or_integers(self, key: str, limits: Range) -> list[int]:
         """An integer, or a list of them: always returned as a list. See `integer`."""

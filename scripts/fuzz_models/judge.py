@@ -21,9 +21,9 @@ import jax
 import numpy as np
 
 from jax_tkg.models import chat, checkpoint, safetensors
-from jax_tkg.models.config import LlamaConfig
+from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.errors import ModelError
-from jax_tkg.models.llama import LlamaModel
+from jax_tkg.models.packing import PackedModel
 from scripts.fuzz_models.case import Case, Verdict
 
 MAX_SECONDS = 10.0
@@ -102,7 +102,7 @@ def load_model(path: pathlib.Path) -> None:
     """
     opened = checkpoint.open_checkpoint(path)
     _check_config(opened.config)
-    model: LlamaModel = opened.load("float32")
+    model: PackedModel = opened.load("float32")
     for array in jax.tree.leaves(model.parameters):
         assert np.isfinite(array).all(), "a weight that is not finite"
     tokenizer, size = opened.tokenizer, opened.config.vocabulary_size
@@ -116,7 +116,7 @@ def load_model(path: pathlib.Path) -> None:
     tokenizer.decode(range(min(size, 300)))
 
 
-def _check_config(config: LlamaConfig) -> None:
+def _check_config(config: ModelConfig) -> None:
     """The ranges of a model's numbers, written down once more."""
     sizes = [config.num_layers, config.hidden_size, config.intermediate_size, config.num_heads,
              config.num_kv_heads, config.vocabulary_size, config.context_length]  # fmt: skip

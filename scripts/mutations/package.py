@@ -382,14 +382,14 @@ PACKAGE: tuple[Mutation, ...] = (
     ),
     Mutation(
         "GGUF rows stay in adjacent pairs",
-        "models/gguf.py",
-        "by_pair.swapaxes(1, 2).reshape",
-        "by_pair.reshape",
+        "models/layer_tensors.py",
+        "rotary.reshape(-1, 2).T if interleaved else",
+        "rotary.reshape(2, -1) if interleaved else",
         ("models/test_gguf.py",),
     ),
     Mutation(
         "padded gains are not corrected",
-        "models/llama.py",
+        "models/packing.py",
         "gain = np.sqrt(gamma.shape[0] / hidden)",
         "gain = 1.0",
         (

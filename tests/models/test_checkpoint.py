@@ -14,13 +14,13 @@ from absl.testing import absltest, parameterized
 from jax_tkg.models import decode
 from jax_tkg.models.checkpoint import open_checkpoint
 from jax_tkg.models.errors import ModelError
-from jax_tkg.models.llama import LlamaModel
+from jax_tkg.models.packing import PackedModel
 from tests.models import files, tiny, tiny_folder, tokenizer_files
 
 END = tiny.VOCABULARY.index(tiny.END)
 
 
-def _shapes(model: LlamaModel) -> Any:
+def _shapes(model: PackedModel) -> Any:
     return jax.tree.map(lambda leaf: (leaf.shape, np.dtype(leaf.dtype)), model.parameters)
 
 

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jax_tkg.models.config import LIMITS, ConfigError, LlamaConfig
-from jax_tkg.rope import Llama3Scaling
+from jax_tkg.models.config import LIMITS, ConfigError, LayerKind, ModelConfig
+from jax_tkg.models.rope_scaling import Rope, plain
 
-GOOD = LlamaConfig(
+ROPE = plain(16, 500.0)
+GOOD = ModelConfig(
     num_layers=2,
     hidden_size=96,
     intermediate_size=160,
@@ -21,8 +22,8 @@ GOOD = LlamaConfig(
     head_size=16,
     vocabulary_size=10,
     context_length=512,
-    rope_theta=500.0,
     rms_norm_eps=1e-5,
+    layers=(LayerKind(ROPE),) * 2,
 )
 
 
@@ -43,20 +44,15 @@ class ConfigTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("heads", {"num_kv_heads": 4}, "num_kv_heads: expected a divisor of the 6 query heads"),
         ("odd", {"head_size": 15}, "head_size: expected an even number, got 15"),
-        ("few", {"rope_factors": (1.0,) * 7}, "rope_factors: expected 8 numbers"),
-        ("zero", {"rope_factors": (1.0,) * 7 + (0.0,)}, "rope_factors: expected numbers from"),
-        ("nan", {"rope_factors": (math.nan,) * 8}, "rope_factors: expected numbers from"),
-        ("factor", {"rope_scaling": Llama3Scaling(factor=0.0)}, "rope_scaling: expected factors"),
+        ("few", {"layers": (LayerKind(ROPE),)}, "layers: expected a kind for each of 2, got 1"),
         (
-            "bands",
-            {"rope_scaling": Llama3Scaling(8.0, 4.0, 4.0, 64)},
-            "rope_scaling: expected a low frequency factor below the high one, 4.0, got 4.0",
+            "uneven",
+            {"layers": (LayerKind(ROPE), LayerKind(plain(8, 500.0)))},
+            "layers: expected as many RoPE frequencies in each layer that turns, at most 8, got 4",
         ),
-        (
-            "length",
-            {"rope_scaling": Llama3Scaling(8.0, 1.0, 4.0, 0)},
-            "rope_scaling: expected an original context length from 1",
-        ),
+        ("many", {"layers": (LayerKind(plain(32, 500.0)),) * 2}, "layers: expected .* got 16"),
+        ("nan", {"layers": (LayerKind(Rope((math.nan,) * 8)),) * 2}, "layers: expected RoPE freq"),
+        ("fast", {"layers": (LayerKind(Rope((1e4,) * 8)),) * 2}, "layers: expected RoPE freq"),
     )
     def test_what_does_not_go_together(self, changes: dict[str, Any], message: str) -> None:
         with self.assertRaisesRegex(ConfigError, message):
@@ -65,11 +61,22 @@ class ConfigTest(parameterized.TestCase):
     @parameterized.parameters(1.0, 1e15)
     def test_frequencies_are_finite_over_the_whole_range(self, theta: float) -> None:
         for factor in (1e-3, 1e38):
-            config = dataclasses.replace(GOOD, rope_theta=theta, rope_factors=(factor,) * 8)
+            rope = plain(16, theta, factor)
+            dataclasses.replace(GOOD, layers=(LayerKind(rope),) * 2)
             # As float32, which the tables are made of.
-            frequencies = config.rope_frequencies().astype(np.float32)
+            frequencies = rope.head_frequencies(16).astype(np.float32)
             self.assertTrue(np.isfinite(frequencies).all())
             self.assertTrue(np.isfinite(frequencies * np.float32(1 << 24)).all())
+
+
+class KindsTest(absltest.TestCase):
+    def test_kinds_are_in_the_order_of_the_layers(self) -> None:
+        plainly, still, windowed = LayerKind(ROPE), LayerKind(Rope(())), LayerKind(ROPE, 24)
+        layers = (plainly, windowed, still, LayerKind(ROPE))
+        config = dataclasses.replace(GOOD, num_layers=4, layers=layers)
+        self.assertEqual(config.kinds, (plainly, windowed, still))
+        self.assertEqual(config.layer_kinds, (0, 1, 2, 0))
+        self.assertEqual(config.rotary_size, 16)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jax_tkg.models import gguf, llama
+from jax_tkg.models import gguf, packing
 from jax_tkg.models.decode import (
     NO_TOKEN,
     SMALLEST_CONTEXT,
@@ -22,7 +22,7 @@ from jax_tkg.models.decode import (
     Decoder,
     context_bucket,
 )
-from jax_tkg.models.llama import LlamaModel
+from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.sampling import Sampling
 from tests.models import devices, numpy_llama, tiny
 
@@ -38,7 +38,7 @@ PROMPTS = {length: _prompt(length) for length in (1, 7, 8, 9, 23, 124, 130)}
 
 
 @functools.cache
-def _model(ranks: int = 1, dtype: str = "float32") -> LlamaModel:
+def _model(ranks: int = 1, dtype: str = "float32") -> PackedModel:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.gguf"
         tiny.write_tiny(path, SHAPE)
@@ -187,7 +187,7 @@ class PrepareTest(parameterized.TestCase):
     def test_before_the_arrays_are_there(self, ranks: int, tied: bool) -> None:
         """An outline that is wrong about the head costs another compilation and nothing else."""
         model = _model(ranks)
-        outlined = llama.outline(model.config, "float32", ranks, tied)
+        outlined = packing.outline(model.config, "float32", ranks, tied)
         decoder = Decoder(outlined, 200, devices.mesh(ranks))
         with concurrent.futures.ThreadPoolExecutor(2) as threads:
             decoder.prepare(threads, [23])

@@ -13,22 +13,22 @@ from absl.testing import absltest, parameterized
 
 from jax_tkg.bits import Bits
 from jax_tkg.models import gguf
-from jax_tkg.models.forward import LlamaForward
+from jax_tkg.models.forward import ModelForward
 from tests.models import devices, tiny
 
 TOKENS = np.array([[3, 1, 4], [1, 5, 9]], np.int32)
 S_CTX, CAPACITY = 8, 16
 
 
-def _forward(dtype: str, ranks: int, stacked: bool | None) -> LlamaForward:
+def _forward(dtype: str, ranks: int, stacked: bool | None) -> ModelForward:
     with tempfile.TemporaryDirectory() as folder:
         path = pathlib.Path(folder) / "model.gguf"
         tiny.write_tiny(path, tiny.Tiny())
         model = gguf.load(gguf.GgufFile(path), dtype, ranks)
-    return LlamaForward(model, devices.mesh(ranks), stacked=stacked)
+    return ModelForward(model, devices.mesh(ranks), stacked=stacked)
 
 
-def _run(forward: LlamaForward) -> tuple[jax.Array, Any]:
+def _run(forward: ModelForward) -> tuple[jax.Array, Any]:
     """Logits of tokens after others that the caches hold, and the caches."""
 
     @jax.jit

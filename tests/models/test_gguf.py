@@ -104,7 +104,7 @@ class ErrorsTest(parameterized.TestCase):
             _with("blk.0.ffn_gate.weight", 96, 160),
             "blk.0.ffn_gate.weight: expected shape [160, 96], got [96, 160]",
         ),
-        ("bias", _with("blk.0.attn_q.bias", 96), "tensor blk.0.attn_q.bias: expected no"),
+        ("bias", _with("blk.0.ffn_up.bias", 160), "tensor blk.0.ffn_up.bias: expected no"),
         ("more_layers", _with("blk.2.attn_norm.weight", 96), "blk.2.attn_norm.weight: expected"),
         (
             "not_finite",
@@ -132,7 +132,7 @@ class ErrorsTest(parameterized.TestCase):
 
     def test_architecture(self) -> None:
         tiny.write(self.path, {}, {}, architecture="gpt2")
-        self.assert_error("general.architecture: expected 'llama', got 'gpt2'")
+        self.assert_error("general.architecture: expected 'llama' or 'qwen2' or 'qwen3' or")
 
     def test_ranks(self) -> None:
         tiny.write_tiny(self.path)

@@ -8,8 +8,9 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jax_tkg.models import gguf
-from jax_tkg.models.config import LlamaConfig
+from jax_tkg.models.config import LayerKind, ModelConfig
 from jax_tkg.models.errors import ModelError
+from jax_tkg.models.rope_scaling import plain
 from tests.models import files, tiny
 
 TYPE, FACTOR, OLD_FACTOR = (
@@ -24,7 +25,7 @@ class ConfigTest(parameterized.TestCase):
         super().setUp()
         self.path = files.folder(self) / "model.gguf"
 
-    def config(self, changes: dict[str, Any], shape: tiny.Tiny | None = None) -> LlamaConfig:
+    def config(self, changes: dict[str, Any], shape: tiny.Tiny | None = None) -> ModelConfig:
         shape = shape or tiny.Tiny()
         tiny.write(self.path, shape.tensors(), shape.metadata() | changes)
         return gguf.read_config(gguf.GgufFile(self.path))
@@ -39,7 +40,7 @@ class ConfigTest(parameterized.TestCase):
     def test_values(self) -> None:
         self.assertEqual(
             self.config({}),
-            LlamaConfig(
+            ModelConfig(
                 num_layers=2,
                 hidden_size=96,
                 intermediate_size=160,
@@ -48,8 +49,8 @@ class ConfigTest(parameterized.TestCase):
                 head_size=16,
                 vocabulary_size=len(tiny.VOCABULARY),
                 context_length=512,
-                rope_theta=500.0,
                 rms_norm_eps=np.float32(1e-2).item(),
+                layers=(LayerKind(plain(16, 500.0)),) * 2,
             ),
         )
 
@@ -62,7 +63,7 @@ class ConfigTest(parameterized.TestCase):
             }
         )
         self.assertEqual((config.head_size, config.num_kv_heads), (16, 6))
-        self.assertEqual(config.rope_theta, 10000.0)
+        self.assertEqual(config.layers[0].rope, plain(16, 10000.0))
 
     def test_one_number_for_each_layer(self) -> None:
         self.assertEqual(self.config({"llama.attention.head_count_kv": [2, 2]}).num_kv_heads, 2)
@@ -100,7 +101,7 @@ class ConfigTest(parameterized.TestCase):
         (
             "uneven",
             {"llama.attention.key_length": None, "llama.attention.head_count": 7},
-            "llama.attention.key_length: expected an integer from 2 to 128 .* but the key is miss",
+            "llama.attention.key_length: expected an even integer from 2 .* but the key is miss",
         ),
         ("odd", {"llama.attention.key_length": 15}, "llama.attention.key_length: expected an even"),
         ("wide", {"llama.attention.key_length": 2**32 - 2}, "llama.attention.key_length: expected"),
@@ -161,16 +162,14 @@ class RopeScalingTest(parameterized.TestCase):
         shape = tiny.Tiny(rope_factors=tensor)
         tensors = shape.tensors()
         tiny.write(self.path, tensors, shape.metadata() | changes)
-        actual = gguf.read_config(gguf.GgufFile(self.path)).rope_factors
-        if linear is None:
-            self.assertIsNone(actual)
-        else:
-            stored = tensors.get("rope_freqs.weight", np.ones(8))
-            np.testing.assert_allclose(actual, linear * stored, rtol=1e-12)
+        rope = gguf.read_config(gguf.GgufFile(self.path)).layers[0].rope
+        stored = tensors.get("rope_freqs.weight", np.ones(8))
+        expected = 500.0 ** (-np.arange(8) / 8) / (linear or 1.0) / stored
+        np.testing.assert_allclose(rope.frequencies, expected, rtol=1e-12)
 
     @parameterized.named_parameters(
-        ("yarn", {TYPE: "yarn", FACTOR: 4.0}, "type: expected 'none' or 'linear', got 'yarn'"),
-        ("longrope", {TYPE: "longrope"}, "type: expected 'none' or 'linear', got 'longrope'"),
+        ("mrope", {TYPE: "mrope"}, "type: expected 'none' or 'linear' or .*, got 'mrope'"),
+        ("longrope", {TYPE: "longrope"}, "rope_factors_long.weight: expected with llama.rope.sca"),
         ("linear", {TYPE: "linear"}, "factor: expected a number from .*, but the key is missing"),
         ("zero", {FACTOR: 0.0}, "factor: expected a number from 0.001 to .*, got 0.0"),
         ("negative", {FACTOR: -2.0}, "factor: expected a number from 0.001 to .*, got -2.0"),

@@ -9,9 +9,10 @@ from typing import Any
 from absl.testing import absltest, parameterized
 
 from jax_tkg.models import json_config, safetensors
-from jax_tkg.models.config import LlamaConfig
+from jax_tkg.models.config import LayerKind, ModelConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.models.folder import ModelFolder
+from jax_tkg.models.rope_scaling import llama3, plain
 from jax_tkg.rope import Llama3Scaling
 from tests.models import files, tiny, tiny_folder
 
@@ -50,7 +51,7 @@ class _FolderTest(parameterized.TestCase):
         kept = {key: value for key, value in described.items() if value is not ...}
         self.path.write_text(json.dumps(kept))
 
-    def config(self, **members: Any) -> LlamaConfig:
+    def config(self, **members: Any) -> ModelConfig:
         self.write(**members)
         return safetensors.read_config(self.folder)
 
@@ -64,7 +65,7 @@ class ConfigTest(_FolderTest):
     def test_values(self) -> None:
         self.assertEqual(
             self.config(),
-            LlamaConfig(
+            ModelConfig(
                 num_layers=2,
                 hidden_size=96,
                 intermediate_size=160,
@@ -73,8 +74,8 @@ class ConfigTest(_FolderTest):
                 head_size=16,
                 vocabulary_size=len(tiny.VOCABULARY),
                 context_length=512,
-                rope_theta=500.0,
                 rms_norm_eps=1e-2,
+                layers=(LayerKind(plain(16, 500.0)),) * 2,
             ),
         )
 
@@ -82,18 +83,24 @@ class ConfigTest(_FolderTest):
         for absent in (None, ...):
             config = self.config(num_key_value_heads=absent, head_dim=absent, rope_theta=absent)
             self.assertEqual((config.num_kv_heads, config.head_size), (6, 16))
-            self.assertEqual(config.rope_theta, 10000.0)
+            self.assertEqual(config.layers[0].rope, plain(16, 10000.0))
 
     def test_keys_of_a_real_model(self) -> None:
         self.assertEqual(self.config(**SMOLLM2), self.config())
 
-    @parameterized.parameters("silu", "swish")
-    def test_activation(self, name: str) -> None:
-        self.config(hidden_act=name)
+    @parameterized.parameters(
+        ("silu", "silu"), ("swish", "silu"), ("gelu", "gelu"), ("gelu_pytorch_tanh", "gelu_tanh")
+    )
+    def test_activation(self, name: str, activation: str) -> None:
+        self.assertEqual(self.config(hidden_act=name).activation, activation)
+
+    def test_biases(self) -> None:
+        config = self.config(attention_bias=True)
+        self.assertTrue(config.projection_bias and config.output_bias)
 
     @parameterized.named_parameters(
-        ("model_type", "model_type: expected 'llama', got 'qwen2'", {"model_type": "qwen2"}),
-        ("no_type", "model_type: expected 'llama', but the key is missing", {"model_type": ...}),
+        ("model_type", "model_type: expected 'llama' or .*, got 'gpt'", {"model_type": "gpt"}),
+        ("no_type", "model_type: expected 'llama' or .* the key is missing", {"model_type": ...}),
         ("missing", "num_hidden_layers: expected an integer from 1", {"num_hidden_layers": None}),
         ("text", "num_hidden_layers: expected .*, got 'two'", {"num_hidden_layers": "two"}),
         ("list", r"num_hidden_layers: expected .*, got \[2\]", {"num_hidden_layers": [2]}),
@@ -111,7 +118,7 @@ class ConfigTest(_FolderTest):
         ("wide", "head_dim: expected an integer from 2 to 128, got 256", {"head_dim": 256}),
         (
             "uneven",
-            "head_dim: expected an integer from 2 to 128 .* but the key is missing",
+            "head_dim: expected an even integer from 2 to 128 .* but the key is missing",
             {"head_dim": None, "num_attention_heads": 7, "num_key_value_heads": 7},
         ),
         ("eps_text", "rms_norm_eps: expected a number from 1e-15 to 1.0, got 'small'",
@@ -137,8 +144,7 @@ class ArithmeticTest(_FolderTest):
     """What changes the arithmetic is done or refused by name."""
 
     @parameterized.parameters(
-        ("hidden_act", "gelu"),
-        ("attention_bias", True),
+        ("hidden_act", "relu"),
         ("attention_bias", 0),
         ("mlp_bias", True),
         ("quantization_config", {"quant_method": "gptq"}),
@@ -190,16 +196,17 @@ class RopeTest(_FolderTest):
         scaling = Llama3Scaling(8.0, 1.0, 4.0, 256)
         for name in ("rope_scaling", "rope_parameters"):
             config = self.config(**{name: LLAMA3})
-            self.assertEqual((config.rope_scaling, config.rope_theta), (scaling, 500.0))
+            self.assertEqual(config.layers[0].rope, llama3(16, 500.0, scaling))
 
     def test_linear(self) -> None:
         for key in ("type", "rope_type"):
             config = self.config(rope_scaling={key: "linear", "factor": 2})
-            self.assertEqual(config.rope_factors, (2.0,) * 8)
+            self.assertEqual(config.layers[0].rope, plain(16, 500.0, 2.0))
 
     def test_theta_inside(self) -> None:
         parameters = {"rope_type": "default", "rope_theta": 700.0}
-        self.assertEqual(self.config(rope_parameters=parameters, rope_theta=...).rope_theta, 700.0)
+        config = self.config(rope_parameters=parameters, rope_theta=...)
+        self.assertEqual(config.layers[0].rope, plain(16, 700.0))
         self.assert_refused(
             "rope_theta: expected 700.0, as in rope_parameters, got 500.0",
             rope_parameters=parameters,
@@ -218,18 +225,13 @@ class RopeTest(_FolderTest):
                 rope_scaling=LLAMA3,
             )
         self.assert_refused(
-            r"rope_scaling\.rope_type: expected .*, got 'yarn'",
+            r"rope_scaling\.rope_type: expected .*, got 'mrope'",
             rope_parameters={"rope_type": "default"},
-            rope_scaling={"rope_type": "yarn", "factor": 4.0},
+            rope_scaling={"rope_type": "mrope", "factor": 4.0},
         )
 
     @parameterized.named_parameters(
-        (
-            "yarn",
-            {"type": "yarn", "factor": 2.0},
-            "type: expected 'default' or 'linear' or 'llama3'",
-        ),
-        ("dynamic", {"rope_type": "dynamic", "factor": 2.0}, "rope_type: expected 'default' or"),
+        ("mrope", {"type": "mrope"}, "type: expected 'default' or 'linear' or 'dynamic' or"),
         ("odd_type", {"rope_type": 3}, "rope_type: expected 'default' or .*, got 3"),
         (
             "types",

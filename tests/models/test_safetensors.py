@@ -141,12 +141,12 @@ class ErrorsTest(parameterized.TestCase):
         return _change_config(self.folder, **changes)
 
     @parameterized.named_parameters(
-        ("architecture", {"model_type": "qwen2"}, "model_type: expected 'llama', got 'qwen2'"),
-        ("bias", {"attention_bias": True}, "attention_bias: expected False, got True"),
+        ("architecture", {"model_type": "gpt2"}, "model_type: expected 'llama' or"),
+        ("bias", {"mlp_bias": True}, "mlp_bias: expected False, got True"),
         (
             "activation",
-            {"hidden_act": "gelu"},
-            "hidden_act: expected 'silu' or 'swish', got 'gelu'",
+            {"hidden_act": "relu"},
+            "hidden_act: expected 'silu' or 'swish' or",
         ),
         ("missing", {"num_hidden_layers": None}, "num_hidden_layers: expected"),
     )

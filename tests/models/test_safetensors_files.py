@@ -11,7 +11,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
-from jax_tkg.models import decode, llama, safetensors
+from jax_tkg.models import decode, packing, safetensors
 from jax_tkg.models.errors import ModelError
 from tests.models import files, numpy_llama, tiny, tiny_folder
 
@@ -39,19 +39,19 @@ class LogitsTest(parameterized.TestCase):
 
 
 class HeadTest(absltest.TestCase):
-    """Whether the head is the embedding: LlamaParameters has no embedding of its own then."""
+    """Whether the head is the embedding: ModelParameters has no embedding of its own then."""
 
     def setUp(self) -> None:
         super().setUp()
         self.folder = files.folder(self)
         self.head = tiny.Tiny(tied=False).tensors()["output.weight"]
 
-    def load(self, tied: bool | None, **changed: np.ndarray | None) -> llama.LlamaParameters:
+    def load(self, tied: bool | None, **changed: np.ndarray | None) -> packing.ModelParameters:
         renamed = {f"{name.replace('__', '.')}.weight": array for name, array in changed.items()}
         tiny_folder.write(self.folder, changed=renamed, tie_word_embeddings=tied)
         return safetensors.load(self.folder, "float32").parameters
 
-    def assert_head(self, parameters: llama.LlamaParameters, head: np.ndarray) -> None:
+    def assert_head(self, parameters: packing.ModelParameters, head: np.ndarray) -> None:
         np.testing.assert_array_equal(parameters.head[:96].T, head)
 
     def test_tied(self) -> None:

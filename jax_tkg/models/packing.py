@@ -1,4 +1,4 @@
-"""A llama-architecture model in the layout of `transformer_tkg`.
+"""A model in the layout of `transformer_tkg`.
 
 Hidden and MLP sizes that are not multiples of 128 are padded with zeros. This is exact: padded
 features stay zero through every layer, and RMSNorm, whose mean then runs over H features instead of
@@ -16,56 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.limits import SIZE_MULTIPLE
-from jax_tkg.models.config import LlamaConfig
+from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.errors import ModelError
+from jax_tkg.models.layer_tensors import LayerTensors
 from jax_tkg.weights import TransformerWeights, pack_qkv
-
-LAYER_NUMBER = r"0|[1-9][0-9]{0,5}"
-"""Regular expression of a layer's number in a tensor's name: no leading zeros."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of layers read so far and the number of all layers."""
 
 
-@dataclasses.dataclass(frozen=True)
-class LayerTensors:
-    """One layer as checkpoints hold it: matrices are [out, in], NumPy, of any float dtype.
-
-    Query and key rows are in the order of contiguous-halves RoPE.
-    """
-
-    query: np.ndarray
-    key: np.ndarray
-    value: np.ndarray
-    output: np.ndarray
-    gate: np.ndarray
-    up: np.ndarray
-    down: np.ndarray
-    attention_norm: np.ndarray
-    mlp_norm: np.ndarray
-
-
-def layer_shapes(config: LlamaConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes in which checkpoints hold one layer, by the fields of `LayerTensors`."""
-    hidden, intermediate = config.hidden_size, config.intermediate_size
-    query_rows = config.num_heads * config.head_size
-    kv_rows = config.num_kv_heads * config.head_size
-    return {
-        "query": (query_rows, hidden),
-        "key": (kv_rows, hidden),
-        "value": (kv_rows, hidden),
-        "output": (hidden, query_rows),
-        "gate": (intermediate, hidden),
-        "up": (intermediate, hidden),
-        "down": (hidden, intermediate),
-        "attention_norm": (hidden,),
-        "mlp_norm": (hidden,),
-    }
-
-
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class LlamaParameters:
+class ModelParameters:
     """The arrays of a model; H and I are the padded sizes. A pytree.
 
     Attributes:
@@ -82,7 +44,7 @@ class LlamaParameters:
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaModel:
+class PackedModel:
     """A model ready to be placed on devices.
 
     Attributes:
@@ -91,8 +53,8 @@ class LlamaModel:
       tensor_parallel: ranks the weights are packed for.
     """
 
-    config: LlamaConfig
-    parameters: LlamaParameters
+    config: ModelConfig
+    parameters: ModelParameters
     tensor_parallel: int
 
     @property
@@ -106,12 +68,12 @@ class LlamaModel:
         return self.config.rms_norm_eps * self.config.hidden_size / self.hidden_size
 
 
-def padded_hidden_size(config: LlamaConfig) -> int:
+def padded_hidden_size(config: ModelConfig) -> int:
     """H: the hidden size rounded up to whole tiles of 128."""
     return _round_up(config.hidden_size, SIZE_MULTIPLE)
 
 
-def padded_intermediate_size(config: LlamaConfig, ranks: int) -> int:
+def padded_intermediate_size(config: ModelConfig, ranks: int) -> int:
     """I over all ranks: every rank's share rounded up to whole tiles of 128."""
     share = -(-config.intermediate_size // ranks)
     return ranks * _round_up(share, SIZE_MULTIPLE)
@@ -162,7 +124,7 @@ def check_layers_present(
                 )
 
 
-def check_tensor_parallel(config: LlamaConfig, ranks: int) -> None:
+def check_tensor_parallel(config: ModelConfig, ranks: int) -> None:
     """Checks that the model's heads split evenly over the ranks.
 
     Raises:
@@ -179,8 +141,8 @@ def check_tensor_parallel(config: LlamaConfig, ranks: int) -> None:
 
 
 def outline(
-    config: LlamaConfig, dtype: jax.typing.DTypeLike, tensor_parallel: int, tied: bool
-) -> LlamaModel:
+    config: ModelConfig, dtype: jax.typing.DTypeLike, tensor_parallel: int, tied: bool
+) -> PackedModel:
     """The model that `build` makes, with shapes in place of arrays: for compiling before loading.
 
     Args:
@@ -204,8 +166,19 @@ def outline(
     def layers(rows: int, columns: int, kind: jax.typing.DTypeLike = dtype) -> Any:
         return jax.ShapeDtypeStruct((config.num_layers, rows, columns), kind)
 
+    options: dict[str, Any] = {}
+    if config.projection_bias:
+        options["bias_qkvs"] = layers(1, packed)
+    if config.output_bias:
+        options["bias_outs"] = layers(1, hidden)
+    if config.head_norms:
+        for name in ("W_gamma_qs", "W_gamma_ks"):
+            options[name] = layers(1, config.head_size, jnp.float32)
+    if config.post_norms:
+        for name in ("W_gamma_post_attentions", "W_gamma_post_mlps"):
+            options[name] = layers(1, hidden, jnp.float32)
     vocabulary = config.vocabulary_size
-    parameters = LlamaParameters(
+    parameters = ModelParameters(
         layers=TransformerWeights(
             W_qkvs=layers(hidden, packed),
             W_outs=layers(attention, hidden),
@@ -214,16 +187,17 @@ def outline(
             W_downs=layers(intermediate, hidden),
             W_gamma_qkvs=layers(1, hidden, jnp.float32),
             W_gamma_mlps=layers(1, hidden, jnp.float32),
+            **options,
         ),
         embedding=None if tied else jax.ShapeDtypeStruct((vocabulary, hidden), dtype),
         head=jax.ShapeDtypeStruct((hidden, vocabulary), dtype),
         final_gamma=jax.ShapeDtypeStruct((1, hidden), jnp.float32),
     )
-    return LlamaModel(config, parameters, tensor_parallel)
+    return PackedModel(config, parameters, tensor_parallel)
 
 
 def build(
-    config: LlamaConfig,
+    config: ModelConfig,
     layers: Iterable[LayerTensors],
     embedding: np.ndarray,
     head: np.ndarray | None,
@@ -231,7 +205,7 @@ def build(
     dtype: jax.typing.DTypeLike,
     tensor_parallel: int = 1,
     progress: Progress | None = None,
-) -> LlamaModel:
+) -> PackedModel:
     """Packs and pads a checkpoint's tensors.
 
     Args:
@@ -259,34 +233,76 @@ def build(
     hidden = padded_hidden_size(config)
     kind, tied = jnp.dtype(dtype), head is None
     columns = (embedding if head is None else head).T
-    parameters = LlamaParameters(
+    parameters = ModelParameters(
         layers=TransformerWeights(**stacks),
         embedding=None if tied else _padded(embedding, embedding.shape[0], hidden, kind),
         head=_padded(columns, hidden, columns.shape[1], kind),
         final_gamma=_gamma(final_norm, hidden),
     )
-    return LlamaModel(config, parameters, tensor_parallel)
+    return PackedModel(config, parameters, tensor_parallel)
 
 
 def _pack_layer(
-    config: LlamaConfig, tensors: LayerTensors, dtype: np.dtype, ranks: int
+    config: ModelConfig, tensors: LayerTensors, dtype: np.dtype, ranks: int
 ) -> dict[str, np.ndarray]:
     hidden = padded_hidden_size(config)
     intermediate = padded_intermediate_size(config, ranks)
     attention_rows = config.num_heads * config.head_size
-    query, key, value = (
-        jnp.asarray(_padded(matrix.T, hidden, matrix.shape[0], dtype))
-        for matrix in (tensors.query, tensors.key, tensors.value)
-    )
-    return {
-        "W_qkvs": np.asarray(pack_qkv(query, key, value, config.head_size, ranks)),
-        "W_outs": _padded(tensors.output.T, attention_rows, hidden, dtype),
+    # The norms of heads, which are not padded, get the epsilon of the padded hidden size too; with
+    # queries and keys scaled by its root they give the same.
+    scale = float(np.sqrt(config.hidden_size / hidden)) if config.head_norms else 1.0
+    packed = {
+        "W_qkvs": _packed_qkv(
+            config, (tensors.query.T, tensors.key.T, tensors.value.T), hidden, dtype, ranks, scale
+        ),
+        "W_outs": _padded(
+            _scaled(tensors.output.T, config.residual_scale), attention_rows, hidden, dtype
+        ),
         "W_gates": _padded(tensors.gate.T, hidden, intermediate, dtype),
         "W_ups": _padded(tensors.up.T, hidden, intermediate, dtype),
-        "W_downs": _padded(tensors.down.T, intermediate, hidden, dtype),
+        "W_downs": _padded(
+            _scaled(tensors.down.T, config.residual_scale), intermediate, hidden, dtype
+        ),
         "W_gamma_qkvs": _gamma(tensors.attention_norm, hidden),
         "W_gamma_mlps": _gamma(tensors.mlp_norm, hidden),
     }
+    biases = (tensors.query_bias, tensors.key_bias, tensors.value_bias)
+    rows = tuple(bias[np.newaxis] for bias in biases if bias is not None)
+    if rows:
+        packed["bias_qkvs"] = _packed_qkv(config, rows, 1, dtype, ranks, scale)
+    if tensors.output_bias is not None:
+        bias = _scaled(tensors.output_bias[np.newaxis], config.residual_scale)
+        packed["bias_outs"] = _padded(bias, 1, hidden, dtype)
+    for name, gain in (
+        ("W_gamma_post_attentions", tensors.post_attention_norm),
+        ("W_gamma_post_mlps", tensors.post_mlp_norm),
+        ("W_gamma_qs", tensors.query_norm),
+        ("W_gamma_ks", tensors.key_norm),
+    ):
+        if gain is not None:
+            packed[name] = _gamma(gain, hidden if "post" in name else config.head_size)
+    return packed
+
+
+def _packed_qkv(
+    config: ModelConfig,
+    parts: tuple[np.ndarray, ...],
+    rows: int,
+    dtype: np.dtype,
+    ranks: int,
+    scale: float,
+) -> np.ndarray:
+    """Queries', keys' and values' columns packed for the ranks, the first two scaled."""
+    query, key, value = (
+        jnp.asarray(_padded(_scaled(part, factor), rows, part.shape[1], dtype))
+        for part, factor in zip(parts, (scale, scale, 1.0), strict=True)
+    )
+    return np.asarray(pack_qkv(query, key, value, config.head_size, ranks))
+
+
+def _scaled(matrix: np.ndarray, factor: float) -> np.ndarray:
+    """A matrix times a factor, rounded once by the caller."""
+    return matrix if factor == 1 else matrix.astype(np.float32) * np.float32(factor)
 
 
 def _round_up(size: int, multiple: int) -> int:

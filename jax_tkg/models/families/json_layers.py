@@ -1,0 +1,85 @@
+"""Parts of a `config.json` that several families have: windows, biases, activations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jax_tkg.models.config import MULTIPLIER
+from jax_tkg.models.typed_keys import Range, TypedKeys
+
+WINDOW = Range(1, 1 << 24)
+"""Range of a window, in tokens."""
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+
+_ACTIVATIONS = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu2": "relu2",
+}
+"""transformers' names of activations, and the operation's."""
+
+
+def activation(keys: TypedKeys, key: str = "hidden_act", default: str = "silu") -> str:
+    """The activation of the MLP's gate, under the operation's name."""
+    return _ACTIVATIONS[keys.string(key, tuple(_ACTIVATIONS), default)]
+
+
+def biases(keys: TypedKeys, default: bool = False) -> dict[str, bool]:
+    """`attention_bias`: queries, keys, values and attention's output have biases."""
+    has = keys.boolean("attention_bias", default)
+    return {"projection_bias": has, "output_bias": has}
+
+
+def multiplier(keys: TypedKeys, key: str, default: float = 1.0) -> float:
+    """A positive factor."""
+    return keys.number(key, MULTIPLIER, default)
+
+
+def soft_cap(keys: TypedKeys, key: str, default: float) -> float:
+    """A soft cap; 0 for none, which `null` says."""
+    if key not in keys:
+        return 0.0 if keys.states(key) else default
+    return keys.number(key, MULTIPLIER)
+
+
+def are_sliding(keys: TypedKeys, default: Sequence[bool]) -> list[bool]:
+    """Which layers have a window, as `layer_types` says; `default` where it does not say it."""
+    key = "layer_types"
+    if key not in keys:
+        return list(default)
+    types = keys.strings(key)
+    if len(types) != len(default) or not set(types) <= {SLIDING, FULL}:
+        raise keys.error(key, f"{SLIDING!r} or {FULL!r} for each of {len(default)} layers")
+    return [kind == SLIDING for kind in types]
+
+
+def window(keys: TypedKeys, default: int | None = None) -> int | None:
+    """`sliding_window`, in tokens; None for none, which `null` says."""
+    key = "sliding_window"
+    if key not in keys:
+        return None if keys.states(key) else default
+    return keys.integer(key, WINDOW)
+
+
+def window_from_a_layer_on(
+    keys: TypedKeys, num_layers: int, default_first: int = 28
+) -> list[int | None]:
+    """Each layer's window where it holds from layer `max_window_layers` on (Qwen)."""
+    size = window(keys, 4096) if keys.boolean("use_sliding_window", False) else None
+    first = keys.integer("max_window_layers", Range(0, 1 << 12), default_first)
+    default = [size is not None and index >= first for index in range(num_layers)]
+    sliding = are_sliding(keys, default)
+    if any(sliding) and size is None:
+        raise keys.error("layer_types", f"{FULL!r} for each layer, for there is no window")
+    return [size if slides else None for slides in sliding]
+
+
+READS_WINDOWS = frozenset(
+    {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}
+)
+"""Keys that `window_from_a_layer_on` reads."""

@@ -1,0 +1,72 @@
+"""Qwen2, Qwen2.5 and Qwen3, dense."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jax_tkg.models.config import LayerKind
+from jax_tkg.models.families import gguf_layers, json_layers
+from jax_tkg.models.families.family import (
+    NAMES_IN_GGUF,
+    NAMES_IN_JSON,
+    GgufFamily,
+    JsonFamily,
+    Sizes,
+)
+from jax_tkg.models.gguf_file import GgufFile
+from jax_tkg.models.json_rope import read_rope
+from jax_tkg.models.layer_tensors import Storage
+from jax_tkg.models.typed_keys import TypedKeys
+
+
+def _layers(keys: TypedKeys, sizes: Sizes) -> tuple[LayerKind, ...]:
+    rope = read_rope(keys, sizes.head_size)
+    windows = json_layers.window_from_a_layer_on(keys, sizes.num_layers)
+    return tuple(sizes.kind(rope, window) for window in windows)
+
+
+def _qwen2(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
+    return {
+        "layers": _layers(keys, sizes),
+        "activation": json_layers.activation(keys),
+        "projection_bias": True,
+    }
+
+
+def _qwen3(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
+    return {
+        "layers": _layers(keys, sizes),
+        "activation": json_layers.activation(keys),
+        "head_norms": True,
+        **json_layers.biases(keys),
+    }
+
+
+def _qwen2_gguf(file: GgufFile, sizes: Sizes) -> dict[str, Any]:
+    return {
+        "layers": sizes.alike(gguf_layers.read_rope(file, sizes)),
+        **gguf_layers.biases(file),
+    }
+
+
+def _qwen3_gguf(file: GgufFile, sizes: Sizes) -> dict[str, Any]:
+    return _qwen2_gguf(file, sizes) | {"head_norms": True}
+
+
+QWEN2 = JsonFamily(
+    model_type="qwen2",
+    classes=("Qwen2ForCausalLM",),
+    storage=Storage(NAMES_IN_JSON),
+    read=_qwen2,
+    reads=json_layers.READS_WINDOWS,
+)
+QWEN3 = JsonFamily(
+    model_type="qwen3",
+    classes=("Qwen3ForCausalLM",),
+    storage=Storage(NAMES_IN_JSON),
+    read=_qwen3,
+    reads=json_layers.READS_WINDOWS | {"attention_bias"},
+    head_size=128,
+)
+QWEN2_GGUF = GgufFamily("qwen2", Storage(NAMES_IN_GGUF), _qwen2_gguf)
+QWEN3_GGUF = GgufFamily("qwen3", Storage(NAMES_IN_GGUF), _qwen3_gguf)

@@ -1,0 +1,170 @@
+"""One layer as checkpoints hold it, brought into the form that is packed: whatever the family.
+
+Checkpoints differ in names, in which matrices are fused, in the order of a head's features and in
+whether gains are stored less one. `Storage` says how one format holds one family; `separated`
+undoes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from jax_tkg.models.config import ModelConfig
+
+LAYER_NUMBER = r"0|[1-9][0-9]{0,5}"
+"""Regular expression of a layer's number in a tensor's name: no leading zeros."""
+
+FUSED: Mapping[str, tuple[str, ...]] = {
+    "query_key_value": ("query", "key", "value"),
+    "gate_up": ("gate", "up"),
+}
+"""Tensors that some families store as one, rows of the first above those of the next."""
+
+_OF_HEADS = ("query", "key", "query_bias", "key_bias", "query_norm", "key_norm")
+_NORMS = (
+    "attention_norm",
+    "mlp_norm",
+    "query_norm",
+    "key_norm",
+    "post_attention_norm",
+    "post_mlp_norm",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerTensors:
+    """One layer's tensors: matrices are [out, in], NumPy, of any float dtype.
+
+    Features of a query or key head are in the order of contiguous-halves RoPE; see `head_order`.
+    """
+
+    query: np.ndarray
+    key: np.ndarray
+    value: np.ndarray
+    output: np.ndarray
+    gate: np.ndarray
+    up: np.ndarray
+    down: np.ndarray
+    attention_norm: np.ndarray
+    mlp_norm: np.ndarray
+    query_bias: np.ndarray | None = None
+    key_bias: np.ndarray | None = None
+    value_bias: np.ndarray | None = None
+    output_bias: np.ndarray | None = None
+    query_norm: np.ndarray | None = None
+    key_norm: np.ndarray | None = None
+    post_attention_norm: np.ndarray | None = None
+    post_mlp_norm: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """How the files of one format hold the layers of one family.
+
+    Attributes:
+      names: the name of each tensor, within its layer, by the fields of `LayerTensors` or the keys
+        of `FUSED`. There may be more names than a model has tensors.
+      interleaved: whether RoPE turns adjacent features, 2i and 2i + 1, and not i and i + r/2 of the
+        r features that turn.
+      gains_less_one: whether gains of RMSNorms are stored less one.
+    """
+
+    names: Mapping[str, str]
+    interleaved: bool = False
+    gains_less_one: bool = False
+
+    def gain(self, stored: np.ndarray) -> np.ndarray:
+        """The gain of an RMSNorm as it multiplies."""
+        return stored.astype(np.float32) + 1 if self.gains_less_one else stored
+
+
+def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shapes of one layer's tensors, by the fields of `LayerTensors`; absent ones left out."""
+    hidden, intermediate = config.hidden_size, config.intermediate_size
+    query_rows = config.num_heads * config.head_size
+    kv_rows = config.num_kv_heads * config.head_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "query": (query_rows, hidden),
+        "key": (kv_rows, hidden),
+        "value": (kv_rows, hidden),
+        "output": (hidden, query_rows),
+        "gate": (intermediate, hidden),
+        "up": (intermediate, hidden),
+        "down": (hidden, intermediate),
+        "attention_norm": (hidden,),
+        "mlp_norm": (hidden,),
+    }
+    if config.projection_bias:
+        shapes |= {"query_bias": (query_rows,), "key_bias": (kv_rows,), "value_bias": (kv_rows,)}
+    if config.output_bias:
+        shapes |= {"output_bias": (hidden,)}
+    if config.head_norms:
+        shapes |= {"query_norm": (config.head_size,), "key_norm": (config.head_size,)}
+    if config.post_norms:
+        shapes |= {"post_attention_norm": (hidden,), "post_mlp_norm": (hidden,)}
+    return shapes
+
+
+def stored_shapes(config: ModelConfig, storage: Storage) -> dict[str, tuple[int, ...]]:
+    """The shapes in which files hold one layer, by the tensors' names within the layer."""
+    shapes = layer_shapes(config)
+    for fused, parts in FUSED.items():
+        if fused in storage.names:
+            rows = sum(shapes[part][0] for part in parts)
+            shapes[fused] = (rows, *shapes[parts[0]][1:])
+            for part in parts:
+                del shapes[part]
+    return {storage.names[field]: shape for field, shape in shapes.items()}
+
+
+def separated(
+    config: ModelConfig, storage: Storage, stored: Mapping[str, np.ndarray]
+) -> LayerTensors:
+    """One layer from its tensors as `stored_shapes` names them."""
+    fields = {name: field for field, name in storage.names.items()}
+    tensors = {fields[name]: tensor for name, tensor in stored.items()}
+    shapes = layer_shapes(config)
+    for fused, parts in FUSED.items():
+        if fused in tensors:
+            ends = np.cumsum([shapes[part][0] for part in parts])[:-1]
+            tensors |= zip(parts, np.split(tensors.pop(fused), ends), strict=True)
+    for field in _NORMS:
+        if field in tensors:
+            tensors[field] = storage.gain(tensors[field])
+    order = head_order(config.head_size, config.rotary_size, storage.interleaved)
+    if order is not None:
+        for field in _OF_HEADS:
+            if field in tensors:
+                tensors[field] = _reordered(tensors[field], order)
+    return LayerTensors(**tensors)
+
+
+def head_order(head_size: int, rotary_size: int, interleaved: bool) -> np.ndarray | None:
+    """Which stored feature of a head each feature of contiguous-halves RoPE is.
+
+    RoPE of the operation turns features i and i + d/2. Of a head whose first r features turn, the
+    first of each pair come first, then half of the features that stay as they are; then the second
+    of each pair, and the other half.
+
+    Args:
+      head_size: d.
+      rotary_size: r, the features that turn.
+      interleaved: whether a pair is stored as 2i and 2i + 1, and not as i and i + r/2.
+
+    Returns:
+      [d] indices, or None if the order is the stored one.
+    """
+    rotary = np.arange(rotary_size)
+    pairs = rotary.reshape(-1, 2).T if interleaved else rotary.reshape(2, -1)
+    still = np.arange(rotary_size, head_size).reshape(2, -1)
+    order = np.concatenate([pairs, still], axis=1).reshape(-1)
+    return None if (order == np.arange(head_size)).all() else order
+
+
+def _reordered(tensor: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """A tensor whose rows are the features of one or more heads, in another order in each head."""
+    heads = tensor.reshape(-1, order.size, *tensor.shape[1:])
+    return heads[:, order].reshape(tensor.shape)

@@ -1,0 +1,168 @@
+"""Every family, judged by transformers: chunks of a prompt, single steps, GGUF files, two ranks."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jax_tkg.models import gguf, safetensors
+from jax_tkg.models.config import ModelConfig
+from jax_tkg.models.forward import ModelForward
+from jax_tkg.models.packing import PackedModel
+from tests.models import devices, files
+from tests.models.families import gguf_files
+from tests.models.families.tiny_families import FAMILIES, Family, tokens
+
+torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.oracle
+
+GIVEN, CHOSEN = 136, 64
+"""Tokens of the text that are given, and those after them that the model chooses."""
+
+CAPACITY = 256
+CHUNK = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What transformers makes of a text.
+
+    Attributes:
+      tokens: [n], the given ones, then the greedy choice after each.
+      logits: [n, V] after each.
+    """
+
+    tokens: np.ndarray
+    logits: np.ndarray
+
+
+def _expected(model: Any) -> Expected:
+    text = torch.tensor([tokens(GIVEN)])
+    with torch.no_grad():
+        cache = None
+        step = text
+        for _ in range(CHOSEN):
+            result = model(step, past_key_values=cache, use_cache=True)
+            cache = result.past_key_values
+            step = result.logits[:, -1:].argmax(-1)
+            text = torch.cat([text, step], dim=1)
+        logits = model(text).logits[0]
+    return Expected(text[0].numpy(), logits.numpy())
+
+
+def _chunks(forward: ModelForward, text: np.ndarray) -> np.ndarray:
+    """Logits [n, V] of a text that is read `CHUNK` tokens a call."""
+
+    @jax.jit
+    def run(parameters: Any, caches: Any, chunks: jax.Array) -> jax.Array:
+        def body(state: Any, chunk: jax.Array) -> Any:
+            length, caches = state
+            lengths, counts = jnp.full((1,), length), jnp.full((1,), CHUNK)
+            hidden, *caches = forward.hidden(
+                parameters, chunk[None], lengths, counts, *caches, CAPACITY
+            )
+            return (length + CHUNK, tuple(caches)), forward.logits(parameters, hidden)[0]
+
+        return jax.lax.scan(body, (jnp.int32(0), caches), chunks)[1]
+
+    chunks = jnp.asarray(text, jnp.int32).reshape(-1, CHUNK)
+    return np.concatenate(run(forward.parameters, forward.caches(1, CAPACITY), chunks))
+
+
+def _steps(forward: ModelForward, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [n] and logits [n, V] where each call reads one token and chooses the next."""
+
+    @jax.jit
+    def run(parameters: Any, caches: Any, given: jax.Array) -> Any:
+        def body(state: Any, given_token: jax.Array) -> Any:
+            length, token, caches = state
+            token = jnp.where(length < GIVEN, given_token, token)
+            lengths, counts = jnp.full((1,), length), jnp.ones((1,), jnp.int32)
+            hidden, *caches = forward.hidden(
+                parameters, token[None, None], lengths, counts, *caches, CAPACITY
+            )
+            logits = forward.logits(parameters, hidden)[0, 0]
+            chosen = jnp.argmax(logits).astype(jnp.int32)
+            return (length + 1, chosen, tuple(caches)), (token, logits)
+
+        start = (jnp.int32(0), jnp.int32(0), caches)
+        return jax.lax.scan(body, start, given)[1]
+
+    padded = jnp.asarray(np.pad(given, (0, CHOSEN)), jnp.int32)
+    read, logits = run(forward.parameters, forward.caches(1, CAPACITY), padded)
+    return np.asarray(read), np.asarray(logits)
+
+
+class FamiliesTest(parameterized.TestCase):
+    @parameterized.named_parameters(FAMILIES.items())
+    def test_equal_transformers(self, family: Family) -> None:
+        folder = files.folder(self)
+        model = family.model()
+        model.save_pretrained(folder)
+        expected = _expected(model)
+        forward = ModelForward(safetensors.load(folder, "float32"), capacity=CAPACITY)
+        with self.subTest("steps"):
+            text, logits = _steps(forward, expected.tokens[:GIVEN])
+            self.assertEqual(text.tolist(), expected.tokens.tolist())
+            self.assert_close(logits, expected.logits)
+        for ranks in (1, 2):
+            with self.subTest("chunks", ranks=ranks):
+                packed = safetensors.load(folder, "float32", ranks)
+                split = ModelForward(packed, devices.mesh(ranks), capacity=CAPACITY)
+                self.assert_close(_chunks(split, expected.tokens), expected.logits)
+        if family.architecture is not None:
+            with self.subTest("gguf"):
+                path = folder / "model.gguf"
+                gguf_files.write(path, model, family.architecture)
+                self.assert_same(path, forward.model)
+
+    def assert_close(self, actual: np.ndarray, expected: np.ndarray) -> None:
+        self.assertLess(np.abs(actual - expected).max(), 1e-4 * np.abs(expected).max())
+
+    def assert_same(self, path: pathlib.Path, model: PackedModel) -> None:
+        """A GGUF file gives the model that the folder gives."""
+        loaded = gguf.load(gguf.GgufFile(path), "float32")
+        np.testing.assert_allclose(
+            _numbers(loaded.config), _numbers(model.config), rtol=1e-6, atol=0
+        )
+        self.assertEqual(_words(loaded.config), _words(model.config))
+        self.assertEqual(
+            jax.tree.structure(loaded.parameters), jax.tree.structure(model.parameters)
+        )
+        for actual, expected in zip(
+            jax.tree.leaves(loaded.parameters), jax.tree.leaves(model.parameters), strict=True
+        ):
+            np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
+
+
+def _numbers(config: ModelConfig) -> list[float]:
+    """The floats of a configuration, which GGUF files hold in float32."""
+    floats = [v for v in dataclasses.asdict(config).values() if isinstance(v, float)]
+    for kind in config.kinds:
+        rope = kind.rope
+        floats += [*rope.frequencies, *rope.long_frequencies, rope.concentration]
+    # None and head_size**-0.5 are the same scale.
+    return [*floats, config.softmax_scale or config.head_size**-0.5]
+
+
+def _words(config: ModelConfig) -> dict[str, Any]:
+    """Everything else."""
+    fields = dataclasses.asdict(config)
+    rest = {k: v for k, v in fields.items() if not isinstance(v, float)}
+    del rest["layers"], rest["vocabulary_size"]
+    rest.pop("softmax_scale", None)
+    return rest | {
+        "layer_kinds": config.layer_kinds,
+        "windows": [(kind.window, len(kind.rope.frequencies)) for kind in config.kinds],
+    }
+
+
+if __name__ == "__main__":
+    absltest.main()
