@@ -87,6 +87,11 @@ class ModelForward:
             # What is computed between the calls of the primitive is left to the compiler to split.
             axis_types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
             mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=axis_types)
+        if len(model.config.kinds) > 1 or model.config.kinds[0].window is not None:
+            raise ValueError(
+                f"model: expected layers of one kind, without windows, got "
+                f"{len(model.config.kinds)} kinds"
+            )
         self.model = model
         self.mesh = mesh
         self.implementation = implementation

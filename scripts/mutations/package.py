@@ -409,7 +409,7 @@ PACKAGE: tuple[Mutation, ...] = (
     ),
     Mutation(
         "two descriptions of RoPE may differ",
-        "models/json_config.py",
+        "models/json_rope.py",
         "if len(described) == 2 and described[0] != described[1]:",
         "if False:",
         (
@@ -419,9 +419,9 @@ PACKAGE: tuple[Mutation, ...] = (
     ),
     Mutation(
         "GGUF drops linear scaling beside factors",
-        "models/gguf_config.py",
-        "tuple(linear * factor for",
-        "tuple(factor for",
+        "models/families/gguf_layers.py",
+        "[factor * divisor for divisor in stored]",
+        "stored",
         ("models/test_gguf.py",),
     ),
     Mutation(
