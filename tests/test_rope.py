@@ -20,12 +20,12 @@ class FrequenciesTest(parameterized.TestCase):
         expected = [1 / theta ** (2 * i / d) for i in range(d // 2)]
         np.testing.assert_allclose(rope.rope_frequencies(d, theta), expected, rtol=1e-14)
 
-    @pytest.mark.oracle
     @parameterized.parameters(
         (128, 500000.0, 8.0, 1.0, 4.0, 8192),
         (64, 500000.0, 32.0, 1.0, 4.0, 8192),
         (64, 10000.0, 4.0, 2.0, 8.0, 1024),
     )
+    @pytest.mark.oracle
     def test_llama3_as_in_transformers(
         self, d: int, theta: float, factor: float, low: float, high: float, original: int
     ) -> None:

@@ -6,9 +6,8 @@ import pathlib
 from collections.abc import Mapping
 
 import tokenizers
-from tokenizers import decoders
 
-from jax_tkg.models import json_config
+from jax_tkg.models import json_config, spelling
 from jax_tkg.models.chat import ChatTemplate
 from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.folder import ModelFolder
@@ -38,37 +37,36 @@ def read_tokenizer(path: pathlib.Path) -> Tokenizer:
       path: the folder.
 
     Raises:
-      ModelError: the tokenizer is missing or damaged, or no byte-level BPE.
+      ModelError: the tokenizer is missing or damaged, or neither byte-level nor SentencePiece BPE.
     """
     folder = ModelFolder(path)
+    content = folder.json(_TOKENIZER)
     backend = _backend(folder)
+    spelled = spelling.of_decoder(content.raw("decoder"))
+    if spelled is None:
+        raise content.error("decoder", spelling.DECODERS)
     described = folder.optional_json(_DESCRIPTION)
     special_tokens = _special_tokens(folder.optional_json(_SPECIAL_TOKENS))
     special_tokens |= _special_tokens(described)
+    _add_tokens(backend, described, special_tokens)
     return Tokenizer(
         backend,
-        begin_token=_begin_token(folder, backend),
+        begin_tokens=_begin_tokens(backend),
         stop_tokens=_stop_tokens(folder, backend, special_tokens.get("eos_token")),
         chat_template=_chat_template(folder, described, special_tokens),
+        spelling=spelled,
     )
 
 
 def _backend(folder: ModelFolder) -> tokenizers.Tokenizer:
-    folder.json(_TOKENIZER)
-    path = folder.file(_TOKENIZER)
     try:
         backend = tokenizers.Tokenizer.from_str(folder.text(_TOKENIZER))
     # The package raises plain Exception for whatever is wrong with the file.
     except Exception as error:
         raise ModelError(
-            f"{path}: expected a tokenizer of the tokenizers package, got the error "
-            f"{one_line(error)!r}"
+            f"{folder.file(_TOKENIZER)}: expected a tokenizer of the tokenizers package, got the "
+            f"error {one_line(error)!r}"
         ) from error
-    if not isinstance(backend.decoder, decoders.ByteLevel):
-        raise ModelError(
-            f"{path}: decoder: expected ByteLevel, of byte-level BPE (SentencePiece and other "
-            f"vocabularies are not supported), got {type(backend.decoder).__name__}"
-        )
     # The file may hold those of the model's training, which cut prompts without a word.
     backend.no_truncation()
     backend.no_padding()
@@ -120,15 +118,47 @@ def _stop_tokens(
     return sorted(stops)
 
 
-def _begin_token(folder: ModelFolder, backend: tokenizers.Tokenizer) -> int | None:
-    """The token that the tokenizer's post-processor puts before a text."""
-    added = backend.encode("", add_special_tokens=True).ids
-    if len(added) > 1:
-        raise ModelError(
-            f"{folder.path / _TOKENIZER}: post_processor: expected one token at most, got "
-            f"{len(added)}"
-        )
-    return added[0] if added else None
+def _add_tokens(
+    backend: tokenizers.Tokenizer,
+    described: TypedKeys,
+    special_tokens: Mapping[str, str | list[str]],
+) -> None:
+    """Adds what only the files beside `tokenizer.json` say of tokens that are matched whole."""
+    decoder = described.object("added_tokens_decoder")
+    whole = set(backend.get_added_tokens_decoder())
+    for index in decoder:
+        text = _token_text(decoder, index, decoder.raw(index))
+        known = backend.token_to_id(text)
+        if known in whole:
+            continue
+        size = backend.get_vocab_size()
+        if index != str(size if known is None else known):
+            raise decoder.error(index, f"the id of {text!r}, {size if known is None else known}")
+        flags = {
+            name: decoder.object(index).boolean(name, default=False)
+            for name in ("lstrip", "rstrip", "single_word", "normalized", "special")
+        }
+        add = backend.add_special_tokens if flags["special"] else backend.add_tokens
+        add([tokenizers.AddedToken(text, **flags)])
+    added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    for named in special_tokens.values():
+        for text in [named] if isinstance(named, str) else named:
+            token = added.get(text, tokenizers.AddedToken(text, normalized=False))
+            # Tokens that are not in the vocabulary have no embedding.
+            if not token.special and backend.token_to_id(text) is not None:
+                token.special = True
+                backend.add_special_tokens([token])
+
+
+def _begin_tokens(backend: tokenizers.Tokenizer) -> list[int]:
+    """The tokens that the post-processor puts before a text.
+
+    `add_bos_token` of `tokenizer_config.json` changes nothing beside a `tokenizer.json`, as in
+    transformers.
+    """
+    whole, text = (backend.encode("a", add_special_tokens=added).ids for added in (True, False))
+    ends = (end for end in range(len(whole)) if whole[end : end + len(text)] == text)
+    return whole[: next(ends, 0)]
 
 
 def _chat_template(

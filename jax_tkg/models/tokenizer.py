@@ -1,4 +1,4 @@
-"""Text to token ids and back, for byte-level BPE vocabularies."""
+"""Text to token ids and back."""
 
 from __future__ import annotations
 
@@ -8,36 +8,22 @@ from collections.abc import Mapping, Sequence
 import tokenizers
 
 from jax_tkg.models.chat import ChatTemplate
-
-
-def _alphabet() -> dict[str, int]:
-    """The byte that each character of a byte-level vocabulary stands for.
-
-    Bytes that are printable in Latin-1 stand for themselves; the others are numbered from U+0100
-    (Radford et al. 2019, the encoder published with GPT-2).
-    """
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(0x100) if byte not in printable]
-    characters = {chr(byte): byte for byte in printable}
-    characters.update((chr(0x100 + index), byte) for index, byte in enumerate(others))
-    return characters
-
-
-_BYTE_OF_CHARACTER = _alphabet()
+from jax_tkg.models.spelling import BYTE_LEVEL, Spelling
 
 
 class Tokenizer:
-    """A byte-level BPE tokenizer with what generation needs to know of it.
+    """A tokenizer with what generation needs to know of it.
 
     Args:
       backend: the tokenizer of the `tokenizers` package, special tokens added.
-      begin_token: id that every text begins with, or None.
+      begin_tokens: ids that every text begins with.
       stop_tokens: ids that end a text.
       chat_template: how to speak to the model in turns, or None.
+      spelling: how the vocabulary's entries spell bytes.
       same_text: ids that the backend does not know, and for each one that has the same text.
 
     Attributes:
-      begin_token: as given.
+      begin_tokens: as given.
       stop_tokens: as given.
       chat_template: as given.
     """
@@ -45,28 +31,35 @@ class Tokenizer:
     def __init__(
         self,
         backend: tokenizers.Tokenizer,
-        begin_token: int | None = None,
+        begin_tokens: Sequence[int] = (),
         stop_tokens: Sequence[int] = (),
         chat_template: ChatTemplate | None = None,
+        spelling: Spelling = BYTE_LEVEL,
         same_text: Mapping[int, int] | None = None,
     ):
         self._backend = backend
-        self.begin_token = begin_token
+        self.begin_tokens = tuple(begin_tokens)
         self.stop_tokens = tuple(stop_tokens)
         self.chat_template = chat_template
+        self._drops_space = spelling.drops_space
         added = backend.get_added_tokens_decoder()
-        self._bytes = {index: _bytes_of(token) for token, index in backend.get_vocab(False).items()}
+        vocabulary = backend.get_vocab(False)
+        self._bytes = {index: spelling.bytes_of(entry) for entry, index in vocabulary.items()}
         for index, token in added.items():
-            self._bytes[index] = b"" if token.special else token.content.encode()
+            self._bytes[index] = b"" if token.special else spelling.added_bytes_of(token.content)
         for index, other in (same_text or {}).items():
             self._bytes[index] = self._bytes[other]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text; special tokens written out in it are recognized."""
+        """Token ids of a prompt.
+
+        Special tokens written out in the text are recognized. `begin_tokens` are put before the
+        text unless it begins with them, as the text of a chat template may. No end token is put
+        after it, whatever the model's files say: the model is to continue the text.
+        """
         ids = list(self._backend.encode(text, add_special_tokens=False).ids)
-        if self.begin_token is not None and ids[:1] != [self.begin_token]:
-            ids = [self.begin_token, *ids]
-        return ids
+        begin = list(self.begin_tokens)
+        return ids if ids[: len(begin)] == begin else begin + ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens.
@@ -76,13 +69,15 @@ class Tokenizer:
         Raises:
           ValueError: as `bytes_of`.
         """
-        return self.bytes_of(ids).decode("utf-8", "replace")
+        stream = self.stream()
+        return stream.add(ids) + stream.finish()
 
     def bytes_of(self, ids: Sequence[int]) -> bytes:
         """The bytes of token ids, without special tokens.
 
         Ids past the vocabulary's end have no bytes: a model's vocabulary may be padded to a rounder
-        size than the tokenizer's, and such an id be drawn.
+        size than the tokenizer's, and such an id be drawn. The space that encoding puts before a
+        text is among the bytes.
 
         Raises:
           ValueError: an id is negative.
@@ -94,26 +89,33 @@ class Tokenizer:
 
     def stream(self) -> TokenStream:
         """A decoder that takes tokens one at a time."""
-        return TokenStream(self)
-
-
-def _bytes_of(token: str) -> bytes:
-    """A vocabulary entry as bytes; one that is not in the byte alphabet is text itself."""
-    if all(character in _BYTE_OF_CHARACTER for character in token):
-        return bytes(_BYTE_OF_CHARACTER[character] for character in token)
-    return token.encode()
+        return TokenStream(self, self._drops_space)
 
 
 class TokenStream:
-    """Text of tokens as they come; a character is held back until all its bytes are there."""
+    """Text of tokens as they come; a character is held back until all its bytes are there.
 
-    def __init__(self, tokenizer: Tokenizer):
+    Args:
+      tokenizer: the tokenizer.
+      drops_space: whether a space at the start of the text is dropped.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, drops_space: bool = False):
         self._tokenizer = tokenizer
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._drops_space = drops_space
 
     def step(self, token: int) -> str:
         """The text that became complete with this token; may be empty."""
-        return self._decoder.decode(self._tokenizer.bytes_of([token]))
+        return self.add([token])
+
+    def add(self, tokens: Sequence[int]) -> str:
+        """The text that became complete with these tokens; may be empty."""
+        text = self._decoder.decode(self._tokenizer.bytes_of(tokens))
+        if text and self._drops_space:
+            self._drops_space = False
+            text = text.removeprefix(" ")
+        return text
 
     def finish(self) -> str:
         """What is left at the end: bytes that form no character come out as U+FFFD."""

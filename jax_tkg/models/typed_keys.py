@@ -142,14 +142,14 @@ class TypedKeys:
         raise self.error(key, f"a list of integers from {limits}")
 
     def numbers(self, key: str, limits: Range, count: int) -> list[float]:
-        """A list of `count` numbers, each in the range. See `integer`."""
+        """A list of `count` finite numbers, each in the range. See `number`."""
+        value = self._values.get(key)
         in_range = _is_number(limits)
-
-        def fits(value: Any) -> bool:
-            return isinstance(value, list) and len(value) == count and all(map(in_range, value))
-
-        value = self._checked(key, f"a list of {count} numbers from {limits}", fits)
-        return [float(number) for number in value]
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iuf":
+            value = value.tolist()
+        if isinstance(value, list) and len(value) == count and all(map(in_range, value)):
+            return [float(number) for number in value]
+        raise self.error(key, f"a list of {count} numbers from {limits}")
 
     def flags(self, key: str, count: int) -> list[bool]:
         """A list of `count` values, each true, false, 1 or 0. See `integer`."""

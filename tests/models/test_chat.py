@@ -44,8 +44,8 @@ class RenderTest(parameterized.TestCase):
     def test_renders(self, source: str, expected: str) -> None:
         self.assertEqual(_render(source), expected)
 
-    @pytest.mark.oracle
     @parameterized.named_parameters(*CASES)
+    @pytest.mark.oracle
     def test_transformers_makes_the_same_text(self, source: str, expected: str) -> None:
         templates = pytest.importorskip("transformers.utils.chat_template_utils")
         texts, _ = templates.render_jinja_template(

@@ -179,9 +179,19 @@ class MetadataTest(parameterized.TestCase):
         self.assertIsNone(_tokenizer(tokenizer__chat_template=None).chat_template)
 
     @parameterized.named_parameters(
-        ("pre", {"pre": "qwen2"}, "tokenizer.ggml.pre: expected one of gpt-2, smollm, llama-bpe"),
+        ("pre", {"pre": "mpt"}, "tokenizer.ggml.pre: expected one of gpt-2, smollm, .*, got 'mpt'"),
         ("no_pre", {"pre": None}, "tokenizer.ggml.pre: expected a string, but the key is"),
-        ("model", {"model": "llama"}, "expected 'gpt2', byte-level BPE .Sent.*, got 'llama'"),
+        ("model", {"model": "t5"}, "expected 'gpt2', byte-level BPE, or 'llama', .*, got 't5'"),
+        (
+            "begin",
+            {"add_bos_token": True},
+            "bos_token_id: expected the id of the token that",
+        ),
+        (
+            "scores",
+            {"model": "llama"},
+            "expected a token for every byte, got none for <0x00>",
+        ),
         ("no_tokens", {"tokens": None}, "tokenizer.ggml.tokens: expected a list of str"),
         ("no_merges", {"merges": None}, "tokenizer.ggml.merges: expected a list of str"),
         ("merges", {"merges": ["foo bar"]}, "ggml.merges: expected pairs .*Token `foo` out of voc"),

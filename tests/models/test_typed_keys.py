@@ -19,6 +19,7 @@ READERS = {
     "choice": lambda keys: keys.string("key", ("silu", "swish")),
     "strings": lambda keys: keys.strings("key"),
     "integers": lambda keys: keys.integers("key", Range(1, 8)),
+    "numbers": lambda keys: keys.numbers("key", Range(0.5, 8.0), 2),
     "integer_or_integers": lambda keys: keys.integer_or_integers("key", Range(1, 8)),
     "object": lambda keys: list(keys.object("key")),
 }
@@ -30,6 +31,7 @@ FITTING: dict[str, list[Any]] = {
     "choice": ["silu", "swish"],
     "strings": [[], ["x", "y"]],
     "integers": [[], [1, 8], np.array([1, 8], np.uint32)],
+    "numbers": [[1.0, 8], np.array([1.0, 2.0], np.float32), np.array([1, 2], np.int32)],
     "integer_or_integers": [1, [2, 3]],
     "object": [{}],
 }
@@ -42,6 +44,7 @@ ALSO_FITTING: dict[str, list[Any]] = {
     "number": [8, 1.0],
     "string": ["silu", "two", "\ud800"],
     "integers": [[1]],
+    "numbers": [np.array([1.0, 2.0], np.float32)],
     "integer_or_integers": [8, [], [1]],
     "strings": [["x"]],
     "object": [None, {"a": 1}],
