@@ -115,10 +115,10 @@ class ConfigTest(_FolderTest):
             {"num_key_value_heads": 4},
         ),
         ("odd", "head_dim: expected an even number, got 15", {"head_dim": 15}),
-        ("wide", "head_dim: expected an integer from 2 to 128, got 256", {"head_dim": 256}),
+        ("wide", "head_dim: expected an integer from 2 to 256, got 258", {"head_dim": 258}),
         (
             "uneven",
-            "head_dim: expected an even integer from 2 to 128 .* but the key is missing",
+            "head_dim: expected an even integer from 2 to 256 .* but the key is missing",
             {"head_dim": None, "num_attention_heads": 7, "num_key_value_heads": 7},
         ),
         ("eps_text", "rms_norm_eps: expected a number from 1e-15 to 1.0, got 'small'",
