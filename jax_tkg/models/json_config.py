@@ -59,6 +59,9 @@ _NEUTRAL: dict[str, Any] = {
     "compression_config": (),
     "sliding_window": (),
     "rope_interleaved": False,
+    "use_mrope": False,
+    "position_embedding_type": "rope",
+    "use_bidirectional_attention": False,
     "partial_rotary_factor": 1.0,
     "rotary_pct": 1.0,
     "attention_multiplier": (),
@@ -103,10 +106,11 @@ _HARMLESS = frozenset(
 """Keys whose names speak of arithmetic that they do not change."""
 
 _ARITHMETIC = re.compile(
-    r"(?:^|[^a-z])(?:act|activation|alibi|bias|cap|capping|chunk|clamp|clip|experts?|gating|"
-    r"interleaved?|layernorm|lora|moe|multiplier|norm|parallel|qk|quant|quantization|quantized|"
-    r"residual|rope|rotary|router|scalar|scale|scaling|skip|softcap|softcapping|sparse|sparsity|"
-    r"swiglu|tuning|windows?|yarn)(?:$|[^a-z])"
+    r"(?:^|[^a-z])(?:act|activation|alibi|altup|bias|bidirectional|cap|capping|chunk|clamp|clip|"
+    r"conv|experts?|gating|interleaved?|laurel|layernorm|linear|lora|mamba|moe|mrope|multiplier|"
+    r"nope|norm|parallel|qk|quant|quantization|quantized|residual|rope|rotary|router|scalar|scale|"
+    r"scaling|shared|sinks?|skip|softcap|softcapping|sparse|sparsity|swiglu|tuning|windows?|yarn)"
+    r"(?:$|[^a-z])"
 )
 """Words of the names of keys that change the arithmetic of some model."""
 
