@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jax_tkg import (
         bits,
         caches,
+        kinds,
         limits,
         masks,
         models,
@@ -38,6 +39,7 @@ __all__ = [
     "caches",
     "dry_run",
     "explain",
+    "kinds",
     "limits",
     "masks",
     "models",

@@ -134,7 +134,7 @@ def transformer_tkg(
       layer_kinds: the kind of each layer, such as (0, 0, 1, 0, 0, 1). `RoPE_cos`, `RoPE_sin`,
         `mask_cache`, `mask_active` and `position_ids` may then each be a tuple with an entry for
         each kind, and S_ctx and S_max may differ from kind to kind: so layers with sliding windows
-        have short caches (`jax_tkg.windows`). Stacked caches are one array, or a sequence with one
+        have short caches (`jax_tkg.kinds`). Stacked caches are one array, or a sequence with one
         array of the kind's layers, [L_kind, B, k, d, S_max], for each kind. None: all layers are
         alike.
 

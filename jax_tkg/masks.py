@@ -26,12 +26,72 @@ def cache_mask(
     return jnp.broadcast_to(filled[:, :, None, None], shape).astype(dtype)
 
 
+def window_mask(
+    lengths: jax.Array,
+    window: int,
+    S_ctx: int,
+    q: int,
+    S_tkg: int,
+    S_max: int | None = None,
+    dtype: jax.typing.DTypeLike = jnp.bool_,
+) -> jax.Array:
+    """Mask of a sliding window over a cache that may be a ring.
+
+    The query at position t attends the positions from t - window + 1 to t: `window` tokens, itself
+    included, as Hugging Face's `sliding_window` does. Slot j of a ring holds the latest position p
+    before the new tokens for which p % S_max == j. The new tokens are `active_mask`'s.
+
+    Args:
+      lengths: [B] integers, tokens of each sequence before this step; the new tokens have the
+        positions from there on.
+      window: W, in tokens.
+      S_ctx: context bucket; cache slots covered by the mask. S_max, unless no length exceeds it.
+      q: query heads per rank.
+      S_tkg: S, new tokens.
+      S_max: slots of the cache; None: S_ctx. A ring has at least W - 1 of them.
+      dtype: dtype of the mask.
+
+    Returns:
+      [S_ctx, B, q, S].
+
+    Raises:
+      ValueError: the window is not positive, S_ctx > S_max, or S_max < window - 1.
+    """
+    S_max = S_ctx if S_max is None else S_max
+    if window < 1:
+        raise ValueError(f"window: expected at least 1, got {window}")
+    if not S_ctx <= S_max:
+        raise ValueError(f"S_ctx: expected at most S_max = {S_max}, got {S_ctx}")
+    if S_max < window - 1:
+        raise ValueError(f"S_max: expected at least window - 1 = {window - 1}, got {S_max}")
+    position = ring_positions(lengths, S_max)[:, :S_ctx].T
+    query = jnp.asarray(lengths, jnp.int32)[:, None] + jnp.arange(S_tkg, dtype=jnp.int32)
+    attended = (position >= 0)[:, :, None] & (position[:, :, None] > query[None] - window)
+    shape = (S_ctx, attended.shape[1], q, S_tkg)
+    return jnp.broadcast_to(attended[:, :, None], shape).astype(dtype)
+
+
+def ring_positions(lengths: jax.Array, S_max: int) -> jax.Array:
+    """The position that each slot of a ring holds: the latest of those that share the slot.
+
+    Args:
+      lengths: [B] integers, tokens of each sequence.
+      S_max: slots of the ring.
+
+    Returns:
+      [B, S_max] int32; negative for a slot without a token.
+    """
+    last = jnp.asarray(lengths, jnp.int32)[:, None] - 1
+    return last - (last - jnp.arange(S_max, dtype=jnp.int32)) % S_max
+
+
 def active_mask(
     S_tkg: int,
     B: int,
     q: int,
     new_lengths: jax.Array | None = None,
     dtype: jax.typing.DTypeLike = jnp.bool_,
+    window: int | None = None,
 ) -> jax.Array:
     """Causal mask over the new tokens.
 
@@ -42,12 +102,15 @@ def active_mask(
       new_lengths: [B] integers, how many of the S new tokens of each sequence are real (the first
         ones), or None where all are. Padding attends nothing, nor is it attended.
       dtype: dtype of the mask.
+      window: W, how many tokens a query attends at most, itself included; None: all.
 
     Returns:
-      [S (key), B, q, S (query)]: key <= query, both real.
+      [S (key), B, q, S (query)]: key <= query, both real, and query - key < window.
     """
     token = jnp.arange(S_tkg)
     causal = token[:, None, None] <= token[None, None, :]
+    if window is not None:
+        causal = causal & (token[:, None, None] > token[None, None, :] - window)
     mask = jnp.broadcast_to(causal, (S_tkg, B, S_tkg))
     if new_lengths is not None:
         real = _below(new_lengths, S_tkg)

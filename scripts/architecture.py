@@ -43,8 +43,8 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
     ),
     (
         (
-            "caches masks rope weights quantize sharding",
-            ("caches", "masks", "rope", "weights", "quantize", "sharding"),
+            "masks caches rope kinds weights quantize sharding",
+            ("masks", "caches", "rope", "kinds", "weights", "quantize", "sharding"),
             0,
             13,
         ),
@@ -66,7 +66,7 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
 
 DESCRIPTIONS = {
     "generate, fetch_model": "Commands: a model writes text.",
-    "caches masks rope weights quantize sharding": "Helpers of a decode loop.",
+    "masks caches rope kinds weights quantize sharding": "Helpers of a decode loop.",
     "api, output_head": "transformer_tkg, explain; a model's logits.",
     "hardware, limits, installed_nki": "Trainium's numbers; sizes; whether AWS's nki is here.",
     "simulator: launch, install, check_language": "Runs kernels; takes the place of nki.",

@@ -37,9 +37,10 @@ ROOMS = (
     # One call as data, and the public helpers.
     "jax_tkg.bits",
     "jax_tkg.call",
-    "jax_tkg.caches",
     "jax_tkg.masks",
+    "jax_tkg.caches",
     "jax_tkg.rope",
+    "jax_tkg.kinds",
     "jax_tkg.weights",
     "jax_tkg.quantize",
     "jax_tkg.sharding",

@@ -33,6 +33,35 @@ class MasksTest(parameterized.TestCase):
             expected = key <= query < lengths[b]
             self.assertEqual(bool(mask[key, b, h, query]), expected)
 
+    @parameterized.parameters((4, 4, 6), (1, 8, 8), (7, 3, 16))
+    def test_window_mask(self, window: int, S: int, S_max: int) -> None:
+        """Against a ring into which positions are written one after the other."""
+        lengths = [0, 3, 11, 16, 40]
+        held = np.full((len(lengths), S_max), -1)
+        for b, length in enumerate(lengths):
+            for position in range(length):
+                held[b, position % S_max] = position
+        np.testing.assert_array_equal(
+            np.maximum(masks.ring_positions(jnp.asarray(lengths), S_max), -1), held
+        )
+        for S_ctx in (S_max, 4):
+            mask = masks.window_mask(jnp.asarray(lengths), window, S_ctx, 2, S, S_max)
+            self.assertEqual(mask.shape, (S_ctx, len(lengths), 2, S))
+            for slot, b, h, s in itertools.product(*map(range, mask.shape)):
+                distance = lengths[b] + s - held[b, slot]
+                expected = held[b, slot] >= 0 and distance < window
+                self.assertEqual(bool(mask[slot, b, h, s]), expected)
+
+    @parameterized.parameters((1, 0, 8), (9, 8, 7), (3, 8, 4))
+    def test_windows_that_cannot_be(self, S_ctx: int, window: int, S_max: int) -> None:
+        with self.assertRaisesRegex(ValueError, "(window|S_ctx|S_max): expected at (least|most)"):
+            masks.window_mask(jnp.zeros(1, jnp.int32), window, S_ctx, 1, 1, S_max)
+
+    def test_active_mask_of_a_window(self) -> None:
+        mask = masks.active_mask(5, 1, 1, window=2)[:, 0, 0]
+        for key, query in itertools.product(range(5), repeat=2):
+            self.assertEqual(bool(mask[key, query]), 0 <= query - key < 2)
+
     @parameterized.parameters((6, 2), (3, 3))
     def test_unified_mask(self, S_ctx: int, S: int) -> None:
         lengths = [0, 2, 9]

@@ -1,0 +1,145 @@
+"""Sliding windows in rings: token by token as all tokens at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import jax_tkg
+from jax_tkg.caches import allocate_caches
+from jax_tkg.kinds import Kind, step_inputs
+from jax_tkg.rope import rope_frequencies
+from tests import cases
+
+WINDOW = 6
+KINDS = (0, 1, 0)
+SHAPE = cases.Shape(q=2, k=1, L=3)
+TOKENS = 3 * WINDOW + 2
+BEHIND = 2
+"""How many tokens the second sequence is behind the first."""
+
+
+def frequencies(kind: int) -> np.ndarray:
+    """Of two bases: the full layers have another than the window layers."""
+    return rope_frequencies(SHAPE.d, (100.0, 10000.0)[kind])
+
+
+def whole_sequences(weights: dict[str, Any], X: np.ndarray) -> np.ndarray:
+    """The oracle's hidden states of all tokens at once: nothing cached, masks say what is seen."""
+    batch, tokens, _ = X.shape
+    shape = dataclasses.replace(SHAPE, B=batch, S=tokens, S_ctx=1, S_max=1, layer_kinds=KINDS)
+    distance = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
+    seen = [(distance >= 0) & (distance < WINDOW), distance >= 0]
+    angles = [np.arange(tokens) * frequencies(kind)[:, None] for kind in (0, 1)]
+    tables = [np.repeat(each[:, None], batch, axis=1) for each in angles]
+    caches = np.zeros((batch, SHAPE.k, SHAPE.d, 1), np.float32)
+    inputs = {
+        "X": X,
+        "K_caches": [caches] * SHAPE.L,
+        "V_caches": [caches.swapaxes(-1, -2)] * SHAPE.L,
+        "RoPE_cos": tuple(map(np.cos, tables)),
+        "RoPE_sin": tuple(map(np.sin, tables)),
+        "mask_cache": (np.zeros((1, batch, SHAPE.q, tokens), bool),) * 2,
+        "mask_active": tuple(np.tile(mask[:, None, None], (1, batch, SHAPE.q, 1)) for mask in seen),
+        "position_ids": None,
+    }
+    hidden, *_ = cases.expected(shape, [weights], [inputs])
+    return hidden
+
+
+def step_by_step(
+    weights: dict[str, Any], X: np.ndarray, S: int, ring: int, stacked: bool, implementation: str
+) -> np.ndarray:
+    """The hidden states of all tokens, S new ones in each step; one sequence is behind."""
+    batch, tokens, _ = X.shape
+    kinds = (Kind(ring, frequencies(0), WINDOW), Kind(TOKENS, frequencies(1)))
+    caches = allocate_caches(
+        SHAPE.L,
+        B=batch,
+        k=SHAPE.k,
+        d=SHAPE.d,
+        S_max=[kind.S_max for kind in kinds],
+        dtype=jnp.float32,
+        stacked=stacked,
+        layer_kinds=KINDS,
+    )
+    weights = cases.stack(weights) if stacked else weights
+    call = functools.partial(
+        jax_tkg.transformer_tkg,
+        **cases.options(dataclasses.replace(SHAPE, layer_kinds=KINDS)),
+        implementation=implementation,
+    )
+
+    @functools.partial(jax.jit, donate_argnames="caches")
+    def step(new: Any, lengths: Any, counts: Any, caches: Any) -> Any:
+        inputs = step_inputs(kinds, lengths, S_tkg=S, q=SHAPE.q, new_lengths=counts)
+        return call(X=new, **weights, **inputs, K_caches=caches[0], V_caches=caches[1])
+
+    lengths = np.zeros(batch, np.int32)
+    found = np.zeros_like(X)
+    while lengths.min() < tokens:
+        counts = np.minimum(S, tokens - lengths)
+        if not lengths.any():
+            counts[1] = max(0, counts[1] - BEHIND)
+        new = np.zeros((batch, S, SHAPE.H), np.float32)
+        for b, count in enumerate(counts):
+            new[b, :count] = X[b, lengths[b] : lengths[b] + count]
+        result = step(new, jnp.asarray(lengths), jnp.asarray(counts), caches)
+        caches = result.K_caches, result.V_caches
+        for b, count in enumerate(counts):
+            found[b, lengths[b] : lengths[b] + count] = result.hidden[b, :count]
+        lengths += counts.astype(np.int32)
+    return found
+
+
+class RingTest(parameterized.TestCase):
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        rng = np.random.default_rng(0)
+        cls.weights = cases.random_weights(SHAPE, rng)
+        cls.X = cases.uniform(rng, (2, TOKENS, SHAPE.H), -1, 1)
+        cls.want = whole_sequences(cls.weights, cls.X)
+
+    def _check(self, S: int, ring: int, stacked: bool, implementation: str) -> None:
+        got = step_by_step(self.weights, self.X, S, ring, stacked, implementation)
+        np.testing.assert_allclose(got, self.want, atol=2e-5 * np.abs(self.want).max())
+
+    @parameterized.parameters(
+        (1, WINDOW - 1, True, "auto"),
+        (3, WINDOW + 8, False, "auto"),
+        (3, WINDOW + 8, True, "reference"),
+        (1, WINDOW + 8, False, "reference"),
+        (8, WINDOW + 8, True, "auto"),
+    )
+    def test_three_windows(self, S: int, ring: int, stacked: bool, implementation: str) -> None:
+        self._check(S, ring, stacked, implementation)
+
+
+class StepInputsTest(absltest.TestCase):
+    def test_forms(self) -> None:
+        """Positions that follow one another are given by the first; a short ring is whole."""
+        kinds = (Kind(12, frequencies(0), 4), Kind(40, np.zeros(SHAPE.d // 2)))
+        given = step_inputs(kinds, jnp.asarray([3, 23]), S_tkg=2, q=3, S_ctx=24)
+        self.assertEqual(
+            [mask.shape for mask in given["mask_cache"]], [(12, 2, 3, 2), (24, 2, 3, 2)]
+        )
+        np.testing.assert_array_equal(given["position_ids"][0], [[3, 4], [11, 0]])
+        np.testing.assert_array_equal(given["position_ids"][1], [[3], [23]])
+        np.testing.assert_array_equal(given["RoPE_cos"][1], np.ones((32, 2, 2)))
+        np.testing.assert_array_equal(given["RoPE_sin"][1], np.zeros((32, 2, 2)))
+        padded = step_inputs(
+            kinds, jnp.asarray([3, 23]), S_tkg=2, q=3, new_lengths=jnp.asarray([2, 1])
+        )
+        np.testing.assert_array_equal(padded["position_ids"][0], [[3, 4], [11, -1]])
+        np.testing.assert_array_equal(padded["position_ids"][1], [[3, 4], [23, -1]])
+
+
+if __name__ == "__main__":
+    absltest.main()
