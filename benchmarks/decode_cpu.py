@@ -173,7 +173,7 @@ def _smollm2_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
         layers = steps.quantized(layers)
         quantized = dataclasses.replace(model.parameters, layers=stack_layers(layers))
         model = dataclasses.replace(model, parameters=quantized)
-    forward = ModelForward(model)
+    forward = ModelForward(model, capacity=context)
     parameters = forward.parameters
     head = jax.numpy.asarray(model.parameters.head.T) if PLAIN in peers else None
     torch_model = None

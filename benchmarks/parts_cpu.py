@@ -39,7 +39,7 @@ def main(_: Sequence[str]) -> None:
     rows = []
     for dtype in dict.fromkeys(_DTYPES.value):
         model = open_checkpoint(find.default_model()).load(steps.COMPUTE_DTYPES[dtype], 1, None)
-        forward = ModelForward(model)
+        forward = ModelForward(model, capacity=_CONTEXT.value)
         for batch in dict.fromkeys(_BATCHES.value):
             print(f"measuring {dtype} B={batch} ...", flush=True)
             rows.append(_measure(forward, dtype, batch, reader))
@@ -66,7 +66,7 @@ def _measure(
     candidates += [dataclasses.replace(part.candidate, name=name) for name, part in parts.items()]
     timings = measure_in_turns(candidates, _TURNS.value, _RUNS.value)
     read = {
-        "layers": shapes.nbytes(parameters.layers) + shapes.nbytes(forward.caches(batch, context)),
+        "layers": shapes.nbytes(parameters.layers) + shapes.nbytes(forward.caches(batch)),
         "head": shapes.nbytes(parameters.vocabulary.head),
     }
     read["whole"] = read["layers"] + read["head"]

@@ -131,7 +131,7 @@ def whole_model(forward: ModelForward, batch: int, context: int) -> Step:
         hidden, updated = _layers(forward, tokens, parameters, caches, length, context)
         return jnp.argmax(forward.logits(parameters, hidden), axis=-1), updated
 
-    caches = forward.caches(batch, context)
+    caches = forward.caches(batch)
     tokens = jnp.ones((batch, 1), jnp.int32)
     return _compiled(OURS, step, tokens, forward.parameters, caches, jnp.int32(context - 1))
 
@@ -144,7 +144,7 @@ def layers_of_model(forward: ModelForward, batch: int, context: int) -> Step:
     ) -> tuple[jax.Array, Any]:
         return _layers(forward, tokens, parameters, caches, length, context)
 
-    caches = forward.caches(batch, context)
+    caches = forward.caches(batch)
     tokens = jnp.ones((batch, 1), jnp.int32)
     return _compiled("layers", step, tokens, forward.parameters, caches, jnp.int32(context - 1))
 

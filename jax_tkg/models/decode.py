@@ -188,7 +188,7 @@ class Decoder:
           such as a ValueError where the implementation cannot run here.
         """
         batch, longest = len(lengths), max(lengths)
-        caches = self._forward.cache_shapes(batch, self.capacity)
+        caches = self._forward.cache_shapes(batch)
         whole = self._forward.replicated
 
         def shape(*sizes: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
@@ -248,7 +248,7 @@ class Decoder:
         """
         self._check_prompts(prompts)
         batch, longest = len(prompts), max(map(len, prompts))
-        caches = self._forward.caches(batch, self.capacity)
+        caches = self._forward.caches(batch)
         key = jax.random.key(0) if key is None else key
         if not key.ndim:
             key = jax.random.split(key, batch)
@@ -363,7 +363,7 @@ class Decoder:
           ValueError: there is no token or there are too many, or one is outside the vocabulary.
         """
         self._check_prompts([tokens], room=0)
-        K_caches, V_caches = self._forward.caches(1, self.capacity)
+        K_caches, V_caches = self._forward.caches(1)
         rows = []
         for start in range(0, len(tokens), MAX_NEW_TOKENS):
             chunk, counts = _chunk([tokens], start)

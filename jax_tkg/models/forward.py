@@ -13,9 +13,9 @@ import numpy as np
 
 from jax_tkg.api import transformer_tkg
 from jax_tkg.bits import as_bits, weights_as_bits
-from jax_tkg.caches import allocate_caches
-from jax_tkg.masks import active_mask, cache_mask
-from jax_tkg.models.config import ModelConfig
+from jax_tkg.caches import allocate_caches, ring_capacity
+from jax_tkg.kinds import Kind, step_inputs
+from jax_tkg.models.config import LayerKind, ModelConfig
 from jax_tkg.models.packing import ModelParameters, PackedModel
 from jax_tkg.models.vocabulary import Vocabulary
 from jax_tkg.output_head import rms_norm
@@ -54,8 +54,9 @@ class ModelForward:
       implementation: of `transformer_tkg`.
       stacked: whether weights and caches have a layer axis or are lists of arrays. None: a layer
         axis on CPUs, where that is quick to compile and to call, and lists elsewhere.
-      capacity: S_max of all caches, which decides which frequencies of LongRoPE apply; None: the
-        model's context length.
+      capacity: the longest sequence in tokens: S_max of all caches but those of layers with
+        shorter windows, which are rings. It also decides which frequencies of LongRoPE apply.
+        None: the model's context length.
 
     Attributes:
       model: as given.
@@ -87,11 +88,6 @@ class ModelForward:
             # What is computed between the calls of the primitive is left to the compiler to split.
             axis_types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
             mesh = jax.sharding.Mesh(mesh.devices, mesh.axis_names, axis_types=axis_types)
-        if len(model.config.kinds) > 1 or model.config.kinds[0].window is not None:
-            raise ValueError(
-                f"model: expected layers of one kind, without windows, got "
-                f"{len(model.config.kinds)} kinds"
-            )
         self.model = model
         self.mesh = mesh
         self.implementation = implementation
@@ -105,32 +101,35 @@ class ModelForward:
         if mesh is not None:
             self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             self.cache_sharding = jax.sharding.NamedSharding(mesh, self._specs.K_caches)
-        self._capacity = model.config.context_length if capacity is None else capacity
+        capacity = model.config.context_length if capacity is None else capacity
+        self._kinds = tuple(_kind(model.config, kind, capacity) for kind in model.config.kinds)
         self._options = _options(model.config)
         self.parameters = self._placed(model.parameters)
 
-    def caches(self, batch: int, capacity: int) -> tuple[Any, Any]:
-        """Zeroed caches of `capacity` = S_max tokens for each of `batch` sequences."""
+    def caches(self, batch: int) -> tuple[Any, Any]:
+        """Zeroed caches for `batch` sequences of `capacity` tokens; rings are shorter."""
         config = self.model.config
+        alike = len(self._kinds) == 1
         caches = allocate_caches(
             config.num_layers,
             B=batch,
             k=config.num_kv_heads,
             d=config.head_size,
-            S_max=capacity,
+            S_max=[kind.S_max for kind in self._kinds],
             dtype=self.model.parameters.head.dtype,
             stacked=self._stacked,
             sharding=self.cache_sharding,
+            layer_kinds=None if alike else config.layer_kinds,
         )
         return jax.tree.map(as_bits, caches) if self._on_cpu else caches
 
-    def cache_shapes(self, batch: int, capacity: int) -> tuple[Any, Any]:
+    def cache_shapes(self, batch: int) -> tuple[Any, Any]:
         """The shapes, dtypes and shardings of what `caches` makes, as jax.ShapeDtypeStruct."""
 
         def sharded(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self.cache_sharding)
 
-        return jax.tree.map(sharded, jax.eval_shape(lambda: self.caches(batch, capacity)))
+        return jax.tree.map(sharded, jax.eval_shape(lambda: self.caches(batch)))
 
     def hidden(
         self,
@@ -157,24 +156,21 @@ class ModelForward:
         Returns:
           Hidden states [B, S, H] before the last RMSNorm, and the updated caches.
         """
-        batch, new = tokens.shape
-        config = self.model.config
-        heads = config.num_heads
-        token = jnp.arange(new, dtype=jnp.int32)[None]
-        positions = lengths[:, None] + token
-        real = token < counts[:, None]
-        rope = config.kinds[0].rope
-        cos, sin = rope.tables(positions, config.head_size, self._capacity)
+        by_kind = step_inputs(
+            self._kinds,
+            lengths,
+            S_tkg=tokens.shape[1],
+            q=self.model.config.num_heads,
+            S_ctx=S_ctx,
+            new_lengths=counts,
+        )
+        alike = len(self._kinds) == 1
         arguments = {
             "X": self._embedded(parameters, tokens),
             **{n: a for n, a in parameters.layers.arguments().items() if a is not None},
             "K_caches": K_caches,
             "V_caches": V_caches,
-            "RoPE_cos": cos,
-            "RoPE_sin": sin,
-            "mask_cache": cache_mask(lengths, S_ctx, heads, new),
-            "mask_active": active_mask(new, batch, heads, counts),
-            "position_ids": jnp.where(real, positions, -1),
+            **{name: entries[0] if alike else entries for name, entries in by_kind.items()},
         }
         return self._transformer(arguments)
 
@@ -290,7 +286,23 @@ def _options(config: ModelConfig) -> dict[str, Any]:
         options["softmax_scale"] = config.softmax_scale
     if config.attention_softcap:
         options["attention_softcap"] = config.attention_softcap
+    if len(config.kinds) > 1:
+        options["layer_kinds"] = config.layer_kinds
     return options
+
+
+def _kind(config: ModelConfig, kind: LayerKind, capacity: int) -> Kind:
+    """What the layers of a kind are given in each step, with caches of a capacity.
+
+    Where no sequence grows longer than the window, there is none.
+    """
+    rope = kind.rope
+    frequencies = rope.head_frequencies(config.head_size, capacity)
+    concentrations = rope.head_concentrations(config.head_size)
+    if kind.window is None or kind.window >= capacity:
+        return Kind(capacity, frequencies, concentrations=concentrations)
+    ring = min(capacity, ring_capacity(kind.window))
+    return Kind(ring, frequencies, kind.window, concentrations)
 
 
 def _shape(leaf: Any) -> tuple[Any, ...]:

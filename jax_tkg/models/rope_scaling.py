@@ -10,10 +10,9 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-import jax
 import numpy as np
 
-from jax_tkg.rope import Llama3Scaling, rope_frequencies, tables_of_frequencies
+from jax_tkg.rope import Llama3Scaling, rope_frequencies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,16 +47,13 @@ class Rope:
         frequencies[: len(turning)] = turning
         return frequencies
 
-    def tables(
-        self, position_ids: jax.Array, head_size: int, capacity: int
-    ) -> tuple[jax.Array, jax.Array]:
-        """RoPE_cos and RoPE_sin, each [head_size//2, B, S] float32, for positions [B, S]."""
-        cos, sin = tables_of_frequencies(position_ids, self.head_frequencies(head_size, capacity))
+    def head_concentrations(self, head_size: int) -> np.ndarray | None:
+        """[head_size//2] float64, factors of cosines and sines; None if all are 1."""
         if self.concentration == 1:
-            return cos, sin
-        factors = np.ones((head_size // 2, 1, 1), np.float32)
+            return None
+        factors = np.ones(head_size // 2)
         factors[: len(self.frequencies)] = self.concentration
-        return cos * factors, sin * factors
+        return factors
 
 
 def plain(size: int, theta: float, factors: Sequence[float] | float = 1.0) -> Rope:

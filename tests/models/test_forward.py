@@ -25,7 +25,7 @@ def _forward(dtype: str, ranks: int, stacked: bool | None) -> ModelForward:
         path = pathlib.Path(folder) / "model.gguf"
         tiny.write_tiny(path, tiny.Tiny())
         model = gguf.load(gguf.GgufFile(path), dtype, ranks)
-    return ModelForward(model, devices.mesh(ranks), stacked=stacked)
+    return ModelForward(model, devices.mesh(ranks), stacked=stacked, capacity=CAPACITY)
 
 
 def _run(forward: ModelForward) -> tuple[jax.Array, Any]:
@@ -45,7 +45,7 @@ def _run(forward: ModelForward) -> tuple[jax.Array, Any]:
             )
         return forward.logits(parameters, hidden), (K_caches, V_caches)
 
-    return run(forward.parameters, *forward.caches(2, CAPACITY))
+    return run(forward.parameters, *forward.caches(2))
 
 
 class FormsTest(parameterized.TestCase):
