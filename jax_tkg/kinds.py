@@ -25,11 +25,13 @@ class Kind:
         without RoPE.
       window: W, how many tokens a query attends, itself included, in caches that are rings (of
         `jax_tkg.caches.ring_capacity(W)` slots); None: all tokens.
+      concentrations: [d/2], factors of the cosines and sines (YaRN, LongRoPE); None: all are 1.
     """
 
     S_max: int
     frequencies: np.ndarray
     window: int | None = None
+    concentrations: np.ndarray | None = None
 
 
 def step_inputs(
@@ -79,6 +81,9 @@ def _inputs(
     B, S = positions.shape
     context = kind.S_max if S_ctx is None else min(S_ctx, kind.S_max)
     cos, sin = tables_of_frequencies(positions, kind.frequencies)
+    if kind.concentrations is not None:
+        factors = jnp.asarray(kind.concentrations, jnp.float32)[:, None, None]
+        cos, sin = cos * factors, sin * factors
     if kind.window is None:
         mask = cache_mask(lengths, context, q, S)
     else:
