@@ -10,7 +10,7 @@ import hypothesis
 import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
-from tokenizers import decoders
+from tokenizers import decoders, processors
 
 from jax_tkg.models import gguf, gguf_tokenizer, json_tokenizer
 from jax_tkg.models.errors import ModelError
@@ -65,6 +65,48 @@ class TokenizerTest(_FolderTest):
     def test_begin_token(self) -> None:
         expected = tokenizer_files.write(self.folder, begins=True).encode("the").ids
         self.assertEqual(self._read().encode("the"), expected)
+
+    def test_several_begin_tokens(self) -> None:
+        """As in GLM-4, whose templates write them out too."""
+        backend = tokenizer_files.write(self.folder)
+        begin = [backend.token_to_id(text) for text in (tiny.USER, tiny.ASSISTANT)]
+        pairs = list(zip((tiny.USER, tiny.ASSISTANT), begin, strict=True))
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{tiny.USER} {tiny.ASSISTANT} $A {tiny.END}",
+            special_tokens=[*pairs, (tiny.END, END)],
+        )
+        backend.save(str(self.folder / "tokenizer.json"))
+        expected = backend.encode("the").ids[:-1]
+        self.assertEqual(expected[:2], begin)
+        tokenizer = self._read()
+        self.assertEqual(tokenizer.encode("the"), expected)
+        self.assertEqual(tokenizer.encode(f"{tiny.USER}{tiny.ASSISTANT}the"), expected)
+
+    def test_tokens_that_only_the_description_has(self) -> None:
+        size = len(tiny.VOCABULARY)
+        added = {
+            str(tiny.VOCABULARY.index("and")): {"content": "and", "special": True, "rstrip": True},
+            str(size): {"content": "<new>", "special": False},
+            str(END): {"content": tiny.END},
+        }
+        tokenizer_files.write(self.folder, added_tokens_decoder=added, extra_special_tokens=["an"])
+        tokenizer = self._read()
+        ids = tokenizer.encode("x and <new>an")
+        names = ("x", "Ġ", "and", None, "an")
+        expected = [size if name is None else tiny.VOCABULARY.index(name) for name in names]
+        self.assertEqual(ids, expected)
+        self.assertEqual(tokenizer.decode(ids), "x <new>")
+
+    @parameterized.parameters(
+        ({"5": "x"}, r"added_tokens_decoder.5: expected the id of 'x', 87, got 'x'"),
+        ({"999": {"content": "new"}}, "decoder.999: expected the id of 'new', 267, got"),
+        ({"267": {"content": "new", "special": 1}}, "267.special: expected true or false, got 1"),
+        ({"267": 5}, "267: expected a string, or an object"),
+        ([], "added_tokens_decoder: expected an object, got"),
+    )
+    def test_odd_added_tokens(self, added: Any, message: str) -> None:
+        tokenizer_files.write(self.folder, added_tokens_decoder=added)
+        self._fails(message)
 
     def test_prompts_are_neither_cut_nor_padded(self) -> None:
         backend = tokenizer_files.write(self.folder)
