@@ -14,7 +14,14 @@ from absl import flags
 from jax_tkg.command_line import CommandError, say
 from jax_tkg.profile import compare, plot, report
 from jax_tkg.profile.layer import layer_figures, record_launches
-from jax_tkg.profile.model_shapes import MODELS, Case, ModelShape, rank_sizes
+from jax_tkg.profile.model_shapes import (
+    DIMENSIONS,
+    MODELS,
+    Case,
+    LayerKind,
+    ModelShape,
+    layer_case,
+)
 from jax_tkg.simulator.timing.costs import TARGETS, Costs
 from jax_tkg.simulator.timing.timeline_report import write_trace
 
@@ -107,26 +114,26 @@ def define_flags(values: flags.FlagValues) -> None:
 def _model(values: flags.FlagValues) -> ModelShape:
     if values.dims is None:
         return MODELS[values.model]
-    fields = dataclasses.fields(ModelShape)
-    if len(values.dims) != len(fields):
-        raise ValueError(f"--dims: expected {len(fields)} numbers, got {len(values.dims)}")
-    return ModelShape(*(int(value) for value in values.dims))
+    if len(values.dims) != len(DIMENSIONS):
+        raise ValueError(f"--dims: expected {len(DIMENSIONS)} numbers, got {len(values.dims)}")
+    sizes: dict[str, Any] = dict(zip(DIMENSIONS, map(int, values.dims), strict=True))
+    return ModelShape(**sizes)
 
 
-def _case(values: flags.FlagValues, model: ModelShape) -> Case:
-    sizes: dict[str, Any] = rank_sizes(model, values.tensor_parallel)
-    return Case(
+def _case(values: flags.FlagValues, model: ModelShape, kind: LayerKind) -> Case:
+    return layer_case(
+        model,
+        kind,
+        tensor_parallel=values.tensor_parallel,
+        context=values.context,
         B=values.batch,
         S=values.s_tkg,
-        S_ctx=values.context,
         dtype=values.dtype,
         quantized_mlp=values.quantized_mlp,
-        tensor_parallel=values.tensor_parallel,
         lnc=values.lnc,
         target=values.target,
         residual_on_chip=values.residual == "sbuf",
         looped=values.stacked,
-        **sizes,
     )
 
 
@@ -144,15 +151,23 @@ def _profile(values: flags.FlagValues) -> None:
             "--plot: expected matplotlib to be installed: pip install jax_tkg[profile]"
         )
     model = _model(values)
-    case = _case(values, model)
     rate = "full" if values.full_rate else "half"
-    figures = layer_figures(record_launches(case, layers=values.layers), _costs(values), rate)
-    say(report.describe(case, figures, "jax_tkg", model.layers))
+    kinds = []
+    for kind in model.kinds():
+        case = _case(values, model, kind)
+        figures = layer_figures(record_launches(case, layers=values.layers), _costs(values), rate)
+        kinds.append((kind, case, figures))
+        if len(model.kinds()) > 1:
+            say(report.describe_kind(kind))
+        say(report.describe(case, figures, "jax_tkg"))
+        say("")
+    say(report.describe_token(kinds))
+    _, case, figures = kinds[0]
     if values.compare is not None:
         launches = record_launches(case, values.compare, values.layers)
         theirs = layer_figures(launches, _costs(values), rate)
         say("")
-        say(report.describe(case, theirs, "AWS's transformer_tkg", model.layers))
+        say(report.describe(case, theirs, "AWS's transformer_tkg"))
         say("")
         say(compare.side_by_side(case, figures, theirs))
     if values.trace is not None:

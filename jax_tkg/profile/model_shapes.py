@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 
-from jax_tkg.call.arguments import FLOAT8_DTYPES, PARTITIONS
+from jax_tkg.call.arguments import FLOAT8_DTYPES, MAX_NEW_TOKENS, PARTITIONS
 from jax_tkg.call.operand_table import OPERANDS, WEIGHT_KINDS, Operand, names
 
 
 @dataclasses.dataclass(frozen=True)
+class LayerKind:
+    """Layers of a model that attend alike.
+
+    Attributes:
+      layers: how many there are.
+      window: slots that a query of these layers attends, its own token's included; None: all.
+    """
+
+    layers: int
+    window: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a whole model, apart from embedding and head.
+    """Sizes and options of a whole model, apart from embedding and head.
 
     Attributes:
       layers: transformer layers.
@@ -21,6 +35,10 @@ class ModelShape:
       intermediate: I of all ranks together.
       query_heads, kv_heads: of all ranks together.
       head_size: d.
+      operands: optional operands of the operation that the model has, by name.
+      options: static options of the operation that the model sets, as (name, value).
+      window: slots that a query of a sliding-window layer attends, or None.
+      window_layers: how many of the layers have that window.
     """
 
     layers: int
@@ -29,12 +47,53 @@ class ModelShape:
     query_heads: int
     kv_heads: int
     head_size: int
+    operands: tuple[str, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
+    window: int | None = None
+    window_layers: int = 0
 
+    def kinds(self) -> tuple[LayerKind, ...]:
+        """The kinds of layers: those that attend the whole context first."""
+        found = (
+            LayerKind(self.layers - self.window_layers),
+            LayerKind(self.window_layers, self.window),
+        )
+        return tuple(kind for kind in found if kind.layers)
+
+
+DIMENSIONS = tuple(
+    field.name for field in dataclasses.fields(ModelShape) if field.default is dataclasses.MISSING
+)
+"""The sizes that every model has, in order."""
+
+_HEAD_NORMS = ("W_gamma_qs", "W_gamma_ks")
+_POST_NORMS = ("W_gamma_post_attentions", "W_gamma_post_mlps")
 
 MODELS = {
     "llama3_70b": ModelShape(80, 8192, 28672, 64, 8, 128),
     "llama3_8b": ModelShape(32, 4096, 14336, 32, 8, 128),
     "llama3_2_1b": ModelShape(16, 2048, 8192, 32, 8, 64),
+    "mistral_7b": ModelShape(32, 4096, 14336, 32, 8, 128),
+    "mistral_nemo_12b": ModelShape(40, 5120, 14336, 32, 8, 128),
+    "qwen2_5_7b": ModelShape(28, 3584, 18944, 28, 4, 128, ("bias_qkvs",)),
+    "qwen3_8b": ModelShape(36, 4096, 12288, 32, 8, 128, _HEAD_NORMS),
+    "qwen3_32b": ModelShape(64, 5120, 25600, 64, 8, 128, _HEAD_NORMS),
+    "gemma2_9b": ModelShape(
+        *(42, 3584, 14336, 16, 8, 256),
+        _POST_NORMS,
+        (("activation", "gelu_tanh"), ("attention_softcap", 50.0), ("softmax_scale", 256**-0.5)),
+        window=4096,
+        window_layers=21,
+    ),
+    "gemma3_27b": ModelShape(
+        *(62, 5376, 21504, 32, 16, 128),
+        (*_HEAD_NORMS, *_POST_NORMS),
+        (("activation", "gelu_tanh"), ("softmax_scale", 168**-0.5)),
+        window=1024,
+        window_layers=52,
+    ),
+    "phi4_14b": ModelShape(40, 5120, 17920, 40, 10, 128),
+    "granite3_8b": ModelShape(40, 4096, 12800, 32, 8, 128, (), (("softmax_scale", 1 / 128),)),
 }
 """From the models' published configurations."""
 
@@ -45,7 +104,9 @@ class Case:
 
     Attributes:
       B, S, H, I, d, q, k: sizes per rank.
-      S_ctx: attended slots, those of the new tokens included; also the caches' capacity.
+      S_ctx: slots that the kernel reads, those of the new tokens included; also the caches'
+        capacity.
+      attended: slots that a query attends, where they are fewer than S_ctx, as in a ring.
       dtype: compute dtype.
       quantized_mlp: float8 dtype of the MLP weights, or None.
       tensor_parallel: ranks that sum their results.
@@ -53,7 +114,8 @@ class Case:
       target: "trn2" or "trn3".
       residual_on_chip: all-reduce from SBUF to SBUF; else through HBM.
       looped: the layers are a loop on the device; else each has instructions of its own.
-      options: optional operands of the operation that the model has, by name.
+      operands: optional operands of the operation that the model has, by name.
+      options: static options of the operation that the model sets, as (name, value).
     """
 
     B: int
@@ -71,7 +133,9 @@ class Case:
     target: str = "trn2"
     residual_on_chip: bool = False
     looped: bool = False
-    options: tuple[str, ...] = ()
+    attended: int | None = None
+    operands: tuple[str, ...] = ()
+    options: tuple[tuple[str, Any], ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the options that are names."""
@@ -85,8 +149,8 @@ class Case:
         return {**letters, "S_ctx": self.S_ctx, "S_max": self.S_ctx}
 
     def rows(self) -> tuple[Operand, ...]:
-        """The operands that the case has: those that every call has, and the chosen options."""
-        chosen = set(self.options)
+        """The operands that the case has: those that every call has, and the chosen ones."""
+        chosen = set(self.operands)
         if self.quantized_mlp is not None:
             chosen.update(names("scale"))
         return tuple(row for row in OPERANDS if not row.optional or row.name in chosen)
@@ -113,7 +177,8 @@ class Case:
 
     def cache_bytes(self) -> int:
         """Bytes of one layer's caches that its new tokens attend on one rank, each counted once."""
-        return 2 * self.B * self.k * self.d * (self.S_ctx - self.S) * itemsize(self.dtype)
+        slots = (self.attended or self.S_ctx) - self.S
+        return 2 * self.B * self.k * self.d * slots * itemsize(self.dtype)
 
 
 def itemsize(dtype: str) -> int:
@@ -151,3 +216,40 @@ def rank_sizes(model: ModelShape, tensor_parallel: int) -> dict[str, int]:
         "q": model.query_heads // tensor_parallel,
         "k": max(1, kv_heads),
     }
+
+
+def layer_case(
+    model: ModelShape, kind: LayerKind, *, tensor_parallel: int, context: int, **others: Any
+) -> Case:
+    """One rank's part of a layer of a model.
+
+    A layer with a window has its caches as a ring, where that is smaller than the context.
+
+    Args:
+      model: whose layer.
+      kind: which of its kinds of layers.
+      tensor_parallel: ranks.
+      context: cache slots per sequence, new tokens included.
+      **others: fields of `Case`.
+
+    Raises:
+      ValueError: heads do not divide among the ranks.
+    """
+    slots, attended = context, None
+    if kind.window is not None and kind.window < context:
+        slots, attended = min(context, ring_capacity(kind.window)), kind.window
+    sizes: dict[str, Any] = rank_sizes(model, tensor_parallel)
+    return Case(
+        S_ctx=slots,
+        attended=attended,
+        tensor_parallel=tensor_parallel,
+        operands=model.operands,
+        options=model.options,
+        **sizes,
+        **others,
+    )
+
+
+def ring_capacity(window: int) -> int:
+    """Slots of the ring that holds a window's keys and the new ones, in whole tiles."""
+    return -(-(window + MAX_NEW_TOKENS) // PARTITIONS) * PARTITIONS

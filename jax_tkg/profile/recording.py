@@ -51,7 +51,9 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
         raise ValueError("profile: the caches of all layers together are too large for a loop")
     launch = Launch(
         parameters=Parameters(
-            layers, sbuf_residual_and_cc=case.residual_on_chip and kernel == "ours"
+            layers,
+            sbuf_residual_and_cc=case.residual_on_chip and kernel == "ours",
+            **dict(case.options),
         ),
         replica_groups=((0,),) if case.tensor_parallel > 1 else None,
         first_layer=0,
@@ -104,7 +106,7 @@ def _interface(
     simulator.install()
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
     # AWS's residual always goes through HBM.
-    implementation.check(shapes, Parameters(layers, lnc=case.lnc), "cpu")
+    implementation.check(shapes, Parameters(layers, lnc=case.lnc, **dict(case.options)), "cpu")
     assert implementation.kernel is not None
     return implementation.kernel(shapes)
 

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 from jax_tkg.profile.layer import LayerFigures, bound, required_bytes
-from jax_tkg.profile.model_shapes import Case
+from jax_tkg.profile.model_shapes import Case, LayerKind
 from jax_tkg.simulator.timing.high_water import high_water
 from jax_tkg.simulator.timing.timeline import Timeline
 
 RATES = {"half": "throttled to half rate", "ramp": "ramping up under load", "full": "at full rate"}
 
 
-def describe(case: Case, figures: LayerFigures, name: str, model_layers: int) -> str:
+def describe(case: Case, figures: LayerFigures, name: str) -> str:
     """Latency, traffic, busy time, memory and the critical path; every section says "modelled".
 
     Args:
       case: the sizes.
       figures: of the case with collectives.
       name: of the kernel.
-      model_layers: layers of the model, for the latency of a token.
     """
     costs = figures.timeline.costs
     least = bound(case, costs)
     total = sum(figures.hbm_bytes.values())
-    token = figures.start_up + model_layers * figures.latency
     peak = costs.hbm_bandwidth * case.lnc
     lines = [
         f"{name}, modelled: {costs.target}, {case.lnc} physical cores, Tensor Engine "
@@ -37,8 +36,7 @@ def describe(case: Case, figures: LayerFigures, name: str, model_layers: int) ->
         ),
         f"  modelled latency of a layer      {figures.latency / 1e3:10.2f} us, "
         f"{figures.latency / least:.2f} times the HBM bound of {least / 1e3:.2f} us",
-        f"  modelled latency of a token      {token / 1e3:10.2f} us: {model_layers} layers, and "
-        f"{figures.start_up / 1e3:.2f} us for a launch's start and end",
+        f"  modelled start and end of a launch {figures.start_up / 1e3:8.2f} us",
         f"  modelled HBM bandwidth           {total / figures.latency:10.0f} GB/s of {peak:.0f}",
         f"  modelled HBM traffic of a layer  {total:10d} bytes, "
         f"{total / required_bytes(case) - 1:+.2%} over each weight and attended cache byte once",
@@ -54,6 +52,34 @@ def describe(case: Case, figures: LayerFigures, name: str, model_layers: int) ->
     lines.append("  modelled critical path of a layer, by statement")
     lines += _critical(figures)
     return "\n".join(lines)
+
+
+def describe_token(kinds: Sequence[tuple[LayerKind, Case, LayerFigures]]) -> str:
+    """The latency of all layers of a model, modelled, and of each kind of layer beside its bound.
+
+    Args:
+      kinds: each kind of layer with the case and the figures of one such layer.
+    """
+    first = kinds[0][2]
+    token = first.start_up + sum(kind.layers * figures.latency for kind, _, figures in kinds)
+    least = sum(kind.layers * bound(case, figures.timeline.costs) for kind, case, figures in kinds)
+    lines = [
+        f"modelled latency of a token, without embedding and head: {token / 1e3:.2f} us, "
+        f"{token / least:.2f} times the HBM bound of {least / 1e3:.2f} us",
+        f"  {first.start_up / 1e3:10.2f} us  start and end of a launch",
+    ]
+    for kind, case, figures in kinds:
+        lines.append(
+            f"  {kind.layers * figures.latency / 1e3:10.2f} us  {describe_kind(kind)}, "
+            f"{figures.latency / bound(case, figures.timeline.costs):.2f} times their bound"
+        )
+    return "\n".join(lines)
+
+
+def describe_kind(kind: LayerKind) -> str:
+    """A kind of layer in words."""
+    number = "1 layer" if kind.layers == 1 else f"{kind.layers} layers"
+    return number + (f" with a window of {kind.window} slots" if kind.window else "")
 
 
 def _marks(timeline: Timeline) -> str:

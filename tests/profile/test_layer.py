@@ -5,8 +5,8 @@ import dataclasses
 from absl.testing import absltest, parameterized
 
 from jax_tkg.profile import report
-from jax_tkg.profile.layer import layer_figures, record_launches, required_bytes
-from jax_tkg.profile.model_shapes import Case
+from jax_tkg.profile.layer import bound, layer_figures, record_launches, required_bytes
+from jax_tkg.profile.model_shapes import Case, LayerKind
 from jax_tkg.simulator.timing.costs import TRN2
 
 SMALL = Case(B=2, S=2, H=512, I=256, d=64, q=4, k=2, S_ctx=258, tensor_parallel=4)
@@ -77,11 +77,11 @@ class LayerFiguresTest(parameterized.TestCase):
         self.assertAlmostEqual(longer.latency - looped.latency, 3000, places=3)
 
     def test_report_says_modelled(self):
-        text = report.describe(SMALL, self.figures, "kernel", 7)
+        text = report.describe(SMALL, self.figures, "kernel")
         for part in (
             "modelled latency of a layer",
             f"{self.figures.latency / 1e3:.2f} us",
-            f"{(self.figures.start_up + 7 * self.figures.latency) / 1e3:.2f} us: 7 layers",
+            f"{self.figures.start_up / 1e3:.2f} us",
             f"{SMALL.weight_bytes()} bytes",
             "kernels/linear.py:",
         ):
@@ -89,6 +89,22 @@ class LayerFiguresTest(parameterized.TestCase):
         for line in text.splitlines():
             if not line.startswith("    "):
                 self.assertIn("modelled", line)
+
+    def test_token_of_two_kinds_of_layers(self):
+        few = dataclasses.replace(SMALL, S_ctx=100, attended=90)
+        kinds = [
+            (LayerKind(2), SMALL, self.figures),
+            (LayerKind(5, 90), few, dataclasses.replace(self.figures, latency=1000.0)),
+        ]
+        text = report.describe_token(kinds)
+        token = self.figures.start_up + 2 * self.figures.latency + 5000
+        least = 2 * bound(SMALL) + 5 * bound(few)
+        for part in (
+            f"head: {token / 1e3:.2f} us, {token / least:.2f} times the HBM bound",
+            f"{2 * self.figures.latency / 1e3:.2f} us  2 layers, ",
+            "5.00 us  5 layers with a window of 90 slots, ",
+        ):
+            self.assertIn(part, text)
 
     def test_one_layer_is_too_few(self):
         with self.assertRaisesRegex(ValueError, "layers=1: expected 2 or more"):

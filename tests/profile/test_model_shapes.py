@@ -1,7 +1,10 @@
+import dataclasses
+
 from absl.testing import absltest, parameterized
 
+from jax_tkg.call.options import OPTION_NAMES
 from jax_tkg.profile.layer import bound, required_bytes
-from jax_tkg.profile.model_shapes import MODELS, Case, rank_sizes
+from jax_tkg.profile.model_shapes import MODELS, Case, layer_case, rank_sizes
 
 
 class RankSizesTest(parameterized.TestCase):
@@ -45,9 +48,47 @@ class BytesTest(absltest.TestCase):
         )
         self.assertEqual(fewer, mlp - scales)
 
+    def test_only_attended_slots_count(self):
+        fewer = required_bytes(self._case()) - required_bytes(self._case(attended=1000))
+        self.assertEqual(fewer, 2 * 2 * 4 * 128 * 25)
+
     def test_unknown_dtype(self):
         with self.assertRaisesRegex(ValueError, "quantized_mlp='int8': expected one of"):
             self._case(quantized_mlp="int8")
+
+
+class LayersTest(parameterized.TestCase):
+    """What the models' published configurations give for one rank."""
+
+    def test_window_layers_read_a_ring(self):
+        model = MODELS["gemma3_27b"]
+        full, window = model.kinds()
+        self.assertEqual((full.layers, window.layers, window.window), (10, 52, 1024))
+        sizes = {"tensor_parallel": 8, "context": 10240, "B": 1, "S": 1}
+        self.assertEqual(layer_case(model, full, **sizes).S_ctx, 10240)
+        case = layer_case(model, window, **sizes)
+        self.assertEqual((case.S_ctx, case.attended), (1152, 1024))
+        self.assertEqual((case.q, case.k, case.I), (4, 2, 2688))
+        self.assertEqual(layer_case(model, window, **{**sizes, "context": 512}).S_ctx, 512)
+
+    def test_optional_operands_are_read(self):
+        model = MODELS["qwen2_5_7b"]
+        case = layer_case(model, model.kinds()[0], tensor_parallel=4, context=128, B=1, S=1)
+        plain = dataclasses.replace(case, operands=())
+        self.assertEqual(case.weight_bytes() - plain.weight_bytes(), 2 * (7 + 2) * 128)
+
+    def test_kv_heads_that_do_not_divide(self):
+        model = MODELS["phi4_14b"]
+        with self.assertRaisesRegex(ValueError, "tensor_parallel=8: .* 10 KV heads"):
+            layer_case(model, model.kinds()[0], tensor_parallel=8, context=128, B=1, S=1)
+
+    @parameterized.parameters(*MODELS)
+    def test_every_model_is_whole(self, name):
+        model = MODELS[name]
+        self.assertEqual(sum(kind.layers for kind in model.kinds()), model.layers)
+        rows = layer_case(model, model.kinds()[0], tensor_parallel=1, context=128, B=1, S=1).rows()
+        self.assertContainsSubset(model.operands, [row.name for row in rows])
+        self.assertContainsSubset([name for name, _ in model.options], OPTION_NAMES)
 
 
 if __name__ == "__main__":
