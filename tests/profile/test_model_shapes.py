@@ -15,6 +15,8 @@ class RankSizesTest(parameterized.TestCase):
         ("llama3_8b", 1, {"H": 4096, "I": 14336, "d": 128, "q": 32, "k": 8}),
         ("llama3_8b", 4, {"H": 4096, "I": 3584, "d": 128, "q": 8, "k": 2}),
         ("llama3_8b", 32, {"H": 4096, "I": 512, "d": 128, "q": 1, "k": 1}),
+        ("gemma2_9b", 8, {"H": 3584, "I": 1792, "d": 256, "q": 2, "k": 1}),
+        ("gemma3_27b", 8, {"H": 5376, "I": 2688, "d": 128, "q": 4, "k": 2}),
     )
     def test_sizes(self, model, ranks, expected):
         self.assertEqual(rank_sizes(MODELS[model], ranks), expected)
