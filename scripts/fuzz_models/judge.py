@@ -122,15 +122,17 @@ def _check_config(config: ModelConfig) -> None:
              config.num_kv_heads, config.vocabulary_size, config.context_length]  # fmt: skip
     assert all(type(size) is int and 0 < size <= 2**24 for size in sizes), sizes
     assert config.num_heads % config.num_kv_heads == 0, config
-    assert 2 <= config.head_size <= 128, config
+    assert 2 <= config.head_size <= 256, config
     assert config.head_size % 2 == 0, config
     assert 0 < config.rms_norm_eps <= 1, config
-    frequencies = config.rope_frequencies()
-    assert frequencies.shape == (config.head_size // 2,), config
-    # The first pair turns by one radian per position, divided by what scales it.
-    assert np.isfinite(frequencies).all(), config
-    assert (frequencies > 0).all(), config
-    assert (frequencies <= 1000).all(), config
+    for kind in config.kinds:
+        frequencies = kind.rope.head_frequencies(config.head_size)
+        assert frequencies.shape == (config.head_size // 2,), config
+        # The first pair turns by one radian per position, divided by what scales it; features that
+        # RoPE leaves alone do not turn.
+        assert np.isfinite(frequencies).all(), config
+        assert (frequencies >= 0).all(), config
+        assert (frequencies <= 1000).all(), config
 
 
 def _message_faults(message: str, case: Case) -> list[str]:
