@@ -14,6 +14,7 @@ from jax_tkg.models.config import LIMITS, ConfigError, ModelConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.models.families import known
 from jax_tkg.models.families.family import JsonFamily, Sizes
+from jax_tkg.models.float8_tensors import read_float8
 from jax_tkg.models.folder import ModelFolder
 from jax_tkg.models.json_rope import ORIGINAL_LENGTH
 from jax_tkg.models.typed_keys import Range, TypedKeys
@@ -42,6 +43,7 @@ _ALSO_READ = frozenset(
         "rope_theta",
         "rope_parameters",
         "tie_word_embeddings",
+        "quantization_config",
         ORIGINAL_LENGTH,
     }
 )
@@ -54,7 +56,6 @@ _NEUTRAL: dict[str, Any] = {
     "qkv_bias": False,
     "lm_head_bias": False,
     "use_bias": False,
-    "quantization_config": (),
     "quantization": (),
     "compression_config": (),
     "sliding_window": (),
@@ -131,6 +132,7 @@ def read_config(keys: TypedKeys) -> ModelConfig:
     family = known.json_family(keys)
     _check_architectures(keys, family)
     _check_arithmetic(keys, family)
+    read_float8(keys)
     hidden_size, heads = _size(keys, "hidden_size"), _size(keys, "num_heads")
     sizes = Sizes(
         num_layers=_size(keys, "num_layers"),

@@ -16,10 +16,11 @@ import jax
 import numpy as np
 import safetensors
 
-from jax_tkg.models import json_config, packing
+from jax_tkg.models import float8_tensors, json_config, packing
 from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.families import known
+from jax_tkg.models.float8_tensors import Float8
 from jax_tkg.models.folder import ModelFolder
 from jax_tkg.models.layer_tensors import (
     LAYER_NUMBER,
@@ -58,8 +59,9 @@ def seems_tied(folder: pathlib.Path) -> bool:
 class _Tensors:
     """The tensors of all files of a folder, by name."""
 
-    def __init__(self, folder: ModelFolder, stack: contextlib.ExitStack):
+    def __init__(self, folder: ModelFolder, stack: contextlib.ExitStack, float8: Float8):
         self._folder = folder
+        self._float8 = float8
         self._where: dict[str, tuple[pathlib.Path, Any]] = {}
         for name, listed in _files(folder).items():
             path = folder.file(name)
@@ -82,16 +84,30 @@ class _Tensors:
                         f"{self._where[tensor][0]} too"
                     )
                 self._where[tensor] = (path, file)
-                dtype = file.get_slice(tensor).get_dtype()
-                if dtype not in _DTYPES:
-                    raise ModelError(
-                        f"{path}: tensor {tensor}: expected one of the dtypes "
-                        f"{', '.join(_DTYPES)}, got {dtype}"
-                    )
+        self._scales = self._found_scales()
+
+    def _found_scales(self) -> dict[str, str]:
+        """The name of each float8 tensor's scale; checks the dtypes of all tensors."""
+        scales = {}
+        for tensor, (path, file) in self._where.items():
+            stored = file.get_slice(tensor)
+            dtype, is_matrix = stored.get_dtype(), len(stored.get_shape()) == 2
+            names = [tensor + suffix for suffix in float8_tensors.SCALE_SUFFIXES]
+            scale = next((name for name in names if name in self._where), None)
+            if dtype in float8_tensors.DTYPES and is_matrix and scale is not None:
+                scales[tensor] = scale
+            elif dtype not in _DTYPES:
+                raise ModelError(
+                    f"{path}: tensor {tensor}: expected one of the dtypes {', '.join(_DTYPES)}, "
+                    f"got {dtype}"
+                )
+        return scales
 
     @property
     def names(self) -> list[str]:
-        return list(self._where)
+        """The names of all tensors but scales."""
+        scales = set(self._scales.values())
+        return [name for name in self._where if name not in scales]
 
     def read(self, name: str, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> np.ndarray:
         """A tensor that must have the given shape, and values that the model's dtype can hold."""
@@ -104,7 +120,13 @@ class _Tensors:
         actual = file.get_slice(name).get_shape()
         if list(actual) != list(shape):
             raise ModelError(f"{path}: tensor {name}: expected shape {list(shape)}, got {actual}")
-        values = file.get_tensor(name)
+        if name in self._scales:
+            scale_path, scale_file = self._where[self._scales[name]]
+            where = f"{scale_path}: tensor {self._scales[name]}"
+            scale = scale_file.get_tensor(self._scales[name])
+            values = self._float8.multiplied(where, float8_tensors.read_tensor(path, name), scale)
+        else:
+            values = file.get_tensor(name)
         packing.check_values(f"{path}: tensor {name}", values, dtype)
         return values
 
@@ -154,7 +176,7 @@ def load(
     keys = files.json(json_config.CONFIG)
     config = json_config.read_config(keys)
     with contextlib.ExitStack() as stack:
-        tensors = _Tensors(files, stack)
+        tensors = _Tensors(files, stack, float8_tensors.read_float8(keys))
         family = known.json_family(keys)
         storage = family.storage
         names = stored_shapes(config, storage)

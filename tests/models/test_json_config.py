@@ -147,7 +147,6 @@ class ArithmeticTest(_FolderTest):
         ("hidden_act", "relu"),
         ("attention_bias", 0),
         ("mlp_bias", True),
-        ("quantization_config", {"quant_method": "gptq"}),
         ("quantization", {"bits": 4}),
         ("sliding_window", 4096),
         ("layer_types", ["full_attention", "sliding_attention"]),
@@ -170,6 +169,21 @@ class ArithmeticTest(_FolderTest):
     )
     def test_refused(self, key: str, value: Any) -> None:
         self.assert_refused(f"{key}: expected ", **{key: value})
+
+    @parameterized.parameters(
+        ("quant_method: expected 'fp8' or .*, got 'gptq'", {"quant_method": "gptq"}),
+        ("kv_cache_scheme: expected no such key", {"quant_method": "fp8", "kv_cache_scheme": {}}),
+        (
+            "format: expected 'float-quantized', got 'pack-quantized'",
+            {"quant_method": "compressed-tensors", "format": "pack-quantized"},
+        ),
+        (
+            "weight_block_size: expected rows and columns",
+            {"quant_method": "fp8", "weight_block_size": [128]},
+        ),
+    )
+    def test_other_quantizations_are_refused(self, message: str, value: Any) -> None:
+        self.assert_refused(rf"quantization_config\.{message}", quantization_config=value)
 
     @parameterized.parameters(
         ("quantization_config", None),

@@ -126,6 +126,38 @@ class ErrorsTest(parameterized.TestCase):
             f"{name}"
         )
 
+    @parameterized.named_parameters(
+        ("one", "_scale", (1,), None),
+        ("rows", "_scale", (160, 1), None),
+        ("blocks", "_scale_inv", (2, 1), [128, 128]),
+        ("small_blocks", "_scale_inv", (10, 3), [16, 40]),
+    )
+    def test_float8(self, suffix: str, shape: tuple[int, ...], block: list[int] | None) -> None:
+        """Against a loop over the weights."""
+        rng = np.random.default_rng(0)
+        stored = rng.standard_normal((160, 96)).astype(ml_dtypes.float8_e4m3fn)
+        scale = rng.uniform(0.5, 2, shape).astype(np.float32)
+        quantization = {"quant_method": "fp8", "weight_block_size": block}
+        tiny_folder.write(self.folder, quantization_config=quantization)
+        path = self.folder / "model.safetensors"
+        _save(path, load_file(path) | {UP: stored, UP + suffix: scale}, "F8_E4M3")
+        expected = np.empty((160, 96), np.float32)
+        for row, column in np.ndindex(expected.shape):
+            at = [row, 0][: scale.ndim] if scale.size > 1 else [0] * scale.ndim
+            if block is not None:
+                at = [row // block[0], column // block[1]]
+            expected[row, column] = np.float32(stored[row, column]) * scale[tuple(at)]
+        layers = safetensors.load(self.folder, "float32").parameters.layers
+        np.testing.assert_array_equal(np.asarray(layers.W_ups[0])[:96, :160], expected.T)
+
+    @parameterized.parameters(((96, 1),), ((2, 1),), ((160, 96),))
+    def test_float8_with_another_scale(self, shape: tuple[int, ...]) -> None:
+        tiny_folder.write(self.folder, quantization_config={"quant_method": "fp8"})
+        path = self.folder / "model.safetensors"
+        stored, scale = np.ones((160, 96), ml_dtypes.float8_e4m3fn), np.ones(shape, np.float32)
+        _save(path, load_file(path) | {UP: stored, f"{UP}_scale": scale}, "F8_E4M3")
+        self.assert_error(f"tensor {UP}_scale: expected a scale of one number or [160, 1], got sha")
+
     @parameterized.parameters(np.float64, np.float16, ml_dtypes.bfloat16)
     def test_floating_point(self, dtype: Any) -> None:
         tiny_folder.write(self.folder, changed={UP: np.full((160, 96), 0.75, dtype)})
