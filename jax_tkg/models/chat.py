@@ -13,13 +13,13 @@ from typing import Any
 from jax_tkg.models.errors import ModelError
 
 MAX_SECONDS = 10
-"""Longest time that a template may take, in seconds."""
+"""Longest time that rendering a template may take, in seconds."""
 
 MAX_BYTES = 2**30
 """Most memory that the process that renders a template may take."""
 
 MAX_CHARACTERS = 2**24
-"""Longest text that a template may make; no model's context holds so much."""
+"""Longest text that a template may write; no model's context is as long."""
 
 _PROGRAM = pathlib.Path(__file__).with_name("render_template.py")
 
@@ -27,16 +27,16 @@ _NAMED_DEFAULT = "default"
 
 
 class ChatTemplate:
-    """A checkpoint's Jinja template, run in a sandbox and in a process of its own.
+    """A checkpoint's Jinja template, rendered in a sandbox and in a process of its own.
 
-    A template sees what transformers shows it: `messages`, `add_generation_prompt`, `tools` and
-    `documents` (which are None) and the special tokens.
+    The template sees the variables that transformers gives it: `messages`, `add_generation_prompt`,
+    the special tokens, and `tools` and `documents`, which are None.
 
     Args:
-      sources: the template; or several by name, of which "default" is used.
-      special_tokens: names that templates use for the text of special tokens, such as
-        "bos_token", or for a list of texts.
-      origin: where the template comes from, for errors.
+      sources: the template, or several by name, of which "default" is rendered.
+      special_tokens: the variables for special tokens, such as "bos_token": the text of each, or a
+        list of texts.
+      origin: the file that holds the template, for error messages.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class ChatTemplate:
           messages: each with a "role" ("system", "user" or "assistant") and its "content".
 
         Raises:
-          ModelError: the template is damaged, does not accept the messages, makes an empty text,
-            or exceeds a limit; or there are several templates and none is named "default".
+          ModelError: the template is damaged, rejects the messages, writes an empty text, or
+            exceeds a limit; or there are several templates and none is named "default".
         """
         if _NAMED_DEFAULT not in self._sources:
             names = ", ".join(map(repr, self._sources))
@@ -80,16 +80,17 @@ class ChatTemplate:
         return text
 
     def _rendered(self, source: str, variables: dict[str, Any]) -> dict[str, str]:
-        """The answer of `render_template`, which is run as a program."""
+        """Runs `render_template` as a program and returns its answer."""
         request = {
             "source": source,
             "variables": variables,
-            # More than the wait below: for a process that nobody waits for any more.
+            # More than the wait below: this limit ends a process whose parent is gone.
             "seconds": MAX_SECONDS + 1,
             "bytes": MAX_BYTES,
             "characters": MAX_CHARACTERS,
         }
-        # -P: modules beside the program must not be taken for those of the standard library.
+        # -P keeps the program's own folder off sys.path, where modules would shadow the standard
+        # library's.
         done = subprocess.Popen(
             [sys.executable, "-P", str(_PROGRAM)],
             stdin=subprocess.PIPE,

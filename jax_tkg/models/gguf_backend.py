@@ -1,4 +1,4 @@
-"""The vocabulary of a GGUF file as a tokenizer of the `tokenizers` package."""
+"""Builds a tokenizer of the `tokenizers` package from the vocabulary of a GGUF file."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jax_tkg.models.typed_keys import Range, TypedKeys
 _KINDS = Range(0, 6)
 _SCORES = Range(-3.4e38, 3.4e38)
 _MAX_PIECE = 256
-"""Most characters of a SentencePiece entry; its pairs are counted in their square."""
+"""Most characters of a SentencePiece entry: splitting one takes time that grows as their square."""
 
 
 class Kind(enum.IntEnum):
@@ -44,9 +44,9 @@ class Entries:
     """The tokens of a file, by id.
 
     Attributes:
-      keys: the file's metadata, for messages and for what else a kind of vocabulary has.
-      texts: the token's texts.
-      kinds: what they are.
+      keys: the file's metadata.
+      texts: the texts of the tokens.
+      kinds: the `Kind` of each token.
     """
 
     keys: TypedKeys
@@ -55,10 +55,10 @@ class Entries:
 
     @classmethod
     def read(cls, keys: TypedKeys) -> Entries:
-        """Reads them from the metadata.
+        """Reads the tokens from the metadata.
 
         Raises:
-          ModelError: they are missing, or not of the known kinds, one for each token.
+          ModelError: the tokens are missing, or their kinds are unknown or not one per token.
         """
         texts = keys.strings("tokenizer.ggml.tokens")
         key = "tokenizer.ggml.token_type"
@@ -71,20 +71,20 @@ class Entries:
         return cls(keys, texts, kinds)
 
     def ids(self, *kinds: Kind) -> list[int]:
-        """The ids of the tokens of some kinds."""
+        """Ids of the tokens that are of one of the kinds."""
         return [index for index, kind in enumerate(self.kinds) if kind in kinds]
 
 
 @dataclasses.dataclass(frozen=True)
 class Backend:
-    """A tokenizer of the `tokenizers` package, and what `Tokenizer` asks beside it.
+    """A tokenizer of the `tokenizers` package and the further arguments of `Tokenizer`.
 
     Attributes:
       tokenizer: the tokenizer.
       spelling: how the vocabulary's entries spell bytes.
-      adds_begin: whether texts begin with the begin token where the file does not say.
-      same_text: ids whose text a later token has too, which is the one that texts are encoded
-        with, and that token's id.
+      adds_begin: whether texts begin with the begin token if the file does not say.
+      same_text: ids whose text a later token repeats, with that token's id. Encoding uses the later
+        token.
     """
 
     tokenizer: tokenizers.Tokenizer
@@ -94,10 +94,10 @@ class Backend:
 
 
 def byte_level(entries: Entries) -> Backend:
-    """A byte-level BPE vocabulary, which has merges and the name of a pre-tokenizer.
+    """Builds a byte-level BPE from a file's merges and the name of its pre-tokenizer.
 
     Raises:
-      ModelError: the pre-tokenizer is not known, or the merges are damaged.
+      ModelError: the pre-tokenizer is unknown, or the merges are missing or damaged.
     """
     keys = entries.keys
     pre = pre_tokenization.BY_NAME.get(keys.string("tokenizer.ggml.pre"))
@@ -112,7 +112,7 @@ def byte_level(entries: Entries) -> Backend:
             merges=[(first, second) for first, _, second in (m.partition(" ") for m in merges)],
             ignore_merges=pre.whole_words,
         )
-    # The package raises plain Exception where a merge names no token of the vocabulary.
+    # The package raises plain Exception if a merge names a token outside the vocabulary.
     except Exception as error:
         raise ModelError(
             f"{keys.file}: tokenizer.ggml.merges: expected pairs of the vocabulary's tokens, got "
@@ -129,16 +129,17 @@ def byte_level(entries: Entries) -> Backend:
 
 
 def sentence_piece(entries: Entries) -> Backend:
-    """A SentencePiece BPE vocabulary, whose merges follow from the tokens' scores.
+    """Builds a SentencePiece BPE, deriving its merges from the scores of the tokens.
 
-    Spaces are written as U+2581. With `add_space_prefix`, which is the default, one is put before
-    the text and after each special token, as in Llama 2; where `[INST]` is a token (Mistral 7B from
-    version 0.3 on), before the text only. Gemma has no such space, and tokens for runs of spaces.
+    Entries write a space as U+2581. With `add_space_prefix`, the default, a space is put before
+    the text and after each special token, as in Llama 2. If `[INST]` is a special token (Mistral 7B
+    0.3 and later), the space is put before the text only. Gemma adds no space, and has tokens for
+    runs of spaces.
 
     Raises:
-      ModelError: the scores are missing, not one for each token or not finite; the vocabulary has
-        no token for some byte or an overlong one; or the file asks for a normalization that is not
-        supported.
+      ModelError: the scores are missing, not finite or not one per token; the vocabulary lacks a
+        token for some byte or has an overlong token; or the file asks for an unsupported
+        normalization.
     """
     keys = entries.keys
     for key in ("precompiled_charsmap", "remove_extra_whitespaces"):
@@ -180,7 +181,7 @@ def _is_spaces(text: str) -> bool:
 
 
 def _vocabulary(entries: Entries, texts: Sequence[str]) -> dict[str, int]:
-    """Ids by text. Unused tokens fill a model's vocabulary up, and are never text."""
+    """Ids by text, without unused tokens, which only pad the model's vocabulary."""
     used = zip(texts, entries.kinds, strict=True)
     return {text: index for index, (text, kind) in enumerate(used) if kind != Kind.UNUSED}
 
@@ -195,7 +196,7 @@ def _repeated(vocabulary: dict[str, int], entries: Entries, texts: Sequence[str]
 
 
 def _check_bytes(keys: TypedKeys, vocabulary: dict[str, int]) -> None:
-    """Refuses a vocabulary in which some text has no tokens, and would be left out."""
+    """Refuses a vocabulary that would silently drop a character."""
     for byte in range(256):
         if f"<0x{byte:02X}>" not in vocabulary and (byte >= 128 or chr(byte) not in vocabulary):
             raise ModelError(
@@ -205,10 +206,10 @@ def _check_bytes(keys: TypedKeys, vocabulary: dict[str, int]) -> None:
 
 
 def _merges(entries: Entries, texts: Sequence[str]) -> list[tuple[str, str]]:
-    """All pairs that make an entry, those of the best entry first.
+    """All pairs of entries that join into an entry, best joined entry first.
 
-    SentencePiece joins the neighbors that make the entry with the highest score. Converters give
-    arbitrary scores to user-defined entries; SentencePiece gives them the best.
+    SentencePiece joins the neighbors whose joined entry has the highest score. User-defined entries
+    rank above all others there; converters write arbitrary scores for them.
     """
     keys = entries.keys
     scores = keys.numbers("tokenizer.ggml.scores", _SCORES, len(texts))
@@ -233,7 +234,7 @@ def _merges(entries: Entries, texts: Sequence[str]) -> list[tuple[str, str]]:
 def _add_whole_tokens(
     tokenizer: tokenizers.Tokenizer, entries: Entries, texts: Sequence[str]
 ) -> None:
-    """Adds the tokens that are matched whole before any other."""
+    """Adds the tokens that are matched whole, before the text is split."""
     special = [_added(entries, texts[i], True) for i in entries.ids(Kind.CONTROL, Kind.UNKNOWN)]
     tokenizer.add_special_tokens(special)
     tokenizer.add_tokens([_added(entries, texts[i], False) for i in entries.ids(Kind.USER_DEFINED)])
@@ -245,8 +246,8 @@ _NO_STRIPPING_IN_PHI3 = ("<unk>", "<s>", "<|endoftext|>")
 def _added(entries: Entries, text: str, special: bool) -> tokenizers.AddedToken:
     """A token that is matched whole.
 
-    In Phi-3's `tokenizer.json` most special tokens swallow the white space after them, and in
-    Phi-4's also that before; GGUF files do not say it.
+    In Phi-3's `tokenizer.json` most special tokens absorb the white space after them, in Phi-4's
+    also the white space before them. GGUF files do not record this.
     """
     keys = entries.keys
     left = right = False

@@ -1,4 +1,4 @@
-"""The tokenizer and chat template inside a GGUF file."""
+"""Reads the tokenizer and chat template of a GGUF file."""
 
 from __future__ import annotations
 
@@ -42,10 +42,13 @@ _NO_END_BESIDE = (
     (("<|return|>", "<|call|>"), "<|end|>"),
     (("<|calls|>", "<|flush|>"), "<|end|>"),
     (("<|tool_response>",), "</s>"),
-    # HTML's tag for struck text, in Gemma's vocabulary.
+    # In Gemma's vocabulary it is HTML's tag for struck text.
     (("<end_of_turn>", "<eos>"), "</s>"),
 )
-"""Where a vocabulary has all of the first, the other is no end; all but the last from llama.cpp."""
+"""If a vocabulary has all of the first texts, the second does not end generation.
+
+All rules but the last are from llama.cpp.
+"""
 
 _TEMPLATE_NAMES = {
     "bos_token": "bos",
@@ -56,21 +59,21 @@ _TEMPLATE_NAMES = {
     "cls_token": "cls",
     "mask_token": "mask",
 }
-"""Names of special tokens in templates, and in the metadata, whose spelling this is."""
+"""Special tokens: names in templates, and roles in the metadata, in GGUF's own spelling."""
 
 _BACKENDS = {"gpt2": gguf_backend.byte_level, "llama": gguf_backend.sentence_piece}
-"""How vocabularies are read, by `tokenizer.ggml.model`."""
+"""Readers of vocabularies by `tokenizer.ggml.model`."""
 
 
 def read_tokenizer(file: GgufFile) -> Tokenizer:
     """Builds the tokenizer from a GGUF file's metadata.
 
-    Generation ends at the tokens that the metadata names and at those whose text says so, as
-    llama.cpp has it: many files name one of the model's several end tokens only.
+    Generation ends at the tokens that the metadata names and, as in llama.cpp, at tokens with
+    certain texts: many files name only one of a model's several end tokens.
 
     Raises:
-      ModelError: another vocabulary than byte-level or SentencePiece BPE, an unknown pre-tokenizer,
-        or missing or damaged metadata.
+      ModelError: the vocabulary is neither byte-level nor SentencePiece BPE, the pre-tokenizer is
+        unknown, or metadata is missing or damaged.
     """
     keys = file.metadata
     model = "tokenizer.ggml.model"
@@ -103,7 +106,7 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
 
 
 def _begin_tokens(keys: TypedKeys, tokens: list[str], default: bool) -> list[int]:
-    """The token that texts begin with, where they do."""
+    """The token that every text begins with, if there is one."""
     begin = _token_id(keys, "bos", tokens)
     key = "tokenizer.ggml.add_bos_token"
     if begin is None and keys.boolean(key, default=False):
@@ -117,7 +120,7 @@ def _token_id(keys: TypedKeys, role: str, tokens: list[str]) -> int | None:
 
 
 def _ends_by_text(tokens: list[str]) -> set[int]:
-    """Ids of tokens that end a text or a turn, whatever the metadata says of them."""
+    """Ids of tokens whose text marks the end of a text or turn, whatever the metadata says."""
     ends = {token: index for index, token in enumerate(tokens) if token in _END_TEXTS}
     for others, dropped in _NO_END_BESIDE:
         if dropped in ends and all(other in ends for other in others):
@@ -126,8 +129,8 @@ def _ends_by_text(tokens: list[str]) -> set[int]:
 
 
 def _special_tokens(keys: TypedKeys, tokens: list[str]) -> dict[str, str]:
-    """The texts of special tokens by the names that templates use."""
+    """Texts of special tokens by their names in templates."""
     ids = {name: _token_id(keys, role, tokens) for name, role in _TEMPLATE_NAMES.items()}
     texts = {name: tokens[index] for name, index in ids.items() if index is not None}
-    # Templates add these two to other texts without asking whether they are there.
+    # Templates concatenate these two without testing whether they are defined.
     return {"bos_token": "", "eos_token": ""} | texts

@@ -1,4 +1,4 @@
-"""The tokenizer and chat template in a folder in the format of Hugging Face transformers."""
+"""Reads the tokenizer and chat template of a folder in the format of Hugging Face transformers."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ _MORE_TOKENS = (
     "extra_special_tokens",
     "model_specific_special_tokens",
 )
-"""Keys of further special tokens: lists, or objects that give them names."""
+"""Keys of further special tokens; each value is a list, or an object of tokens by name."""
 
 
 def read_tokenizer(path: pathlib.Path) -> Tokenizer:
-    """Reads `tokenizer.json` and the files beside it that describe its use, where they are there.
+    """Reads `tokenizer.json` and, where present, the files that describe its use.
 
-    Those are `tokenizer_config.json` and `special_tokens_map.json`, `chat_template.jinja` and
+    These are `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`,
     `additional_chat_templates`, `generation_config.json` and `config.json`. Generation ends at the
-    tokenizer's eos_token and at the ids that `generation_config.json`, or else `config.json`,
-    lists.
+    tokenizer's eos_token and at the ids that `generation_config.json` lists, or `config.json` if
+    the former lists none.
 
     Args:
       path: the folder.
@@ -61,23 +61,23 @@ def read_tokenizer(path: pathlib.Path) -> Tokenizer:
 def _backend(folder: ModelFolder) -> tokenizers.Tokenizer:
     try:
         backend = tokenizers.Tokenizer.from_str(folder.text(_TOKENIZER))
-    # The package raises plain Exception for whatever is wrong with the file.
+    # The package raises plain Exception for any fault in the file.
     except Exception as error:
         raise ModelError(
             f"{folder.file(_TOKENIZER)}: expected a tokenizer of the tokenizers package, got the "
             f"error {one_line(error)!r}"
         ) from error
-    # The file may hold those of the model's training, which cut prompts without a word.
+    # The file may hold the settings of the model's training, which silently cut prompts.
     backend.no_truncation()
     backend.no_padding()
     return backend
 
 
 def _special_tokens(keys: TypedKeys) -> dict[str, str | list[str]]:
-    """The texts of special tokens by the names that templates use, such as "bos_token"."""
+    """Texts of special tokens by their names in templates, such as "bos_token"."""
     found: dict[str, str | list[str]] = {}
     for key in keys:
-        # Flags such as add_bos_token end in the same way.
+        # Flags such as add_bos_token have the same ending.
         if key.endswith("_token") and not isinstance(keys.raw(key), bool):
             found[key] = _token_text(keys, key, keys.raw(key))
     for key in _MORE_TOKENS:
@@ -123,7 +123,7 @@ def _add_tokens(
     described: TypedKeys,
     special_tokens: Mapping[str, str | list[str]],
 ) -> None:
-    """Adds what only the files beside `tokenizer.json` say of tokens that are matched whole."""
+    """Adds tokens and marks special tokens that only the other files declare."""
     decoder = described.object("added_tokens_decoder")
     whole = set(backend.get_added_tokens_decoder())
     for index in decoder:
@@ -144,7 +144,7 @@ def _add_tokens(
     for named in special_tokens.values():
         for text in [named] if isinstance(named, str) else named:
             token = added.get(text, tokenizers.AddedToken(text, normalized=False))
-            # Tokens that are not in the vocabulary have no embedding.
+            # A token outside the vocabulary has no embedding.
             if not token.special and backend.token_to_id(text) is not None:
                 token.special = True
                 backend.add_special_tokens([token])
@@ -153,8 +153,8 @@ def _add_tokens(
 def _begin_tokens(backend: tokenizers.Tokenizer) -> list[int]:
     """The tokens that the post-processor puts before a text.
 
-    `add_bos_token` of `tokenizer_config.json` changes nothing beside a `tokenizer.json`, as in
-    transformers.
+    As in transformers, `add_bos_token` of `tokenizer_config.json` has no effect if there is a
+    `tokenizer.json`.
     """
     whole, text = (backend.encode("a", add_special_tokens=added).ids for added in (True, False))
     ends = (end for end in range(len(whole)) if whole[end : end + len(text)] == text)
@@ -164,7 +164,7 @@ def _begin_tokens(backend: tokenizers.Tokenizer) -> list[int]:
 def _chat_template(
     folder: ModelFolder, described: TypedKeys, special_tokens: Mapping[str, str | list[str]]
 ) -> ChatTemplate | None:
-    """The template in files of its own, or else in the tokenizer's description."""
+    """Reads the template from its own files, or from `tokenizer_config.json` if there are none."""
     sources: dict[str, str] = {}
     if folder.has(_TEMPLATE):
         sources["default"] = folder.text(_TEMPLATE)
@@ -176,7 +176,7 @@ def _chat_template(
 
 
 def _described_templates(described: TypedKeys) -> dict[str, str]:
-    """Templates by name; a single one is the "default"."""
+    """Templates of `tokenizer_config.json` by name; a single one is named "default"."""
     key = "chat_template"
     value = described.raw(key)
     named = value if isinstance(value, list) else [{"name": "default", "template": value}]

@@ -1,8 +1,7 @@
-"""How byte-level BPE splits text into words, by the names that GGUF files give.
+"""How byte-level BPE splits text into words, by the names in GGUF files.
 
-A GGUF file holds no pre-tokenizer, only a name for it (`tokenizer.ggml.pre`), which llama.cpp's
-converter finds by comparing how a tokenizer splits a sample. The patterns are those of the models'
-own `tokenizer.json`.
+A GGUF file holds no pre-tokenizer, only its name (`tokenizer.ggml.pre`). llama.cpp's converter
+identifies it by tokenizing a sample text. The patterns are those of the models' `tokenizer.json`.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ _CASED = (
 
 
 def _uncased(digits: str) -> str:
-    """Words of letters with one other character before them, numbers, symbols, and spaces."""
+    """A pattern for words of letters, numbers (`digits`), symbols and white space."""
     return (
         rf"{_CONTRACTIONS}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|{digits}"
         rf"| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_SPACES}"
@@ -41,15 +40,15 @@ _O200K = (
 
 @dataclasses.dataclass(frozen=True)
 class PreTokenization:
-    """What a name stands for.
+    """The steps before BPE.
 
     Attributes:
-      pattern: of a word; None for that of GPT-2.
-      single_digits: whether every digit is a word of its own, before the pattern is applied.
-      composes: whether text is brought into Unicode's composed form (NFC) first.
-      whole_words: whether a word that is in the vocabulary is taken whole, without merges.
-      adds_begin: whether texts begin with the begin token where the file does not say, as llama.cpp
-        has it.
+      pattern: regular expression of a word, or None for GPT-2's.
+      single_digits: whether each digit is split off before the pattern is applied.
+      composes: whether text is first normalized to Unicode's composed form, NFC.
+      whole_words: whether a word in the vocabulary becomes one token, without merges.
+      adds_begin: whether texts begin with the begin token if the file does not say; llama.cpp's
+        defaults.
     """
 
     pattern: str | None = None
@@ -59,7 +58,7 @@ class PreTokenization:
     adds_begin: bool = False
 
     def pre_tokenizer(self) -> pre_tokenizers.PreTokenizer:
-        """The pre-tokenizer, which writes words in the byte alphabet."""
+        """Builds the pre-tokenizer, which also writes words in the byte alphabet."""
         steps: list[pre_tokenizers.PreTokenizer] = []
         if self.single_digits:
             steps.append(pre_tokenizers.Digits(individual_digits=True))
@@ -70,7 +69,7 @@ class PreTokenization:
         return pre_tokenizers.Sequence(steps)
 
     def normalizer(self) -> normalizers.Normalizer | None:
-        """What is done to text before it is split; None for nothing."""
+        """Builds the normalizer, or returns None if text is not changed."""
         return normalizers.NFC() if self.composes else None
 
 
@@ -87,17 +86,17 @@ BY_NAME = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
-    # Llama 3's words without its rule for whole ones: SmolLM3, Smaug
+    # Llama 3's pattern without whole words: SmolLM3, Smaug
     "smaug-bpe": PreTokenization(_CL100K),
     # Phi-4, Granite 4
     "dbrx": PreTokenization(_CL100K),
     "glm4": PreTokenization(_CL100K),
     "chatglm-bpe": PreTokenization(_CL100K),
-    # Qwen2, Qwen2.5, Qwen3; llama.cpp leaves out the composition, which the model's own has
+    # Qwen2, Qwen2.5, Qwen3; llama.cpp omits NFC, which the models' tokenizer.json has
     "qwen2": PreTokenization(_QWEN2, composes=True),
     # Mistral Nemo, Mistral Small
     "tekken": PreTokenization(_TEKKEN, whole_words=True, adds_begin=True),
     # Phi-4-mini
     "gpt-4o": PreTokenization(_O200K),
 }
-"""The pre-tokenizations that are known, by `tokenizer.ggml.pre`."""
+"""The known pre-tokenizations by `tokenizer.ggml.pre`."""

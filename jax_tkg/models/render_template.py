@@ -1,11 +1,12 @@
-"""A program that renders one chat template within limits of memory, processor time and output.
+"""A program that renders one chat template within limits on memory, processor time and output.
 
-A template is code that comes with a model. Jinja's sandbox keeps it from files and from Python's
-internals, but not from a loop within a loop or from `7 ** 10**9`. In a process of its own it can be
-ended. `jax_tkg.models.chat` runs this file by its path, so that nothing of the package is imported.
+A template is code that comes with a model. Jinja's sandbox denies it files and Python's internals,
+but does not stop nested loops or `7 ** 10**9`. A separate process can be ended.
+`jax_tkg.models.chat` runs this file by its path, so that nothing of the package is imported.
 
-It reads one JSON object from standard input, with "source", "variables" and the limits "seconds",
-"bytes" and "characters", and writes one to standard output: {"text": ...} or {"error": ...}.
+The program reads one JSON object from standard input, with "source", "variables" and the limits
+"seconds", "bytes" and "characters", and writes one to standard output: {"text": ...} or
+{"error": ...}.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes characters that are special in HTML.
+    # Jinja's own filter escapes the special characters of HTML.
     return json.dumps(
         value,
         ensure_ascii=ensure_ascii,
@@ -50,12 +51,12 @@ def _to_json(
 
 
 class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks text of the assistant for training; here it is its content."""
+    """`{% generation %}` marks the assistant's text for training; here it renders its content."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-        """Parses the block; like a call block it has variables of its own."""
+        """Parses the block into a call block, which has its own scope of variables."""
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
         return jinja2.nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
@@ -65,7 +66,7 @@ class _Generation(jinja2.ext.Extension):
 
 
 def _template(source: str) -> jinja2.Template:
-    """The template in an environment with what transformers gives to chat templates."""
+    """Compiles the template with the filters and functions that transformers provides."""
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True,
         lstrip_blocks=True,
@@ -88,10 +89,10 @@ def _joined(pieces: Iterable[str], limit: int) -> str:
 
 
 def _limit_process(seconds: int, size: int) -> None:
-    """Limits this process's processor time and memory, as far as the system can.
+    """Limits this process's processor time and memory, where the system supports it.
 
-    Windows has no such limits and macOS does not keep that of memory; everywhere the caller ends
-    the process after some time.
+    Windows has no such limits, and macOS does not enforce the one on memory. On every system the
+    caller ends the process after a time.
     """
     if importlib.util.find_spec("resource") is None:
         return

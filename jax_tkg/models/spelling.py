@@ -1,8 +1,8 @@
-"""How a vocabulary's entries spell the bytes of text.
+"""How the entries of a vocabulary spell the bytes of text.
 
-Byte-level vocabularies write every byte as one character. SentencePiece vocabularies write text as
-it is, with U+2581 for a space. For characters that no entry has, they have entries for bytes, such
-as `<0x0A>`.
+Byte-level vocabularies write each byte as one character. SentencePiece vocabularies write text
+itself, with U+2581 for a space, and have an entry such as `<0x0A>` for each byte, which serves
+characters that no other entry covers.
 """
 
 from __future__ import annotations
@@ -20,14 +20,12 @@ _BYTE = re.compile("<0x([0-9A-Fa-f]{2})>")
 
 @dataclasses.dataclass(frozen=True)
 class Spelling:
-    """How entries become bytes.
+    """Converts entries to bytes.
 
     Attributes:
       bytes_of: the bytes of an entry.
-      added_bytes_of: the bytes of a token that was added to the vocabulary, which is matched as it
-        is written.
-      drops_space: whether a space at the start of a text is dropped, because encoding puts one
-        there.
+      added_bytes_of: the bytes of an added token, which is matched whole.
+      drops_space: whether decoding drops a space at the start of a text, because encoding adds one.
     """
 
     bytes_of: Callable[[str], bytes]
@@ -52,7 +50,7 @@ _BYTE_OF_CHARACTER = _alphabet()
 
 
 def _byte_level_bytes(entry: str) -> bytes:
-    """An entry that is not in the byte alphabet is text itself."""
+    """Bytes of an entry; one outside the byte alphabet is text itself."""
     if all(character in _BYTE_OF_CHARACTER for character in entry):
         return bytes(_BYTE_OF_CHARACTER[character] for character in entry)
     return entry.encode()
@@ -79,11 +77,11 @@ DECODERS = (
     "ByteLevel, or the sequence Replace(U+2581 by a space), ByteFallback, Fuse, with "
     "Strip(one space at the start) after it or not"
 )
-"""The decoders that `of_decoder` knows, in words."""
+"""The decoders that `of_decoder` knows, for messages."""
 
 
 def of_decoder(decoder: object) -> Spelling | None:
-    """The spelling that a decoder of `tokenizer.json` undoes; None where it is another."""
+    """The spelling that a decoder of `tokenizer.json` decodes, or None if it is unknown."""
     if not isinstance(decoder, dict):
         return None
     if decoder.get("type") == "ByteLevel":

@@ -12,15 +12,15 @@ from jax_tkg.models.spelling import BYTE_LEVEL, Spelling
 
 
 class Tokenizer:
-    """A tokenizer with what generation needs to know of it.
+    """A tokenizer with what generation needs beside it.
 
     Args:
       backend: the tokenizer of the `tokenizers` package, special tokens added.
       begin_tokens: ids that every text begins with.
       stop_tokens: ids that end a text.
-      chat_template: how to speak to the model in turns, or None.
+      chat_template: the template of a conversation, or None.
       spelling: how the vocabulary's entries spell bytes.
-      same_text: ids that the backend does not know, and for each one that has the same text.
+      same_text: for ids that the backend lacks, an id with the same text.
 
     Attributes:
       begin_tokens: as given.
@@ -53,9 +53,9 @@ class Tokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids of a prompt.
 
-        Special tokens written out in the text are recognized. `begin_tokens` are put before the
-        text unless it begins with them, as the text of a chat template may. No end token is put
-        after it, whatever the model's files say: the model is to continue the text.
+        Special tokens written out in the text are recognized. `begin_tokens` are prepended unless
+        the text begins with them, as a chat template's text may. No end token is appended, even if
+        the model's files ask for one, because the model is to continue the text.
         """
         ids = list(self._backend.encode(text, add_special_tokens=False).ids)
         begin = list(self.begin_tokens)
@@ -64,10 +64,10 @@ class Tokenizer:
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, without special tokens.
 
-        Bytes that form no character come out as U+FFFD.
+        Bytes that form no character become U+FFFD.
 
         Raises:
-          ValueError: as `bytes_of`.
+          ValueError: an id is negative.
         """
         stream = self.stream()
         return stream.add(ids) + stream.finish()
@@ -75,9 +75,9 @@ class Tokenizer:
     def bytes_of(self, ids: Sequence[int]) -> bytes:
         """The bytes of token ids, without special tokens.
 
-        Ids past the vocabulary's end have no bytes: a model's vocabulary may be padded to a rounder
-        size than the tokenizer's, and such an id be drawn. The space that encoding puts before a
-        text is among the bytes.
+        Ids past the end of the vocabulary have no bytes: a model's vocabulary may be padded beyond
+        the tokenizer's, and such an id may be drawn. The space that encoding adds before a text is
+        included.
 
         Raises:
           ValueError: an id is negative.
@@ -88,16 +88,16 @@ class Tokenizer:
         return b"".join(self._bytes.get(index, b"") for index in ids)
 
     def stream(self) -> TokenStream:
-        """A decoder that takes tokens one at a time."""
+        """A decoder that takes tokens as they come."""
         return TokenStream(self, self._drops_space)
 
 
 class TokenStream:
-    """Text of tokens as they come; a character is held back until all its bytes are there.
+    """Decodes tokens as they come, holding a character back until all its bytes have arrived.
 
     Args:
       tokenizer: the tokenizer.
-      drops_space: whether a space at the start of the text is dropped.
+      drops_space: whether to drop a space at the start of the text.
     """
 
     def __init__(self, tokenizer: Tokenizer, drops_space: bool = False):
@@ -118,5 +118,5 @@ class TokenStream:
         return text
 
     def finish(self) -> str:
-        """What is left at the end: bytes that form no character come out as U+FFFD."""
+        """The rest of the text: bytes that form no character become U+FFFD."""
         return self._decoder.decode(b"", final=True)
