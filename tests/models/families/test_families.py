@@ -154,6 +154,40 @@ class FamiliesTest(parameterized.TestCase):
             np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
 
 
+class SimulatedKernelTest(parameterized.TestCase):
+    @parameterized.named_parameters(FAMILIES.items())
+    def test_one_layer(self, family: Family) -> None:
+        """The Neuron kernel computes a family's layer, or names the option that it lacks."""
+        folder = files.folder(self)
+        changes = family.changes | {"num_hidden_layers": 1}
+        if "original_max_position_embeddings" in changes:
+            # This text is long, as the capacity is.
+            changes["original_max_position_embeddings"] = CHUNK
+        model = dataclasses.replace(family, changes=changes).model()
+        model.save_pretrained(folder)
+        text = tokens(2 * CHUNK)
+        with torch.no_grad():
+            expected = model(torch.tensor([text])).logits[0].numpy()
+        packed = safetensors.load(folder, "float32")
+        forward = ModelForward(packed, implementation="simulate", capacity=128)
+        run = jax.jit(lambda *arguments: forward.hidden(*arguments, 128))
+        caches, rows = forward.caches(1), []
+        counts = jnp.full((1,), CHUNK)
+        for start in range(0, len(text), CHUNK):
+            chunk = jnp.asarray([text[start : start + CHUNK]], jnp.int32)
+            lengths = jnp.full((1,), start)
+            try:
+                hidden, *caches = run(forward.parameters, chunk, lengths, counts, *caches)
+            except ValueError as error:
+                self.assertRegex(
+                    str(error), r"^\w+: expected .* Neuron kernel, which does not take"
+                )
+                return
+            rows.append(forward.logits(forward.parameters, hidden)[0])
+        actual = np.concatenate(rows)
+        self.assertLess(np.abs(actual - expected).max(), 1e-4 * np.abs(expected).max())
+
+
 def _numbers(config: ModelConfig) -> list[float]:
     """The floats of a configuration, which GGUF files hold in float32."""
     floats = [v for v in dataclasses.asdict(config).values() if isinstance(v, float)]
