@@ -56,6 +56,8 @@ class Shape:
     """S_ctx, S_max, unified and positions of the kinds after the first, which has those above."""
     options: tuple[str, ...] = ()
     """Optional operands, beside scales and masks, that the case has."""
+    bare_layers: tuple[int, ...] = ()
+    """Layers that are without these operands; only for lists."""
     softmax_scale: float | None = None
     attention_softcap: float = 0.0
     activation: str = "silu"
@@ -81,6 +83,14 @@ class Shape:
         )
 
 
+EVERY_OPTION: dict[str, Any] = {
+    "options": LAYER_OPTIONS,
+    "softmax_scale": 0.2,
+    "attention_softcap": 2.0,
+    "activation": "gelu_tanh",
+}
+"""Fields of a `Shape` that has all options of a layer."""
+
 SHAPES = {
     "one_head": Shape(B=1, S=1, q=1, k=1, d=128, unified=True),
     "first_token": Shape(B=1, S=1, S_ctx=1, S_max=1, unified=True),
@@ -103,16 +113,9 @@ SHAPES = {
     "whole_capacity": Shape(S_ctx=24, S_max=24, positions="each"),
     "no_update": Shape(positions="none"),
     "large_heads": Shape(S=3, d=256, I=256, L=1),
+    "every_option": Shape(q=6, S=3, bare_layers=(0,), **EVERY_OPTION),
 }
 """One of each kind: what every implementation has to get right."""
-
-EVERY_OPTION: dict[str, Any] = {
-    "options": LAYER_OPTIONS,
-    "softmax_scale": 0.2,
-    "attention_softcap": 2.0,
-    "activation": "gelu_tanh",
-}
-"""Fields of a `Shape` that has all options of a layer."""
 
 KINDS = Shape(L=5, layer_kinds=(0, 0, 1, 0, 0), kinds=((30, 40, True, "each"),))
 """Two kinds of layers, in a pattern of three that is cut off."""
@@ -157,6 +160,9 @@ def random_weights(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
         name: arrays if BY_NAME[name].kind == "logit" else [array.astype(dtype) for array in arrays]
         for name, arrays in weights.items()
     }
+    for name in s.options:
+        for layer in s.bare_layers:
+            weights[name][layer] = None
     if s.quantized:
         for name, scales in SCALE_NAMES.items():
             weights[scales] = [None] * s.L

@@ -163,7 +163,6 @@ class NamedShapesTest(parameterized.TestCase):
         for name, shape in (
             *cases.SHAPES.items(),
             ("kinds", cases.KINDS),
-            ("every_option", cases.Shape(q=6, S=3, **cases.EVERY_OPTION)),
         )
     )
     def test_named_shape(self, shape: cases.Shape) -> None:

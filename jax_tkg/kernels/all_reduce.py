@@ -5,7 +5,9 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
+from .layout import load_columns
 from .limits import PARTITIONS
+from .rms_norm import normalize_update
 from .sizes import pieces
 
 
@@ -22,26 +24,38 @@ class Reduction(NKIObject):
         self.on_chip = on_chip
 
 
-def add_reduced(x, partial, reduction, context):
+def add_reduced(x, partial, reduction, context, bias=None, gamma=None):
     """x + the sum of `partial` over the ranks, rounded once to the compute dtype.
+
+    The sum gets the bias and is then normalized, if they are given.
 
     Args:
       x: [128, n, T], the chunks of the residual stream that this core holds.
-      partial: [128, n, T] float32, this rank's part of them.
+      partial: [128, n, T] float32, this rank's part of them; may be overwritten.
       reduction: the launch's `Reduction`.
       context: the launch's `Context`.
+      bias: `LayerTensor` [1, H], or None.
+      gamma: `LayerTensor` [1, H], gain of the norm, or None.
 
     Returns:
       A tile like x.
     """
     sizes = context.sizes
     share = context.hidden_share()
+    # Before the reduction, so that they are there when it ends.
+    bias_columns = load_columns(bias, share.first, share.count)
+    gain_columns = load_columns(gamma, share.first, share.count)
     reduced = partial
     if reduction.group != None:
         if reduction.on_chip:
             reduced = _reduce_on_chip(partial, reduction.group, share, sizes)
         else:
             reduced = _reduce_in_hbm(partial, reduction.group, share, context)
+    if bias_columns != None:
+        by_chunk = bias_columns.expand_dim(2).broadcast(2, sizes.T)
+        nisa.tensor_tensor(dst=reduced, data1=reduced, data2=by_chunk, op=nl.add)
+    if gain_columns != None:
+        normalize_update(reduced, gain_columns, context)
     after = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
     # In pieces, so that the next stage can begin with the first.
     for piece in pieces(share.count, sizes.T):

@@ -11,11 +11,12 @@ from nki.language import NKIObject
 from .attention_blocks import attention_tasks, sequence_groups
 from .cache_update import token_rows
 from .exchange import swap
-from .limits import PSUM_BANK, ceiling_divide
+from .limits import PARTITIONS, PSUM_BANK, ceiling_divide
 from .sizes import bytes_of
 from .softmax import (
     MASKED,
     SoftmaxState,
+    add_sinks,
     column_peaks,
     column_sums,
     exponentials,
@@ -41,7 +42,7 @@ class BlockResult(NKIObject):
         self.weighted = weighted
 
 
-def attention(heads, K_cache, V_cache, masks, context):
+def attention(heads, K_cache, V_cache, masks, context, sinks=None):
     """Attends all sequences.
 
     While the Vector Engine works on a block's softmax, the Tensor Engine computes the next block's
@@ -53,6 +54,7 @@ def attention(heads, K_cache, V_cache, masks, context):
       V_cache: `LayerTensor` [B, k, S_max, d].
       masks: the launch's `Masks`.
       context: the launch's `Context`.
+      sinks: `LayerTensor` [1, q] float32, or None.
 
     Returns:
       [rows, q * chunks, T] in the compute dtype, and the new values as rows [T, k, d].
@@ -61,14 +63,18 @@ def attention(heads, K_cache, V_cache, masks, context):
     core = context.core
     shape = (sizes.head_rows, sizes.q * sizes.head_chunks, sizes.T)
     attended = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
-    scale = 1.0 / sizes.d**0.5
+    scale = sizes.softmax_scale
+    if sizes.attention_softcap > 0.0:
+        # `_masked` leaves scores within +-1.
+        scale = sizes.attention_softcap
+    sink_rows = _load_sinks(sinks, context)
     tasks = attention_tasks(sizes, core)
     if len(tasks) == 0:
         # Without cache slots the second core has nothing to attend.
         for group in sequence_groups(sizes):
             state = _new_state(group, sizes)
             set_unattended(state)
-            AttendedGroup(state, group, core).store(attended, scale, sizes)
+            AttendedGroup(state, group, core, sink_rows).store(attended, scale, sizes)
         return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
     product = _products(tasks[0], heads, K_cache, context)
     values = token_rows(heads, sizes.q + sizes.k, sizes)
@@ -76,14 +82,14 @@ def attention(heads, K_cache, V_cache, masks, context):
     result = None
     for index in range(len(tasks)):
         task = tasks[index]
-        scores = _masked(task, product, masks)
+        scores = _masked(task, product, masks, sizes)
         peaks = column_peaks(scores, context.constants)
         ended = None
         if index > 0:
             before = tasks[index - 1]
             state = _add(state, result, before, scale, sizes)
             if before.ends:
-                ended = AttendedGroup(state, before.group, core)
+                ended = AttendedGroup(state, before.group, core, sink_rows)
                 state = None
         if index + 1 < len(tasks):
             product = _products(tasks[index + 1], heads, K_cache, context)
@@ -93,7 +99,7 @@ def attention(heads, K_cache, V_cache, masks, context):
             ended.store(attended, scale, sizes)
     last = tasks[len(tasks) - 1]
     state = _add(state, result, last, scale, sizes)
-    AttendedGroup(state, last.group, core).store(attended, scale, sizes)
+    AttendedGroup(state, last.group, core, sink_rows).store(attended, scale, sizes)
     return (attended, values)
 
 
@@ -112,9 +118,10 @@ def _new_state(group, sizes):
 class AttendedGroup(NKIObject):
     """A group whose keys on this core are attended; its state travels to the other core."""
 
-    def __init__(self, state, group, core):
+    def __init__(self, state, group, core, sink_rows):
         self.state = state
         self.group = group
+        self.sink_rows = sink_rows
         self.received = None
         if core.count > 1:
             shape = state.packed.shape
@@ -125,7 +132,33 @@ class AttendedGroup(NKIObject):
         """Merges the other core's state, normalizes, and writes to `attended`."""
         if self.received != None:
             merge_packed(self.state, self.received, scale)
+        if self.sink_rows != None:
+            # Columns are (sequence, head, token). Both cores have the whole softmax by now.
+            sinks = self.sink_rows.expand_dim(1).broadcast(1, self.group.count)
+            add_sinks(self.state, sinks.expand_dim(3).broadcast(3, sizes.S), scale)
         _store_attended(attended, self.state, self.group, sizes)
+
+
+def _load_sinks(sinks, context):
+    """[128, q] float32: each query head's sink on all partitions; None without sinks."""
+    if sinks == None:
+        return None
+    sizes = context.sizes
+    constants = context.constants
+    q = sizes.q
+    row = nl.ndarray((1, q), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.dma_copy(dst=row, src=sinks.select_layer(sinks.view))
+    spread = nl.ndarray((PARTITIONS, q), dtype=nl.float32, buffer=nl.psum)
+    nisa.nc_matmul(
+        dst=spread,
+        stationary=constants.ones[0:1, :],
+        moving=row,
+        is_stationary_onezero=True,
+        accumulate=False,
+    )
+    rows = nl.ndarray((PARTITIONS, q), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=rows, src=spread)
+    return rows
 
 
 def _of_kv_head(columns, kv_head, group, sizes):
@@ -305,8 +338,11 @@ def _products(task, heads, K_cache, context):
     return product
 
 
-def _masked(task, product, masks):
-    """The scores of a block, [rows, chunks, columns] float32; `MASKED` for unattended keys."""
+def _masked(task, product, masks, sizes):
+    """The scores of a block, [rows, chunks, columns] float32; `MASKED` for unattended keys.
+
+    With a soft cap, scores are the tanh of scaled scores over the cap; else they are not scaled.
+    """
     block = task.block
     group = task.group
     shape = (block.rows, block.chunks, group.columns)
@@ -315,14 +351,15 @@ def _masked(task, product, masks):
     nisa.memset(dst=scores, value=MASKED, engine=nisa.engine.gpsimd)
     tiles = masks.get(task)
     for index in range(len(tiles)):
-        _copy_attended(scores, product, tiles[index], block.segments[index].first_chunk, group)
+        first_chunk = block.segments[index].first_chunk
+        _copy_attended(scores, product, tiles[index], first_chunk, group, sizes)
     if block.active_rows > 0:
         own = masks.active[:, group.first_column : group.first_column + group.columns]
-        _copy_attended(scores, product, own.expand_dim(1), block.active_chunk, group)
+        _copy_attended(scores, product, own.expand_dim(1), block.active_chunk, group, sizes)
     return scores
 
 
-def _copy_attended(scores, product, mask, first_chunk, group):
+def _copy_attended(scores, product, mask, first_chunk, group, sizes):
     """Copies scores of chunks from PSUM where mask [rows, chunks, columns] is not zero."""
     rows = mask.shape[0]
     chunks = mask.shape[1]
@@ -333,6 +370,9 @@ def _copy_attended(scores, product, mask, first_chunk, group):
         first = first_chunk + done
         count = min(group.per_bank - first % group.per_bank, chunks - done)
         part = product[0:rows, bank, start : start + count * group.columns]
+        cap = sizes.attention_softcap
+        if cap > 0.0:
+            nisa.activation(dst=part, op=nl.tanh, data=part, scale=sizes.softmax_scale / cap)
         nisa.tensor_copy_predicated(
             dst=scores[0:rows, first : first + count, :],
             src=part.reshape_dim(1, (count, group.columns)),

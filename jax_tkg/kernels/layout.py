@@ -46,17 +46,19 @@ def store_tokens(out, tile, sizes, core):
         nisa.dma_copy(dst=columns[:, first * PARTITIONS : (first + count) * PARTITIONS], src=rows)
 
 
-def load_columns(vector, first, count):
-    """Elements first * 128 .. (first + count) * 128 of a vector, as a tile [128, count].
+def load_columns(vector, first, count, width=PARTITIONS, dtype=None):
+    """Elements first * width .. (first + count) * width of a vector, as a tile [width, count].
 
-    Element c * 128 + p goes to partition p of column c, so that a vector of features becomes a
-    per-partition operand. It is loaded as rows of 128, each one piece for DMA, and transposed on
-    chip.
+    Element c * width + p goes to partition p of column c, so that a vector of features becomes a
+    per-partition operand. It is loaded as rows of `width`, each one piece for DMA, and transposed
+    on chip.
 
     Args:
       vector: `LayerTensor` [rows, n], of which row 0 is used; or None.
-      first: first chunk of 128 elements.
+      first: first chunk of `width` elements.
       count: chunks.
+      width: elements of a chunk, at most 128.
+      dtype: of the tile; None: the vector's.
 
     Returns:
       The tile, or None if the vector is None.
@@ -64,16 +66,17 @@ def load_columns(vector, first, count):
     if vector == None:
         return None
     row = vector.view[0:1, :]
-    dtype = row.dtype
-    columns = nl.ndarray((PARTITIONS, count), dtype=dtype, buffer=nl.sbuf)
+    if dtype == None:
+        dtype = row.dtype
+    columns = nl.ndarray((width, count), dtype=dtype, buffer=nl.sbuf)
     done = 0
     while done < count:
         size = min(PARTITIONS, count - done)
-        start = (first + done) * PARTITIONS
-        rows = nl.ndarray((size, PARTITIONS), dtype=dtype, buffer=nl.sbuf)
-        piece = row[:, start : start + size * PARTITIONS].reshape((size, PARTITIONS))
+        start = (first + done) * width
+        rows = nl.ndarray((size, width), dtype=row.dtype, buffer=nl.sbuf)
+        piece = row[:, start : start + size * width].reshape((size, width))
         nisa.dma_copy(dst=rows, src=vector.select_layer(piece))
-        turned = nl.ndarray((PARTITIONS, size), dtype=dtype, buffer=nl.psum)
+        turned = nl.ndarray((width, size), dtype=row.dtype, buffer=nl.psum)
         nisa.nc_transpose(dst=turned, data=rows, engine=nisa.engine.tensor)
         nisa.tensor_copy(dst=columns[:, done : done + size], src=turned)
         done += size

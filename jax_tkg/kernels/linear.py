@@ -16,13 +16,16 @@ from .sizes import bytes_of
 class Columns(NKIObject):
     """Columns of a weight: tiles of `width` columns, at most 128, that begin at column `first`.
 
-    `scale` holds the factor of each column, [width, tiles] float32 on chip, or is None.
+    Attributes:
+      scale: the factor of each column, [width, tiles] float32 on chip, or None.
+      bias: what is added to each column, [width, tiles] on chip, or None.
     """
 
-    def __init__(self, first, width, scale=None):
+    def __init__(self, first, width, scale=None, bias=None):
         self.first = first
         self.width = width
         self.scale = scale
+        self.bias = bias
 
 
 def linear(dst, x, weight, columns, context, normed=None, first_chunk=0):
@@ -67,11 +70,15 @@ def linear(dst, x, weight, columns, context, normed=None, first_chunk=0):
             scale = None
             if columns.scale != None:
                 scale = columns.scale[:, done + first : done + first + size]
+            bias = None
+            if columns.bias != None:
+                bias = columns.bias[:, done + first : done + first + size]
             _store_product(
                 dst[:, done + first : done + first + size, :],
                 part.reshape_dim(1, (size, T)),
                 scale,
                 factor,
+                bias,
             )
             first += size
         done += count
@@ -101,6 +108,9 @@ def linear_of_shares(dst, normed, weight, columns, context, multiplier=None, urg
         nisa.tensor_tensor(dst=dst, data1=partial, data2=multiplier, op=nl.multiply)
         return
     share = context.hidden_share()
+    if core.index > 0:
+        # The first core adds the bias.
+        columns = Columns(columns.first, columns.width, scale=columns.scale)
     if share.count > share.skipped:
         x = normed.tile[:, share.skipped : share.count, :]
         chunk = share.first + share.skipped
@@ -110,8 +120,18 @@ def linear_of_shares(dst, normed, weight, columns, context, multiplier=None, urg
     add_other_core(dst, partial, core, multiplier=multiplier, urgent=urgent)
 
 
-def _store_product(dst, summed, scale, factor):
-    """dst [width, n, T] = summed * scale [width, n] * factor [128, T]; either may be None."""
+def _store_product(dst, summed, scale, factor, bias):
+    """dst [width, n, T] = summed * scale [width, n] * factor [128, T] + bias [width, n].
+
+    Scale, factor and bias may each be None.
+    """
+    if bias != None:
+        shape = (dst.shape[0], dst.shape[1], dst.shape[2])
+        product = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+        _store_product(product, summed, scale, factor, None)
+        by_column = bias.expand_dim(2).broadcast(2, dst.shape[2])
+        nisa.tensor_tensor(dst=dst, data1=product, data2=by_column, op=nl.add)
+        return
     width = dst.shape[0]
     tiles = dst.shape[1]
     T = dst.shape[2]

@@ -1,4 +1,4 @@
-"""The SwiGLU MLP of transposed activations."""
+"""The gated MLP of transposed activations."""
 
 import nki.isa as nisa
 import nki.language as nl
@@ -10,7 +10,9 @@ from .rms_norm import clamped
 
 
 def mlp(normed, layer, context):
-    """This core's columns of silu(x @ W_gate) * (x @ W_up) @ W_down, before the all-reduce.
+    """This core's columns of a(x @ W_gate) * (x @ W_up) @ W_down, before the all-reduce.
+
+    The activation a is the launch's.
 
     Args:
       normed: the `Normed` input.
@@ -39,12 +41,27 @@ def mlp(normed, layer, context):
         columns = _columns(first, last, gate_scale)
         # The other core's part arrives while W_up is multiplied.
         linear_of_shares(gate, gate_input, W_gate.tensor, columns, context, urgent=False)
-        nisa.activation(dst=gate, op=nl.silu, data=gate)
+        _activate(gate, sizes.activation)
         product = hidden[:, first:last, :]
         columns = _columns(first, last, up_scale)
         linear_of_shares(product, up_input, W_up.tensor, columns, context, multiplier=gate)
         first = last
     return _down(hidden, layer.W_down, context)
+
+
+def _activate(gate, activation):
+    """Applies the activation of that name to a tile, in place."""
+    if activation == "silu":
+        nisa.activation(dst=gate, op=nl.silu, data=gate)
+    elif activation == "gelu_tanh":
+        nisa.activation(dst=gate, op=nl.gelu_apprx_tanh, data=gate)
+    elif activation == "gelu":
+        nisa.activation(dst=gate, op=nl.gelu, data=gate)
+    else:
+        # relu2(x) = max(x, 0) * x.
+        nisa.scalar_tensor_tensor(
+            dst=gate, data=gate, op0=nl.maximum, operand0=0.0, op1=nl.multiply, operand1=gate
+        )
 
 
 def _input(normed, weight, sizes):

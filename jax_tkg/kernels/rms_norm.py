@@ -6,7 +6,7 @@ from nki.language import NKIObject
 
 from .exchange import add_other_core
 from .layout import load_columns
-from .limits import PARTITIONS
+from .limits import PARTITIONS, PSUM_BANK
 from .sizes import pieces
 
 
@@ -98,6 +98,96 @@ def rms_norm(x, gamma, context):
     nisa.tensor_tensor(dst=scaled, data1=x, data2=inverse, op=nl.multiply)
     nisa.tensor_tensor(dst=normed, data1=scaled, data2=gain, op=nl.multiply)
     return Normed(normed, None)
+
+
+def normalize_heads(heads, gamma_q, gamma_k, context):
+    """Normalizes query heads, key heads or both, each over its d features, in place.
+
+    Args:
+      heads: [rows, q + k, chunks, T] in the compute dtype: query heads, then key heads.
+      gamma_q: `LayerTensor` [1, d], or None: query heads stay as they are.
+      gamma_k: `LayerTensor` [1, d], or None: key heads stay as they are.
+      context: the launch's `Context`.
+    """
+    sizes = context.sizes
+    first = 0
+    if gamma_q == None:
+        first = sizes.q
+    last = sizes.q + sizes.k
+    if gamma_k == None:
+        last = sizes.q
+    gain_q = load_columns(gamma_q, 0, sizes.head_chunks, width=sizes.head_rows, dtype=nl.float32)
+    gain_k = load_columns(gamma_k, 0, sizes.head_chunks, width=sizes.head_rows, dtype=nl.float32)
+    at_once = PSUM_BANK // sizes.T
+    while first < last:
+        size = min(at_once, last - first)
+        part = heads[:, first : first + size, :, :]
+        inverse = _inverse_roots_of_heads(part, context)
+        queries = max(0, min(size, sizes.q - first))
+        if queries > 0:
+            _scale_heads(part[:, 0:queries, :, :], inverse[:, 0:queries, :], gain_q)
+        if queries < size:
+            _scale_heads(part[:, queries:size, :, :], inverse[:, queries:size, :], gain_k)
+        first += size
+
+
+def _inverse_roots_of_heads(heads, context):
+    """[rows, n, T] float32: 1 / sqrt(mean + eps) of each head [rows, n, chunks, T] and token."""
+    sizes = context.sizes
+    constants = context.constants
+    rows = heads.shape[0]
+    chunks = heads.shape[2]
+    shape = (rows, heads.shape[1], sizes.T)
+    total = nl.ndarray(shape, dtype=nl.float32, buffer=nl.psum)
+    for chunk in range(chunks):
+        squares = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=squares, op=nl.square, data=heads[:, :, chunk, :])
+        nisa.nc_matmul(
+            dst=total,
+            stationary=constants.ones[0:rows, 0:rows],
+            moving=squares,
+            is_stationary_onezero=True,
+            accumulate=chunk > 0,
+        )
+    epsilon = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.memset(dst=epsilon, value=sizes.eps)
+    inverse = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=inverse, op=nl.rsqrt, data=total, scale=1.0 / sizes.d, bias=epsilon)
+    return inverse
+
+
+def _scale_heads(heads, inverse, gain):
+    """heads [rows, n, chunks, T] *= gain [rows, chunks] * inverse [rows, n, T]."""
+    for chunk in range(heads.shape[2]):
+        part = heads[:, :, chunk, :]
+        nisa.scalar_tensor_tensor(
+            dst=part,
+            data=part,
+            op0=nl.multiply,
+            operand0=gain[:, chunk : chunk + 1],
+            op1=nl.multiply,
+            operand1=inverse,
+        )
+
+
+def normalize_update(update, gain, context):
+    """Normalizes a block's output in place, in float32.
+
+    Args:
+      update: [128, n, T] float32, the chunks of H that this core holds.
+      gain: [128, n] on chip, these chunks' gains.
+      context: the launch's `Context`.
+    """
+    sizes = context.sizes
+    share = context.hidden_share()
+    inverse = _inverse_root(_squares(update, context), context)
+    by_chunk = gain.expand_dim(2).broadcast(2, sizes.T)
+    # While the sums of squares are on their way.
+    nisa.tensor_tensor(
+        dst=update, data1=update, data2=by_chunk, op=nl.multiply, engine=nisa.engine.gpsimd
+    )
+    by_token = inverse.expand_dim(1).broadcast(1, share.count)
+    nisa.tensor_tensor(dst=update, data1=update, data2=by_token, op=nl.multiply)
 
 
 def _squares(x, context):

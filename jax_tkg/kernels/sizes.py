@@ -15,9 +15,29 @@ class Sizes(NKIObject):
     Attributes:
       head_chunks: chunks of a head: 1, or 2 if d features do not fit on the partitions.
       head_rows: features of a chunk: d, or d/2, so that the chunks are the halves that RoPE pairs.
+      softmax_scale: factor of the scores; d**-0.5 if None is given.
+      attention_softcap: what a tanh bounds the scaled scores to; 0 for nothing.
+      activation: of the MLP's gate, as the public option names it.
     """
 
-    def __init__(self, B, S, H, I, d, q, k, S_prior, S_max, dtype, eps, clamp_bound):  # noqa: E741
+    def __init__(
+        self,
+        B,
+        S,
+        H,
+        I,  # noqa: E741
+        d,
+        q,
+        k,
+        S_prior,
+        S_max,
+        dtype,
+        eps,
+        clamp_bound,
+        softmax_scale=None,
+        attention_softcap=0.0,
+        activation="silu",
+    ):
         self.B = B
         self.S = S
         self.T = B * S
@@ -33,6 +53,11 @@ class Sizes(NKIObject):
         self.dtype = dtype
         self.eps = eps
         self.clamp_bound = clamp_bound
+        self.softmax_scale = softmax_scale
+        if softmax_scale == None:
+            self.softmax_scale = 1.0 / d**0.5
+        self.attention_softcap = attention_softcap
+        self.activation = activation
 
     def hidden_chunks(self):
         """Chunks of 128 hidden features."""

@@ -14,6 +14,10 @@ MASKED = -(2.0**100)
 """Score of a key that is not attended, far below any other score."""
 
 
+LARGEST_EXPONENT = 80.0
+"""Bound of a sink's exponent: e**80 is finite in float32, and weights beside it vanish."""
+
+
 class SoftmaxState(NKIObject):
     """The running result of a softmax over `columns` queries.
 
@@ -195,6 +199,34 @@ def _scale_and_add(total, kept, more, added):
     theirs = nl.ndarray(total.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=theirs, data1=more, data2=added, op=nl.multiply)
     nisa.tensor_tensor(dst=total, data1=mine, data2=theirs, op=nl.add)
+
+
+def add_sinks(state, sinks, scale):
+    """Adds a logit without a value to each column of a softmax whose keys are all there.
+
+    The peak stays, because it is only what exponentials are relative to.
+
+    Args:
+      state: `SoftmaxState`.
+      sinks: [128, n] float32 on chip, not scaled; n may be several dimensions.
+      scale: of the scores.
+    """
+    shape = sinks.shape[1:]
+    peak = state.peak.reshape_dim(1, shape)
+    total = state.total.reshape_dim(1, shape)
+    exponent = nl.ndarray(sinks.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.scalar_tensor_tensor(
+        dst=exponent,
+        data=peak,
+        op0=nl.multiply,
+        operand0=-scale,
+        op1=nl.add,
+        operand1=sinks,
+    )
+    nisa.tensor_scalar(dst=exponent, data=exponent, op0=nl.minimum, operand0=LARGEST_EXPONENT)
+    weight = nl.ndarray(sinks.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=weight, op=nl.exp, data=exponent)
+    nisa.tensor_tensor(dst=total, data1=total, data2=weight, op=nl.add)
 
 
 def normalize(dst, state):

@@ -12,6 +12,7 @@ what two cores swap.
     |      |
     |   heads [rows, q + 2k, chunks, T]
     |      |
+    |   normalize_heads, if they have gains, and
     |   apply_rope, on queries and keys
     |      |
     |   attention <--------- ring <-------------- K_cache, V_cache, each core half of the slots
@@ -46,12 +47,12 @@ from .attention import attention
 from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
 from .constants import Constants
 from .layer_tensor import LayerTensor, Weight, layer_tensor
-from .layout import load_tokens, store_tokens
+from .layout import load_columns, load_tokens, store_tokens
 from .limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS
 from .linear import Columns, linear, linear_of_shares
 from .masks import Masks
 from .mlp import mlp
-from .rms_norm import rms_norm
+from .rms_norm import normalize_heads, rms_norm
 from .rope import Rotation, apply_rope
 from .sizes import Context, Core, Sizes
 from .weight_ring import WeightRing
@@ -60,10 +61,25 @@ from .weight_ring import WeightRing
 class LayerOperands(NKIObject):
     """The weights (`Weight`) and gains of a layer, or of all layers.
 
-    Of one layer, gains are `LayerTensor`s; of all layers, what `layer_tensor` takes.
+    Of one layer, gains and sinks are `LayerTensor`s; of all layers, what `layer_tensor` takes.
+    Those with a default may be absent.
     """
 
-    def __init__(self, W_qkv, W_out, W_gate, W_up, W_down, W_gamma_qkv, W_gamma_mlp):
+    def __init__(
+        self,
+        W_qkv,
+        W_out,
+        W_gate,
+        W_up,
+        W_down,
+        W_gamma_qkv,
+        W_gamma_mlp,
+        W_gamma_q=None,
+        W_gamma_k=None,
+        W_gamma_post_attention=None,
+        W_gamma_post_mlp=None,
+        sinks=None,
+    ):
         self.W_qkv = W_qkv
         self.W_out = W_out
         self.W_gate = W_gate
@@ -71,6 +87,11 @@ class LayerOperands(NKIObject):
         self.W_down = W_down
         self.W_gamma_qkv = W_gamma_qkv
         self.W_gamma_mlp = W_gamma_mlp
+        self.W_gamma_q = W_gamma_q
+        self.W_gamma_k = W_gamma_k
+        self.W_gamma_post_attention = W_gamma_post_attention
+        self.W_gamma_post_mlp = W_gamma_post_mlp
+        self.sinks = sinks
 
     def layer(self, number, looped=False):
         """One layer's operands, of all layers'; `number` is a register if `looped`."""
@@ -82,6 +103,11 @@ class LayerOperands(NKIObject):
             self.W_down.layer(number, looped=looped),
             layer_tensor(self.W_gamma_qkv, number, looped=looped),
             layer_tensor(self.W_gamma_mlp, number, looped=looped),
+            W_gamma_q=layer_tensor(self.W_gamma_q, number, looped=looped),
+            W_gamma_k=layer_tensor(self.W_gamma_k, number, looped=looped),
+            W_gamma_post_attention=layer_tensor(self.W_gamma_post_attention, number, looped=looped),
+            W_gamma_post_mlp=layer_tensor(self.W_gamma_post_mlp, number, looped=looped),
+            sinks=layer_tensor(self.sinks, number, looped=looped),
         )
 
 
@@ -184,10 +210,20 @@ def transformer_tkg(
     W_gate_scales,
     W_up_scales,
     W_down_scales,
+    bias_qkvs,
+    bias_outs,
+    W_gamma_qs,
+    W_gamma_ks,
+    W_gamma_post_attentions,
+    W_gamma_post_mlps,
+    sinks,
     eps,
     replica_groups,
     sbuf_residual_and_cc,
     clamp_bound,
+    softmax_scale,
+    attention_softcap,
+    activation,
     first_layer,
     num_layers,
     stacked_caches,
@@ -227,10 +263,21 @@ def transformer_tkg(
       W_gate_scales: per layer [1 or 128, I] float32 or None; None if no layer has a scale.
       W_up_scales: per layer [1 or 128, I] float32 or None; None if no layer has a scale.
       W_down_scales: per layer [1 or 128, H] float32 or None; None if no layer has a scale.
+      bias_qkvs: per layer [1, (q + 2k) * d] or None. This and the next six are None if no layer has
+        one.
+      bias_outs: per layer [1, H] or None.
+      W_gamma_qs: per layer [1, d] or None.
+      W_gamma_ks: per layer [1, d] or None.
+      W_gamma_post_attentions: per layer [1, H] or None.
+      W_gamma_post_mlps: per layer [1, H] or None.
+      sinks: per layer [1, q] float32 or None.
       eps: RMSNorm epsilon.
       replica_groups: tuple of tuples of ranks, or None for no all-reduce.
       sbuf_residual_and_cc: whether the all-reduce goes from SBUF to SBUF, else through HBM.
       clamp_bound: bound of the inputs of float8 products; 0 for none.
+      softmax_scale: factor of the scores; None for d**-0.5.
+      attention_softcap: bound of the scaled scores, by a tanh; 0 for none.
+      activation: of the MLP's gate: "silu", "gelu_tanh", "gelu" or "relu2".
       first_layer: the first layer to run, in tensors with a layer axis; tuples begin with it.
       num_layers: how many layers to run.
       stacked_caches: whether the caches have a layer axis.
@@ -240,7 +287,18 @@ def transformer_tkg(
       Hidden states [B, S, H], then the key caches, then the value caches.
     """
     caches = Caches(K_caches, V_caches, stacked_caches)
-    sizes = _sizes(X, W_gates, K_caches[0], prior_mask, active_mask, eps, clamp_bound)
+    sizes = _sizes(
+        X,
+        W_gates,
+        K_caches[0],
+        prior_mask,
+        active_mask,
+        eps,
+        clamp_bound,
+        softmax_scale,
+        attention_softcap,
+        activation,
+    )
     core = Core()
     group = None
     if replica_groups != None:
@@ -254,13 +312,18 @@ def transformer_tkg(
     context = Context(sizes, core, ring, Constants(sizes))
     tables = OffsetTables(window_offsets, key_offsets, value_offsets)
     operands = LayerOperands(
-        Weight(W_qkvs),
-        Weight(W_outs),
+        Weight(W_qkvs, bias=bias_qkvs),
+        Weight(W_outs, bias=bias_outs),
         Weight(W_gates, scale=W_gate_scales),
         Weight(W_ups, scale=W_up_scales),
         Weight(W_downs, scale=W_down_scales),
         W_gamma_qkvs,
         W_gamma_mlps,
+        W_gamma_q=W_gamma_qs,
+        W_gamma_k=W_gamma_ks,
+        W_gamma_post_attention=W_gamma_post_attentions,
+        W_gamma_post_mlp=W_gamma_post_mlps,
+        sinks=sinks,
     )
     layers = LayerRange(first_layer, num_layers)
     x = load_tokens(X, sizes, core)
@@ -275,7 +338,18 @@ def transformer_tkg(
     return tuple(results)
 
 
-def _sizes(X, W_gates, K_cache, prior_mask, active_mask, eps, clamp_bound):
+def _sizes(
+    X,
+    W_gates,
+    K_cache,
+    prior_mask,
+    active_mask,
+    eps,
+    clamp_bound,
+    softmax_scale,
+    attention_softcap,
+    activation,
+):
     B, S, H = X.shape
     k = K_cache.shape[1]
     d = K_cache.shape[2]
@@ -285,7 +359,23 @@ def _sizes(X, W_gates, K_cache, prior_mask, active_mask, eps, clamp_bound):
     if prior_mask != None:
         S_prior = prior_mask.shape[0]
     I = W_gates[0].shape[1]  # noqa: E741
-    return Sizes(B, S, H, I, d, q, k, S_prior, S_max, X.dtype, eps, clamp_bound)
+    return Sizes(
+        B,
+        S,
+        H,
+        I,
+        d,
+        q,
+        k,
+        S_prior,
+        S_max,
+        X.dtype,
+        eps,
+        clamp_bound,
+        softmax_scale=softmax_scale,
+        attention_softcap=attention_softcap,
+        activation=activation,
+    )
 
 
 def _unrolled_layers(x, operands, tables, caches, layers, shared, context):
@@ -319,29 +409,38 @@ def _looped_layers(x, operands, tables, caches, layers, shared, context):
 def _layer(x, layer, caches, shared, context):
     """One layer of the residual stream x [128, n, T], of which this core holds n chunks of H."""
     normed = rms_norm(x, layer.W_gamma_qkv, context)
-    heads = _heads(normed, layer.W_qkv, shared.rotation, context)
-    attended, values = attention(heads, caches.K_cache, caches.V_cache, shared.masks, context)
+    heads = _heads(normed, layer, shared.rotation, context)
+    attended, values = attention(
+        heads, caches.K_cache, caches.V_cache, shared.masks, context, sinks=layer.sinks
+    )
     await_readers(caches, context.core)
-    partial = _project_out(attended, layer.W_out, context)
-    x = add_reduced(x, partial, shared.reduction, context)
+    W_out = layer.W_out
+    partial = _project_out(attended, W_out, context)
+    gamma = layer.W_gamma_post_attention
+    x = add_reduced(x, partial, shared.reduction, context, bias=W_out.bias, gamma=gamma)
     normed = rms_norm(x, layer.W_gamma_mlp, context)
     partial = mlp(normed, layer, context)
     offsets = caches.offsets
     if offsets.values != None:
         # Only here, so that no load of weights queues behind writes that wait for attention.
         update_caches(caches, heads, values, context)
-    return add_reduced(x, partial, shared.reduction, context)
+    return add_reduced(x, partial, shared.reduction, context, gamma=layer.W_gamma_post_mlp)
 
 
-def _heads(normed, W_qkv, rotation, context):
+def _heads(normed, layer, rotation, context):
     """[rows, q + 2k, chunks, T]: queries and keys rotated, then values, in the compute dtype."""
+    W_qkv = layer.W_qkv
     sizes = context.sizes
     rotated = sizes.q + sizes.k
     count = rotated + sizes.k
     shape = (sizes.head_rows, count * sizes.head_chunks, sizes.T)
     product = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
-    linear_of_shares(product, normed, W_qkv.tensor, Columns(0, sizes.head_rows), context)
+    bias = load_columns(W_qkv.bias, 0, count * sizes.head_chunks, width=sizes.head_rows)
+    columns = Columns(0, sizes.head_rows, bias=bias)
+    linear_of_shares(product, normed, W_qkv.tensor, columns, context)
     heads = product.reshape_dim(1, (count, sizes.head_chunks))
+    if layer.W_gamma_q != None or layer.W_gamma_k != None:
+        normalize_heads(heads[:, 0:rotated, :, :], layer.W_gamma_q, layer.W_gamma_k, context)
     apply_rope(heads[:, 0:rotated, :, :], rotation, context)
     return heads
 

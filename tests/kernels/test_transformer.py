@@ -50,7 +50,7 @@ class FixedTest(parameterized.TestCase):
         shape = cases.SHAPES[name]
         if len(set(shape.quantized)) > 1:
             shape = dataclasses.replace(shape, quantized=shape.quantized[:1] * shape.L)
-        launch.check(shape, cores=2, stacked=True)
+        launch.check(dataclasses.replace(shape, bare_layers=()), cores=2, stacked=True)
 
     @parameterized.product(
         S_ctx=(128, 129, 255, 256, 300, 512), cores=(1, 2), unified=(True, False)
