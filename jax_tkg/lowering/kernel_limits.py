@@ -106,8 +106,8 @@ def sbuf_bytes(dimensions: Dimensions, cores: int) -> dict[str, int]:
     feed_forward = 2 * item * hidden + 2 * part + swapped + 2 * item * mlp + FLOAT32 * hidden
     # The rows of tokens that are loaded and stored.
     rows = item * PARTITIONS * _hidden_chunks(D, cores) + item * hidden
-    # The all-reduce's result, and the residual stream after it.
-    reduced = 2 * FLOAT32 * hidden + item * hidden
+    # What the all-reduce sums, its result, and the result's squares or the residual after it.
+    reduced = 3 * FLOAT32 * hidden
     stages = {
         "normalization": norm,
         "MLP": feed_forward,

@@ -20,7 +20,7 @@ from jax_tkg.reference.attention import attention, attention_mask
 from jax_tkg.reference.cache_update import Caches
 from jax_tkg.reference.linear import linear
 from jax_tkg.reference.mlp import MlpWeights, mlp
-from jax_tkg.reference.rms_norm import rms_norm
+from jax_tkg.reference.rms_norm import head_norms, rms_norm
 from jax_tkg.reference.rope import Rotation, apply_rope, rotation
 from jax_tkg.reference.stored_weight import StoredWeight
 from jax_tkg.reference.varying_axes import vary_over, varying_axes
@@ -195,7 +195,9 @@ def _layer(
     normed = rms_norm(hidden, weights.W_gamma_qkv, parameters.eps)
     projected = linear(normed, weights.W_qkv, platform=platform, bias=weights.bias_qkv)
     projected = projected.astype(hidden.dtype).reshape(B, S, q + 2 * k, d)
-    heads = _head_norms(projected[:, :, : q + k], weights, q, parameters.eps)
+    heads = head_norms(
+        projected[:, :, : q + k], weights.W_gamma_q, weights.W_gamma_k, q, parameters.eps
+    )
     rotated = apply_rope(heads, shared.rotation)
     key, value = rotated[:, :, q:], projected[:, :, q + k :]
     attended = attention(
@@ -221,15 +223,6 @@ def _layer(
     update = all_reduce(mlp_part, parameters)
     hidden = _add(hidden, update, weights.W_gamma_post_mlp, parameters.eps)
     return _LayerResult(hidden, key, value)
-
-
-def _head_norms(heads: jax.Array, weights: _LayerWeights, q: int, eps: float) -> jax.Array:
-    """The query heads and then the key heads, each kind normalized if it has a gain."""
-    if weights.W_gamma_q is None and weights.W_gamma_k is None:
-        return heads
-    parts = (heads[:, :, :q], weights.W_gamma_q), (heads[:, :, q:], weights.W_gamma_k)
-    normed = [part if gain is None else rms_norm(part, gain, eps) for part, gain in parts]
-    return jnp.concatenate(normed, axis=2)
 
 
 def _add(residual: jax.Array, update: jax.Array, gain: jax.Array | None, eps: float) -> jax.Array:

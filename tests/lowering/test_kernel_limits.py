@@ -26,6 +26,7 @@ SHAPES = {
     "wide_mlp": cases.Shape(B=8, S=4, q=1, k=1, H=512, I=4096, L=1),
     "long": cases.Shape(B=2, S=2, q=8, k=2, L=1, S_ctx=2304, S_max=2304),
     "large_heads": cases.Shape(B=16, S=8, q=8, k=8, d=256, L=1),
+    "options": cases.Shape(B=8, S=4, H=1024, L=1, dtype="bfloat16", **cases.EVERY_OPTION),
     "many_tokens": cases.Shape(B=16, S=8, q=2, k=1, H=1024, I=1024, L=1, dtype="bfloat16"),
 }
 

@@ -26,11 +26,12 @@ from jax_tkg.kernels.cache_update import (
 )
 from jax_tkg.kernels.constants import Constants
 from jax_tkg.kernels.layer_tensor import LayerTensor, Weight, layer_tensor
+from jax_tkg.kernels.layout import load_columns
 from jax_tkg.kernels.limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS, head_chunks
 from jax_tkg.kernels.linear import Columns, linear, linear_of_shares
 from jax_tkg.kernels.masks import Masks
 from jax_tkg.kernels.mlp import mlp
-from jax_tkg.kernels.rms_norm import Normed, rms_norm
+from jax_tkg.kernels.rms_norm import Normed, normalize_heads, rms_norm
 from jax_tkg.kernels.rope import Rotation, apply_rope
 from jax_tkg.kernels.sizes import Context, Core, Sizes
 from jax_tkg.kernels.softmax import (
@@ -173,6 +174,27 @@ class KernelStages:
             normed = normed * same(same(factor))[:, None]
         return normed.reshape(B, S, H)
 
+    def head_norms(
+        self,
+        heads: np.ndarray,
+        gamma_q: np.ndarray | None,
+        gamma_k: np.ndarray | None,
+        q: int,
+        eps: float,
+    ) -> np.ndarray:
+        B, S, count, d = heads.shape
+
+        def body(context: Context, heads: Any, gamma_q: Any, gamma_k: Any) -> Any:
+            tile = load(heads)
+            gains = (layer_tensor((gamma,), 0) for gamma in (gamma_q, gamma_k))
+            normalize_heads(by_head(tile, context.sizes), *gains, context)
+            return store(tile, context)
+
+        given = {"heads": turned_heads(heads), "gamma_q": gamma_q, "gamma_k": gamma_k}
+        numbers = {"B": B, "S": S, "d": d, "q": q, "k": count - q, "eps": eps}
+        (tile,) = self.run(body, [given], **numbers, dtype=heads.dtype.name)
+        return turned_back(same(tile)).reshape(B, S, count, d)
+
     def rope(self, heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
         B, S, _, d = heads.shape
 
@@ -224,6 +246,7 @@ class KernelStages:
         scale: np.ndarray | None = None,
         times: np.ndarray | None = None,
         squares: bool = False,
+        bias: np.ndarray | None = None,
     ) -> np.ndarray:
         """x @ weight by `linear_of_shares`, in tiles of `width` columns; each core makes all.
 
@@ -234,19 +257,23 @@ class KernelStages:
           scale: [1, m] or None.
           times: [B, S, m] or None.
           squares: whether x comes without its tokens' factors, 1 / sqrt(mean(x**2)).
+          bias: [1, m] or None.
         """
         B, S, inner = x.shape
         columns = weight.shape[1]
 
-        def body(context: Context, x: Any, weight: Any, scale: Any, times: Any, total: Any) -> Any:
+        def body(
+            context: Context, x: Any, weight: Any, scale: Any, times: Any, total: Any, bias: Any
+        ) -> Any:
             shape = (width, columns // width, context.sizes.T)
             dst = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
             per_partition = None if total is None else load(total)
+            addends = load_columns(layer_tensor((bias,), 0), 0, columns // width, width=width)
             linear_of_shares(
                 dst,
                 Normed(load_share(x, context), per_partition),
                 LayerTensor(weight),
-                Columns(0, width, scale=None if scale is None else load(scale)),
+                Columns(0, width, scale=None if scale is None else load(scale), bias=addends),
                 context,
                 multiplier=None if times is None else load(times),
             )
@@ -259,6 +286,7 @@ class KernelStages:
             "scale": None if scale is None else turned(scale[:1], width)[:, :, 0],
             "times": None if times is None else turned(times.reshape(B * S, columns), width),
             "total": np.square(tile.astype(np.float32)).sum(axis=1) if squares else None,
+            "bias": bias,
         }
         target = TARGETS.get(weight.dtype.name, "trn2")
         numbers = {"B": B, "S": S, "H": inner, "dtype": x.dtype.name, "eps": 0.0}
@@ -274,6 +302,9 @@ class KernelStages:
         V_cache: np.ndarray,
         mask_cache: np.ndarray,
         mask_active: np.ndarray,
+        sinks: np.ndarray | None = None,
+        scale: float | None = None,
+        softcap: float = 0.0,
     ) -> np.ndarray:
         B, S, q, d = query.shape
         k, slots = key.shape[2], mask_cache.shape[0]
@@ -286,10 +317,17 @@ class KernelStages:
             "V_cache": V_cache,
             "prior": (mask_cache != 0).astype(np.uint8).reshape(slots, -1) if slots else None,
             "active": active.reshape(B * S, -1),
+            "sinks": sinks,
         }
 
         def body(
-            context: Context, heads: Any, K_cache: Any, V_cache: Any, prior: Any, active: Any
+            context: Context,
+            heads: Any,
+            K_cache: Any,
+            V_cache: Any,
+            prior: Any,
+            active: Any,
+            sinks: Any,
         ) -> Any:
             attended, values = attention(
                 by_head(load(heads), context.sizes),
@@ -297,11 +335,13 @@ class KernelStages:
                 LayerTensor(V_cache),
                 Masks(prior, active, context.sizes, context.core),
                 context,
+                sinks=layer_tensor((sinks,), 0),
             )
             return store(attended, context), store(values, context)
 
-        numbers = {"B": B, "S": S, "d": d, "q": q, "k": k, "S_prior": slots}
+        numbers: dict[str, Any] = {"B": B, "S": S, "d": d, "q": q, "k": k, "S_prior": slots}
         numbers["S_max"] = K_cache.shape[-1]
+        numbers |= {"softmax_scale": scale, "attention_softcap": softcap}
         ((attended, values),) = self.run(body, [given], **numbers, dtype=query.dtype.name)
         np.testing.assert_array_equal(same(values), value.reshape(B * S, k, d))
         return turned_back(same(attended)).reshape(B, S, q, d)
@@ -365,6 +405,7 @@ class KernelStages:
         weights: Sequence[np.ndarray],
         scales: Sequence[np.ndarray | None],
         clamp_bound: float,
+        activation: str = "silu",
     ) -> np.ndarray:
         """Args: x [B, S, H]; gate, up and down; the scale of each, or None; the clamp's bound."""
         B, S, H = x.shape
@@ -384,7 +425,8 @@ class KernelStages:
             "scales": tuple(scales),
         }
         target = max(TARGETS.get(weight.dtype.name, "trn2") for weight in weights)
-        numbers = {"B": B, "S": S, "H": H, "I": weights[0].shape[1], "clamp_bound": clamp_bound}
+        numbers = {"B": B, "S": S, "H": H, "I": weights[0].shape[1]}
+        numbers |= {"clamp_bound": clamp_bound, "activation": activation}
         (out,) = self.run(body, [given], target, **numbers, dtype=x.dtype.name)
         return joined(out, H // PARTITIONS).reshape(B, S, H)
 
@@ -394,20 +436,34 @@ class KernelStages:
         partials: Sequence[np.ndarray],
         groups: tuple[tuple[int, ...], ...] | None,
         on_chip: bool,
+        bias: np.ndarray | None = None,
+        gamma: np.ndarray | None = None,
     ) -> list[np.ndarray]:
-        """Per rank x + the sum of the partials of its group."""
+        """Per rank x + its group's sum of the partials, with a bias and normalized if given."""
         from nki.collectives import ReplicaGroup
 
         B, S, H = xs[0].shape
 
-        def body(context: Context, x: Any, partial: Any) -> Any:
+        def body(context: Context, x: Any, partial: Any, bias: Any, gamma: Any) -> Any:
             reduction = Reduction(None if groups is None else ReplicaGroup(groups), on_chip)
             tile = load_share(x, context)
-            after = add_reduced(tile, load_share(partial, context), reduction, context)
+            after = add_reduced(
+                tile,
+                load_share(partial, context),
+                reduction,
+                context,
+                bias=layer_tensor((bias,), 0),
+                gamma=layer_tensor((gamma,), 0),
+            )
             return store(after, context)
 
         given = [
-            {"x": turned(x.reshape(B * S, H)), "partial": turned(partial.reshape(B * S, H))}
+            {
+                "x": turned(x.reshape(B * S, H)),
+                "partial": turned(partial.reshape(B * S, H)),
+                "bias": bias,
+                "gamma": gamma,
+            }
             for x, partial in zip(xs, partials, strict=True)
         ]
         parts = self.run(body, given, B=B, S=S, H=H, dtype=xs[0].dtype.name)

@@ -14,7 +14,7 @@ from jax_tkg.reference import cache_update
 from jax_tkg.reference.attention import attention, attention_mask
 from jax_tkg.reference.linear import linear
 from jax_tkg.reference.mlp import MlpWeights, mlp
-from jax_tkg.reference.rms_norm import rms_norm
+from jax_tkg.reference.rms_norm import head_norms, rms_norm
 from jax_tkg.reference.rope import apply_rope, rotation
 from jax_tkg.reference.stored_weight import StoredWeight
 
@@ -27,6 +27,16 @@ class ReferenceStages:
 
     def rms_norm(self, x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
         return np.asarray(jax.jit(rms_norm)(x, gamma, eps))
+
+    def head_norms(
+        self,
+        heads: np.ndarray,
+        gamma_q: np.ndarray | None,
+        gamma_k: np.ndarray | None,
+        q: int,
+        eps: float,
+    ) -> np.ndarray:
+        return np.asarray(jax.jit(head_norms, static_argnums=3)(heads, gamma_q, gamma_k, q, eps))
 
     def rope(self, heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
         run = jax.jit(lambda heads, cos, sin: apply_rope(heads, rotation(cos, sin)))
@@ -49,12 +59,24 @@ class ReferenceStages:
         V_cache: np.ndarray,
         mask_cache: np.ndarray,
         mask_active: np.ndarray,
+        sinks: np.ndarray | None = None,
+        scale: float | None = None,
+        softcap: float = 0.0,
     ) -> np.ndarray:
         def run(mask_cache: jax.Array, mask_active: jax.Array, **arrays: jax.Array) -> jax.Array:
             mask = attention_mask(mask_cache, mask_active, key.shape[2])
-            return attention(**arrays, layer=None, mask=mask, platform=self.platform)  # type: ignore[arg-type]
+            return attention(  # type: ignore[misc]
+                **arrays,  # type: ignore[arg-type]
+                layer=None,
+                mask=mask,
+                platform=self.platform,
+                scale=scale,
+                softcap=softcap,
+            )
 
         given = {"query": query, "key": key, "value": value, "K_cache": K_cache, "V_cache": V_cache}
+        if sinks is not None:
+            given["sinks"] = sinks
         return np.asarray(jax.jit(run)(mask_cache, mask_active, **given))
 
     def mlp(
@@ -63,10 +85,11 @@ class ReferenceStages:
         weights: Sequence[np.ndarray],
         scales: Sequence[np.ndarray | None],
         clamp_bound: float,
+        activation: str = "silu",
     ) -> np.ndarray:
         def run(x: jax.Array, weights: Any, scales: Any) -> jax.Array:
             stored = MlpWeights(*map(StoredWeight, weights), *scales)
-            return mlp(x, stored, clamp_bound, self.platform)
+            return mlp(x, stored, clamp_bound, self.platform, activation)
 
         return np.asarray(jax.jit(run)(x, tuple(weights), tuple(scales)))
 

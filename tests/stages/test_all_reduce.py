@@ -26,10 +26,22 @@ GROUPS: dict[str, Groups] = {
 }
 
 
-def _expected(xs: list[np.ndarray], partials: list[np.ndarray], groups: Groups) -> list[np.ndarray]:
+def _expected(
+    xs: list[np.ndarray],
+    partials: list[np.ndarray],
+    groups: Groups,
+    bias: np.ndarray | None = None,
+    gamma: np.ndarray | None = None,
+) -> list[np.ndarray]:
     sums = {
         rank: sum(drawing.wide(partials[r]) for r in group) for group in groups for rank in group
     }
+    for rank in sums:
+        if bias is not None:
+            sums[rank] = sums[rank] + drawing.wide(bias)
+        if gamma is not None:
+            square = np.square(sums[rank]).mean(axis=-1, keepdims=True)
+            sums[rank] = sums[rank] / np.sqrt(square + 1e-6) * drawing.wide(gamma)
     return [drawing.wide(x) + sums[rank] for rank, x in enumerate(xs)]
 
 
@@ -47,8 +59,14 @@ class KernelTest(parameterized.TestCase):
             rng = drawing.generator(data)
             xs = [drawing.uniform(rng, B, S, H, dtype=dtype) for _ in range(ranks)]
             partials = [drawing.uniform(rng, B, S, H) for _ in range(ranks)]
-            got = KernelStages(cores).add_reduced(xs, partials, GROUPS[groups], on_chip)
-            want = _expected(xs, partials, GROUPS[groups])
+            bias, gamma = (
+                drawing.uniform(rng, 1, H, dtype=dtype) if data.draw(st.booleans()) else None
+                for _ in range(2)
+            )
+            got = KernelStages(cores).add_reduced(
+                xs, partials, GROUPS[groups], on_chip, bias, gamma
+            )
+            want = _expected(xs, partials, GROUPS[groups], bias, gamma)
             for one, other in zip(got, want, strict=True):
                 drawing.assert_close(one, other, dtype)
 

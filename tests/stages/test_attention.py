@@ -24,14 +24,24 @@ def _expected(
     V_cache: np.ndarray,
     mask_cache: np.ndarray,
     mask_active: np.ndarray,
+    sinks: np.ndarray | None = None,
+    scale: float | None = None,
+    softcap: float = 0.0,
 ) -> np.ndarray:
     query, key, value, K, V = map(drawing.wide, (query, key, value, K_cache, V_cache))
     slots, q, k = mask_cache.shape[0], query.shape[2], key.shape[2]
     keys = np.concatenate([K[..., :slots].transpose(3, 0, 1, 2), key.swapaxes(0, 1)])
     values = np.concatenate([V[:, :, :slots].transpose(2, 0, 1, 3), value.swapaxes(0, 1)])
     keys, values = (np.repeat(array, q // k, axis=2) for array in (keys, values))
-    scores = np.einsum("bsqd,tbqd->tbqs", query, keys) / np.sqrt(query.shape[-1])
+    scores = np.einsum("bsqd,tbqd->tbqs", query, keys)
+    scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
+    if softcap:
+        scores = softcap * np.tanh(scores / softcap)
     scores = np.where(np.concatenate([mask_cache, mask_active]) != 0, scores, -np.inf)
+    if sinks is not None:
+        # One more key, whose value is zero.
+        scores = np.concatenate([scores, np.broadcast_to(sinks[0, :, None], scores[:1].shape)])
+        values = np.concatenate([values, 0 * values[:1]])
     peaks = scores.max(axis=0)
     weights = np.exp(scores - np.where(np.isneginf(peaks), 0.0, peaks))
     weights /= np.maximum(weights.sum(axis=0), 1e-300)
@@ -93,6 +103,12 @@ class AttentionTest(parameterized.TestCase):
             S_max = max(1, slots + data.draw(st.integers(0, 40)))
             rng = drawing.generator(data)
             given = _arguments(rng, B, S, q, k, d, slots, S_max, dtype)
+            # Sinks among the scores, and far from them.
+            spread = data.draw(st.sampled_from((None, None, 3, 300)))
+            if spread is not None:
+                given["sinks"] = spread * drawing.uniform(rng, 1, q)
+            given["scale"] = data.draw(st.sampled_from((None, 0.3)))
+            given["softcap"] = data.draw(st.sampled_from((0.0, 0.0, 1.0, 20.0)))
             drawing.assert_close(stages.attention(**given), _expected(**given), dtype)
 
         del run
@@ -130,6 +146,8 @@ class AttentionTest(parameterized.TestCase):
     def test_nothing_attended_gives_zeros(self, implementation: str, dtype: str) -> None:
         given = _arguments(np.random.default_rng(2), 2, 3, 4, 2, 64, 140, 150, dtype)
         given["mask_cache"][...], given["mask_active"][...] = 0, 0
+        if dtype == "float32":
+            given["sinks"] = np.array([[-50.0, 0.0, 2.0, 50.0]], np.float32)
         got = drawing.IMPLEMENTATIONS[implementation].attention(**given)
         np.testing.assert_array_equal(got.astype(np.float64), 0.0)
 

@@ -95,10 +95,15 @@ class LinearOfSharesTest(parameterized.TestCase):
             weight, scale = _weight(rng, inner, columns, dtype, data.draw(st.sampled_from(FLOAT8)))
             times = drawing.uniform(rng, B, S, columns) if data.draw(st.booleans()) else None
             squares = data.draw(st.booleans())
-            got = stages.linear_of_shares(x, weight, width, scale, times, squares)
+            # In X's dtype or another one, as gains and biases may be.
+            kind = data.draw(st.sampled_from((None, "float32", dtype)))
+            bias = None if kind is None else drawing.uniform(rng, 1, columns, dtype=kind)
+            got = stages.linear_of_shares(x, weight, width, scale, times, squares, bias)
             want = _expected(x, weight, scale)
             if squares:
                 want /= np.sqrt(np.square(drawing.wide(x)).mean(axis=-1, keepdims=True))
+            if bias is not None:
+                want += drawing.wide(bias)
             if times is not None:
                 want *= drawing.wide(times)
             drawing.assert_close(got, want, dtype)

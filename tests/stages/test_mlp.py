@@ -1,7 +1,8 @@
-"""The SwiGLU MLP: each weight quantized or not, inputs clamped where the weight is float8."""
+"""The gated MLP: each weight quantized or not, inputs clamped where the weight is float8."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,6 +11,13 @@ from hypothesis import strategies as st
 
 from tests import cases
 from tests.stages import drawing
+
+ACTIVATIONS = {
+    "silu": lambda x: x / (1 + np.exp(-x)),
+    "gelu": lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / 2**0.5)),
+    "gelu_tanh": lambda x: x / 2 * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3))),
+    "relu2": lambda x: np.where(x > 0, x, 0) ** 2,
+}
 
 FLOAT8 = (None, "float8_e4m3", "float8_e5m2")
 
@@ -42,6 +50,7 @@ def _expected(
     weights: list[np.ndarray],
     scales: list[np.ndarray | None],
     clamp_bound: float,
+    activation: str = "silu",
 ) -> np.ndarray:
     def product(rows: np.ndarray, index: int) -> np.ndarray:
         scale = scales[index]
@@ -53,7 +62,7 @@ def _expected(
 
     x = drawing.wide(x)
     gate, up = product(x, 0), product(x, 1)
-    return product(gate / (1 + np.exp(-gate)) * up, 2)
+    return product(ACTIVATIONS[activation](gate) * up, 2)
 
 
 class MlpTest(parameterized.TestCase):
@@ -72,8 +81,9 @@ class MlpTest(parameterized.TestCase):
             kinds = [data.draw(st.sampled_from(FLOAT8)) for _ in range(3)]
             held = data.draw(st.sampled_from((1, 128)))
             weights, scales = _weights(rng, H, I, dtype, kinds, held)
-            got = stages.mlp(x, weights, scales, clamp)
-            drawing.assert_close(got, _expected(x, weights, scales, clamp), dtype)
+            activation = data.draw(st.sampled_from(tuple(ACTIVATIONS)))
+            got = stages.mlp(x, weights, scales, clamp, activation)
+            drawing.assert_close(got, _expected(x, weights, scales, clamp, activation), dtype)
 
         del run
 

@@ -50,5 +50,33 @@ class RmsNormTest(parameterized.TestCase):
         np.testing.assert_array_equal(got, 0.0)
 
 
+class HeadNormsTest(parameterized.TestCase):
+    @parameterized.product(implementation=drawing.ONE_FORMULATION, dtype=drawing.DTYPES)
+    def test_drawn(self, implementation: str, dtype: str) -> None:
+        stages = drawing.IMPLEMENTATIONS[implementation]
+
+        @drawing.examples(f"head_norms {dtype}", 8 if implementation in drawing.KERNELS else 3)
+        def run(data: st.DataObject) -> None:
+            B, S = drawing.tokens(data, 128)
+            q, k = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 4))
+            d = data.draw(st.sampled_from((2, 64, 96, 128, 192, 256)))
+            rng = drawing.generator(data)
+            heads = 10.0 ** rng.uniform(-2, 1, (B, S, q + k, 1)) * drawing.uniform(
+                rng, B, S, q + k, d
+            )
+            heads = heads.astype(drawing.kind(dtype))
+            given = data.draw(st.sampled_from(((True, True), (True, False), (False, True))))
+            gains = [drawing.uniform(rng, 1, d, dtype=dtype) if one else None for one in given]
+            got = stages.head_norms(heads, *gains, q, 1e-5)
+            parts = (heads[:, :, :q], gains[0]), (heads[:, :, q:], gains[1])
+            want = [
+                drawing.wide(part) if gain is None else _expected(part, gain, 1e-5)
+                for part, gain in parts
+            ]
+            drawing.assert_close(got, np.concatenate(want, axis=2), dtype)
+
+        del run
+
+
 if __name__ == "__main__":
     absltest.main()
