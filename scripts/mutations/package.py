@@ -146,6 +146,20 @@ PACKAGE: tuple[Mutation, ...] = (
         ("stages/test_rope.py",),
     ),
     Mutation(
+        "kernel rope turns heads of two chunks the other way",
+        "kernels/rope.py",
+        "operand0=-1.0",
+        "operand0=1.0",
+        ("stages/test_rope.py",),
+    ),
+    Mutation(
+        "kernel scores new keys by a large head's second half",
+        "kernels/attention.py",
+        "\n                    accumulate=head_chunk > 0",
+        "\n                    accumulate=False",
+        ("stages/test_attention.py",),
+    ),
+    Mutation(
         "kernel forgets the new keys of a block",
         "kernels/attention.py",
         "accumulate=place > 0 or block.active_rows > 0",
@@ -155,8 +169,8 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "kernel softmax scales values by the wrong factor",
         "kernels/softmax.py",
-        "_scale_and_add(state.weighted, kept[0:d, :]",
-        "_scale_and_add(state.weighted, added[0:d, :]",
+        "            kept[0:rows, :].expand_dim(1)",
+        "            added[0:rows, :].expand_dim(1)",
         ("stages/test_softmax.py",),
     ),
     Mutation(
@@ -353,10 +367,10 @@ PACKAGE: tuple[Mutation, ...] = (
         ("test_quantize.py",),
     ),
     Mutation(
-        "stacked caches forget their sharding",
+        "caches forget their sharding",
         "caches.py",
-        "jnp.zeros((num_layers, *K_shape), dtype, device=sharding)",
-        "jnp.zeros((num_layers, *K_shape), dtype)",
+        "jnp.zeros(shape, dtype, device=sharding)",
+        "jnp.zeros(shape, dtype)",
         ("test_caches.py",),
     ),
     Mutation(
@@ -426,8 +440,8 @@ PACKAGE: tuple[Mutation, ...] = (
     ),
     Mutation(
         "padding of a chunk is written",
-        "models/forward.py",
-        "jnp.where(real, positions, -1)",
+        "kinds.py",
+        "jnp.where(token < new_lengths[:, None], positions, -1)",
         "positions",
         (
             "models/test_forward.py",
