@@ -412,6 +412,20 @@ PACKAGE: tuple[Mutation, ...] = (
         ),
     ),
     Mutation(
+        "norms of heads notice the padding",
+        "models/packing.py",
+        "float(np.sqrt(config.hidden_size / hidden)) if config.head_norms",
+        "1.0 if config.head_norms",
+        ("models/families/test_families.py",),
+    ),
+    Mutation(
+        "windows are one token short",
+        "models/forward.py",
+        "Kind(ring, frequencies, kind.window, concentrations)",
+        "Kind(ring, frequencies, kind.window - 1, concentrations)",
+        ("models/families/test_families.py",),
+    ),
+    Mutation(
         "heads are untied by default",
         "models/safetensors.py",
         "if tied or tied is None:",

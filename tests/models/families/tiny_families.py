@@ -96,7 +96,7 @@ FAMILIES = {
     "mistral": Family("Mistral", {"sliding_window": WINDOW}, None),
     "qwen2": Family("Qwen2", {"tie_word_embeddings": True}, "qwen2"),
     # The hidden size is padded here, which the norms of heads must not notice.
-    "qwen3": Family("Qwen3", {"hidden_size": 96, "head_dim": 32}, "qwen3"),
+    "qwen3": Family("Qwen3", {"hidden_size": 96, "head_dim": 32, "rms_norm_eps": 0.1}, "qwen3"),
     "gemma2": Family(
         "Gemma2",
         {
