@@ -1,6 +1,7 @@
 """Running one of the package's commands: its flags, its messages, its exit code.
 
-A command ends with exit code 0, or with one line on standard error and
+A command ends with exit code 0, a check that finds something with 1; or with one line on standard
+error and
 
 - 1 where the flags, the model or the installation are wrong, or the output cannot be written;
 - 130 after Ctrl-C;
@@ -20,7 +21,7 @@ import types
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from jax_tkg.models.errors import ModelError
+from jax_tkg.errors import UserError
 
 if TYPE_CHECKING:
     from absl import flags
@@ -32,7 +33,7 @@ PIPE_CLOSED = 141
 """Exit code when nobody reads the output any more: 128 and the number of the signal SIGPIPE."""
 
 
-class CommandError(Exception):
+class CommandError(UserError):
     """A command cannot do what it was asked to; the message is one line."""
 
 
@@ -48,19 +49,19 @@ def run(module: str, extra: str) -> NoReturn:
     exit_after(lambda: _call(module, extra, sys.argv[1:]))
 
 
-def exit_after(main: Callable[[], None]) -> NoReturn:
-    """Calls a function and exits: with code 0, or as this module's docstring says."""
+def exit_after(main: Callable[[], int | None]) -> NoReturn:
+    """Calls a function and exits: with what it returns, or as this module's docstring says."""
     try:
-        main()
+        ended = main() or 0
         if sys.stdout is not None:
             sys.stdout.flush()
-        sys.exit(0)
+        sys.exit(ended)
     except KeyboardInterrupt:
         note("")
         code = INTERRUPTED
     except BrokenPipeError:
         code = PIPE_CLOSED
-    except (CommandError, ModelError) as error:
+    except UserError as error:
         note("error: " + " ".join(str(error).split()))
         code = 1
     except OSError as error:

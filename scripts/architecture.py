@@ -22,7 +22,7 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
     # From the top. A band is a row of boxes; a box has a title, the modules or folders in it, and
     # the columns where it begins and ends.
     (
-        ("generate, fetch_model", ("generate", "fetch_model", "command_line"), 0, 5),
+        ("generate, fetch_model", ("generate", "fetch_model"), 0, 5),
         ("models", ("models",), 5, 13),
         ("profile", ("profile",), 14, 24),
     ),
@@ -30,8 +30,8 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
     (
         ("lowering", ("lowering",), 0, 13),
         (
-            "simulator: launch, install, check_language",
-            ("simulator.launch", "simulator.install", "simulator.check_language", "simulator"),
+            "simulator: commands, launch, install",
+            ("simulator.launch", "simulator.install", "simulator.commands", "simulator"),
             14,
             24,
         ),
@@ -61,15 +61,23 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
         ("simulator/machine", ("simulator.machine",), 14, 19),
         ("simulator/memory", ("simulator.memory", "simulator.errors", "simulator.caller"), 19, 24),
     ),
-    (("hardware, limits, installed_nki", ("hardware", "limits", "installed_nki"), 0, 24),),
+    (
+        (
+            "hardware, limits, installed_nki, command_line",
+            ("hardware", "limits", "installed_nki", "command_line", "errors"),
+            0,
+            24,
+        ),
+    ),
 )
 
 DESCRIPTIONS = {
     "generate, fetch_model": "Commands: a model writes text.",
     "masks caches rope kinds weights quantize sharding": "Helpers of a decode loop.",
     "api, output_head": "transformer_tkg, explain; a model's logits.",
-    "hardware, limits, installed_nki": "Trainium's numbers; sizes; whether AWS's nki is here.",
-    "simulator: launch, install, check_language": "Runs kernels; takes the place of nki.",
+    "hardware, limits, installed_nki, command_line": "Trainium's numbers; sizes; whether AWS's nki "
+    "is here; how commands end.",
+    "simulator: commands, launch, install": "Runs kernels of any module; takes the place of nki.",
 }
 """Of boxes that are several modules, or whose module's first sentence is too long."""
 

@@ -15,6 +15,8 @@ from scripts.package_imports import imported, is_inside, modules
 # Lowest first: a module imports its own room and those above it in this list. A room is a module
 # or a folder; where parts of a folder have lines of their own, its line is its __init__ alone.
 ROOMS = (
+    "jax_tkg.errors",
+    "jax_tkg.command_line",
     "jax_tkg.hardware",
     "jax_tkg.limits",
     "jax_tkg.installed_nki",
@@ -30,9 +32,13 @@ ROOMS = (
     "jax_tkg.simulator.ordering",
     "jax_tkg.simulator.timing",
     "jax_tkg.simulator.source_check",
+    "jax_tkg.simulator.messages",
     "jax_tkg.simulator.launch",
     "jax_tkg.simulator.install",
+    "jax_tkg.simulator.kernel_name",
     "jax_tkg.simulator.check_language",
+    "jax_tkg.simulator.commands",
+    "jax_tkg.simulator.__main__",
     "jax_tkg.simulator",
     # One call as data, and the public helpers.
     "jax_tkg.bits",
@@ -51,7 +57,6 @@ ROOMS = (
     "jax_tkg.api",
     # What is built on the operation.
     "jax_tkg.models",
-    "jax_tkg.command_line",
     "jax_tkg.fetch_model",
     "jax_tkg.profile",
     "jax_tkg.generate",
@@ -65,6 +70,8 @@ OUTSIDE = {
     "jax_tkg.kernels": {"nki"},
     # PyTorch's tensors are taken as arguments where the caller has it.
     "jax_tkg.simulator": {*sys.stdlib_module_names, "numpy", "ml_dtypes", "threadpoolctl", "torch"},
+    # Pictures, where matplotlib is installed.
+    "jax_tkg.simulator.timing.timeline_plot": {*sys.stdlib_module_names, "matplotlib"},
     "jax_tkg": sys.stdlib_module_names,
 }
 

@@ -1,10 +1,12 @@
 """The error of everything that can be wrong with a model on disk."""
 
+from jax_tkg.errors import UserError
+
 MAX_MESSAGE = 1000
 """Characters of a `ModelError`'s message; files hold names and values of any length."""
 
 
-class ModelError(ValueError):
+class ModelError(ValueError, UserError):
     """A checkpoint cannot be used.
 
     The message names the file, the key or tensor, what was expected and what the file has. Whatever

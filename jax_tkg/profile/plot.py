@@ -8,11 +8,7 @@ from collections.abc import Iterable, Iterator
 from jax_tkg.profile.layer import LayerFigures
 from jax_tkg.profile.traffic import kind_of
 from jax_tkg.simulator.timing.timeline import Event, Timeline
-
-ROWS = ("dma", "tensor", "vector", "scalar", "gpsimd", "sync", "collective")
-
-Bar = tuple[str, str, float, float]
-"""Row, label, start and end in ns."""
+from jax_tkg.simulator.timing.timeline_plot import Bar, busy_spans, draw
 
 
 def bars(timeline: Timeline, core: int = 0) -> Iterator[Bar]:
@@ -25,7 +21,7 @@ def bars(timeline: Timeline, core: int = 0) -> Iterator[Bar]:
     open_bars: dict[str, Bar] = {}
     for event in _in_program_order(timeline, core):
         label = _label(event, loaded)
-        for row, start, end in _spans(event):
+        for row, start, end in busy_spans(event):
             last = open_bars.get(row)
             if last is not None and last[1] == label and start - last[3] < _GAP:
                 open_bars[row] = (row, label, last[2], max(end, last[3]))
@@ -42,16 +38,6 @@ _GAP = 300.0
 
 def _in_program_order(timeline: Timeline, core: int) -> Iterable[Event]:
     return (e for e in timeline.events if e.instruction.core == core)
-
-
-def _spans(event: Event) -> list[tuple[str, float, float]]:
-    """A DMA's time on its busiest DMA engine stands for all of them."""
-    if event.resource != "dma":
-        return [(event.resource, event.start, event.end)]
-    if not event.engines:
-        return []
-    _, start, end = max(event.engines, key=lambda used: used[2] - used[1])
-    return [("dma", start, end)]
 
 
 def _label(event: Event, loaded: dict[int, str]) -> str:
@@ -102,35 +88,6 @@ def layer_span(timeline: Timeline) -> tuple[float, float]:
 
 def write_plot(figures: LayerFigures, title: str, path: str | pathlib.Path) -> None:
     """Writes a PNG; needs matplotlib."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import patches, pyplot
-
+    axis = "modelled time in us, from a layer's first product to the next layer's"
     timeline = figures.timeline
-    first, last = layer_span(timeline)
-    shown = [bar for bar in bars(timeline) if bar[3] > first and bar[2] < last]
-    labels = list(dict.fromkeys(label for _, label, _, _ in shown))
-    palette = pyplot.get_cmap("tab20")
-    colors = {label: palette(i % palette.N) for i, label in enumerate(labels)}
-    figure, axes = pyplot.subplots(figsize=(16, 5.5), layout="constrained")
-    rows = [row for row in ROWS if any(bar[0] == row for bar in shown)]
-    for row, label, start, end in shown:
-        left, right = max(start, first), min(end, last)
-        place = len(rows) - 1 - rows.index(row)
-        axes.barh(
-            place,
-            (right - left) / 1e3,
-            left=(left - first) / 1e3,
-            height=0.8,
-            color=colors[label],
-            linewidth=0,
-        )
-    axes.set_yticks(range(len(rows)), rows[::-1])
-    axes.set_xlim(0, (last - first) / 1e3)
-    axes.set_xlabel("modelled time in us, from a layer's first product to the next layer's")
-    axes.set_title(title)
-    handles = [patches.Patch(color=colors[label], label=label) for label in labels]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+    draw(bars(timeline), layer_span(timeline), title, axis, path)

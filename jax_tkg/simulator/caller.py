@@ -2,6 +2,12 @@
 
 import os
 import sys
+import types
+from typing import NamedTuple
+
+import numpy as np
+
+_NUMPY = os.path.dirname(np.__file__) + os.sep
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
@@ -19,3 +25,36 @@ def caller() -> tuple[str, int]:
             return filename, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
     return "<unknown>", 0
+
+
+class Call(NamedTuple):
+    """A call from a kernel into the simulator.
+
+    Attributes:
+      file, line: of the kernel's statement.
+      called: the frame of the simulator's function.
+    """
+
+    file: str
+    line: int
+    called: types.FrameType
+
+
+def failed_call(error: BaseException) -> Call | None:
+    """The kernel's call in which the simulator raised an error.
+
+    None where the kernel itself raised it.
+    """
+    found: Call | None = None
+    statement: tuple[str, int] | None = None
+    traceback = error.__traceback__
+    while traceback is not None:
+        file = traceback.tb_frame.f_code.co_filename
+        if file.startswith(_PACKAGE):
+            if statement is not None and found is None:
+                found = Call(*statement, traceback.tb_frame)
+        elif not file.startswith(_NUMPY):
+            # A statement of the kernel, perhaps in a function that the simulator called.
+            found, statement = None, (file, traceback.tb_lineno)
+        traceback = traceback.tb_next
+    return found

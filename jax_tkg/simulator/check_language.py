@@ -1,13 +1,14 @@
 """The command that checks kernels for constructs that AWS's compiler rejects.
 
-``python -m jax_tkg.simulator.check_language module:kernel ...``; ``--rules`` prints the rules.
+``python -m jax_tkg.simulator check module:kernel ...``; ``--rules`` prints the rules. The name
+``python -m jax_tkg.simulator.check_language`` does the same.
 """
 
-import importlib
 import sys
 from collections.abc import Sequence
 
-from jax_tkg.simulator.install import install
+from jax_tkg import command_line
+from jax_tkg.simulator.kernel_name import find_kernel
 from jax_tkg.simulator.source_check.findings import check_language
 from jax_tkg.simulator.source_check.language_rules import PAGE_HEADER, rules_table
 
@@ -25,17 +26,15 @@ def main(arguments: Sequence[str]) -> int:
     if not arguments or any(":" not in argument for argument in arguments):
         print("usage: python -m jax_tkg.simulator.check_language MODULE:KERNEL ... | --rules")
         return 2
-    install()
     found = notes = 0
     for argument in arguments:
-        module, name = argument.split(":", 1)
-        for finding in check_language(getattr(importlib.import_module(module), name)):
-            print(finding)
+        for finding in check_language(find_kernel(argument)):
+            command_line.say(str(finding))
             found += not finding.is_note
             notes += finding.is_note
-    print(f"{found} findings" + (f", {notes} notes" if notes else ""))
+    command_line.say(f"{found} findings" + (f", {notes} notes" if notes else ""))
     return 1 if found else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    command_line.exit_after(lambda: main(sys.argv[1:]))

@@ -10,10 +10,12 @@ from typing import Any
 
 from jax_tkg.installed_nki import find_nki
 from jax_tkg.simulator import collectives, isa, language
+from jax_tkg.simulator.caller import caller
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.launch import jit, simulate
 from jax_tkg.simulator.memory.objects import NKIObject
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.messages import did_you_mean
 
 _installed: dict[str, types.ModuleType] = {}
 """The modules that `install` put into `sys.modules`, by name."""
@@ -127,8 +129,18 @@ def _neuronxcc_modules() -> dict[str, dict[str, Any]]:
 
 
 def _public(module: types.ModuleType) -> Iterator[tuple[str, Any]]:
-    """The documentation and the public names of a module."""
+    """The documentation and the public names of a module; other names are answered with one."""
+    shown = module.__name__.replace("jax_tkg.simulator", "nki")
+
+    def missing(name: str) -> Any:
+        file, line = caller()
+        raise AttributeError(
+            f"module {shown!r} has no attribute {name!r}{did_you_mean(name, module.__all__)} "
+            f"({file}:{line})"
+        )
+
     yield "__doc__", module.__doc__
+    yield "__getattr__", missing
     yield "__all__", module.__all__
     for name in module.__all__:
         yield name, getattr(module, name)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -25,7 +26,12 @@ from jax_tkg.simulator.machine.record import Record
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.storage import MemoryRegion
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.memory.view import described
+from jax_tkg.simulator.messages import explain
 from jax_tkg.simulator.ordering import core_barriers, races
+
+PRECISION_VARIABLE = "NKI_PRECISE_FP"
+"""Environment variable of AWS's simulator: 0 stores low-precision dtypes as float32."""
 
 
 @dataclasses.dataclass
@@ -123,9 +129,11 @@ def run(
       options: what to check and keep.
 
     Raises:
+      ValueError: NKI_PRECISE_FP is set to something else than 1, or the target or LNC is unknown.
       NkiValidationError: (or a subclass, see `errors`) the kernel breaks a documented limit.
       Exception: the kernel raised it.
     """
+    _check_precision()
     function = kernel.function if isinstance(kernel, Kernel) else kernel
     cores = lnc or getattr(kernel, "lnc", None) or 1
     chosen = options or Options()
@@ -148,6 +156,7 @@ def run(
                 launch = launches[core.rank]
                 returned[key] = function(*launch.args, **launch.kwargs)
         except BaseException as error:
+            explain(error)
             failure = failures[key] = error
         finally:
             set_current_core(None)
@@ -169,6 +178,15 @@ def run(
         machine.record(),
         machine.findings,
     )
+
+
+def _check_precision() -> None:
+    """Refuses what AWS's simulator has and this one has not, rather than ignoring it."""
+    if os.environ.get(PRECISION_VARIABLE, "1") != "1":
+        raise ValueError(
+            f"{PRECISION_VARIABLE}={os.environ[PRECISION_VARIABLE]}: expected 1 or nothing; "
+            "every dtype is stored in its own width here; give the kernel float32 arrays instead"
+        )
 
 
 def _run_threads(execute: Callable[[Core], None], cores: list[Core]) -> None:
@@ -299,7 +317,7 @@ def _check_output(tensor: NkiTensor, machine: Machine) -> None:
     storage = tensor.storage
     assert storage is not None
     if storage.space != "hbm":
-        raise errors.NkiValidationError(f"a kernel returns tensors in HBM, got {tensor!r}")
+        raise errors.NkiValidationError(f"a kernel returns tensors in HBM, got {described(tensor)}")
     if storage.scope:
         raise errors.NkiValidationError(
             f"the kernel returns the {storage.describe()}, which was allocated in the body of a "

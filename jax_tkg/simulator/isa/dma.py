@@ -13,6 +13,7 @@ from jax_tkg.simulator.isa.operators import operator_name
 from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.memory.view import described
 
 _DGE = constants.dge_mode
 _OOB = constants.oob_mode
@@ -42,7 +43,7 @@ class _Transfer:
             bad = int(np.argmax(~inside))
             file, line = caller()
             raise errors.OutOfBoundsError(
-                f"{step.opcode}: {operand} {tensor!r}: run-time index {int(index[bad])} (entry "
+                f"{step.opcode}: {operand} {tensor.label}: run-time index {int(index[bad])} (entry "
                 f"{bad}) is outside 0..{indirection.limit - 1} ({file}:{line})"
             )
         if not indirection.is_vector:
@@ -158,9 +159,9 @@ def _dma_step(
     step = Step(opcode, "dma", attributes={"dge_mode": mode.name})
     for operand, tensor in (("dst", dst), *(("src", s) for s in sources)):
         if not isinstance(tensor, NkiTensor):
-            step.fail(f"{operand} must be a tensor, got {tensor!r}")
+            step.fail(f"{operand} must be a tensor, got {described(tensor)}")
         if tensor.buffer.value == "psum":
-            step.fail(f"{operand} {tensor!r} is in PSUM, which DMA cannot access")
+            step.fail(f"{operand} {tensor.label} is in PSUM, which DMA cannot access")
     trigger = constants.member(constants.engine, engine, "engine")
     if trigger is not constants.engine.unknown:
         if mode is not _DGE.hwdge:
@@ -325,7 +326,7 @@ def _check_indirect_transpose(step: Step, src: NkiTensor) -> None:
         step.fail(f"src must have 2 bytes per element, got {src.dtype}")
     step.check_spaces(("hbm",), src=src)
     if index.ndim != 2 or index.dtype != "uint32":
-        step.fail(f"indices must be a 2-d uint32 tensor, got {index!r}")
+        step.fail(f"indices must be a 2-d uint32 tensor, got {described(index)}")
     if src.shape[0] % 16 or index.size < src.shape[0]:
         step.fail(
             f"src.shape[0] must be a multiple of 16 and at most the {index.size} indices, got "

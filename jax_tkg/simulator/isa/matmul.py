@@ -200,7 +200,7 @@ def _check_bank(step: Step, dst: NkiTensor) -> None:
     end = start + place.extent
     if start // PSUM_BANK_BYTES != (end - 1) // PSUM_BANK_BYTES:
         step.fail(
-            f"dst {dst!r} must lie within one PSUM bank of {PSUM_BANK_BYTES} bytes, but spans "
+            f"dst {dst.label} must lie within one PSUM bank of {PSUM_BANK_BYTES} bytes, but spans "
             f"bytes {start}..{end} of the partition"
         )
 
@@ -219,8 +219,8 @@ def write_product(step: Step, dst: NkiTensor, product: np.ndarray, accumulate: b
         accumulate = False
         if _holds_other_values(step, dst):
             step.fail(
-                f"dst {dst!r} was last written by another instruction than a matmul; accumulating "
-                "onto it is undefined on NeuronCore-v2 and v3: pass accumulate=False"
+                f"dst {dst.label} was last written by another instruction than a matmul; "
+                "accumulating onto it is undefined on NeuronCore-v2 and v3: pass accumulate=False"
             )
     if step.instruction is not None:
         step.instruction.attributes["accumulate"] = bool(any_started and accumulate is not False)
@@ -229,7 +229,7 @@ def write_product(step: Step, dst: NkiTensor, product: np.ndarray, accumulate: b
         return
     if accumulate and not started:
         step.fail(
-            f"accumulate=True, but dst {dst!r} was not wholly started by a matmul with "
+            f"accumulate=True, but dst {dst.label} was not wholly started by a matmul with "
             "accumulate=False: undefined"
         )
     old = dtypes.to_float32(step.read("dst", dst)) if started else _partial(step, dst, shadow)

@@ -10,6 +10,7 @@ from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.machine.machine import Core
 from jax_tkg.simulator.memory.layout import merge_contiguous
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.memory.view import described
 
 # Sizes and strides of access patterns are 16-bit fields of an instruction.
 _PATTERN_FIELD_LIMIT = 1 << 16
@@ -45,12 +46,12 @@ class OperandChecks:
             if not isinstance(tensor, NkiTensor):
                 if tensor is None:
                     continue
-                self.fail(f"{operand} must be a tensor, got {tensor!r}")
+                self.fail(f"{operand} must be a tensor, got {described(tensor)}")
             space = tensor.storage.space if tensor.storage is not None else tensor.buffer.value
             if space not in allowed:
                 self.fail(
                     f"{operand} must be in {' or '.join(s.upper() for s in allowed)}, "
-                    f"got {tensor!r}"
+                    f"got {tensor.label}"
                 )
 
     def check_compute(self, **tensors: NkiTensor | None) -> None:
@@ -62,7 +63,7 @@ class OperandChecks:
             if tensor is None:
                 continue
             if not isinstance(tensor, NkiTensor) or not tensor.on_chip:
-                self.fail(f"{operand} must be a tensor in SBUF or PSUM, got {tensor!r}")
+                self.fail(f"{operand} must be a tensor in SBUF or PSUM, got {described(tensor)}")
             self.check_start_partition(operand, tensor)
             self.check_pattern(operand, tensor)
 
@@ -80,7 +81,7 @@ class OperandChecks:
         if start % step:
             allowed = list(range(0, PARTITIONS, step))
             self.fail(
-                f"{operand} {tensor!r} with {count} partitions must start at partition "
+                f"{operand} {tensor.label} with {count} partitions must start at partition "
                 f"{' or '.join(map(str, allowed))}, got {start}"
             )
 
@@ -91,14 +92,14 @@ class OperandChecks:
         dims = merge_contiguous(tensor.shape[1:], tensor.strides[1:])
         if len(dims) > _MAX_FREE_DIMS:
             self.fail(
-                f"{operand} {tensor!r} has {len(dims)} free dimensions after merging contiguous "
-                f"ones, but an access pattern has at most {_MAX_FREE_DIMS}"
+                f"{operand} {tensor.label} has {len(dims)} free dimensions after merging "
+                f"contiguous ones, but an access pattern has at most {_MAX_FREE_DIMS}"
             )
         for size, stride in zip(tensor.shape[1:], tensor.strides[1:], strict=True):
             if size >= _PATTERN_FIELD_LIMIT or (size > 1 and stride >= _PATTERN_FIELD_LIMIT):
                 self.fail(
-                    f"{operand} {tensor!r}: size {size} and stride {stride} of an access pattern "
-                    f"must be below {_PATTERN_FIELD_LIMIT}"
+                    f"{operand} {tensor.label}: size {size} and stride {stride} of an access "
+                    f"pattern must be below {_PATTERN_FIELD_LIMIT}"
                 )
 
     def check_same_partitions(self, **tensors: NkiTensor | None) -> None:

@@ -16,6 +16,7 @@ from jax_tkg.simulator.memory.addressing import VirtualRegister
 from jax_tkg.simulator.memory.layout import Layout
 from jax_tkg.simulator.memory.storage import Storage
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.memory.view import described
 
 _ALL_WRITTEN = {1: 0xFF, 2: 0xFFFF, 4: 0xFFFFFFFF}
 
@@ -163,8 +164,8 @@ class Step(OperandChecks):
         file, line = caller()
         self.core.machine.report(
             "overflow",
-            f"{self.opcode}: {int(lost.sum())} values written to {operand} {tensor!r} are past the "
-            f"largest {tensor.dtype}, such as {float(values[lost][0]):g} ({file}:{line})",
+            f"{self.opcode}: {int(lost.sum())} values written to {operand} {tensor.label} are "
+            f"past the largest {tensor.dtype}, such as {float(values[lost][0]):g} ({file}:{line})",
         )
 
     def write_exact(
@@ -230,7 +231,7 @@ class Step(OperandChecks):
     def _resolve(self, operand: str, tensor: NkiTensor) -> tuple[Storage, Layout]:
         """Returns the place of the elements, including the run-time offset."""
         if not isinstance(tensor, NkiTensor):
-            self.fail(f"{operand} must be a tensor, got {tensor!r}")
+            self.fail(f"{operand} must be a tensor, got {described(tensor)}")
         storage = tensor.storage
         assert storage is not None
         place = tensor.layout()
@@ -238,7 +239,7 @@ class Step(OperandChecks):
         if indirection is None:
             return storage, place
         if indirection.is_vector:
-            self.fail(f"{operand} {tensor!r}: only DMA instructions take a vector_offset")
+            self.fail(f"{operand} {tensor.label}: only DMA instructions take a vector_offset")
         index = self.index_values(operand, indirection.index)
         size = dtypes.info(tensor.dtype).itemsize
         start = place.start + int(index[0]) * indirection.stride * size
@@ -246,8 +247,8 @@ class Step(OperandChecks):
         if not (0 <= index[0] < indirection.limit) or start + place.extent > row or start < 0:
             file, line = caller()
             raise errors.OutOfBoundsError(
-                f"{self.opcode}: {operand} {tensor!r}: run-time index {int(index[0])} must be in "
-                f"0..{indirection.limit - 1}, and the access end within {row} bytes, "
+                f"{self.opcode}: {operand} {tensor.label}: run-time index {int(index[0])} must be "
+                f"in 0..{indirection.limit - 1}, and the access end within {row} bytes, "
                 f"got {start + place.extent} ({file}:{line})"
             )
         return storage, Layout(place.partition, start, place.strides, place.extent)
@@ -259,9 +260,11 @@ class Step(OperandChecks):
         if isinstance(index, NkiTensor):
             info = dtypes.info(index.dtype)
             if info.kind not in ("int", "uint"):
-                self.fail(f"the index of {operand} must be an integer tensor, got {index!r}")
+                self.fail(
+                    f"the index of {operand} must be an integer tensor, got {described(index)}"
+                )
             if index.buffer.value != "sbuf":
-                self.fail(f"the index of {operand} must be in SBUF, got {index!r}")
+                self.fail(f"the index of {operand} must be in SBUF, got {described(index)}")
             return self.read(f"{operand} index", index).astype(np.int64).T.reshape(-1)
         return np.array([int(index)], np.int64)
 
@@ -279,7 +282,7 @@ class Step(OperandChecks):
         because = "".join(f"; overlapped by the {o.describe()}" for o in lost[:2])
         file, line = caller()
         message = (
-            f"{self.opcode}: {operand} {tensor!r} of the {storage.describe()} reads {count} of "
+            f"{self.opcode}: {operand} {tensor.label} of the {storage.describe()} reads {count} of "
             f"{tensor.size} elements that were never written"
             f"{' or were overwritten' if lost else ''}, the first at index {first}"
             f"{because} ({file}:{line})"
@@ -348,14 +351,14 @@ class Step(OperandChecks):
         around = storage.scope
         if scope[: len(around)] != around:
             self.fail(
-                f"{operand} {tensor!r}: the {storage.describe()} was allocated in the body of a "
-                "device loop, and cannot be used outside of that turn of the loop"
+                f"{operand} {tensor.label}: the {storage.describe()} was allocated in the body of "
+                "a device loop, and cannot be used outside of that turn of the loop"
             )
         if storage.space != "psum" or scope == around:
             return
         outside = (
-            f"{operand} {tensor!r}: the {storage.describe()} was not allocated in the body of the "
-            "device loop that"
+            f"{operand} {tensor.label}: the {storage.describe()} was not allocated in the body of "
+            "the device loop that"
         )
         if is_write:
             self.fail(f"{outside} writes it; the compiler fails with NCC_IBIR092")
@@ -376,7 +379,9 @@ class Step(OperandChecks):
                 return np.float32(value.read())
             if isinstance(value, (bool, int, float, np.integer, np.floating)):
                 return np.float32(value)
-            self.fail(f"{operand} must be a number or a (partitions, 1) tensor, got {value!r}")
+            self.fail(
+                f"{operand} must be a number or a (partitions, 1) tensor, got {described(value)}"
+            )
         self.check_compute(**{operand: value})
         if value.shape[0] != data.shape[0] or value.size != value.shape[0]:
             self.fail(f"{operand} must have shape ({data.shape[0]}, 1), got {list(value.shape)}")

@@ -14,6 +14,7 @@ from jax_tkg.simulator.isa.operands import NkiInstruction, Step
 from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.memory.view import described
 
 _INTEGERS = ("int8", "int16", "int32", "uint8", "uint16", "uint32")
 
@@ -40,7 +41,7 @@ def set_rng_seed(src_seeds: NkiTensor, name: str | None = None) -> NkiInstructio
     step = Step("set_rng_seed", "vector")
     step.check_compute(src_seeds=src_seeds)
     if src_seeds.size != 1 or dtypes.info(src_seeds.dtype).itemsize != 4:
-        step.fail(f"src_seeds must be a [1, 1] tensor of 32 bits, got {src_seeds!r}")
+        step.fail(f"src_seeds must be a [1, 1] tensor of 32 bits, got {described(src_seeds)}")
     seed = int(step.read("src_seeds", src_seeds).view(np.uint32).reshape(-1)[0])
     step.core.random = np.random.Generator(np.random.PCG64(seed))
     return step.done()

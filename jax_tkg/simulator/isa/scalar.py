@@ -17,6 +17,7 @@ from jax_tkg.simulator.isa.operators import (
 )
 from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.memory.view import described
 
 _CMD = constants.reduce_cmd
 _FOLD = {_CMD.reduce, _CMD.reset_reduce}
@@ -92,7 +93,10 @@ def _activation(
 def _bias(step: Step, bias: Any, data: NkiTensor) -> Any:
     if not isinstance(bias, NkiTensor):
         if step.core.target.generation < 3:
-            step.fail(f"bias must be a ({data.shape[0]}, 1) tensor on NeuronCore-v2, got {bias!r}")
+            step.fail(
+                f"bias must be a ({data.shape[0]}, 1) tensor on NeuronCore-v2, got "
+                f"{described(bias)}"
+            )
         return np.float32(bias)
     if bias.dtype == "tfloat32":
         step.fail("bias must not be tfloat32")

@@ -14,6 +14,7 @@ from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.addressing import VirtualRegister
 from jax_tkg.simulator.memory.storage import MemoryRegion
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.memory.view import described
 
 # Largest number of bytes per partition that the DMA of the GpSimd Engine moves, by element size.
 _GPSIMD_DMA_BYTES = {4: 1024, 2: 512, 1: 256}
@@ -39,7 +40,7 @@ def core_barrier(
     if tuple(cores) != (0, 1):
         step.fail(f"cores must be (0, 1), got {tuple(cores)}")
     if not isinstance(data, NkiTensor) or data.buffer is not MemoryRegion.shared_hbm:
-        step.fail(f"data must be a tensor in shared HBM, got {data!r}")
+        step.fail(f"data must be a tensor in shared HBM, got {described(data)}")
     assert data.storage is not None
     chosen = constants.member(constants.engine, engine, "engine")
     step.set_engine(chosen.name, True)
@@ -62,7 +63,8 @@ def core_barrier(
 def _same_storage(storages: list[int], data: NkiTensor) -> None:
     if len(set(storages)) > 1:
         raise errors.PeerMismatchError(
-            f"core_barrier: the cores synchronize on different tensors; one of them is {data!r}"
+            "core_barrier: the cores synchronize on different tensors; one of them is "
+            f"{described(data)}"
         )
 
 

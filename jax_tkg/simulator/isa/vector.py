@@ -18,6 +18,7 @@ from jax_tkg.simulator.isa.operators import operator
 from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.memory.view import described
 
 _UNKNOWN = constants.engine.unknown
 QUADRANT = 32
@@ -64,7 +65,7 @@ def memset(
     _check_gpsimd(step, chosen, dst=dst)
     info = dtypes.info(dst.dtype)
     if not isinstance(value, (bool, int, float, np.integer, np.floating)):
-        step.fail(f"value must be a compile-time number, got {value!r}")
+        step.fail(f"value must be a compile-time number, got {described(value)}")
     if info.kind == "packed":
         if value != 0:
             step.fail(f"value must be 0 for the packed dtype {info.name}, got {value}")
@@ -212,7 +213,9 @@ def tensor_scalar(
             continue
         if op.arity == 1:
             if value is not None and (isinstance(value, NkiTensor) or value != 0):
-                step.fail(f"{operand} must be None or 0 for the unary {op.name}, got {value!r}")
+                step.fail(
+                    f"{operand} must be None or 0 for the unary {op.name}, got {described(value)}"
+                )
             result = op.apply(result)
         else:
             result = apply(op, result, step.scalar(operand, value, data), reverse)

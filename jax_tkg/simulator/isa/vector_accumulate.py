@@ -11,6 +11,7 @@ from jax_tkg.simulator.isa.operators import Operator, operator, operator_name
 from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.memory.view import described
 
 _CMD = constants.reduce_cmd
 FP32_MIN = float(np.finfo(np.float32).min)
@@ -189,7 +190,7 @@ def range_select(
         if compare.name not in _COMPARISONS:
             step.fail(f"comp_op{operand} must be one of {_COMPARISONS}, got {compare.name}")
         if not isinstance(bound, NkiTensor):
-            step.fail(f"bound{operand} must be a tensor, got {bound!r}")
+            step.fail(f"bound{operand} must be a tensor, got {described(bound)}")
         limit = step.scalar(f"bound{operand}", bound, on_true_tile)
         inside &= compare.apply(index, limit) != 0
     result = np.where(inside, values, np.float32(FP32_MIN))

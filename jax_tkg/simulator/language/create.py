@@ -237,4 +237,4 @@ def random_seed(seed: NkiTensor) -> None:
 
 def device_print(print_prefix: str, tensor: NkiTensor) -> None:
     """Prints the values of a tensor."""
-    print(f"{print_prefix} [{current_core()}] {tensor!r}\n{tensor.numpy()}")
+    print(f"{print_prefix} [{current_core()}] {tensor!r}")

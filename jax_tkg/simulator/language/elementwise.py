@@ -6,12 +6,15 @@ from typing import Any
 from jax_tkg.simulator import isa
 from jax_tkg.simulator.language.create import full, ndarray
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.memory.view import described
 
 
 def _binary(name: str, x: Any, y: Any, dtype: Any) -> NkiTensor:
     """Computes ``x op y`` in a new SBUF tile; y may be a number or a column."""
     if not isinstance(x, NkiTensor) and not isinstance(y, NkiTensor):
-        raise TypeError(f"nl.{name}: at least one of x, y must be a tile, got {x!r} and {y!r}")
+        raise TypeError(
+            f"nl.{name}: at least one of x, y must be a tile, got {described(x)} and {described(y)}"
+        )
     if not isinstance(x, NkiTensor):
         out = ndarray(y.shape, dtype or y.dtype)
         isa.tensor_scalar(out, y, name, x, reverse0=True)

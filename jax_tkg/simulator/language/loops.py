@@ -11,6 +11,7 @@ from jax_tkg.simulator.caller import caller
 from jax_tkg.simulator.isa.operands import Step
 from jax_tkg.simulator.machine.machine import current_core
 from jax_tkg.simulator.memory.addressing import DynamicSlice, VirtualRegister
+from jax_tkg.simulator.memory.view import described
 
 
 def ds(start: Any, size: int) -> DynamicSlice:
@@ -56,7 +57,7 @@ def fori_loop(
         returned = body_fun(i)
         if returned is not None:
             raise errors.NkiValidationError(
-                f"fori_loop: body_fun must return None, got {returned!r} ({_place()})"
+                f"fori_loop: body_fun must return None, got {described(returned)} ({_place()})"
             )
 
 
@@ -86,7 +87,7 @@ def while_loop(
 def _counted(opcode: str, first: Any, last: Any, step: Any) -> Iterator[VirtualRegister]:
     if not isinstance(step, int) or step < 1:
         raise errors.NkiValidationError(
-            f"{opcode}: step must be a positive integer, got {step!r} ({_place()})"
+            f"{opcode}: step must be a positive integer, got {described(step)} ({_place()})"
         )
     return _turns(opcode, range(_bound(opcode, first), _bound(opcode, last), step))
 
@@ -115,7 +116,7 @@ def _bound(opcode: str, value: Any) -> int:
     if isinstance(value, (int, np.integer)):
         return int(value)
     raise errors.NkiValidationError(
-        f"{opcode}: a bound must be an integer or a register, got {value!r} ({_place()})"
+        f"{opcode}: a bound must be an integer or a register, got {described(value)} ({_place()})"
     )
 
 
@@ -123,7 +124,7 @@ def _condition(what: str, value: Any) -> VirtualRegister:
     if isinstance(value, VirtualRegister):
         return value
     raise errors.NkiValidationError(
-        f"while_loop: {what} must be a register, got {value!r} ({_place()})"
+        f"while_loop: {what} must be a register, got {described(value)} ({_place()})"
     )
 
 

@@ -15,7 +15,7 @@ from jax_tkg.simulator.memory.layout import (
     reshaped_strides,
     trivial_strides,
 )
-from jax_tkg.simulator.memory.view import View
+from jax_tkg.simulator.memory.view import View, described
 
 
 class NkiTensor(View):
@@ -50,7 +50,8 @@ class NkiTensor(View):
         return view
 
     def _fail(self, method: str, limit: str, came: Any) -> NoReturn:
-        raise errors.NkiValidationError(f"{self!r}.{method}: {limit}, got {came}")
+        shown = came.label if isinstance(came, View) else came
+        raise errors.NkiValidationError(f"{self.label}.{method}: {limit}, got {shown}")
 
     def _require(self, condition: bool, method: str, limit: str, came: Any) -> None:
         if not condition:
@@ -124,13 +125,14 @@ class NkiTensor(View):
                 self._fail(f"[dim {dim}]", f"index must be in 0..{size - 1}", key)
             return index, 1, 1, True
         raise TypeError(
-            f"{self!r}[dim {dim}]: expected an integer, a slice, ... or nl.ds, got {key!r}; "
+            f"{self.label}[dim {dim}]: expected an integer, a slice, ... or nl.ds, got "
+            f"{described(key)}; "
             "a run-time index goes through select, vector_select or ap"
         )
 
     def __setitem__(self, key: Any, value: Any) -> None:
         raise TypeError(
-            f"{self!r}[...] = value: assignment to a tensor is not part of NKI; "
+            f"{self.label}[...] = value: assignment to a tensor is not part of NKI; "
             "write it with an nki.isa instruction"
         )
 

@@ -71,9 +71,34 @@ class View(NKIObject):
         """Whether the tensor is in SBUF or PSUM."""
         return self.buffer in ON_CHIP
 
-    def __repr__(self) -> str:
+    @property
+    def label(self) -> str:
+        """The tensor in one line, without its values: memory, name, shape and dtype."""
         name = f" {self.name!r}" if self.name else ""
         return f"<{self.buffer.name} tensor{name} {list(self.shape)} {self.dtype}>"
+
+    def __repr__(self) -> str:
+        """The label and the values, shortened as NumPy does. No checks: a debugger may ask."""
+        if self.storage is None:
+            return self.label
+        if self.indirection is not None:
+            return f"{self.label[:-1]}, at a run-time address>"
+        unwritten = self.unwritten()
+        missing = f", {unwritten} of {self.size} elements never written" if unwritten else ""
+        values = self.numpy()
+        if dtypes.info(self.dtype).kind == "float":
+            values = dtypes.to_float32(values)
+        return f"{self.label[:-1]}{missing}\n {np.array2string(values, prefix=' ')}>"
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        """`numpy()`, for np.asarray in a kernel that is debugged."""
+        if copy is False:
+            raise ValueError(f"{self.label}: its elements can be copied only")
+        values = self.numpy()
+        return values if dtype is None else values.astype(dtype)
+
+    # Arithmetic of NumPy on a tensor is an error: no instruction would do it on the device.
+    __array_ufunc__ = None
 
     def is_contiguous(self) -> bool:
         """Whether the view covers its storage densely; on chip, within each partition."""
@@ -111,15 +136,31 @@ class View(NKIObject):
         assert self.storage is not None
         return self.storage.partition_start + self.layout().partition
 
+    def unwritten(self) -> int:
+        """How many elements have bytes that no instruction has written."""
+        storage = self.storage
+        if storage is None or storage.shadow is None or self.indirection is not None:
+            return 0
+        place, bits = self.layout(), dtypes.info(self.dtype).bits
+        written = storage.shadow_view(
+            storage.shadow, bits, self.shape, place.partition, place.start, place.strides
+        )
+        return int((written != np.iinfo(bits).max).sum())
+
     def numpy(self) -> np.ndarray:
         """Returns a copy of the elements as a NumPy array, for debugging, without any checks."""
         assert self.storage is not None
         if self.indirection is not None:
-            raise ValueError(f"{self!r} has a run-time address; copy it with dma_copy first")
+            raise ValueError(f"{self.label} has a run-time address; copy it with dma_copy first")
         place = self.layout()
         return self.storage.view(
             dtypes.info(self.dtype).storage, self.shape, place.partition, place.start, place.strides
         ).copy()
+
+
+def described(value: Any) -> str:
+    """A value in a message: a tensor's label, or what `repr` says of anything else."""
+    return value.label if isinstance(value, View) else repr(value)
 
 
 def _place_in_hbm(tensor: View) -> Layout:
@@ -134,8 +175,8 @@ def _place_in_hbm(tensor: View) -> Layout:
     start = tensor.offset * size
     if tensor.indirection is None and (start < 0 or start + span * size > tensor.storage.row_bytes):
         raise errors.NkiValidationError(
-            f"{tensor!r}: pattern {tensor.get_pattern()} at offset {tensor.offset} reaches byte "
-            f"{start + span * size} of the {tensor.storage.row_bytes} of the "
+            f"{tensor.label}: pattern {tensor.get_pattern()} at offset {tensor.offset} reaches "
+            f"byte {start + span * size} of the {tensor.storage.row_bytes} of the "
             f"{tensor.storage.describe()}"
         )
     return Layout(0, start, tuple(s * size for s in tensor.strides), span * size)
@@ -153,21 +194,21 @@ def _place_on_chip(tensor: View) -> Layout:
     pitch, rest = divmod(storage.row_bytes, size)
     if rest:
         raise errors.NkiValidationError(
-            f"{tensor!r}: {storage.row_bytes} bytes per partition of the {storage.describe()} "
+            f"{tensor.label}: {storage.row_bytes} bytes per partition of the {storage.describe()} "
             f"are not a whole number of {tensor.dtype} elements"
         )
     partition, free = divmod(tensor.offset, pitch)
     step = tensor.strides[0]
     if tensor.shape[0] > 1 and step != pitch:
         raise errors.NkiValidationError(
-            f"{tensor!r}: the partition stride must be {pitch}, the elements of one partition "
+            f"{tensor.label}: the partition stride must be {pitch}, the elements of one partition "
             f"of the {storage.describe()}, got {step}"
         )
     span = 1 + sum((n - 1) * s for n, s in zip(tensor.shape[1:], tensor.strides[1:], strict=True))
     limit = pitch if tensor.indirection is None else pitch + free
     if partition + tensor.shape[0] > storage.partitions or free + span > limit:
         raise errors.NkiValidationError(
-            f"{tensor!r}: pattern {tensor.get_pattern()} at offset {tensor.offset} reaches "
+            f"{tensor.label}: pattern {tensor.get_pattern()} at offset {tensor.offset} reaches "
             f"partition {partition + tensor.shape[0]} of {storage.partitions} and element "
             f"{free + span} of {pitch} of the {storage.describe()}"
         )

@@ -1,0 +1,1 @@
+"""The simulator's commands: run, profile or check a kernel of any module."""

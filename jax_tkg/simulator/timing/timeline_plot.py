@@ -1,0 +1,85 @@
+"""A picture of a timeline: what each engine does when. Needs matplotlib."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Iterable, Iterator
+
+from jax_tkg.simulator.timing.timeline import Event, Timeline
+
+ROWS = ("dma", "tensor", "vector", "scalar", "gpsimd", "sync", "collective")
+
+Bar = tuple[str, str, float, float]
+"""Row, label, start and end in ns."""
+
+
+def busy_spans(event: Event) -> list[tuple[str, float, float]]:
+    """Row, start and end; a DMA's time on its busiest DMA engine stands for all of them."""
+    if event.resource != "dma":
+        return [(event.resource, event.start, event.end)]
+    if not event.engines:
+        return []
+    _, start, end = max(event.engines, key=lambda used: used[2] - used[1])
+    return [("dma", start, end)]
+
+
+def instruction_bars(timeline: Timeline, core: int = 0) -> Iterator[Bar]:
+    """A bar for each instruction of a core, labelled by its opcode."""
+    for event in timeline.events:
+        if event.instruction.core == core:
+            for row, start, end in busy_spans(event):
+                yield row, event.instruction.opcode, start, end
+
+
+def write_plot(timeline: Timeline, title: str, path: str | pathlib.Path) -> None:
+    """Writes a PNG of a whole launch, colored by instruction."""
+    draw(instruction_bars(timeline), (0.0, timeline.latency), title, "modelled time in us", path)
+
+
+def draw(
+    bars: Iterable[Bar],
+    span: tuple[float, float],
+    title: str,
+    axis: str,
+    path: str | pathlib.Path,
+) -> None:
+    """Writes a PNG of what lies between two times.
+
+    Args:
+      bars: what to draw; each label has a color.
+      span: first and last time in ns; the first is the picture's 0.
+      title: above the picture.
+      axis: what the horizontal axis shows.
+      path: of the file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import patches, pyplot
+
+    first, last = span
+    shown = [bar for bar in bars if bar[3] > first and bar[2] < last]
+    labels = list(dict.fromkeys(label for _, label, _, _ in shown))
+    palette = pyplot.get_cmap("tab20")
+    colors = {label: palette(i % palette.N) for i, label in enumerate(labels)}
+    figure, axes = pyplot.subplots(figsize=(16, 5.5), layout="constrained")
+    rows = [row for row in ROWS if any(bar[0] == row for bar in shown)]
+    for row, label, start, end in shown:
+        left, right = max(start, first), min(end, last)
+        place = len(rows) - 1 - rows.index(row)
+        axes.barh(
+            place,
+            (right - left) / 1e3,
+            left=(left - first) / 1e3,
+            height=0.8,
+            color=colors[label],
+            linewidth=0,
+        )
+    axes.set_yticks(range(len(rows)), rows[::-1])
+    axes.set_xlim(0, (last - first) / 1e3)
+    axes.set_xlabel(axis)
+    axes.set_title(title)
+    handles = [patches.Patch(color=colors[label], label=label) for label in labels]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
