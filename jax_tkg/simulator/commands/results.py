@@ -69,7 +69,7 @@ def write(result: Result, path: str) -> None:
     """Writes the arrays to an .npz file under their names, with "rankN." before them where several
     ranks ran."""
     ranks = len(result.outputs)
-    content = {
+    content: dict[str, Any] = {
         f"rank{rank}.{name}" if ranks > 1 else name: _plain(np.asarray(value))
         for rank, name, value in arrays_of(result)
     }
