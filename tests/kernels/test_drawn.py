@@ -67,6 +67,7 @@ def wide_cases(
         quantized=draw(test_api.quantizations(L)),
         clamp_bound=draw(st.sampled_from((0.0, 0.5))),
         scale_rows=draw(st.sampled_from((1, 128))),
+        **draw(test_api.layer_options()),
     )
     return shape, draw(ways(shape, most_ranks)), draw(st.integers(0, 1 << 30))
 

@@ -91,6 +91,18 @@ class CallTest(parameterized.TestCase):
         (only,) = custom_calls.calls(neuron.lower_for_neuron(step, whole))
         self._check(only, SHAPE.L, False, groups)
 
+    def test_options_of_a_layer(self) -> None:
+        """Layers without an option have no input for it."""
+        shape = cases.SHAPES["every_option"]
+        lowered = neuron.lower_for_neuron(
+            lambda a: jax_tkg.transformer_tkg(**a, **cases.options(shape)), _arguments(shape)
+        )
+        (only,) = custom_calls.calls(lowered)
+        self._check(only, shape.L, False)
+        inputs = custom_calls.config(only)["klir_binary"]["input_names"]
+        found = [name for name in inputs if name.rpartition("_")[0] in cases.LAYER_OPTIONS]
+        self.assertEqual(found, [f"{name}_1" for name in cases.LAYER_OPTIONS])
+
     def test_explicit_groups(self) -> None:
         mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:4]), ("ranks",))
         everywhere = jax.sharding.PartitionSpec()

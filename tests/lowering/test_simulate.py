@@ -58,6 +58,15 @@ class OneDeviceTest(parameterized.TestCase):
         for layers_per_launch in (1, 3):
             self._check(shape, layers_per_launch=layers_per_launch)
 
+    @parameterized.product(stacked=(False, True))
+    def test_every_option(self, stacked: bool) -> None:
+        """In a launch of two layers; or in one that has no option and one that has all of them."""
+        shape = cases.SHAPES["every_option"]
+        if stacked:
+            self._check(dataclasses.replace(shape, bare_layers=()), stacked)
+        else:
+            self._check(shape, layers_per_launch=1)
+
     @parameterized.parameters("bfloat16", "float16")
     def test_dtypes(self, dtype: str) -> None:
         self._check(dataclasses.replace(SHAPE, dtype=dtype))
@@ -104,6 +113,16 @@ class ParallelTest(parameterized.TestCase):
             implementation="simulate",
             sbuf_residual_and_cc=on_chip,
             lnc=lnc,
+        )
+
+    def test_ranks_with_every_option(self) -> None:
+        """The output's bias is added once, not by each rank."""
+        test_parallel.ParallelTest._run(
+            self,  # type: ignore[arg-type]
+            dataclasses.replace(test_parallel.SHAPE, q=4, k=2, **cases.EVERY_OPTION),
+            "dp2_tp2",
+            axis_name="tp",
+            implementation="simulate",
         )
 
     @parameterized.parameters(1, 2)
