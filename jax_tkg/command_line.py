@@ -46,7 +46,7 @@ def run(module: str, extra: str) -> NoReturn:
         and `main(values)`, which runs it.
       extra: the extra of the package that installs what the module imports.
     """
-    exit_after(lambda: _call(module, extra, sys.argv[1:]))
+    exit_after(lambda: call(module, extra, sys.argv[1:]))
 
 
 def exit_after(main: Callable[[], int | None]) -> NoReturn:
@@ -99,7 +99,12 @@ def note(line: str) -> None:
             print(line, file=sys.stderr, flush=True)
 
 
-def _call(module: str, extra: str, arguments: Sequence[str]) -> None:
+def call(module: str, extra: str, arguments: Sequence[str]) -> None:
+    """Runs a command with the given arguments; see `run`.
+
+    Raises:
+      CommandError: a flag is wrong or a package is missing; or the command raises it.
+    """
     try:
         from absl import flags
 

@@ -22,7 +22,7 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
     # From the top. A band is a row of boxes; a box has a title, the modules or folders in it, and
     # the columns where it begins and ends.
     (
-        ("generate, fetch_model", ("generate", "fetch_model"), 0, 5),
+        ("generate, doctor", ("generate", "fetch_model", "doctor", "console", "__main__"), 0, 5),
         ("models", ("models",), 5, 13),
         ("profile", ("profile",), 14, 24),
     ),
@@ -72,7 +72,7 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
 )
 
 DESCRIPTIONS = {
-    "generate, fetch_model": "Commands: a model writes text.",
+    "generate, doctor": "Commands: a model writes text.",
     "masks caches rope kinds weights quantize sharding": "Helpers of a decode loop.",
     "api, output_head": "transformer_tkg, explain; a model's logits.",
     "hardware, limits, installed_nki, command_line": "Trainium's numbers; sizes; whether AWS's nki "

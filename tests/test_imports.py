@@ -60,6 +60,9 @@ ROOMS = (
     "jax_tkg.fetch_model",
     "jax_tkg.profile",
     "jax_tkg.generate",
+    "jax_tkg.doctor",
+    "jax_tkg.console",
+    "jax_tkg.__main__",
     "jax_tkg",
 )
 

@@ -115,6 +115,15 @@ def entry_directory() -> pathlib.Path:
     return folder.absolute() / "jax_tkg" / "kernels"
 
 
+def check_directory() -> None:
+    """Makes the folder of generated entries, or checks the one there is.
+
+    Raises:
+      OSError: it cannot be made, is another user's, or others can write to it.
+    """
+    _make_private(entry_directory())
+
+
 def load_entry(source: str) -> Any:
     """The entry that this source defines; the source is in a file when this returns.
 
