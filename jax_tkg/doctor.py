@@ -183,7 +183,7 @@ def _choice(name: str) -> Choice:
     H, d, slots = 128, 64, 128
 
     def shape(*sizes: int, dtype: object = jnp.float32) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(sizes, dtype)  # type: ignore[arg-type]
+        return jax.ShapeDtypeStruct(sizes, dtype)
 
     arguments = {
         "X": shape(1, 1, H),
