@@ -125,7 +125,8 @@ def transformer_tkg(
         ones.
       lnc: physical cores per logical Neuron core, 1 or 2. None: the environment's setting, or 2.
       implementation: "auto" chooses by the platform that is lowered for (`jax_tkg.explain` says
-        what and why). "reference" is plain jax.numpy everywhere. "nki" is the Neuron kernel.
+        what and why). "reference" is the definition in plain jax.numpy, on every platform. "cpu" is
+        jax.numpy as XLA:CPU runs it fastest, on a CPU. "nki" is the Neuron kernel.
         "simulate" is the Neuron kernel in the NKI simulator, on a CPU. "nkilib" is AWS's published
         kernel, within its limits, on Neuron or in the simulator (`jax_tkg.lowering.nkilib` says
         where it is looked for).

@@ -10,9 +10,11 @@ from typing import Any
 
 import jax
 
+from jax_tkg.bits import without_bits
+from jax_tkg.cpu.products import multiply
+from jax_tkg.cpu.stored_weight import StoredWeight
 from jax_tkg.reference.linear import linear
 from jax_tkg.reference.rms_norm import rms_norm
-from jax_tkg.reference.stored_weight import StoredWeight
 
 __all__ = ["output_logits", "rms_norm"]
 
@@ -30,4 +32,6 @@ def output_logits(hidden: jax.Array, W_head: Any, platform: str | None = None) -
     Returns:
       [B, S, V] float32.
     """
-    return linear(hidden, StoredWeight(W_head), platform=platform)
+    if platform == "cpu":
+        return linear(hidden, StoredWeight(W_head), multiply=multiply)
+    return linear(hidden, without_bits(W_head))

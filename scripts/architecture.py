@@ -37,7 +37,8 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
         ),
     ),
     (
-        ("reference", ("reference",), 0, 13),
+        ("cpu", ("cpu",), 0, 6),
+        ("reference", ("reference",), 6, 13),
         ("simulator/timing", ("simulator.timing",), 14, 19),
         ("simulator/source_check", ("simulator.source_check",), 19, 24),
     ),

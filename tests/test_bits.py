@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 import jax_tkg
 from jax_tkg import bits
 from jax_tkg.call.operand_table import names
-from jax_tkg.reference import formulation
+from jax_tkg.cpu import formulation
 from jax_tkg.weights import TransformerWeights, stack_layers
 from tests import cases
 
@@ -133,7 +133,7 @@ class OperationTest(parameterized.TestCase):
         """Caches so large that their heads are attended a few at a time, as bits and as arrays."""
         shape = dataclasses.replace(SHAPE, B=8, q=4, S_ctx=1000, S_max=1030)
         K = jax.ShapeDtypeStruct((shape.B, shape.k, shape.d, shape.S_max), jnp.bfloat16)
-        taken = formulation.attention_heads(K, shape.B * shape.k, shape.S_ctx, "cpu")
+        taken = formulation.attention_heads(K, shape.B * shape.k, shape.S_ctx)
         self.assertLess(taken, shape.B * shape.k)
         rng = np.random.default_rng(0)
         weights, inputs = cases.random_weights(shape, rng), cases.random_inputs(shape, rng)

@@ -52,6 +52,7 @@ ROOMS = (
     "jax_tkg.sharding",
     # The operation, and what computes it.
     "jax_tkg.reference",
+    "jax_tkg.cpu",
     "jax_tkg.output_head",
     "jax_tkg.lowering",
     "jax_tkg.api",

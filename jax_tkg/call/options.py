@@ -12,7 +12,7 @@ import numpy as np
 from jax_tkg.call.layer_kinds import check_layer_kinds
 from jax_tkg.call.replica_groups import check_axis_name, check_replica_groups
 
-IMPLEMENTATIONS = ("auto", "reference", "nki", "simulate", "nkilib")
+IMPLEMENTATIONS = ("auto", "reference", "cpu", "nki", "simulate", "nkilib")
 """Values of `implementation`."""
 
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)

@@ -101,7 +101,6 @@ def _lower(ctx: Any, *values: Any, structure: Any, parameters: Parameters) -> An
     """
     platforms = tuple(ctx.platforms or ctx.module_context.platforms)
     choice = choose(jax.tree.unflatten(structure, ctx.avals_in), parameters, platforms)
-    # Where one lowering serves several platforms, no formulation is the best for all.
     platform = platforms[0] if len(platforms) == 1 else None
     run = functools.partial(
         _computed, implementation=named(choice.implementation), platform=platform

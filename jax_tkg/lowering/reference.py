@@ -11,5 +11,5 @@ REFERENCE = Implementation(
     platforms=(),
     available=lambda platform: None,
     check=lambda operands, parameters, platform: None,
-    run=transformer,
+    run=lambda operands, parameters, platform: transformer(operands, parameters),
 )

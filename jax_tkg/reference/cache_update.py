@@ -1,14 +1,7 @@
-"""Writing new keys and values into their cache slots, in place, when all layers have read them.
-
-Attention is defined on the caches as they were passed in, and XLA copies a buffer that is read and
-then updated, unless the update depends on what was read. So the columns of all layers are written
-by one loop at the end of a step, and how often that loop turns depends on the step's result.
-"""
+"""Writing new keys and values into their cache slots, in place, when all layers have read them."""
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -16,31 +9,11 @@ import jax.numpy as jnp
 
 from jax_tkg.bits import Bits, as_bits
 from jax_tkg.call.arguments import is_stacked
-from jax_tkg.reference.loops import repeat
 from jax_tkg.reference.varying_axes import vary_with
-from jax_tkg.reference.zeros import unseen_zero
+from jax_tkg.reference.zeros import opaque_zero
 
 Caches = tuple[jax.Array | Bits, ...] | jax.Array | Bits
 """One array per layer, or one array with a leading layer axis."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class WritePlan:
-    """Where the columns of new tokens go: the same for every layer, so made once.
-
-    Attributes:
-      slots: [B, S] int32, from `write_slots`.
-      count: uint32 scalar, how many tokens are written.
-      tokens: [B*S] uint32, of which the first `count` are the numbers b*S + s of those tokens, in
-        rising order.
-      starts: [B*S] uint32, the slots of `tokens`.
-    """
-
-    slots: jax.Array
-    count: jax.Array
-    tokens: jax.Array
-    starts: jax.Array
 
 
 def write_slots(position_ids: jax.Array, new_tokens: int, capacity: int) -> jax.Array:
@@ -66,28 +39,10 @@ def write_slots(position_ids: jax.Array, new_tokens: int, capacity: int) -> jax.
     return jnp.minimum(first + jnp.arange(new_tokens, dtype=jnp.int32)[None], capacity)
 
 
-def plan_writes(slots: jax.Array, capacity: int) -> WritePlan:
-    """What every layer's update has in common.
-
-    Args:
-      slots: [B, S] int32, from `write_slots`.
-      capacity: S_max.
-    """
-    flat = slots.reshape(-1)
-    written = flat < capacity
-    tokens = jnp.argsort(~written, stable=True)
-    return WritePlan(
-        slots=slots,
-        count=jnp.sum(written, dtype=jnp.uint32),
-        tokens=tokens.astype(jnp.uint32),
-        starts=flat[tokens].astype(jnp.uint32),
-    )
-
-
 def write_caches(
     K_caches: Caches,
     V_caches: Caches,
-    plan: WritePlan,
+    slots: jax.Array,
     keys: Any,
     values: Any,
     after: jax.Array,
@@ -97,7 +52,8 @@ def write_caches(
     Args:
       K_caches: [B, k, d, S_max] each, or [L, B, k, d, S_max].
       V_caches: [B, k, S_max, d] each, or [L, B, k, S_max, d].
-      plan: from `plan_writes`; where two tokens of a sequence share a slot, the later one stays.
+      slots: [B, S] int32, from `write_slots`; where two tokens of a sequence share a slot, the
+        later one stays.
       keys: [B, S, k, d] of each layer, one after the other or stacked. Stacked caches may have
         more layers; those keep their values.
       values: likewise.
@@ -106,127 +62,36 @@ def write_caches(
     Returns:
       The updated caches, every other bit as it was.
     """
-    K_held, V_held = _held(K_caches), _held(V_caches)
-    axes = (-1,) * len(K_held) + (-2,) * len(V_held)
-    columns = (*_columns(K_caches, keys), *_columns(V_caches, values))
-    written = _write(axes, (*K_held, *V_held), plan, columns, after)
-    return (
-        _like(K_caches, written[: len(K_held)]),
-        _like(V_caches, written[len(K_held) :]),
-    )
-
-
-def _each(caches: Any) -> tuple[Any, ...]:
-    """The arrays or `Bits` of a list, or the one that is stacked."""
-    return (caches,) if is_stacked(caches) else tuple(caches)
-
-
-def _held(caches: Caches) -> tuple[jax.Array, ...]:
-    """The arrays that hold the caches."""
-    return tuple(cache.bits if isinstance(cache, Bits) else cache for cache in _each(caches))
-
-
-def _like(caches: Caches, held: tuple[jax.Array, ...]) -> Caches:
-    """The inverse of `_held`."""
-    updated = tuple(
-        Bits(array, cache.dtype) if isinstance(cache, Bits) else array
-        for cache, array in zip(_each(caches), held, strict=True)
-    )
-    return updated[0] if is_stacked(caches) else updated
-
-
-def _columns(caches: Caches, columns: Any) -> tuple[jax.Array, ...]:
-    """What is written to each of `_held(caches)`."""
-    if is_stacked(caches):
-        columns = (columns if is_stacked(columns) else jnp.stack(columns),)
-    return tuple(
-        as_bits(new).bits if isinstance(cache, Bits) else new
-        for cache, new in zip(_each(caches), columns, strict=True)
-    )
-
-
-@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
-def _write(
-    slot_axes: tuple[int, ...],
-    caches: tuple[jax.Array, ...],
-    plan: WritePlan,
-    columns: tuple[jax.Array, ...],
-    after: jax.Array,
-) -> tuple[jax.Array, ...]:
-    """`write_caches` on numbers of any dtype that XLA moves without converting them.
-
-    Args:
-      slot_axes: the axis of the slots in each cache: -1 or -2.
-      caches: [..., B, k, d, S_max] or [..., B, k, S_max, d].
-      plan: as in `write_caches`.
-      columns: [..., B, S, k, d].
-      after: as in `write_caches`.
-    """
-    _, tokens = plan.slots.shape
-
-    def write(turn: jax.Array, updated: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        token = _entry(plan.tokens, turn, 0)
-        sequence, slot = token // jnp.uint32(tokens), _entry(plan.starts, turn, 0)
-        return tuple(
-            _with_column(cache, _entry(_by_token(new), token, -3), sequence, slot, axis)
-            for cache, new, axis in zip(updated, columns, slot_axes, strict=True)
-        )
-
-    # Inside a shard_map, what is written may vary over axes that a cache does not vary over.
-    caches = tuple(vary_with(cache, plan, new) for cache, new in zip(caches, columns, strict=True))
-    return repeat(plan.count + unseen_zero(after), write, caches)
-
-
-def _by_token(columns: jax.Array) -> jax.Array:
-    """[..., B, S, k, d] as [..., B*S, k, d]."""
-    *layers, batch, tokens, k, d = columns.shape
-    return columns.reshape(*layers, batch * tokens, k, d)
-
-
-def _entry(numbers: jax.Array, index: jax.Array, axis: int) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(numbers, index, axis, keepdims=False)
-
-
-def _with_column(
-    cache: jax.Array, column: jax.Array, sequence: jax.Array, slot: jax.Array, slot_axis: int
-) -> jax.Array:
-    """A cache with `column` [..., k, d] in one slot of one sequence."""
-    start = [jnp.uint32(0)] * cache.ndim
-    start[-4], start[slot_axis] = sequence, slot
-    column = jnp.expand_dims(jnp.expand_dims(column, -3), slot_axis)
-    return jax.lax.dynamic_update_slice(cache, column, start)
-
-
-@_write.defjvp
-def _write_tangents(
-    slot_axes: tuple[int, ...], primals: tuple[Any, ...], tangents: tuple[Any, ...]
-) -> tuple[Any, Any]:
-    """Tangents move as the values do; bits have none."""
-    _, plan, _, _ = primals
-    cache_tangents, _, new_tangents, _ = tangents
-    moved = tuple(
-        _write_linear(cache, plan.slots, new, axis)
-        if jnp.issubdtype(cache.dtype, jnp.floating)
-        else cache
-        for cache, new, axis in zip(cache_tangents, new_tangents, slot_axes, strict=True)
-    )
-    return _write(slot_axes, *primals), moved
-
-
-def _write_linear(cache: jax.Array, slots: jax.Array, new: jax.Array, slot_axis: int) -> jax.Array:
-    """What `_write` does to one cache as sums of products, which every JAX can transpose."""
-    if new.ndim > 4:
-        layers = new.shape[0]
-        each = functools.partial(_write_linear, slots=slots, slot_axis=slot_axis)
-        updated = jax.vmap(lambda cache, new: each(cache=cache, new=new))(cache[:layers], new)
-        return jnp.concatenate([updated, cache[layers:]])
-    columns = jnp.moveaxis(cache, slot_axis, 1)
+    capacity = jax.tree.leaves(K_caches)[0].shape[-1]
     later_in_same_slot = jnp.triu(slots[:, :, None] == slots[:, None, :], 1).any(axis=-1)
-    writes = (
-        slots[:, :, None] == jnp.arange(cache.shape[slot_axis])[None, None]
-    ) & ~later_in_same_slot[:, :, None]
-    written = jnp.einsum(
-        "bsp,bskd->bpkd", writes.astype(new.dtype), new, precision=jax.lax.Precision.HIGHEST
+    # Each beyond the cache, where nothing is written, and no two of a sequence alike.
+    nowhere = capacity + jnp.arange(slots.shape[1], dtype=slots.dtype)
+    slots = jnp.where(later_in_same_slot | (slots == capacity), nowhere, slots)
+    # XLA copies a buffer that is read and then updated, unless the update depends on what was read.
+    slots = slots + opaque_zero(after).astype(slots.dtype)
+    K = _each_written(K_caches, slots, keys, slot_axis=-1)
+    return K, _each_written(V_caches, slots, values, slot_axis=-2)
+
+
+def _each_written(caches: Any, slots: jax.Array, columns: Any, slot_axis: int) -> Caches:
+    if is_stacked(caches):
+        columns = columns if is_stacked(columns) else jnp.stack(columns)
+        return _written(caches, slots, columns, slot_axis)
+    return tuple(
+        _written(cache, slots, new, slot_axis) for cache, new in zip(caches, columns, strict=True)
     )
-    columns = jnp.where(writes.any(axis=1)[:, :, None, None], written, columns)
-    return jnp.moveaxis(columns, 1, slot_axis)
+
+
+def _written(cache: Any, slots: jax.Array, columns: jax.Array, slot_axis: int) -> Any:
+    """A cache with columns [..., B, S, k, d] in their slots, those outside of it dropped."""
+    if isinstance(cache, Bits):
+        bits = _written(cache.bits, slots, as_bits(columns).bits, slot_axis)
+        return Bits(bits, cache.dtype)
+    # Inside a shard_map, what is written may vary over axes that a cache does not vary over.
+    cache = vary_with(cache, slots, columns)
+    sequences = jnp.arange(slots.shape[0])[:, None]
+    layers = (slice(columns.shape[0]),) if cache.ndim == 5 else ()
+    where = (slice(None), slots) if slot_axis == -2 else (slice(None), slice(None), slots)
+    # Axes of indices that are arrays, B and S, come first.
+    columns = jnp.moveaxis(columns, 0, 2) if layers else columns
+    return cache.at[(*layers, sequences, *where)].set(columns, mode="drop", unique_indices=True)

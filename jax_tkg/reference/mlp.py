@@ -5,17 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 
-from jax_tkg.reference.linear import linear
-from jax_tkg.reference.stored_weight import StoredWeight
+from jax_tkg.reference.linear import Multiply, linear, multiply
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class MlpWeights:
-    """One layer's MLP weights; a scale is None where its weight is not quantized.
+    """One layer's MLP weights in the form that `multiply` takes.
+
+    A scale is None where its weight is not quantized.
 
     Attributes:
       gate: [H, I].
@@ -26,9 +28,9 @@ class MlpWeights:
       down_scale: [128, H] or [1, H] f32, or None.
     """
 
-    gate: StoredWeight
-    up: StoredWeight
-    down: StoredWeight
+    gate: Any
+    up: Any
+    down: Any
     gate_scale: jax.Array | None = None
     up_scale: jax.Array | None = None
     down_scale: jax.Array | None = None
@@ -51,7 +53,7 @@ def mlp(
     x: jax.Array,
     weights: MlpWeights,
     clamp_bound: float = 0.0,
-    platform: str | None = None,
+    multiply: Multiply = multiply,
     activation: str = "silu",
 ) -> jax.Array:
     """This rank's part of the MLP's output.
@@ -60,13 +62,13 @@ def mlp(
       x: [B, S, H], already normalized, in the compute dtype.
       weights: one layer's weights.
       clamp_bound: where positive, inputs of quantized products are clipped to +-clamp_bound.
-      platform: the platform lowered for, where it is one.
+      multiply: computes the products.
       activation: of the gate, a name in `ACTIVATIONS`.
 
     Returns:
       [B, S, H] f32, to be summed over the tensor-parallel ranks.
     """
-    gate = linear(x, weights.gate, weights.gate_scale, clamp_bound, platform)
-    up = linear(x, weights.up, weights.up_scale, clamp_bound, platform)
+    gate = linear(x, weights.gate, weights.gate_scale, clamp_bound, multiply)
+    up = linear(x, weights.up, weights.up_scale, clamp_bound, multiply)
     intermediate = (ACTIVATIONS[activation](gate) * up).astype(x.dtype)
-    return linear(intermediate, weights.down, weights.down_scale, clamp_bound, platform)
+    return linear(intermediate, weights.down, weights.down_scale, clamp_bound, multiply)

@@ -14,8 +14,8 @@ class Rotation:
     """Angles of the new tokens' positions, the same for every layer.
 
     Attributes:
-      cosine: [B, S, 1, d] f32, the cosines of both halves.
-      sine: [B, S, 1, d] f32, the sines, negative in the first half.
+      cosine: [B, S, 1, d//2] f32.
+      sine: [B, S, 1, d//2] f32.
     """
 
     cosine: jax.Array
@@ -27,17 +27,11 @@ def rotation(cos: jax.Array, sin: jax.Array) -> Rotation:
     cosine, sine = (
         table.astype(jnp.float32).transpose(1, 2, 0)[:, :, None, :] for table in (cos, sin)
     )
-    return Rotation(
-        cosine=jnp.concatenate([cosine, cosine], axis=-1),
-        sine=jnp.concatenate([-sine, sine], axis=-1),
-    )
+    return Rotation(cosine, sine)
 
 
 def apply_rope(heads: jax.Array, by: Rotation) -> jax.Array:
     """Rotates each head: y1 = x1*cos - x2*sin, y2 = x2*cos + x1*sin, in f32.
-
-    Written with the halves swapped, not as two results put together, because XLA:CPU compiles
-    each concatenation that it does not fuse anew.
 
     Args:
       heads: [B, S, n, d], n query or key heads; x1 is the first half of d, x2 the second.
@@ -46,7 +40,6 @@ def apply_rope(heads: jax.Array, by: Rotation) -> jax.Array:
     Returns:
       [B, S, n, d] in the dtype of `heads`.
     """
-    wide = heads.astype(jnp.float32)
-    halves = wide.reshape(*heads.shape[:-1], 2, -1)
-    swapped = jnp.flip(halves, axis=-2).reshape(heads.shape)
-    return (wide * by.cosine + swapped * by.sine).astype(heads.dtype)
+    x1, x2 = jnp.split(heads.astype(jnp.float32), 2, axis=-1)
+    rotated = x1 * by.cosine - x2 * by.sine, x2 * by.cosine + x1 * by.sine
+    return jnp.concatenate(rotated, axis=-1).astype(heads.dtype)

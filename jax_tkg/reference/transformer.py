@@ -10,29 +10,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.bits import Bits
 from jax_tkg.call.arguments import PER_LAYER, Operands, Parameters, is_stacked
 from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
-from jax_tkg.reference import cache_update, prepare
 from jax_tkg.reference.all_reduce import all_reduce
-from jax_tkg.reference.attention import attention, attention_mask
-from jax_tkg.reference.cache_update import Caches
+from jax_tkg.reference.attention import attention_mask
+from jax_tkg.reference.cache_update import Caches, write_slots
 from jax_tkg.reference.linear import linear
 from jax_tkg.reference.mlp import MlpWeights, mlp
 from jax_tkg.reference.rms_norm import head_norms, rms_norm
-from jax_tkg.reference.rope import Rotation, apply_rope, rotation
-from jax_tkg.reference.stored_weight import StoredWeight
+from jax_tkg.reference.rope import Rotation
+from jax_tkg.reference.stages import PLAIN, Stages
 from jax_tkg.reference.varying_axes import vary_over, varying_axes
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _LayerWeights:
-    """One layer's weights; those with a default may be absent."""
+class _LayerOperands:
+    """One layer's operands, as `Stages.layer_operand` takes them; some may be absent."""
 
-    W_qkv: StoredWeight
-    W_out: StoredWeight
+    K_cache: Any
+    V_cache: Any
+    W_qkv: Any
+    W_out: Any
     W_gamma_qkv: jax.Array
     W_gamma_mlp: jax.Array
     mlp: MlpWeights
@@ -62,32 +62,33 @@ class _Kind:
       operands: as these layers see them.
       shared: what they read.
       dimensions: their sizes.
+      stages: what they are made of.
     """
 
     operands: Operands
     shared: _Shared
     dimensions: Dimensions
+    stages: Stages
 
     @classmethod
-    def of(cls, operands: Operands, kinds: LayerKinds, kind: int) -> _Kind:
+    def of(cls, operands: Operands, kinds: LayerKinds, kind: int, stages: Stages) -> _Kind:
         """The kind of a number."""
         own = operands.of_kind(kind, kinds)
         dimensions = Dimensions.of(own)
         shared = _Shared(
-            rotation=rotation(own.RoPE_cos, own.RoPE_sin),
+            rotation=stages.rotation(own.RoPE_cos, own.RoPE_sin),
             mask=attention_mask(own.mask_cache, own.mask_active, dimensions.k),
         )
-        return cls(own, shared, dimensions)
+        return cls(own, shared, dimensions, stages)
 
     def updated_caches(self, keys: Any, values: Any, after: jax.Array) -> tuple[Caches, Caches]:
         """The caches with new columns; `after` depends on everything that was read from them."""
         operands, D = self.operands, self.dimensions
         if operands.position_ids is None:
             return operands.K_caches, operands.V_caches
-        slots = cache_update.write_slots(operands.position_ids, D.S, D.S_max)
-        plan = cache_update.plan_writes(slots, D.S_max)
+        slots = write_slots(operands.position_ids, D.S, D.S_max)
         caches = operands.K_caches, operands.V_caches
-        return cache_update.write_caches(*caches, plan, keys, values, after=after)
+        return self.stages.write_caches(*caches, slots, keys, values, after=after)
 
 
 @jax.tree_util.register_dataclass
@@ -107,7 +108,7 @@ class _LayerResult:
 
 
 def transformer(
-    operands: Operands, parameters: Parameters, platform: str | None = None
+    operands: Operands, parameters: Parameters, stages: Stages = PLAIN
 ) -> tuple[jax.Array, Caches, Caches]:
     """The forward pass on checked operands.
 
@@ -117,111 +118,59 @@ def transformer(
     Args:
       operands: the arrays; see `jax_tkg.transformer_tkg` for shapes and dtypes.
       parameters: the static parameters.
-      platform: the platform lowered for, where it is one: how products are formulated depends on
-        it (`jax_tkg.reference.formulation`), what they are does not.
+      stages: what a layer is made of.
 
     Returns:
       Hidden states [B, S, H] in X's dtype, and the updated caches in the form they came in.
     """
-    if platform != "cpu":
-        return _transformer(operands, parameters, platform)
-    prepared = prepare.for_cpu(operands)
-    hidden, K_caches, V_caches = _transformer(prepared, parameters, platform)
-    return (
-        hidden,
-        prepare.as_given(K_caches, operands.K_caches),
-        prepare.as_given(V_caches, operands.V_caches),
-    )
-
-
-def _transformer(
-    operands: Operands, parameters: Parameters, platform: str | None
-) -> tuple[jax.Array, Caches, Caches]:
-    model = _Model.of(operands, parameters, platform)
+    model = _Model.of(operands, parameters, stages)
     fields = [getattr(operands, name) for name in PER_LAYER]
     loops = all(is_stacked(field) for field in fields if field is not None)
     hidden, keys, values = model.looped() if loops else model.unrolled()
     return hidden, *model.updated_caches(keys, values, after=hidden)
 
 
-def _layer_weights(operands: Operands, index: Any) -> _LayerWeights:
-    return _LayerWeights(
-        W_qkv=_stored(operands, "W_qkvs", index),
-        W_out=_stored(operands, "W_outs", index),
-        W_gamma_qkv=operands.layer("W_gamma_qkvs", index),
-        W_gamma_mlp=operands.layer("W_gamma_mlps", index),
-        mlp=MlpWeights(
-            gate=_stored(operands, "W_gates", index),
-            up=_stored(operands, "W_ups", index),
-            down=_stored(operands, "W_downs", index),
-            gate_scale=operands.layer("W_gate_scales", index),
-            up_scale=operands.layer("W_up_scales", index),
-            down_scale=operands.layer("W_down_scales", index),
-        ),
-        bias_qkv=operands.layer("bias_qkvs", index),
-        bias_out=operands.layer("bias_outs", index),
-        W_gamma_q=operands.layer("W_gamma_qs", index),
-        W_gamma_k=operands.layer("W_gamma_ks", index),
-        W_gamma_post_attention=operands.layer("W_gamma_post_attentions", index),
-        W_gamma_post_mlp=operands.layer("W_gamma_post_mlps", index),
-        sinks=operands.layer("sinks", index),
-    )
-
-
-def _stored(operands: Operands, name: str, index: Any) -> StoredWeight:
-    field = getattr(operands, name)
-    if is_stacked(field):
-        return StoredWeight(field, jnp.uint32(index))
-    return StoredWeight(field[index])
-
-
-@functools.partial(jax.jit, static_argnames=("dimensions", "parameters", "platform"))
+@functools.partial(jax.jit, static_argnames=("dimensions", "parameters", "stages"))
 def _layer(
     hidden: jax.Array,
-    K_cache: jax.Array | Bits,
-    V_cache: jax.Array | Bits,
-    layer: jax.Array | None,
-    weights: _LayerWeights,
+    own: _LayerOperands,
     shared: _Shared,
     dimensions: Dimensions,
     parameters: Parameters,
-    platform: str | None,
+    stages: Stages,
 ) -> _LayerResult:
-    """One layer; `layer` says which entry of the caches is its own, if they have several.
+    """One layer.
 
     Jitted so that layers of equal shapes are traced and lowered once.
     """
     B, S, q, k, d = dimensions.B, dimensions.S, dimensions.q, dimensions.k, dimensions.d
-    normed = rms_norm(hidden, weights.W_gamma_qkv, parameters.eps)
-    projected = linear(normed, weights.W_qkv, platform=platform, bias=weights.bias_qkv)
+    normed = rms_norm(hidden, own.W_gamma_qkv, parameters.eps)
+    projected = linear(normed, own.W_qkv, multiply=stages.multiply, bias=own.bias_qkv)
     projected = projected.astype(hidden.dtype).reshape(B, S, q + 2 * k, d)
-    heads = head_norms(
-        projected[:, :, : q + k], weights.W_gamma_q, weights.W_gamma_k, q, parameters.eps
-    )
-    rotated = apply_rope(heads, shared.rotation)
+    heads = head_norms(projected[:, :, : q + k], own.W_gamma_q, own.W_gamma_k, q, parameters.eps)
+    rotated = stages.apply_rope(heads, shared.rotation)
     key, value = rotated[:, :, q:], projected[:, :, q + k :]
-    attended = attention(
+    attended = stages.attention(
         query=rotated[:, :, :q],
         key=key,
         value=value,
-        K_cache=K_cache,
-        V_cache=V_cache,
-        layer=layer,
+        K_cache=own.K_cache,
+        V_cache=own.V_cache,
         mask=shared.mask,
-        platform=platform,
-        sinks=weights.sinks,
+        sinks=own.sinks,
         scale=parameters.softmax_scale,
         softcap=parameters.attention_softcap,
     )
-    attention_part = linear(attended.reshape(B, S, q * d), weights.W_out, platform=platform)
+    attended = attended.reshape(B, S, q * d)
+    attention_part = linear(attended, own.W_out, multiply=stages.multiply)
     update = all_reduce(attention_part, parameters)
-    if weights.bias_out is not None:
-        update = update + weights.bias_out.astype(jnp.float32)[None]
-    hidden = _add(hidden, update, weights.W_gamma_post_attention, parameters.eps)
-    normed = rms_norm(hidden, weights.W_gamma_mlp, parameters.eps)
-    mlp_part = mlp(normed, weights.mlp, parameters.clamp_bound, platform, parameters.activation)
+    if own.bias_out is not None:
+        update = update + own.bias_out.astype(jnp.float32)[None]
+    hidden = _add(hidden, update, own.W_gamma_post_attention, parameters.eps)
+    normed = rms_norm(hidden, own.W_gamma_mlp, parameters.eps)
+    mlp_part = mlp(normed, own.mlp, parameters.clamp_bound, stages.multiply, parameters.activation)
     update = all_reduce(mlp_part, parameters)
-    hidden = _add(hidden, update, weights.W_gamma_post_mlp, parameters.eps)
+    hidden = _add(hidden, update, own.W_gamma_post_mlp, parameters.eps)
     return _LayerResult(hidden, key, value)
 
 
@@ -247,34 +196,52 @@ class _Model:
     kinds: tuple[_Kind, ...]
     layer_kinds: LayerKinds
     parameters: Parameters
-    platform: str | None
+    stages: Stages
 
     @classmethod
-    def of(cls, operands: Operands, parameters: Parameters, platform: str | None) -> _Model:
+    def of(cls, operands: Operands, parameters: Parameters, stages: Stages) -> _Model:
         layer_kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
-        kinds = tuple(_Kind.of(operands, layer_kinds, kind) for kind in range(layer_kinds.count))
-        return cls(operands, kinds, layer_kinds, parameters, platform)
+        kinds = tuple(
+            _Kind.of(operands, layer_kinds, kind, stages) for kind in range(layer_kinds.count)
+        )
+        return cls(operands, kinds, layer_kinds, parameters, stages)
 
     def run_layer(self, hidden: jax.Array, kind: int, layer: Any, place: Any) -> _LayerResult:
         """A layer, given its number and its place among the layers of its kind."""
-        own = self.kinds[kind]
-        caches: Any = own.operands.K_caches, own.operands.V_caches
-        index = None
-        if isinstance(caches[0], tuple):
-            caches = tuple(layers[place] for layers in caches)
-        else:
-            in_own_stack = isinstance(self.operands.K_caches, KindStacks)
-            index = jnp.uint32(place if in_own_stack else layer)
-        weights = _layer_weights(self.operands, layer)
-        return _layer(
-            hidden,
-            *caches,
-            index,
-            weights,
-            own.shared,
-            own.dimensions,
-            self.parameters,
-            self.platform,
+        of_kind = self.kinds[kind]
+        caches = self.operands.K_caches
+        in_one_stack = is_stacked(caches) and not isinstance(caches, KindStacks)
+        own = self._layer_operands(of_kind.operands, layer, layer if in_one_stack else place)
+        return _layer(hidden, own, of_kind.shared, of_kind.dimensions, self.parameters, self.stages)
+
+    def _layer_operands(self, of_kind: Operands, layer: Any, cache: Any) -> _LayerOperands:
+        """A layer's operands; its caches are number `cache` of those of its kind."""
+
+        def take(name: str) -> Any:
+            return self.stages.layer_operand(self.operands, name, layer)
+
+        return _LayerOperands(
+            K_cache=self.stages.layer_operand(of_kind, "K_caches", cache),
+            V_cache=self.stages.layer_operand(of_kind, "V_caches", cache),
+            W_qkv=take("W_qkvs"),
+            W_out=take("W_outs"),
+            W_gamma_qkv=take("W_gamma_qkvs"),
+            W_gamma_mlp=take("W_gamma_mlps"),
+            mlp=MlpWeights(
+                gate=take("W_gates"),
+                up=take("W_ups"),
+                down=take("W_downs"),
+                gate_scale=take("W_gate_scales"),
+                up_scale=take("W_up_scales"),
+                down_scale=take("W_down_scales"),
+            ),
+            bias_qkv=take("bias_qkvs"),
+            bias_out=take("bias_outs"),
+            W_gamma_q=take("W_gamma_qs"),
+            W_gamma_k=take("W_gamma_ks"),
+            W_gamma_post_attention=take("W_gamma_post_attentions"),
+            W_gamma_post_mlp=take("W_gamma_post_mlps"),
+            sinks=take("sinks"),
         )
 
     def unrolled(self) -> tuple[jax.Array, list[Any], list[Any]]:

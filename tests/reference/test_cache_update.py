@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_tkg.bits import as_bits, without_bits
-from jax_tkg.reference import cache_update
+from jax_tkg.cpu import cache_update as cpu
+from jax_tkg.reference import cache_update as reference
 
 L, K_HEADS, D, CAPACITY = 2, 2, 4, 6
 
@@ -27,10 +29,9 @@ def _written(cache: np.ndarray, slots: np.ndarray, new: np.ndarray) -> np.ndarra
     return cache
 
 
-@jax.jit
-def _update(K: Any, V: Any, slots: jax.Array, keys: Any, values: Any) -> Any:
-    plan = cache_update.plan_writes(slots, CAPACITY)
-    return cache_update.write_caches(K, V, plan, keys, values, after=slots)
+@functools.partial(jax.jit, static_argnames="write_caches")
+def _update(write_caches: Any, K: Any, V: Any, slots: jax.Array, keys: Any, values: Any) -> Any:
+    return write_caches(K, V, slots, keys, values, after=slots)
 
 
 class CacheUpdateTest(parameterized.TestCase):
@@ -69,28 +70,31 @@ class CacheUpdateTest(parameterized.TestCase):
         form = as_bits if bits else jnp.asarray
         caches = [form(one) if caches_stacked else tuple(map(form, one)) for one in (K, V)]
         columns = [one if columns_stacked else list(one) for one in (keys, values)]
-        got_K, got_V = without_bits(_update(*caches, jnp.asarray(slots), *columns))
-        for layer in range(L):
-            transposed = _written(np.swapaxes(K[layer], 2, 3), slots, keys[layer])
-            np.testing.assert_array_equal(got_K[layer], np.swapaxes(transposed, 2, 3))
-            np.testing.assert_array_equal(got_V[layer], _written(V[layer], slots, values[layer]))
-        if caches_stacked:
-            np.testing.assert_array_equal(got_K[L], K[L])
-            np.testing.assert_array_equal(got_V[L], V[L])
+        for write_caches in (reference.write_caches, cpu.write_caches):
+            updated = _update(write_caches, *caches, jnp.asarray(slots), *columns)
+            got_K, got_V = without_bits(updated)
+            for layer in range(L):
+                want = _written(np.swapaxes(K[layer], 2, 3), slots, keys[layer])
+                np.testing.assert_array_equal(got_K[layer], np.swapaxes(want, 2, 3))
+                want = _written(V[layer], slots, values[layer])
+                np.testing.assert_array_equal(got_V[layer], want)
+            if caches_stacked:
+                np.testing.assert_array_equal(got_K[L], K[L])
+                np.testing.assert_array_equal(got_V[L], V[L])
 
     @parameterized.parameters("uint8", "int8", "int32", "uint32")
     def test_slots(self, dtype: str) -> None:
         """One position per sequence or one per token; what is outside becomes the capacity."""
         one = jnp.asarray(np.array([[3], [5], [6], [100]]).astype(dtype))
-        got = cache_update.write_slots(one, 3, CAPACITY)
+        got = reference.write_slots(one, 3, CAPACITY)
         np.testing.assert_array_equal(got, [[3, 4, 5], [5, 6, 6], [6, 6, 6], [6, 6, 6]])
         each = jnp.asarray(np.array([[3, 0, 7]]).astype(dtype))
-        np.testing.assert_array_equal(cache_update.write_slots(each, 3, CAPACITY), [[3, 0, 6]])
+        np.testing.assert_array_equal(reference.write_slots(each, 3, CAPACITY), [[3, 0, 6]])
 
     @parameterized.parameters("int8", "int32", "uint32")
     def test_skip_markers(self, dtype: str) -> None:
         one = jnp.asarray(np.array([[-1], [0]]).astype(dtype))
-        got = cache_update.write_slots(one, 2, CAPACITY)
+        got = reference.write_slots(one, 2, CAPACITY)
         np.testing.assert_array_equal(got, [[6, 6], [0, 1]])
 
 

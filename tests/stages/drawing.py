@@ -11,18 +11,20 @@ import jax.numpy as jnp
 import numpy as np
 from hypothesis import strategies as st
 
+from jax_tkg.cpu.transformer import STAGES
+from jax_tkg.reference.stages import PLAIN
 from tests.stages.kernel_stages import KernelStages
 from tests.stages.reference_stages import ReferenceStages
 
 IMPLEMENTATIONS: dict[str, Any] = {
-    "reference": ReferenceStages(None),
-    "cpu": ReferenceStages("cpu"),
+    "reference": ReferenceStages(PLAIN),
+    "cpu": ReferenceStages(STAGES),
     "kernel": KernelStages(1),
     "kernel_two_cores": KernelStages(2),
 }
 
 ONE_FORMULATION = tuple(name for name in IMPLEMENTATIONS if name != "cpu")
-"""For stages that the reference computes in one way on every platform."""
+"""For stages that "cpu" takes from the reference."""
 
 KERNELS = ("kernel", "kernel_two_cores")
 

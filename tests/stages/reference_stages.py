@@ -1,4 +1,4 @@
-"""The reference's stages on NumPy arrays, as it computes them for one platform."""
+"""The stages of the implementations in jax.numpy, on NumPy arrays."""
 
 from __future__ import annotations
 
@@ -10,20 +10,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.reference import cache_update
-from jax_tkg.reference.attention import attention, attention_mask
+from jax_tkg.call.arguments import Operands
+from jax_tkg.reference.attention import attention_mask
+from jax_tkg.reference.cache_update import write_slots
 from jax_tkg.reference.linear import linear
 from jax_tkg.reference.mlp import MlpWeights, mlp
 from jax_tkg.reference.rms_norm import head_norms, rms_norm
-from jax_tkg.reference.rope import apply_rope, rotation
-from jax_tkg.reference.stored_weight import StoredWeight
+from jax_tkg.reference.stages import Stages
+
+_NOTHING = Operands(**{field.name: None for field in dataclasses.fields(Operands)})
 
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceStages:
-    """The stages as lowered for a platform, or None: for any."""
+    """Stages, as `jax_tkg.reference.transformer` calls them."""
 
-    platform: str | None
+    stages: Stages
+
+    def _own(self, name: str, array: Any) -> Any:
+        """One layer's weight or cache in the form that the stages take."""
+        operands = dataclasses.replace(_NOTHING, **{name: (array,)})
+        return self.stages.layer_operand(operands, name, 0)
 
     def rms_norm(self, x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
         return np.asarray(jax.jit(rms_norm)(x, gamma, eps))
@@ -39,14 +46,18 @@ class ReferenceStages:
         return np.asarray(jax.jit(head_norms, static_argnums=3)(heads, gamma_q, gamma_k, q, eps))
 
     def rope(self, heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-        run = jax.jit(lambda heads, cos, sin: apply_rope(heads, rotation(cos, sin)))
+        run = jax.jit(
+            lambda heads, cos, sin: self.stages.apply_rope(heads, self.stages.rotation(cos, sin))
+        )
         return np.asarray(run(heads, cos, sin))
 
     def linear(
         self, x: np.ndarray, weight: np.ndarray, scale: np.ndarray | None = None
     ) -> np.ndarray:
         run = jax.jit(
-            lambda x, weight, scale: linear(x, StoredWeight(weight), scale, platform=self.platform)
+            lambda x, weight, scale: linear(
+                x, self._own("W_outs", weight), scale, multiply=self.stages.multiply
+            )
         )
         return np.asarray(run(x, weight, scale))
 
@@ -63,18 +74,20 @@ class ReferenceStages:
         scale: float | None = None,
         softcap: float = 0.0,
     ) -> np.ndarray:
-        def run(mask_cache: jax.Array, mask_active: jax.Array, **arrays: jax.Array) -> jax.Array:
+        def run(
+            mask_cache: jax.Array, mask_active: jax.Array, K: jax.Array, V: jax.Array, **new: Any
+        ) -> jax.Array:
             mask = attention_mask(mask_cache, mask_active, key.shape[2])
-            return attention(  # type: ignore[misc]
-                **arrays,  # type: ignore[arg-type]
-                layer=None,
+            return self.stages.attention(
+                **new,
+                K_cache=self._own("K_caches", K),
+                V_cache=self._own("V_caches", V),
                 mask=mask,
-                platform=self.platform,
                 scale=scale,
                 softcap=softcap,
             )
 
-        given = {"query": query, "key": key, "value": value, "K_cache": K_cache, "V_cache": V_cache}
+        given = {"query": query, "key": key, "value": value, "K": K_cache, "V": V_cache}
         if sinks is not None:
             given["sinks"] = sinks
         return np.asarray(jax.jit(run)(mask_cache, mask_active, **given))
@@ -88,8 +101,9 @@ class ReferenceStages:
         activation: str = "silu",
     ) -> np.ndarray:
         def run(x: jax.Array, weights: Any, scales: Any) -> jax.Array:
-            stored = MlpWeights(*map(StoredWeight, weights), *scales)
-            return mlp(x, stored, clamp_bound, self.platform, activation)
+            own = [self._own("W_outs", weight) for weight in weights]
+            own_mlp = MlpWeights(*own, *scales)
+            return mlp(x, own_mlp, clamp_bound, self.stages.multiply, activation)
 
         return np.asarray(jax.jit(run)(x, tuple(weights), tuple(scales)))
 
@@ -106,9 +120,8 @@ class ReferenceStages:
         def run(
             K: jax.Array, V: jax.Array, key: jax.Array, value: jax.Array, ids: jax.Array
         ) -> Any:
-            slots = cache_update.write_slots(ids, key.shape[1], capacity)
-            plan = cache_update.plan_writes(slots, capacity)
-            return cache_update.write_caches((K,), (V,), plan, [key], [value], after=key)
+            slots = write_slots(ids, key.shape[1], capacity)
+            return self.stages.write_caches((K,), (V,), slots, [key], [value], after=key)
 
         (K,), (V,) = jax.jit(run)(K_cache, V_cache, key, value, jnp.asarray(position_ids))
         return np.asarray(K), np.asarray(V)

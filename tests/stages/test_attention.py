@@ -9,7 +9,7 @@ import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from jax_tkg.reference import formulation
+from jax_tkg.cpu import formulation
 from jax_tkg.reference.attention import attention_mask
 from tests.stages import drawing
 
@@ -137,7 +137,7 @@ class AttentionTest(parameterized.TestCase):
         """As CPUs attend large caches of low precision, which are converted for the products."""
         given = _arguments(np.random.default_rng(4), 3, 2, 8, 4, 32, 60, 64, "bfloat16")
         with mock.patch.object(formulation, "ATTENTION_ELEMENTS", elements):
-            taken = formulation.attention_heads(given["K_cache"], 12, 60, "cpu")
+            taken = formulation.attention_heads(given["K_cache"], 12, 60)
             self.assertLess(taken, 12)
             got = drawing.IMPLEMENTATIONS["cpu"].attention(**given)
         drawing.assert_close(got, _expected(**given), "bfloat16")

@@ -46,7 +46,7 @@ def _offsets(slots: np.ndarray, windows: bool, k: int, d: int, S_max: int) -> di
 
 class CacheUpdateTest(parameterized.TestCase):
     @parameterized.product(
-        implementation=drawing.ONE_FORMULATION, each=(False, True), dtype=drawing.DTYPES
+        implementation=tuple(drawing.IMPLEMENTATIONS), each=(False, True), dtype=drawing.DTYPES
     )
     def test_drawn(self, implementation: str, each: bool, dtype: str) -> None:
         stages = drawing.IMPLEMENTATIONS[implementation]

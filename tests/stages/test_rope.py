@@ -19,7 +19,7 @@ def _expected(heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray
 
 
 class RopeTest(parameterized.TestCase):
-    @parameterized.product(implementation=drawing.ONE_FORMULATION, dtype=drawing.DTYPES)
+    @parameterized.product(implementation=tuple(drawing.IMPLEMENTATIONS), dtype=drawing.DTYPES)
     def test_drawn(self, implementation: str, dtype: str) -> None:
         stages = drawing.IMPLEMENTATIONS[implementation]
 
@@ -38,7 +38,7 @@ class RopeTest(parameterized.TestCase):
 
         del run
 
-    @parameterized.parameters(*drawing.ONE_FORMULATION)
+    @parameterized.parameters(*drawing.IMPLEMENTATIONS)
     def test_no_rotation_keeps_every_bit(self, implementation: str) -> None:
         rng = np.random.default_rng(0)
         heads = drawing.uniform(rng, 2, 3, 4, 64, dtype="bfloat16")

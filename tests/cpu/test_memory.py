@@ -13,7 +13,7 @@ from absl.testing import absltest, parameterized
 import jax_tkg
 from jax_tkg.bits import Bits
 from jax_tkg.call.arguments import FLOAT8_DTYPES
-from jax_tkg.reference import formulation
+from jax_tkg.cpu import formulation
 from tests import hlo
 
 L, H, I, Q, D, S_CTX = 4, 512, 1792, 4, 128, 128  # noqa: E741
@@ -114,7 +114,7 @@ class MemoryTest(parameterized.TestCase):
         """Low-precision caches are converted for attention a few heads at a time."""
         B, S_ctx = 8, S_MAX // 2
         heads = formulation.attention_heads(
-            _array((B, 1, D, S_MAX), DTYPES[dtype][0], False), B, S_ctx, "cpu"
+            _array((B, 1, D, S_MAX), DTYPES[dtype][0], False), B, S_ctx
         )
         compiled = _compiled(dtype, B, stacked, bits=True, S_ctx=S_ctx)
         self.assertEqual(hlo.copies_of(compiled, B * D * S_MAX), [])

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 FACTORS = {"float8_e4m3": 256.0, "float8_e4m3fn": 256.0, "float8_e5m2": 1.0}
-"""By dtype, the power of two that `decode`'s results are short of.
+"""By dtype: multiply `decode`'s result by this power of two to get the true value.
 
 An e4m3 number with its exponent put into f16's field is 2**-8 of its value, because the exponents'
 biases are 7 and 15. Those who decode multiply something smaller than the weight.

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
-from jax_tkg.reference import float8
+from jax_tkg.cpu import float8
 
 
 class DecodeTest(parameterized.TestCase):

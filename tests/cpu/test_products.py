@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jax_tkg.bits import as_bits
-from jax_tkg.reference import formulation
-from jax_tkg.reference.formulation import Form
+from jax_tkg.cpu import formulation
+from jax_tkg.cpu.formulation import Form
+from jax_tkg.cpu.products import multiply
+from jax_tkg.cpu.stored_weight import StoredWeight
 from jax_tkg.reference.linear import linear
-from jax_tkg.reference.products import multiply
-from jax_tkg.reference.stored_weight import StoredWeight
 
 # By the weight's dtype, that of the activations.
 DTYPES = {
@@ -71,7 +71,7 @@ class ProductsTest(parameterized.TestCase):
         x = activations[:, None, :] * 4
         scale = np.linspace(0.5, 2, 256, dtype=np.float32)[None]
         got = jax.jit(linear, static_argnums=(3, 4))(
-            x, _stored(weight, True, False), jnp.asarray(scale), 1.5, "cpu"
+            x, _stored(weight, True, False), jnp.asarray(scale), 1.5, multiply
         )
         clipped = np.clip(np.asarray(x[:, 0], np.float64), -1.5, 1.5)
         np.testing.assert_allclose(
@@ -95,44 +95,38 @@ class StoredWeightTest(parameterized.TestCase):
 
 
 class ChoiceTest(parameterized.TestCase):
-    @parameterized.parameters(None, "neuron", "gpu")
-    def test_other_platforms_decide_themselves(self, platform: str | None) -> None:
-        stored = _stored(np.ones((512, 512), np.float32), False, False)
-        self.assertIs(formulation.choose(stored, 1, platform), Form.WHOLE)
-
     def test_what_xla_would_convert_is_left_whole(self) -> None:
         stored = _stored(np.ones((512, 512), jnp.float8_e4m3), False, False)
-        self.assertIs(formulation.choose(stored, 1, "cpu"), Form.WHOLE)
+        self.assertIs(formulation.choose(stored, 1), Form.WHOLE)
 
     @parameterized.parameters(
         ("float32", 4, 8), ("bfloat16", 2, 4), ("float8_e4m3", 1, 2), ("float8_e5m2", 1, 8)
     )
     def test_many_rows_decode_once(self, dtype: str, few: int, many: int) -> None:
         stored = _stored(np.ones((2048, 1024), dtype), True, False)
-        self.assertIs(formulation.choose(stored, few, "cpu"), Form.SUMMED)
-        self.assertIs(formulation.choose(stored, many, "cpu"), Form.BLOCKS)
+        self.assertIs(formulation.choose(stored, few), Form.SUMMED)
+        self.assertIs(formulation.choose(stored, many), Form.BLOCKS)
 
     @parameterized.parameters("float32", "bfloat16")
     def test_several_rows_are_summed_in_loops_only(self, dtype: str) -> None:
         stored = _stored(np.ones((640, 1536), dtype), True, False)
         fuses_all = jax.__version_info__ < (0, 10) and dtype == "bfloat16"
         one_row = Form.BLOCKS if fuses_all else Form.SUMMED
-        self.assertIs(formulation.choose(stored, 1, "cpu"), one_row)
-        self.assertIs(formulation.choose(stored, 2, "cpu"), Form.BLOCKS)
+        self.assertIs(formulation.choose(stored, 1), one_row)
+        self.assertIs(formulation.choose(stored, 2), Form.BLOCKS)
 
     def test_small_weights_are_one_product(self) -> None:
         stored = _stored(np.ones((128, 64), np.float32), False, False)
-        self.assertIs(formulation.choose(stored, 8, "cpu"), Form.WHOLE)
+        self.assertIs(formulation.choose(stored, 8), Form.WHOLE)
 
     @given(heads=st.integers(1, 256), d=st.sampled_from([64, 128]), context=st.integers(0, 1 << 16))
     def test_heads_attended_at_once(self, heads: int, d: int, context: int) -> None:
-        def taken(dtype: str, platform: str | None) -> int:
+        def taken(dtype: str) -> int:
             cache = jax.ShapeDtypeStruct((1, heads, d, context), dtype)
-            return formulation.attention_heads(cache, heads, context, platform)
+            return formulation.attention_heads(cache, heads, context)
 
-        self.assertEqual(taken("float32", "cpu"), heads)
-        self.assertEqual(taken("bfloat16", None), heads)
-        few = taken("bfloat16", "cpu")
+        self.assertEqual(taken("float32"), heads)
+        few = taken("bfloat16")
         self.assertEqual(heads % few, 0)
         self.assertLessEqual(few * d * context, max(formulation.ATTENTION_ELEMENTS, d * context))
 

@@ -15,10 +15,10 @@ import jax
 from jax_tkg.bits import Bits, as_bits
 from jax_tkg.call.arguments import FLOAT8_DTYPES, PER_LAYER_CACHES, Operands, is_stacked
 from jax_tkg.call.operand_table import names
-from jax_tkg.reference.formulation import moves_freely
+from jax_tkg.cpu.formulation import is_sliced_without_conversion
 
 
-def for_cpu(operands: Operands) -> Operands:
+def with_bits(operands: Operands) -> Operands:
     """Operands with `Bits` in place of the arrays that XLA:CPU would convert to move them.
 
     Those are caches, layer-stacked weights and float8 weights. Lists of bfloat16 weights are left
@@ -51,7 +51,7 @@ def _converted(field: Any) -> Any:
     """A field with bits in place of the arrays that do not move freely."""
 
     def convert(array: jax.Array | Bits) -> jax.Array | Bits:
-        return array if moves_freely(array.dtype) else as_bits(array)
+        return array if is_sliced_without_conversion(array.dtype) else as_bits(array)
 
     return jax.tree.map(convert, field, is_leaf=_is_bits)
 

@@ -1,4 +1,4 @@
-"""How a product of activations and a weight is written for XLA: the one place that decides.
+"""How products and attention are written for XLA:CPU: the one place that decides.
 
 XLA:CPU runs the same product up to a hundred times slower in one formulation than in another.
 What follows was measured on two cores of an AMD EPYC with AVX-512, weights [2048, 8192], all
@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.reference.stored_weight import StoredWeight
+from jax_tkg.cpu.stored_weight import StoredWeight
 
 TERMS = 8
 """Rows of the weight that one loop of `Form.SUMMED` reads side by side.
@@ -83,15 +83,14 @@ Each row of activations decodes the weight anew, which is the dearer the more de
 """
 
 
-def choose(weight: StoredWeight, rows: int, platform: str | None) -> Form:
+def choose(weight: StoredWeight, rows: int) -> Form:
     """The formulation of a product.
 
     Args:
       weight: [n, m].
       rows: rows of activations, B*S.
-      platform: "cpu" where it is only lowered for that; anything else leaves the product to XLA.
     """
-    if platform != "cpu" or not (weight.is_bits or moves_freely(weight.dtype)):
+    if not (weight.is_bits or is_sliced_without_conversion(weight.dtype)):
         return Form.WHOLE
     inner, columns = weight.shape
     # Without a loop, partial sums of several rows are as large as the weight and more: thirty
@@ -106,26 +105,25 @@ def choose(weight: StoredWeight, rows: int, platform: str | None) -> Form:
     return Form.BLOCKS if block_elements >= SMALLEST_BLOCK_ELEMENTS else Form.WHOLE
 
 
-def attention_heads(cache: Any, heads: int, context: int, platform: str | None) -> int:
+def attention_heads(cache: Any, heads: int, context: int) -> int:
     """How many of the B*k heads of a cache attention takes at once: a divisor of them.
 
     Low-precision caches are converted to f32 for the products; of `ATTENTION_ELEMENTS` at a time
     the results stay in the processor's caches. float32 is read as it is.
 
     Args:
-      cache: [..., B, k, d, S_max] array or `Bits`.
+      cache: [..., B, k, d, S_max], whatever has a shape and a dtype.
       heads: B*k.
       context: slots attended.
-      platform: as in `choose`.
     """
-    if platform != "cpu" or jnp.dtype(cache.dtype).itemsize >= 4:
+    if jnp.dtype(cache.dtype).itemsize >= 4:
         return heads
     each = cache.shape[-2] * context
     few = (count for count in _divisors(heads) if count * each <= ATTENTION_ELEMENTS)
     return max(few, default=1)
 
 
-def moves_freely(dtype: jax.typing.DTypeLike) -> bool:
+def is_sliced_without_conversion(dtype: jax.typing.DTypeLike) -> bool:
     """Whether XLA:CPU slices and updates arrays of a dtype without converting all of them.
 
     It does for f32 and f16; for bfloat16 since JAX 0.12 (not in 0.10; those between were not

@@ -11,7 +11,7 @@ import numpy as np
 
 from jax_tkg.bits import Bits
 from jax_tkg.call.arguments import FLOAT8_DTYPES
-from jax_tkg.reference import float8
+from jax_tkg.cpu import float8
 
 
 @jax.tree_util.register_dataclass

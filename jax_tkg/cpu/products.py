@@ -1,4 +1,4 @@
-"""rows @ weight in the formulations of `jax_tkg.reference.formulation`, all accumulated in f32."""
+"""rows @ weight in the formulations of `jax_tkg.cpu.formulation`, all accumulated in f32."""
 
 from __future__ import annotations
 
@@ -9,25 +9,27 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_tkg.reference import formulation
-from jax_tkg.reference.formulation import Form
-from jax_tkg.reference.loops import repeat
-from jax_tkg.reference.stored_weight import StoredWeight
+from jax_tkg.cpu import formulation
+from jax_tkg.cpu.formulation import Form
+from jax_tkg.cpu.loops import repeat
+from jax_tkg.cpu.stored_weight import StoredWeight
 from jax_tkg.reference.varying_axes import vary_with
-from jax_tkg.reference.zeros import unseen_zero
+from jax_tkg.reference.zeros import opaque_zero
 
 
-def multiply(rows: jax.Array, weight: StoredWeight, form: Form) -> jax.Array:
-    """rows @ weight.
+def multiply(rows: jax.Array, weight: StoredWeight, form: Form | None = None) -> jax.Array:
+    """rows @ weight, accumulated in f32.
 
     Args:
       rows: [R, n] in the compute dtype.
       weight: [n, m] in the compute dtype or float8.
-      form: how it is computed; SUMMED wants n to be a multiple of `formulation.TERMS`.
+      form: how it is computed, or None: as `formulation.choose` says. SUMMED wants n to be a
+        multiple of `formulation.TERMS`.
 
     Returns:
       [R, m] f32.
     """
+    form = form or formulation.choose(weight, rows.shape[0])
     return {Form.WHOLE: _whole, Form.SUMMED: _summed, Form.BLOCKS: _in_blocks}[form](rows, weight)
 
 
@@ -98,6 +100,6 @@ def _in_blocks(rows: jax.Array, weight: StoredWeight) -> jax.Array:
 
     # Opaque zeros: XLA would make plain ones of all products of all layers before the first, and
     # read them from memory later.
-    zero = jax.lax.bitcast_convert_type(unseen_zero(rows), jnp.float32)
+    zero = jax.lax.bitcast_convert_type(opaque_zero(rows), jnp.float32)
     total = jnp.broadcast_to(zero, (rows.shape[0], columns))
     return repeat(inner // size, add, vary_with(total, weight))

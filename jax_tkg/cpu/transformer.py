@@ -1,0 +1,50 @@
+"""The layers of `jax_tkg.reference.transformer` with the stages of this room."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jax_tkg.call.arguments import Operands, Parameters, is_stacked
+from jax_tkg.call.operand_table import BY_NAME
+from jax_tkg.cpu import attention, cache_update, prepare, products, rope
+from jax_tkg.cpu.stored_cache import StoredCache
+from jax_tkg.cpu.stored_weight import StoredWeight
+from jax_tkg.reference.cache_update import Caches
+from jax_tkg.reference.stages import Stages
+from jax_tkg.reference.transformer import transformer as transformer_of_stages
+
+_STORED = {"weight": StoredWeight, "cache": StoredCache}
+"""By an operand's kind, the form in which one layer's array is taken without copying it."""
+
+
+def layer_operand(operands: Operands, name: str, layer: Any) -> Any:
+    """One layer's weight or cache where it is stored; anything else as an array or None."""
+    form = _STORED.get(BY_NAME[name].kind)
+    if form is None:
+        return operands.layer(name, layer)
+    field = getattr(operands, name)
+    return form(field, jnp.uint32(layer)) if is_stacked(field) else form(field[layer])
+
+
+STAGES = Stages(
+    layer_operand=layer_operand,
+    multiply=products.multiply,
+    rotation=rope.rotation,
+    apply_rope=rope.apply_rope,
+    attention=attention.attention,
+    write_caches=cache_update.write_caches,
+)
+
+
+def transformer(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Caches, Caches]:
+    """As `jax_tkg.reference.transformer.transformer`, written for XLA:CPU; not differentiable."""
+    prepared = prepare.with_bits(operands)
+    hidden, K_caches, V_caches = transformer_of_stages(prepared, parameters, STAGES)
+    return (
+        hidden,
+        prepare.as_given(K_caches, operands.K_caches),
+        prepare.as_given(V_caches, operands.V_caches),
+    )

@@ -1,0 +1,53 @@
+"""The stages of a forward pass that an implementation in jax.numpy may write its own way."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from jax_tkg.bits import without_bits
+from jax_tkg.call.arguments import Operands
+from jax_tkg.reference import attention, cache_update, linear, rope
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+    """Functions that `jax_tkg.reference.transformer` is made of; `PLAIN` is their definition.
+
+    Attributes:
+      layer_operand: takes one layer's array out of a per-layer operand, given operands, name and
+        layer (an int, or a uint32 scalar where the layers are a loop). What it returns for weights
+        and caches is what `multiply` and `attention` take; all else is an array or None.
+      multiply: see `jax_tkg.reference.linear.multiply`.
+      rotation: see `jax_tkg.reference.rope.rotation`.
+      apply_rope: see `jax_tkg.reference.rope.apply_rope`; takes what `rotation` returns.
+      attention: see `jax_tkg.reference.attention.attention`.
+      write_caches: see `jax_tkg.reference.cache_update.write_caches`; caches in the form in which
+        they are passed to the operation.
+    """
+
+    layer_operand: Callable[[Operands, str, Any], Any]
+    multiply: linear.Multiply
+    rotation: Callable[[jax.Array, jax.Array], rope.Rotation]
+    apply_rope: Callable[[jax.Array, rope.Rotation], jax.Array]
+    attention: Callable[..., jax.Array]
+    write_caches: Callable[..., tuple[cache_update.Caches, cache_update.Caches]]
+
+
+def layer_operand(operands: Operands, name: str, layer: Any) -> Any:
+    """One layer's array, or None where there is none. `Bits` become arrays a layer at a time."""
+    return without_bits(operands.layer(name, layer))
+
+
+PLAIN = Stages(
+    layer_operand=layer_operand,
+    multiply=linear.multiply,
+    rotation=rope.rotation,
+    apply_rope=rope.apply_rope,
+    attention=attention.attention,
+    write_caches=cache_update.write_caches,
+)
+"""Plain jax.numpy, differentiable, for every platform."""

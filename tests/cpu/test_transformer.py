@@ -1,0 +1,78 @@
+"""The whole operation as "cpu" and as "reference": equal, in place, and named apart."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl.testing import absltest, parameterized
+
+import jax_tkg
+from jax_tkg.bits import as_bits, without_bits
+from jax_tkg.call.operand_table import names
+from tests import cases, hlo
+
+SHAPE = cases.Shape(B=1, S=2, L=3, S_ctx=24, S_max=2048)
+BOTH = ("cpu", "reference")
+
+
+def _arguments(dtype: str, stacked: bool) -> dict[str, Any]:
+    shape = SHAPE if dtype == "float32" else dataclasses.replace(SHAPE, dtype=dtype)
+    rng = np.random.default_rng(0)
+    arguments = {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
+    arguments["position_ids"] = np.full((SHAPE.B, 1), 7, np.int32)
+    return cases.stack(arguments) if stacked else arguments
+
+
+class ImplementationsTest(parameterized.TestCase):
+    def test_chosen(self) -> None:
+        call = functools.partial(jax_tkg.explain, **_arguments("float32", False))
+        for platform, name in (("cpu", "cpu"), ("cuda", "reference"), ("tpu", "reference")):
+            choice = call(**cases.options(SHAPE), platform=platform)
+            self.assertEqual(choice.implementation, name)
+            self.assertIn(platform, choice.reason)
+        with self.assertRaisesRegex(ValueError, "'cpu' on platform cpu only"):
+            call(**cases.options(SHAPE), platform="cuda", implementation="cpu")
+
+    @parameterized.product(stacked=(False, True), bits=(False, True))
+    def test_equal_and_in_place(self, stacked: bool, bits: bool) -> None:
+        """Donated caches are updated where they are: nothing as large as one of them is copied."""
+        dtype = "bfloat16" if bits else "float32"
+        arguments = _arguments(dtype, stacked)
+        held = dict(arguments)
+        if bits:
+            for name in names("weight", "cache"):
+                held[name] = jax.tree.map(as_bits, arguments[name])
+        caches = {name: jax.tree.map(jnp.asarray, held.pop(name)) for name in names("cache")}
+        results = {}
+        for implementation in BOTH:
+
+            def step(caches: Any, held: Any, implementation: str = implementation) -> Any:
+                options = {**cases.options(SHAPE), "implementation": implementation}
+                return tuple(jax_tkg.transformer_tkg(**caches, **held, **options))
+
+            compiled = jax.jit(step, donate_argnums=0).lower(caches, held).compile()
+            elements = SHAPE.B * SHAPE.k * SHAPE.d * SHAPE.S_max
+            self.assertEqual(hlo.copies_of(compiled, elements), [], implementation)
+            aliased = compiled.memory_analysis().alias_size_in_bytes
+            size = sum(leaf.nbytes for leaf in jax.tree.leaves(caches))
+            self.assertEqual(aliased, size, implementation)
+            copies = jax.tree.map(jnp.copy, caches)
+            results[implementation] = compiled(copies, held)
+        tolerance = 1e-5 if dtype == "float32" else 0.02
+        for got, want in zip(*map(without_bits, results.values()), strict=True):
+            jax.tree.map(
+                lambda got, want: np.testing.assert_allclose(
+                    np.asarray(got, np.float32), np.asarray(want, np.float32), atol=tolerance
+                ),
+                got,
+                want,
+            )
+
+
+if __name__ == "__main__":
+    absltest.main()
