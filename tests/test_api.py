@@ -25,9 +25,14 @@ VALUES_PER_SHAPE = 4
 """Random inputs run per drawn shape: compiling costs far more than running."""
 
 
+COMPILER_OPTIONS = {"xla_backend_optimization_level": 0}
+"""Of LLVM, which takes most of the time: what it optimizes runs only `VALUES_PER_SHAPE` times."""
+
+
 @functools.lru_cache(maxsize=4)
 def _compiled(**options: Any) -> Any:
-    return jax.jit(functools.partial(jax_tkg.transformer_tkg, **options))
+    call = functools.partial(jax_tkg.transformer_tkg, **options)
+    return jax.jit(call, compiler_options=COMPILER_OPTIONS)
 
 
 def _run(shape: cases.Shape, seed: int, stacked: bool = False) -> None:
