@@ -3,6 +3,31 @@
 from nki.language import NKIObject
 
 
+class LoopLayer(NKIObject):
+    """A layer that a loop on the device runs: first + turn * step.
+
+    Attributes:
+      turn: the register that counts the loop's turns, from 0.
+      first: the layer of turn 0.
+      step: layers from turn to turn.
+      turns: how many turns the loop has.
+    """
+
+    def __init__(self, turn, first, step, turns):
+        self.turn = turn
+        self.first = first
+        self.step = step
+        self.turns = turns
+
+    def tensor(self, tensors):
+        """The layer's `LayerTensor`, of a tensor with a layer axis."""
+        if self.step == 1:
+            return LayerTensor(tensors[self.first], tensors, self.turn)
+        # The register counts turns: so dimension 0 is theirs.
+        turns = tensors[0 : self.turns * self.step].reshape_dim(0, (self.turns, self.step))
+        return LayerTensor(tensors[self.first], turns, self.turn)
+
+
 class LayerTensor(NKIObject):
     """One layer's tensor in HBM: a weight, gain, scale, cache or table.
 
@@ -11,9 +36,9 @@ class LayerTensor(NKIObject):
     pattern: the one form of run-time address that NKI documents for registers.
 
     Attributes:
-      view: the tensor; in a loop on the device, that of layer 0.
-      whole: in a loop, all layers' tensors, with a leading layer axis; else None.
-      number: in a loop, the register that holds the layer's number; else None.
+      view: the tensor; in a loop on the device, that of turn 0.
+      whole: in a loop, all layers' tensors, with a leading axis for the turns; else None.
+      number: in a loop, the register that holds the number of the turn; else None.
     """
 
     def __init__(self, view, whole=None, number=None):
@@ -25,7 +50,7 @@ class LayerTensor(NKIObject):
         """A view of `self.view` as an instruction's operand: of the layer that runs."""
         if self.whole == None:
             return view
-        # The offset counts layers, since dimension 0 of `whole` is the layer.
+        # The offset counts turns, since dimension 0 of `whole` is the turn.
         return self.whole.ap(
             pattern=view.get_pattern(),
             offset=view.offset,
@@ -40,13 +65,13 @@ def layer_tensor(tensors, number, looped=False):
     Args:
       tensors: a tuple of tensors, entries of which may be None, or one tensor with a layer axis;
         or None. With `looped`, one tensor or None.
-      number: which layer: an integer, or with `looped` a register.
+      number: which layer: an integer, or with `looped` a `LoopLayer`.
       looped: whether the layers are a loop on the device.
     """
     if tensors == None:
         return None
     if looped:
-        return LayerTensor(tensors[0], tensors, number)
+        return number.tensor(tensors)
     if tensors[number] == None:
         return None
     return LayerTensor(tensors[number])

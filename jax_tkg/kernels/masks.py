@@ -20,15 +20,18 @@ class Masks(NKIObject):
         [rows, chunks, columns] per segment, which stays on chip over all layers, or None if there
         is no room. Then the tiles are loaded again for each layer.
       all_on_chip: whether no entry of `tiles` is None.
+      bytes: of a partition, those of other kinds included.
     """
 
-    def __init__(self, prior, active, sizes, core):
+    def __init__(self, prior, active, sizes, core, others=0):
+        """Loads the masks of a kind; `others` are the bytes of the kinds before it."""
         self.prior = None
         if prior != None:
             self.prior = LayerTensor(prior)
         self.active = nl.ndarray(active.shape, dtype=active.dtype, buffer=nl.sbuf)
         nisa.dma_copy(dst=self.active, src=active)
-        room = _mask_room(sizes, core)
+        room = _mask_room(sizes, core) - others
+        self.bytes = others
         self.tiles = []
         self.all_on_chip = True
         for group in sequence_groups(sizes):
@@ -41,6 +44,7 @@ class Masks(NKIObject):
                 if needed <= room:
                     tiles = self._load_block(block, group)
                     room -= needed
+                    self.bytes += needed
                 else:
                     self.all_on_chip = False
                 of_group.append(tiles)
@@ -64,6 +68,12 @@ class Masks(NKIObject):
             self.prior = LayerTensor(
                 masks, whole=masks.expand_dim(0), number=nisa.register_alloc(0)
             )
+
+    def leave_loop(self):
+        """Takes back what `enter_loop` did, for layers after the loop."""
+        if not self.all_on_chip:
+            prior = self.prior
+            self.prior = LayerTensor(prior.view)
 
     def get(self, task):
         """The tiles of a task's block on chip, one per segment."""

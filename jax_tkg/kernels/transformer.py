@@ -46,6 +46,7 @@ from .all_reduce import Reduction, add_reduced
 from .attention import attention
 from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
 from .constants import Constants
+from .layer_range import LayerRange
 from .layer_tensor import LayerTensor, Weight, layer_tensor
 from .layout import load_columns, load_tokens, store_tokens
 from .limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS
@@ -94,7 +95,7 @@ class LayerOperands(NKIObject):
         self.sinks = sinks
 
     def layer(self, number, looped=False):
-        """One layer's operands, of all layers'; `number` is a register if `looped`."""
+        """One layer's operands, of all layers'; `number` is a `LoopLayer` if `looped`."""
         return LayerOperands(
             self.W_qkv.layer(number, looped=looped),
             self.W_out.layer(number, looped=looped),
@@ -112,45 +113,76 @@ class LayerOperands(NKIObject):
 
 
 class Caches(NKIObject):
-    """All layers' caches in HBM: a tensor per layer, or one with a leading layer axis."""
+    """All layers' caches in HBM.
 
-    def __init__(self, K_caches, V_caches, stacked):
+    A tensor per layer of the launch; or if `stacked`, one with a leading layer axis, or if
+    `by_kind`, one for each kind of layers, None for a kind that has none in the launch.
+    """
+
+    def __init__(self, K_caches, V_caches, stacked, by_kind):
         self.K_caches = K_caches
         self.V_caches = V_caches
         self.stacked = stacked
+        self.by_kind = by_kind
 
-    def layer(self, index, first_layer):
-        """The `LayerCaches` of layer `index` of this launch."""
+    def keys_like(self, layer, layers):
+        """A tensor [B, k, d, S_max], as a layer's keys."""
+        if self.by_kind:
+            stack = self.K_caches[layers.kind(layer)]
+            return stack[0]
         if self.stacked:
-            number = first_layer + index
+            return self.K_caches[0]
+        return self.K_caches[layer - layers.first]
+
+    def number(self, layer, layers):
+        """Where a layer is in tensors with a layer axis."""
+        if self.by_kind:
+            return layers.place(layer)
+        return layer
+
+    def layer(self, layer, layers):
+        """The `LayerCaches` of a layer."""
+        if self.stacked:
+            number = self.number(layer, layers)
+            K_whole, V_whole = self._stacks(layer, layers)
             return LayerCaches(
-                layer_tensor(self.K_caches, number),
-                layer_tensor(self.V_caches, number),
-                self.K_caches,
-                self.V_caches,
+                layer_tensor(K_whole, number),
+                layer_tensor(V_whole, number),
+                K_whole,
+                V_whole,
                 number,
             )
-        K_cache = self.K_caches[index]
-        V_cache = self.V_caches[index]
+        K_cache = self.K_caches[layer - layers.first]
+        V_cache = self.V_caches[layer - layers.first]
         return LayerCaches(LayerTensor(K_cache), LayerTensor(V_cache), K_cache, V_cache, 0)
 
-    def layer_of_loop(self, number):
-        """The `LayerCaches` of the layer whose number a register holds."""
+    def layer_of_loop(self, number, layer, layers):
+        """The `LayerCaches` of a `LoopLayer`, which is `layer` in turn 0."""
+        K_whole, V_whole = self._stacks(layer, layers)
         return LayerCaches(
-            layer_tensor(self.K_caches, number, looped=True),
-            layer_tensor(self.V_caches, number, looped=True),
-            self.K_caches,
-            self.V_caches,
+            layer_tensor(K_whole, number, looped=True),
+            layer_tensor(V_whole, number, looped=True),
+            K_whole,
+            V_whole,
             0,
         )
 
+    def _stacks(self, layer, layers):
+        """The stacks of keys and of values that hold a layer."""
+        if self.by_kind:
+            kind = layers.kind(layer)
+            return (self.K_caches[kind], self.V_caches[kind])
+        return (self.K_caches, self.V_caches)
+
     def results(self):
         """The tensors to return, keys before values."""
-        if self.stacked:
+        if self.stacked and not self.by_kind:
             return [self.K_caches, self.V_caches]
         results = []
-        results.extend(self.K_caches)
-        results.extend(self.V_caches)
+        for caches in [self.K_caches, self.V_caches]:
+            for cache in caches:
+                if cache != None:
+                    results.append(cache)
         return results
 
 
@@ -172,7 +204,7 @@ class OffsetTables(NKIObject):
 
 
 class Shared(NKIObject):
-    """What every layer uses besides the `Context`."""
+    """What every layer of a kind uses besides the `Context`."""
 
     def __init__(self, rotation, masks, reduction):
         self.rotation = rotation
@@ -180,12 +212,21 @@ class Shared(NKIObject):
         self.reduction = reduction
 
 
-class LayerRange(NKIObject):
-    """The layers of a launch: `count` layers from `first`, in tensors with a layer axis."""
+class Kind(NKIObject):
+    """What the layers of a kind have in common.
 
-    def __init__(self, first, count):
-        self.first = first
-        self.count = count
+    Attributes:
+      shared: `Shared`.
+      context: `Context`. Those of other kinds have other sizes, and else the same.
+      tables: `OffsetTables`.
+      offsets: if layers have instructions of their own, the `WriteOffsets` of all; else None.
+    """
+
+    def __init__(self, shared, context, tables):
+        self.shared = shared
+        self.context = context
+        self.tables = tables
+        self.offsets = None
 
 
 @nki.jit
@@ -227,6 +268,8 @@ def transformer_tkg(
     first_layer,
     num_layers,
     stacked_caches,
+    caches_by_kind,
+    layer_kinds,
     looped,
 ):
     """All layers.
@@ -234,7 +277,10 @@ def transformer_tkg(
     A per-layer argument is a tuple of tensors. The caches may be one tensor with a leading layer
     axis, because updated tensors are returned whole. With `looped`, every per-layer argument is one
     tensor with a layer axis, and the layers are a loop on the device: one copy of a layer's
-    instructions, whatever the depth.
+    instructions of a pattern of kinds, whatever the depth.
+
+    With `layer_kinds`, the arguments from `RoPE_cos` to `value_offsets` are tuples with an entry
+    for each kind, None for one that no layer of the launch has.
 
     Args:
       X: [B, S, H].
@@ -281,36 +327,60 @@ def transformer_tkg(
       first_layer: the first layer to run, in tensors with a layer axis; tuples begin with it.
       num_layers: how many layers to run.
       stacked_caches: whether the caches have a layer axis.
+      caches_by_kind: whether they are then tuples with a tensor for the layers of each kind.
+      layer_kinds: the kind of each layer of all launches; None if layers are alike.
       looped: whether all per-layer arguments have a layer axis, and the layers loop on the device.
 
     Returns:
       Hidden states [B, S, H], then the key caches, then the value caches.
     """
-    caches = Caches(K_caches, V_caches, stacked_caches)
-    sizes = _sizes(
-        X,
-        W_gates,
-        K_caches[0],
-        prior_mask,
-        active_mask,
-        eps,
-        clamp_bound,
-        softmax_scale,
-        attention_softcap,
-        activation,
-    )
+    caches = Caches(K_caches, V_caches, stacked_caches, caches_by_kind)
+    layers = LayerRange(first_layer, num_layers, layer_kinds)
     core = Core()
     group = None
     if replica_groups != None:
         group = ReplicaGroup(replica_groups)
-    shared = Shared(
-        Rotation(RoPE_cos, RoPE_sin, sizes),
-        Masks(prior_mask, active_mask, sizes, core),
-        Reduction(group, sbuf_residual_and_cc),
-    )
-    ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
-    context = Context(sizes, core, ring, Constants(sizes))
-    tables = OffsetTables(window_offsets, key_offsets, value_offsets)
+    reduction = Reduction(group, sbuf_residual_and_cc)
+    several = layer_kinds != None
+    kinds = []
+    context = None
+    mask_bytes = 0
+    for number in range(layers.kind_count()):
+        layer = layers.first_of(number)
+        kind = None
+        if layer != None:
+            prior = _of_kind(prior_mask, number, several)
+            active = _of_kind(active_mask, number, several)
+            K_cache = caches.keys_like(layer, layers)
+            sizes = _sizes(
+                X,
+                W_gates,
+                K_cache,
+                prior,
+                active,
+                eps,
+                clamp_bound,
+                softmax_scale,
+                attention_softcap,
+                activation,
+            )
+            cos = _of_kind(RoPE_cos, number, several)
+            sin = _of_kind(RoPE_sin, number, several)
+            rotation = Rotation(cos, sin, sizes)
+            masks = Masks(prior, active, sizes, core, mask_bytes)
+            mask_bytes = masks.bytes
+            if context == None:
+                ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
+                context = Context(sizes, core, ring, Constants(sizes))
+            tables = OffsetTables(
+                _of_kind(window_offsets, number, several),
+                _of_kind(key_offsets, number, several),
+                _of_kind(value_offsets, number, several),
+            )
+            own = Context(sizes, core, context.ring, context.constants)
+            kind = Kind(Shared(rotation, masks, reduction), own, tables)
+        kinds.append(kind)
+    sizes = context.sizes
     operands = LayerOperands(
         Weight(W_qkvs, bias=bias_qkvs),
         Weight(W_outs, bias=bias_outs),
@@ -325,12 +395,11 @@ def transformer_tkg(
         W_gamma_post_mlp=W_gamma_post_mlps,
         sinks=sinks,
     )
-    layers = LayerRange(first_layer, num_layers)
     x = load_tokens(X, sizes, core)
     if looped:
-        x = _looped_layers(x, operands, tables, caches, layers, shared, context)
+        x = _looped_layers(x, operands, caches, layers, kinds)
     else:
-        x = _unrolled_layers(x, operands, tables, caches, layers, shared, context)
+        x = _unrolled_layers(x, operands, caches, layers, kinds)
     hidden = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
     store_tokens(hidden, x, sizes, core)
     results = [hidden]
@@ -378,32 +447,79 @@ def _sizes(
     )
 
 
-def _unrolled_layers(x, operands, tables, caches, layers, shared, context):
+def _of_kind(tensors, kind, several):
+    """A kind's tensor: its entry if there are several kinds, else `tensors` itself."""
+    if several:
+        return tensors[kind]
+    return tensors
+
+
+def _unrolled_layers(x, operands, caches, layers, kinds):
     """The residual stream after the layers, each with instructions of its own."""
-    offsets = tables.load(0)
+    for kind in kinds:
+        if kind != None:
+            kind.offsets = kind.tables.load(0)
     for index in range(layers.count):
-        own = caches.layer(index, layers.first)
-        own.offsets = offsets
-        x = _layer(x, operands.layer(index), own, shared, context)
+        layer = layers.first + index
+        kind = kinds[layers.kind(layer)]
+        own = caches.layer(layer, layers)
+        own.offsets = kind.offsets
+        x = _layer(x, operands.layer(index), own, kind.shared, kind.context)
     return x
 
 
-def _looped_layers(x, operands, tables, caches, layers, shared, context):
-    """The same with one copy of a layer's instructions, which the device repeats."""
-    ring = context.ring
-    masks = shared.masks
+def _looped_layers(x, operands, caches, layers, kinds):
+    """The same with one copy of the instructions of a pattern of layers, which the device repeats.
 
-    def body(number):
+    The layers after the last whole turn have instructions of their own.
+    """
+    size = layers.pattern_size()
+    turns = layers.count // size
+    if turns > 1 or layers.count == 1:
+        _loop(x, operands, caches, layers, kinds, turns)
+    else:
+        turns = 0
+    for index in range(turns * size, layers.count):
+        layer = layers.first + index
+        kind = kinds[layers.kind(layer)]
+        own = caches.layer(layer, layers)
+        # These offsets are relative to the first layer.
+        own.offsets = kind.tables.load(own.number)
+        own.number = 0
+        x = _layer(x, operands.layer(layer), own, kind.shared, kind.context)
+    return x
+
+
+def _loop(x, operands, caches, layers, kinds, turns):
+    """Runs `turns` turns of the launch's pattern on x, in place."""
+    size = layers.pattern_size()
+
+    def body(turn):
         # Every turn executes the same instructions, so it takes the same buffers.
-        ring.restart()
-        masks.enter_loop()
-        own = caches.layer_of_loop(number)
-        own.offsets = tables.load(number, looped=True)
-        layer = operands.layer(number, looped=True)
-        nisa.tensor_copy(dst=x, src=_layer(x, layer, own, shared, context))
+        for kind in kinds:
+            if kind != None:
+                ring = kind.context.ring
+                ring.restart()
+                masks = kind.shared.masks
+                masks.enter_loop()
+        y = x
+        for index in range(size):
+            layer = layers.first + index
+            kind = kinds[layers.kind(layer)]
+            number = layers.loop_layer(turn, index, size, turns)
+            place = number
+            if caches.by_kind:
+                place = layers.loop_place(turn, index, size, turns)
+            own = caches.layer_of_loop(place, layer, layers)
+            own.offsets = kind.tables.load(place, looped=True)
+            y = _layer(y, operands.layer(number, looped=True), own, kind.shared, kind.context)
+        nisa.tensor_copy(dst=x, src=y)
 
-    nl.fori_loop(layers.first, layers.first + layers.count, body)
-    return x
+    nl.fori_loop(0, turns, body)
+    for kind in kinds:
+        if kind != None:
+            masks = kind.shared.masks
+            masks.leave_loop()
 
 
 def _layer(x, layer, caches, shared, context):

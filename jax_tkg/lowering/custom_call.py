@@ -15,6 +15,7 @@ import jax
 
 from jax_tkg.call.arguments import PER_LAYER_CACHES, Operands
 from jax_tkg.call.dimensions import Dimensions
+from jax_tkg.call.layer_kinds import LayerKinds
 from jax_tkg.lowering.kernel_interface import Launch
 
 TARGET = "AwsNeuronCustomNativeKernel"
@@ -82,16 +83,23 @@ def cache_aliases(names: Sequence[str]) -> dict[int, int]:
     return {names.index(name): 1 + index for index, name in enumerate(cache_names(names))}
 
 
-def multiplications(operands: Operands, num_layers: int) -> int:
-    """Multiplications of the matrix products of some layers, as the operation defines them.
+def multiplications(operands: Operands, launch: Launch) -> int:
+    """Multiplications of the matrix products of a launch's layers, as the operation defines them.
 
     NKI counts those of the kernel's instructions, transposes included.
     """
-    D = Dimensions.of(operands)
-    tokens = D.B * D.S
-    weights = D.H * D.qkv_columns + D.q * D.d * D.H + 3 * D.H * D.I
-    attended = D.S_ctx + (0 if operands.mask_active is None else D.S)
-    return num_layers * tokens * (weights + 2 * D.q * D.d * attended)
+    parameters = launch.parameters
+    kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
+    of_layers = kinds.of_layers[launch.first_layer : launch.first_layer + launch.num_layers]
+    total = 0
+    for kind in range(kinds.count):
+        own = operands.of_kind(kind, kinds)
+        D = Dimensions.of(own)
+        tokens = D.B * D.S
+        weights = D.H * D.qkv_columns + D.q * D.d * D.H + 3 * D.H * D.I
+        attended = D.S_ctx + (0 if own.mask_active is None else D.S)
+        total += of_layers.count(kind) * tokens * (weights + 2 * D.q * D.d * attended)
+    return total
 
 
 def described_call(names: Sequence[str], values: Sequence[Any], config: dict[str, Any]) -> Any:

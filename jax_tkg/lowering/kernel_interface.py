@@ -31,6 +31,7 @@ class Launch:
       first_layer: where it begins in layer-stacked tensors; 0 with a tensor per layer.
       num_layers: how many layers it runs.
       stacked_caches: whether the caches have a layer axis.
+      caches_by_kind: whether they are then tuples with a tensor for the layers of each kind.
       looped: whether all per-layer tensors have one, and the layers loop on the device.
     """
 
@@ -40,6 +41,7 @@ class Launch:
     num_layers: int
     stacked_caches: bool
     looped: bool = False
+    caches_by_kind: bool = False
 
     def argument(self, name: str) -> Any:
         """The value of a kernel's static parameter: the launch's own, or the call's."""
@@ -57,7 +59,7 @@ class KernelInterface:
       consumed: operands that it gets in another form, among `tensors` under other names.
       options: names of the arithmetic options that it takes.
       operands: makes its tensors, by name, of the primitive's operands, for layers that loop on
-        the device or not.
+        the device or not, and for the kinds of the layers, if there are several.
       loops: whether the layers of these operands can loop.
       static_arguments: its other arguments, by name.
       returns_caches: whether it returns the caches after the hidden states, or only writes them.
@@ -68,7 +70,7 @@ class KernelInterface:
     tensors: tuple[str, ...]
     consumed: tuple[str, ...]
     options: tuple[str, ...]
-    operands: Callable[[Operands, bool], dict[str, Any]]
+    operands: Callable[[Operands, bool, tuple[int, ...] | None], dict[str, Any]]
     loops: Callable[[Operands], bool]
     static_arguments: Callable[[Launch], dict[str, Any]]
     returns_caches: bool

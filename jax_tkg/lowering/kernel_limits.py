@@ -6,11 +6,14 @@ it with what the simulator counts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 
 from jax_tkg import hardware
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.dimensions import Dimensions
+from jax_tkg.call.layer_kinds import LayerKinds
 from jax_tkg.kernels import limits
 from jax_tkg.kernels.limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL
@@ -38,15 +41,20 @@ def check_megakernel(operands: Operands, parameters: Parameters) -> None:
     """
     check_target(operands)
     MEGAKERNEL.check_supported(operands, parameters)
-    check_kernel_limits(Dimensions.of(operands), logical_cores(parameters))
+    kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
+    sizes = [Dimensions.of(operands.of_kind(kind, kinds)) for kind in range(kinds.count)]
+    check_kernel_limits(sizes[0], logical_cores(parameters), sizes[1:])
 
 
-def check_kernel_limits(dimensions: Dimensions, cores: int) -> None:
+def check_kernel_limits(
+    dimensions: Dimensions, cores: int, other_kinds: Sequence[Dimensions] = ()
+) -> None:
     """Checks that the kernel can run a call of these sizes.
 
     Args:
       dimensions: the sizes.
       cores: physical cores per logical core, 1 or 2.
+      other_kinds: the sizes of further kinds of layers.
 
     Raises:
       ValueError: it cannot; the message names the argument to shrink, and gives the arithmetic.
@@ -63,14 +71,15 @@ def check_kernel_limits(dimensions: Dimensions, cores: int) -> None:
             f"mask_cache: expected q * S <= {PSUM_BANK} for the Neuron kernel (a PSUM bank of "
             f"scores), got {D.q} * {D.S} = {D.q * D.S}"
         )
-    elements = D.B * D.k * D.d * D.S_max
+    S_max = max(kind.S_max for kind in (D, *other_kinds))
+    elements = D.B * D.k * D.d * S_max
     if elements > LARGEST_CACHE:
         raise ValueError(
             f"K_caches: expected at most {LARGEST_CACHE} elements per layer for the Neuron kernel "
-            f"(offsets of 32 bits), got B * k * d * S_max = {D.B} * {D.k} * {D.d} * {D.S_max} = "
+            f"(offsets of 32 bits), got B * k * d * S_max = {D.B} * {D.k} * {D.d} * {S_max} = "
             f"{elements}"
         )
-    parts = sbuf_bytes(D, cores)
+    parts = sbuf_bytes(D, cores, other_kinds)
     needed = sum(parts.values())
     if needed > SBUF_BYTES:
         terms = " + ".join(f"{size} ({name})" for name, size in parts.items())
@@ -82,14 +91,18 @@ def check_kernel_limits(dimensions: Dimensions, cores: int) -> None:
         )
 
 
-def sbuf_bytes(dimensions: Dimensions, cores: int) -> dict[str, int]:
+def sbuf_bytes(
+    dimensions: Dimensions, cores: int, other_kinds: Sequence[Dimensions] = ()
+) -> dict[str, int]:
     """Bytes per partition that the kernel needs at most, by purpose.
 
     Args:
       dimensions: the sizes.
       cores: physical cores per logical core.
+      other_kinds: the sizes of further kinds of layers, which differ in S_ctx and S_max.
     """
     D = dimensions
+    kinds = (D, *other_kinds)
     item = jnp.dtype(D.dtype).itemsize
     tokens = D.B * D.S
     # What one core holds of the residual stream, and all of the MLP's product.
@@ -112,7 +125,7 @@ def sbuf_bytes(dimensions: Dimensions, cores: int) -> dict[str, int]:
         "normalization": norm,
         "MLP": feed_forward,
         "projection of heads": _projection_bytes(D, item, cores) + item * hidden,
-        "attention": _attention_bytes(D, item) + item * hidden,
+        "attention": max(_attention_bytes(kind, item) for kind in kinds) + item * hidden,
         "input and output": rows,
         "all-reduce": reduced,
     }
@@ -122,7 +135,7 @@ def sbuf_bytes(dimensions: Dimensions, cores: int) -> dict[str, int]:
     return {
         "weights on their way": limits.RING_BYTES,
         "constants": limits.CONSTANT_BYTES,
-        "tables and masks": tables + _resident_mask_bytes(D, cores, item),
+        "tables and masks": len(kinds) * tables + _resident_mask_bytes(kinds, cores, item),
         "residual": residual,
         largest: stages[largest],
     }
@@ -133,9 +146,10 @@ def _hidden_chunks(D: Dimensions, cores: int) -> int:
     return limits.ceiling_divide(D.H // PARTITIONS, cores)
 
 
-def _resident_mask_bytes(D: Dimensions, cores: int, item: int) -> int:
+def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int) -> int:
     """Masks that stay on chip: all, or as many as there is room for."""
-    chunks = limits.ceiling_divide(D.S_ctx, cores * PARTITIONS) + 1
+    D = kinds[0]
+    chunks = sum(limits.ceiling_divide(kind.S_ctx, cores * PARTITIONS) + 1 for kind in kinds)
     needed = chunks * D.B * D.q * D.S
     tokens = D.B * D.S
     hidden = _hidden_chunks(D, cores) * tokens

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_tkg.call.arguments import PER_LAYER, Operands, is_stacked
+from jax_tkg.call.arguments import PER_KIND, PER_LAYER, PER_LAYER_CACHES, Operands, is_stacked
 from jax_tkg.call.dimensions import Dimensions
+from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.call.operand_table import OPERANDS
 from jax_tkg.reference.cache_update import write_slots
 
@@ -28,6 +29,9 @@ CONSUMED = ("mask_cache", "mask_active", "position_ids")
 
 PREPARED = ("prior_mask", "active_mask", "window_offsets", "key_offsets", "value_offsets")
 """The kernel's tensors that are made of them."""
+
+OF_KINDS = (*PREPARED, *(name for name in PER_KIND if name not in CONSUMED))
+"""The kernel's tensors that have an entry for each kind of layers, if there are several."""
 
 Offsets = dict[str, jax.Array | None]
 
@@ -68,7 +72,8 @@ def layers_loop(operands: Operands) -> bool:
     given = [getattr(operands, name) for name in PER_LAYER]
     if not all(value is None or is_stacked(value) for value in given):
         return False
-    return math.prod(operands.K_caches.shape) <= LARGEST_OFFSET
+    stacks = jax.tree.leaves(operands.K_caches)
+    return all(math.prod(stack.shape) <= LARGEST_OFFSET for stack in stacks)
 
 
 def write_offsets(operands: Operands, dimensions: Dimensions, looped: bool) -> Offsets:
@@ -126,20 +131,42 @@ def _offsets(offsets: jax.Array, written: jax.Array) -> jax.Array:
 
 
 def kernel_operands(
-    operands: Operands, looped: bool = False, names: Collection[str] | None = None
+    operands: Operands,
+    looped: bool = False,
+    layer_kinds: tuple[int, ...] | None = None,
+    names: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The kernel's tensors by its parameters' names; per-layer ones as `Operands` holds them.
+
+    Caches that are a stack for each kind are a tuple of stacks.
 
     Args:
       operands: of the primitive.
       looped: whether the layers loop on the device, which `layers_loop` allows.
+      layer_kinds: the kinds of the layers, if there are several; `OF_KINDS` are tuples then.
       names: of the kernel's tensor parameters; None: all operands, and what is prepared.
     """
-    dimensions = Dimensions.of(operands)
     tensors = {
-        **{row.name: getattr(operands, row.name) for row in OPERANDS if row.name not in CONSUMED},
+        row.name: getattr(operands, row.name) for row in OPERANDS if row.name not in CONSUMED
+    }
+    if layer_kinds is None:
+        tensors.update(_of_one_kind(operands, looped))
+    else:
+        kinds = LayerKinds(layer_kinds)
+        each = [_of_one_kind(operands.of_kind(n, kinds), looped) for n in range(kinds.count)]
+        tensors.update({name: tuple(own[name] for own in each) for name in OF_KINDS})
+        for name in PER_LAYER_CACHES:
+            if isinstance(tensors[name], KindStacks):
+                tensors[name] = tensors[name].stacks
+    return tensors if names is None else {name: tensors[name] for name in names}
+
+
+def _of_one_kind(operands: Operands, looped: bool) -> dict[str, Any]:
+    """`OF_KINDS` of operands whose layers are all of one kind."""
+    dimensions = Dimensions.of(operands)
+    return {
         "prior_mask": prior_mask(operands, dimensions),
         "active_mask": active_mask(operands, dimensions),
         **write_offsets(operands, dimensions, looped),
+        **{name: getattr(operands, name) for name in OF_KINDS if name not in PREPARED},
     }
-    return tensors if names is None else {name: tensors[name] for name in names}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 
 from jax_tkg.call.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parameters, is_stacked
+from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
+from jax_tkg.lowering.kernel_operands import OF_KINDS
 
 RunLaunch = Callable[[dict[str, Any], Launch], tuple[jax.Array, Any, Any]]
 """Runs a kernel on its tensors by name. Returns hidden states, key caches and value caches."""
@@ -34,19 +36,29 @@ def run_launches(
     total = parameters.num_layers
     step = parameters.layers_per_launch or total
     looped = launches_loop(operands, parameters, kernel)
-    tensors = kernel.operands(operands, looped)
+    kinds = parameters.layer_kinds
+    tensors = kernel.operands(operands, looped, kinds)
     groups = parameters.replica_groups
     if groups is not None and len(groups[0]) == 1:
         groups = None
     stacked = is_stacked(operands.K_caches)
+    by_kind = isinstance(operands.K_caches, KindStacks)
     hidden = operands.X
-    K_caches: Any = operands.K_caches if stacked else ()
-    V_caches: Any = operands.V_caches if stacked else ()
+    K_caches: Any = tensors["K_caches"] if stacked else ()
+    V_caches: Any = tensors["V_caches"] if stacked else ()
     for first in range(0, total, step):
         count = min(step, total - first)
-        given = {**tensors, "X": hidden, **_layers(tensors, first, count)}
+        given = {**tensors, "X": hidden}
         if stacked:
             given["K_caches"], given["V_caches"] = K_caches, V_caches
+        for name, value in _layers(tensors, first, count).items():
+            # Stacks for each kind are a tuple too, but not one of layers.
+            if not (by_kind and name in PER_LAYER_CACHES):
+                given[name] = value
+        if kinds is not None:
+            used = set(kinds[first : first + count])
+            names = (*OF_KINDS, *(PER_LAYER_CACHES if by_kind else ()))
+            given.update({name: _only(given[name], used) for name in names})
         launch = Launch(
             parameters=parameters,
             replica_groups=groups,
@@ -54,11 +66,52 @@ def run_launches(
             num_layers=count,
             stacked_caches=stacked,
             looped=looped,
+            caches_by_kind=by_kind,
         )
         hidden, K_updated, V_updated = run(given, launch)
-        K_caches = K_updated if stacked else (*K_caches, *K_updated)
-        V_caches = V_updated if stacked else (*V_caches, *V_updated)
+        if by_kind:
+            K_caches, V_caches = _merged(K_caches, K_updated), _merged(V_caches, V_updated)
+        elif stacked:
+            K_caches, V_caches = K_updated, V_updated
+        else:
+            K_caches, V_caches = (*K_caches, *K_updated), (*V_caches, *V_updated)
+    if by_kind:
+        return hidden, KindStacks(K_caches), KindStacks(V_caches)
     return hidden, K_caches, V_caches
+
+
+def _only(entries: tuple[Any, ...], kinds: set[int]) -> tuple[Any, ...]:
+    """The entries of some kinds, None in place of the others: a launch is not given those."""
+    return tuple(entry if kind in kinds else None for kind, entry in enumerate(entries))
+
+
+def _merged(stacks: tuple[Any, ...], updated: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The stacks of all kinds, with the updated ones, None for a kind without, in their places."""
+    return tuple(old if new is None else new for old, new in zip(stacks, updated, strict=True))
+
+
+def split_results(outputs: Sequence[Any], given: dict[str, Any], launch: Launch) -> Any:
+    """What a kernel returns as hidden states, key caches and value caches.
+
+    Args:
+      outputs: one after the other.
+      given: the launch's tensors by name.
+      launch: the launch.
+
+    Returns:
+      The caches are in the form in which the launch was given them.
+    """
+    hidden, *caches = outputs
+    half = len(caches) // 2
+    K_caches, V_caches = caches[:half], caches[half:]
+    if launch.caches_by_kind:
+        return hidden, *(
+            tuple(None if stack is None else entries.pop(0) for stack in given[name])
+            for name, entries in zip(PER_LAYER_CACHES, (K_caches, V_caches), strict=True)
+        )
+    if launch.stacked_caches:
+        return hidden, K_caches[0], V_caches[0]
+    return hidden, tuple(K_caches), tuple(V_caches)
 
 
 def launches_loop(
@@ -71,7 +124,12 @@ def launches_loop(
       parameters: its static parameters.
       kernel: the kernel that is launched.
     """
-    layers = parameters.layers_per_launch or parameters.num_layers
+    total, kinds = parameters.num_layers, parameters.layer_kinds
+    layers = parameters.layers_per_launch or total
+    if kinds is not None:
+        launches = [kinds[first : first + layers] for first in range(0, total, layers)]
+        if not any(len(LayerKinds(own).pattern) * 2 <= len(own) for own in launches):
+            return False
     return layers > 1 and kernel.loops(operands)
 
 

@@ -15,7 +15,7 @@ from jax_tkg.lowering import custom_call, kernel_entry
 from jax_tkg.lowering.implementation import Implementation, Results, on_plain_arrays
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.kernel_limits import check_megakernel
-from jax_tkg.lowering.launches import launches_loop, run_launches
+from jax_tkg.lowering.launches import launches_loop, run_launches, split_results
 from jax_tkg.lowering.neuron_settings import check_grid, logical_cores, nc_version
 
 _dry = contextvars.ContextVar("jax_tkg_dry_run", default=False)
@@ -69,14 +69,10 @@ def neuron_transformer(
                 launch,
                 cores,
                 nc_version(tensors),
-                custom_call.multiplications(operands, launch.num_layers),
+                custom_call.multiplications(operands, launch),
             )
             results = custom_call.described_call(names, values, config)
-        hidden, *caches = results
-        half = len(caches) // 2
-        if launch.stacked_caches:
-            return hidden, caches[0], caches[1]
-        return hidden, tuple(caches[:half]), tuple(caches[half:])
+        return split_results(results, tensors, launch)
 
     return run_launches(operands, parameters, run, kernel)
 

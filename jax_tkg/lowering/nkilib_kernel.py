@@ -55,8 +55,10 @@ def interface(release: Release, operands: Operands) -> KernelInterface:
     )
     uses_ocp = release.selects_float8 and uses_ocp_float8(operands)
 
-    def kernel_operands(given: Operands, looped: bool = False) -> dict[str, Any]:
-        del looped  # It takes a tensor per layer.
+    def kernel_operands(
+        given: Operands, looped: bool = False, layer_kinds: tuple[int, ...] | None = None
+    ) -> dict[str, Any]:
+        del looped, layer_kinds  # It takes a tensor per layer, and layers of one kind.
         plain = {name: getattr(given, name) for name in tensors if name != mask}
         return {
             **plain,

@@ -23,7 +23,7 @@ from jax_tkg.lowering.host_call import host_call
 from jax_tkg.lowering.implementation import Implementation, on_plain_arrays
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.kernel_limits import check_megakernel
-from jax_tkg.lowering.launches import layer_tuples, run_launches
+from jax_tkg.lowering.launches import layer_tuples, run_launches, split_results
 from jax_tkg.lowering.neuron_settings import logical_cores, simulated_target
 from jax_tkg.lowering.rank_meetings import RankMeetings
 from jax_tkg.lowering.static_values import looked_up
@@ -115,14 +115,10 @@ class _Call:
             target=self.target,
             options=simulator.Options(record=False),
         )
-        return [self._results(output) for output in result.outputs]
-
-    def _results(self, output: tuple[np.ndarray, ...]) -> Any:
-        hidden, *caches = output
-        half = len(caches) // 2
-        if self.launch.stacked_caches:
-            return hidden, caches[0], caches[1]
-        return hidden, tuple(caches[:half]), tuple(caches[half:])
+        return [
+            split_results(output, given, self.launch)
+            for output, given in zip(result.outputs, arguments, strict=True)
+        ]
 
 
 def _load(kernel: KernelInterface) -> Any:

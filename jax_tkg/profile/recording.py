@@ -84,7 +84,11 @@ def _prepared(interface: KernelInterface, operands: Operands, launch: Launch) ->
     as_they_are: dict[str, Any] = {}
 
     def prepare(small: dict[str, Any]) -> dict[str, Any]:
-        given = interface.operands(dataclasses.replace(operands, **small), launch.looped)
+        given = interface.operands(
+            dataclasses.replace(operands, **small),
+            launch.looped,
+            launch.parameters.layer_kinds,
+        )
         made = {name: value for name, value in given.items() if _is_computed(value)}
         as_they_are.update({name: given[name] for name in given if name not in made})
         return made

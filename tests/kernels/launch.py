@@ -55,17 +55,22 @@ def run(
     given = []
     for arguments in ranks:
         operands, parameters = canonical(
-            cases.stack(arguments) if stacked else arguments, **cases.options(shape)
+            cases.stack(arguments, shape.layer_kinds) if stacked else arguments,
+            **cases.options(shape),
         )
+        looped = stacked and (shape.L == 1 or launches.launches_loop(operands, parameters))
         launch = launches.Launch(
             dataclasses.replace(parameters, sbuf_residual_and_cc=on_chip),
             groups,
             0,
             shape.L,
             stacked,
-            stacked,
+            looped,
+            caches_by_kind=stacked and parameters.layer_kinds is not None,
         )
-        tensors = jax.tree.map(np.asarray, MEGAKERNEL.operands(operands, stacked))
+        tensors = jax.tree.map(
+            np.asarray, MEGAKERNEL.operands(operands, looped, parameters.layer_kinds)
+        )
         given.append(
             {**launches.layer_tuples(tensors, launch), **MEGAKERNEL.static_arguments(launch)}
         )
@@ -79,9 +84,8 @@ def run(
     )
     outputs = []
     for hidden, *caches in result.outputs:
-        half = len(caches) // 2
-        K, V = (caches[0], caches[1]) if stacked else (caches[:half], caches[half:])
-        outputs.append(jax_tkg.TransformerTkgOutput(hidden, K, V))
+        split = launches.split_results((hidden, *caches), given[0], launch)
+        outputs.append(jax_tkg.TransformerTkgOutput(*split))
     return outputs, result
 
 
