@@ -112,11 +112,10 @@ def shapes(
     k: int,
     dtype: str,
     with_options: bool = True,
-    with_kinds: bool = True,
 ) -> cases.Shape:
     S = draw(st.integers(1, 8))
     S_ctx = draw(st.integers(S, 40))
-    layers = {"L": draw(st.integers(1, 3)), **(draw(kinds(S)) if with_kinds else {})}
+    layers = {"L": draw(st.integers(1, 3)), **draw(kinds(S))}
     return cases.Shape(
         # The oracle walks through every query of every head.
         B=draw(st.integers(1, 8 if q < 32 else 3)),

@@ -117,6 +117,7 @@ class RingTest(parameterized.TestCase):
         (3, WINDOW + 8, True, "reference"),
         (1, WINDOW + 8, False, "reference"),
         (8, WINDOW + 8, True, "auto"),
+        (6, WINDOW + 8, True, "simulate"),
     )
     def test_three_windows(self, S: int, ring: int, stacked: bool, implementation: str) -> None:
         self._check(S, ring, stacked, implementation)

@@ -82,7 +82,7 @@ class DrawnTest(parameterized.TestCase):
         @hypothesis.settings(max_examples=SMALL_DRAWS[dtype])
         @hypothesis.given(data=st.data())
         def run(data: st.DataObject) -> None:
-            shape = data.draw(test_api.shapes(q, k, dtype, with_kinds=False))
+            shape = data.draw(test_api.shapes(q, k, dtype))
             how = data.draw(ways(shape, 4))
             launch.check(shape, seed=data.draw(st.integers(0, 1 << 30)), **how)
 

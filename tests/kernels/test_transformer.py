@@ -52,6 +52,29 @@ class FixedTest(parameterized.TestCase):
             shape = dataclasses.replace(shape, quantized=shape.quantized[:1] * shape.L)
         launch.check(dataclasses.replace(shape, bare_layers=()), cores=2, stacked=True)
 
+    @parameterized.parameters(
+        # Unrolled; in a loop of two turns, with a layer after it; not enough for a loop.
+        ({"L": 3, "layer_kinds": (0, 1, 1)}, False, 0),
+        ({"L": 5, "layer_kinds": (0, 1, 0, 1, 0)}, True, 2),
+        ({"L": 5, "layer_kinds": (1, 0, 0, 1, 0)}, True, 0),
+    )
+    def test_kinds(self, sizes: dict[str, Any], stacked: bool, turns: int) -> None:
+        """Masks of a kind that stay on chip, and masks of another that do not."""
+        shape = cases.Shape(**sizes, S_ctx=300, S_max=310, kinds=((30, 40, True, "each"),))
+        loops: list[int] = []
+        loop = transformer.nl.fori_loop
+
+        def watched(lower: Any, upper: Any, body: Any) -> None:
+            loops.append(upper - lower)
+            loop(lower, upper, body)
+
+        with (
+            mock.patch.object(masks, "_mask_room", return_value=40),
+            mock.patch.object(transformer.nl, "fori_loop", watched),
+        ):
+            launch.check(shape, ranks=2, cores=2, stacked=stacked)
+        self.assertEqual(set(loops), {turns} if turns else set())
+
     @parameterized.product(
         S_ctx=(128, 129, 255, 256, 300, 512), cores=(1, 2), unified=(True, False)
     )

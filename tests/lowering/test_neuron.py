@@ -134,6 +134,29 @@ class CallTest(parameterized.TestCase):
         self.assertLen(counts, -(-SHAPE.L // size))
         self.assertLessEqual(max(counts), size)
 
+    def test_kinds(self) -> None:
+        """Each launch has the stacks and masks of its own kinds, and updates those alone."""
+        shape = dataclasses.replace(cases.KINDS, layer_kinds=(0, 0, 1, 1, 1))
+        rng = np.random.default_rng(0)
+        arguments = {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
+        arguments = jax.tree.map(jnp.asarray, cases.stack(arguments, shape.layer_kinds))
+        lowered = neuron.lower_for_neuron(
+            lambda a: jax_tkg.transformer_tkg(**a, **cases.options(shape), layers_per_launch=2),
+            arguments,
+        )
+        caches = []
+        for call in custom_calls.calls(lowered):
+            names = custom_calls.config(call)["klir_binary"]["input_names"]
+            caches.append([name for name in names if "caches" in name])
+            self.assertLen(custom_calls.aliases(call), len(caches[-1]))
+            kinds = {name[-1] for name in names if name.startswith("RoPE_cos")}
+            self.assertEqual(kinds, {name.split("_")[2][0] for name in caches[-1]})
+        of_kinds = [
+            [f"{name}_{kind}.must_alias_input" for name in ("K_caches", "V_caches") for kind in own]
+            for own in ((0,), (1,), (1,))
+        ]
+        self.assertEqual(caches, of_kinds)
+
     @parameterized.named_parameters(
         ("trn2", "trn2", 1, 3), ("trn3", "gen4", 2, 4), ("unsaid", "", 2, 3)
     )

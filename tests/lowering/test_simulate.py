@@ -39,7 +39,7 @@ class OneDeviceTest(parameterized.TestCase):
                 **options,
             )
         )
-        got = run(**(cases.stack(arguments) if stacked else arguments))
+        got = run(**(cases.stack(arguments, shape.layer_kinds) if stacked else arguments))
         hidden, K, V, written = cases.expected(shape, [weights], [inputs])
         cases.check(got, shape, inputs, hidden, K[0], V[0], written)
 
@@ -66,6 +66,21 @@ class OneDeviceTest(parameterized.TestCase):
             self._check(dataclasses.replace(shape, bare_layers=()), stacked)
         else:
             self._check(shape, layers_per_launch=1)
+
+    @parameterized.product(layers_per_launch=(1, 4, None), stacked=(False, True))
+    def test_kinds(self, layers_per_launch: int | None, stacked: bool) -> None:
+        """Launches of one kind alone, of which other kinds' stacks are kept, and of a loop."""
+        shape = dataclasses.replace(cases.KINDS, layer_kinds=(0, 1, 0, 1, 0))
+        self._check(shape, stacked, layers_per_launch=layers_per_launch)
+
+    def test_kinds_in_one_stack(self) -> None:
+        shape = cases.Shape(L=4, layer_kinds=(1, 0, 1, 0), kinds=((20, 24, True, "first"),))
+        weights, inputs = _case(shape)
+        inputs["position_ids"] = inputs["position_ids"][0]
+        arguments = cases.stack({**weights, **inputs})
+        call = functools.partial(jax_tkg.transformer_tkg, **arguments, **cases.options(shape))
+        got, want = (call(implementation=name) for name in ("simulate", "reference"))
+        jax.tree.map(lambda *a: np.testing.assert_allclose(*a, rtol=1e-4, atol=1e-4), got, want)
 
     @parameterized.parameters("bfloat16", "float16")
     def test_dtypes(self, dtype: str) -> None:
