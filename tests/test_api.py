@@ -106,13 +106,7 @@ def kinds(draw: st.DrawFn, S: int) -> dict[str, Any]:
 
 
 @st.composite
-def shapes(
-    draw: st.DrawFn,
-    q: int,
-    k: int,
-    dtype: str,
-    with_options: bool = True,
-) -> cases.Shape:
+def shapes(draw: st.DrawFn, q: int, k: int, dtype: str) -> cases.Shape:
     S = draw(st.integers(1, 8))
     S_ctx = draw(st.integers(S, 40))
     layers = {"L": draw(st.integers(1, 3)), **draw(kinds(S))}
@@ -134,7 +128,7 @@ def shapes(
         quantized=draw(quantizations(layers["L"])),
         clamp_bound=draw(st.sampled_from((0.0, 0.5))),
         scale_rows=draw(st.sampled_from((1, 128))),
-        **(draw(layer_options()) if with_options else {}),
+        **draw(layer_options()),
     )
 
 
