@@ -218,9 +218,23 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "kernel counts layers of a stack from zero",
         "kernels/transformer.py",
-        "number = first_layer + index",
-        "number = index",
+        "            return layers.place(layer)\n        return layer\n",
+        "            return layers.place(layer)\n        return layer - layers.first\n",
         ("lowering/test_simulate.py::OneDeviceTest",),
+    ),
+    Mutation(
+        "kernel takes a layer's place among all layers for that among its kind's",
+        "kernels/transformer.py",
+        "            return layers.place(layer)\n        return layer\n",
+        "            return layer\n        return layer\n",
+        ("kernels/test_transformer.py::FixedTest",),
+    ),
+    Mutation(
+        "a window sees one token more",
+        "masks.py",
+        "(position[:, :, None] > query[None] - window)",
+        "(position[:, :, None] >= query[None] - window)",
+        ("test_kinds.py",),
     ),
     Mutation(
         "first of two tokens in a slot stays",
