@@ -20,6 +20,17 @@ def _blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
+class OperationPageTest(absltest.TestCase):
+    def test_example_of_kinds(self) -> None:
+        page = README.parent / "docs" / "operation.md"
+        (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        names: dict[str, Any] = {}
+        exec(compile(example, str(page), "exec"), names)
+        self.assertEqual([len(stack) for stack in names["out"].K_caches], [7, 1])
+        written = [np.flatnonzero(stack[0, 1, 0, 0]) for stack in names["out"].K_caches]
+        np.testing.assert_array_equal(written, [[1000 % 640], [1000]])
+
+
 class ReadmeTest(absltest.TestCase):
     def test_examples(self) -> None:
         _, step, parallel = _blocks()
