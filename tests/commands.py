@@ -20,7 +20,11 @@ def command(module: str, *flags: str | bytes) -> list[str | bytes]:
 
 
 def run(
-    module: str, *flags: str | bytes, stdout: Any = subprocess.PIPE, **changes: str
+    module: str,
+    *flags: str | bytes,
+    stdout: Any = subprocess.PIPE,
+    stdin: bytes | None = None,
+    **changes: str,
 ) -> subprocess.CompletedProcess[bytes]:
     """Runs `python -m MODULE FLAGS`, with environment variables changed.
 
@@ -31,6 +35,8 @@ def run(
     return subprocess.run(
         command(module, *flags),
         env=environment(**changes),
+        # Never the terminal of whoever runs the tests.
+        **({"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}),
         stdout=stdout,
         stderr=subprocess.PIPE,
         check=False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -115,6 +116,61 @@ class TextTest(parameterized.TestCase):
         self.assertEqual(self._write(*flags, "--seed=1"), first)
         self.assertNotEqual(self._write(*flags, "--seed=2"), first)
 
+    def test_requests(self) -> None:
+        """JSON, a seed of its own, a prompt from standard input, and stop texts."""
+        flags = (f"--model={self.model}", "--max_tokens=12", "--temperature=2", "--nochat")
+        sampled = (*flags, "--top_k=50", "--min_p=0.001", "--repetition_penalty=1.1")
+        done = _run(
+            *sampled,
+            "--json",
+            "--prompt=12 and in",
+            "--prompt=-",
+            "--seed=7",
+            "--seed=1",
+            stdin=b"the cat\n",
+        )
+        self.assertEqual(done.returncode, 0, done.stderr)
+        answers = {each["prompt"]: each for each in map(json.loads, done.stdout.splitlines())}
+        self.assertCountEqual(answers, ["12 and in", "the cat"])
+        answer = answers["the cat"]
+        self.assertEqual(answer["prompt_tokens"], 6)
+        self.assertLen(answer["tokens"], 12)
+        self.assertEqual(answer["finish_reason"], "length")
+        self.assertCountEqual(answer["seconds"], ["load", "prompt", "decode"])
+        self.assertGreater(answer["seconds"]["decode"], 0)
+        # Alone it is the same, up to the stop text.
+        stop = answer["text"][3:6]
+        before = answer["text"].partition(stop)[0]
+        done = _run(*sampled, "--prompt=the cat", "--seed=1", f"--stop={stop}", "--stop=never")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout.decode(), f"{before}\n")
+
+    def test_conversation(self) -> None:
+        """On a terminal, without a prompt: two questions, then Ctrl-D."""
+        tiny.write_tiny(
+            self.model,
+            tokenizer__chat_template="{% for m in messages %}{{ m.content }} {% endfor %}",
+        )
+        terminal, follower = os.openpty()
+        os.write(terminal, b"the cat\n\n12\n\x04")
+        done = subprocess.run(
+            commands.command("jax_tkg.generate", f"--model={self.model}", "--max_tokens=3"),
+            env=commands.environment(TERM="dumb"),
+            stdin=follower,
+            capture_output=True,
+            check=False,
+            timeout=600,
+        )
+        os.close(follower)
+        os.close(terminal)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertEqual(done.stdout.count(b"> "), 4)
+        rates = RATES.search(done.stderr.decode())
+        assert rates is not None, done.stderr
+        # "the cat " has 7 tokens; the second turn reads these, the first answer, and " 12 ".
+        self.assertGreaterEqual(int(rates[1]), 7 + 7 + 1 + 3)
+        self.assertBetween(int(rates[2]), 2, 6)
+
     @parameterized.parameters("bf16", "f16")
     def test_dtypes(self, dtype: str) -> None:
         text, *_ = self._write("--prompt=the cat", f"--dtype={dtype}")
@@ -124,6 +180,9 @@ class TextTest(parameterized.TestCase):
         ("no_tokens", ["--max_tokens=0"], "--max_tokens: expected at least 1, got 0"),
         ("temperature", ["--temperature=-1"], "--temperature"),
         ("top_p", ["--top_p=1.5"], "--top_p"),
+        ("top_k", ["--top_k=-1"], "--top_k: expected a whole number >= 0, got -1"),
+        ("seeds", ["--seed=1", "--seed=2"], "--seed: expected 1 or 1 (one for each prompt), got 2"),
+        ("two_inputs", ["--prompt=-", "--prompt=-"], "--prompt: expected - once"),
         ("ranks", ["--tensor_parallel=4"], "--tensor_parallel"),
         ("seed", ["--seed=18446744073709551616"], "--seed=18446744073709551616"),
         ("negative_seed", ["--seed=-1"], "--seed=-1"),

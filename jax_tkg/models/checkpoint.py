@@ -12,6 +12,7 @@ import jax
 from jax_tkg.models import gguf, gguf_tokenizer, json_config, json_tokenizer, safetensors
 from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.errors import ModelError
+from jax_tkg.models.hub_cache import cached_model
 from jax_tkg.models.packing import PackedModel, outline
 from jax_tkg.models.tokenizer import Tokenizer
 
@@ -47,12 +48,15 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Args:
       path: a GGUF file (of several parts, any), a folder with `config.json`, safetensors and
-        `tokenizer.json`, or a folder with one model in GGUF; `~` is the home folder.
+        `tokenizer.json`, or a folder with one model in GGUF; `~` is the home folder. Or the name,
+        "org/name", of a model that the Hugging Face Hub's cache has on disk.
 
     Raises:
       ModelError: it is absent, damaged or of an unknown family; the message is one line.
     """
-    path = _expanded(path)
+    name, path = os.fspath(path), _expanded(path)
+    if not os.path.lexists(path):
+        path = cached_model(name) or path
     if path.is_dir() and not os.path.lexists(path / json_config.CONFIG):
         path = _gguf_in(path)
     if path.is_dir():

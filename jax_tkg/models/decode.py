@@ -250,8 +250,8 @@ class Decoder:
         batch, longest = len(prompts), max(map(len, prompts))
         caches = self._forward.caches(batch)
         key = jax.random.key(0) if key is None else key
-        if not key.ndim:
-            key = jax.random.split(key, batch)
+        # Gathered, and so copied: the state is donated, and the caller's keys are not.
+        key = key[np.arange(batch)] if key.ndim else jax.random.split(key, batch)
         state = self._state(key, [prompt[-1] for prompt in prompts], *caches)
         if self.sampling.penalizes:
             state = dataclasses.replace(state, seen=self._placed(self._seen(prompts)))

@@ -267,8 +267,9 @@ class SampledTest(absltest.TestCase):
         self.assertNotEqual(*draw(1))
         generated = decoder.generate(decoder.start(prompts, jax.random.key(1)), 12)
         self.assertEqual(generated.tolist(), draw(1))
-        keys = jax.random.split(jax.random.key(1), 2)
-        swapped = decoder.generate(decoder.start(prompts, keys[::-1]), 12)
+        keys = jax.random.split(jax.random.key(1), 2)[::-1]
+        swapped = decoder.generate(decoder.start(prompts, keys), 12)
+        self.assertFalse(keys.is_deleted())
         self.assertEqual(swapped.tolist(), draw(1)[::-1])
 
     def test_no_token_twice(self) -> None:
