@@ -45,6 +45,23 @@ class SbufTest(parameterized.TestCase):
         # Two layers take every buffer of the ring again, so that all are in use at one time; and in
         # the loop over stacked tensors the first's result stays.
         shape = dataclasses.replace(SHAPES[name], L=2, quantized=SHAPES[name].quantized[:1] * 2)
+        self._check_estimate(shape, cores, stacked)
+
+    @parameterized.parameters((1, True), (2, False))
+    def test_estimate_of_kinds(self, cores: int, stacked: bool) -> None:
+        """Masks and tables of all kinds, and the largest attention; a loop of two turns."""
+        shape = cases.Shape(
+            B=4,
+            q=8,
+            L=4,
+            layer_kinds=(0, 1, 0, 1),
+            S_ctx=640,
+            S_max=640,
+            kinds=((2304, 2304, False, "first"),),
+        )
+        self._check_estimate(shape, cores, stacked)
+
+    def _check_estimate(self, shape: cases.Shape, cores: int, stacked: bool) -> None:
         peaks: list[int] = []
 
         def measure(machine: Any) -> None:
@@ -54,7 +71,8 @@ class SbufTest(parameterized.TestCase):
         with mock.patch("jax_tkg.simulator.launch.capacity.check", measure):
             launch.run(shape, row, cores=cores, stacked=stacked)
         self.assertLen(peaks, cores)
-        estimate = sum(kernel_limits.sbuf_bytes(_dimensions(shape), cores).values())
+        kinds = [_dimensions(shape.of_kind(kind)) for kind in range(1 + len(shape.kinds))]
+        estimate = sum(kernel_limits.sbuf_bytes(kinds[0], cores, kinds[1:]).values())
         self.assertLessEqual(max(peaks), estimate)
         # An estimate far above the truth would refuse what runs.
         self.assertLess(estimate, 1.5 * max(peaks))
