@@ -91,6 +91,7 @@ def _metadata(config: Any, architecture: str) -> dict[str, Any]:
         fields["attn_logit_softcapping"] = config.attn_logit_softcapping
         fields["final_logit_softcapping"] = config.final_logit_softcapping
     if architecture == "gemma3":
+        fields["attention.sliding_window_pattern"] = 3
         fields["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
     if architecture == "phi3":
         original = config.original_max_position_embeddings

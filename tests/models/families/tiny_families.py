@@ -101,7 +101,7 @@ FAMILIES = {
         "Gemma2",
         {
             "hidden_size": 192,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 3,
             "sliding_window": WINDOW,
             "head_dim": 32,
             "query_pre_attn_scalar": 32,
@@ -115,7 +115,8 @@ FAMILIES = {
         "Gemma3Text",
         {
             "hidden_size": 192,
-            "num_hidden_layers": 7,
+            "num_hidden_layers": 4,
+            "sliding_window_pattern": 3,
             "sliding_window": WINDOW,
             "head_dim": 32,
             "query_pre_attn_scalar": 32,
@@ -137,7 +138,7 @@ FAMILIES = {
         },
         "phi3",
     ),
-    "smollm3": Family("SmolLM3", {"num_hidden_layers": 5}, "smollm3"),
+    "smollm3": Family("SmolLM3", {"num_hidden_layers": 4}, "smollm3"),
     "granite": Family(
         "Granite",
         {
