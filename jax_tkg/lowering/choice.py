@@ -72,7 +72,7 @@ def _choose_automatically(
     obstacles: list[str] = []
     for implementation in AUTOMATIC:
         if not implementation.platforms:
-            reasons = obstacles or [f"there is no other one for platforms {platforms}"]
+            reasons = obstacles or [f"platforms {platforms} have no implementation of their own"]
             return Choice(implementation.name, "; ".join(reasons))
         if len(platforms) > 1 or platforms[0] not in implementation.platforms:
             continue
