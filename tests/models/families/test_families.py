@@ -156,10 +156,10 @@ class FamiliesTest(parameterized.TestCase):
 
 class SimulatedKernelTest(parameterized.TestCase):
     @parameterized.named_parameters(FAMILIES.items())
-    def test_one_layer(self, family: Family) -> None:
-        """The Neuron kernel computes a layer of the family as transformers does."""
+    def test_one_layer_or_two(self, family: Family) -> None:
+        """The Neuron kernel computes layers as transformers does, of Gemma 2 both kinds."""
         folder = files.folder(self)
-        changes = family.changes | {"num_hidden_layers": 1}
+        changes = family.changes | {"num_hidden_layers": 2 if family.name == "Gemma2" else 1}
         if "original_max_position_embeddings" in changes:
             # This text is long, as the capacity is.
             changes["original_max_position_embeddings"] = CHUNK
@@ -169,8 +169,8 @@ class SimulatedKernelTest(parameterized.TestCase):
         with torch.no_grad():
             expected = model(torch.tensor([text])).logits[0].numpy()
         packed = safetensors.load(folder, "float32")
-        forward = ModelForward(packed, implementation="simulate", capacity=128)
-        run = jax.jit(lambda *arguments: forward.hidden(*arguments, 128))
+        forward = ModelForward(packed, implementation="simulate", capacity=CAPACITY)
+        run = jax.jit(lambda *arguments: forward.hidden(*arguments, CAPACITY))
         caches, rows = forward.caches(1), []
         counts = jnp.full((1,), CHUNK)
         for start in range(0, len(text), CHUNK):
