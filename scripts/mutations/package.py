@@ -35,7 +35,7 @@ PACKAGE: tuple[Mutation, ...] = (
     ),
     Mutation(
         "reference leaves sinks out of the sum",
-        "reference/attention.py",
+        "reference/softmax.py",
         "total = total + jnp.exp(sinks - largest)",
         "total = total + 0 * jnp.exp(sinks - largest)",
         ("stages/test_attention.py",),
