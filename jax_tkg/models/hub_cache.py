@@ -44,5 +44,7 @@ def cached_model(name: str) -> pathlib.Path | None:
         return found[0]
     got = f"{len(found)} snapshots and no refs/main" if found else "no snapshot of it"
     raise ModelError(
-        f"{name}: expected a path, or a model in the Hugging Face cache at {repository}, got {got}"
+        f"{name}: expected a GGUF file, or a folder with config.json, safetensors and "
+        "tokenizer.json, or a model in the Hugging Face cache, got no such file or folder, and "
+        f"{got} in {repository}"
     )
