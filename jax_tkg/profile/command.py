@@ -31,6 +31,12 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_enum(
         "model", "llama3_70b", list(MODELS), "Which model's sizes.", flag_values=values
     )
+    flags.DEFINE_string(
+        "config",
+        None,
+        "In place of --model: a Hugging Face config.json, or its folder.",
+        flag_values=values,
+    )
     flags.DEFINE_list(
         "dims",
         None,
@@ -112,12 +118,22 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def _model(values: flags.FlagValues) -> ModelShape:
+    if values.config is not None:
+        return _model_of_config(values.config)
     if values.dims is None:
         return MODELS[values.model]
     if len(values.dims) != len(DIMENSIONS):
         raise ValueError(f"--dims: expected {len(DIMENSIONS)} numbers, got {len(values.dims)}")
     sizes: dict[str, Any] = dict(zip(DIMENSIONS, map(int, values.dims), strict=True))
     return ModelShape(**sizes)
+
+
+def _model_of_config(path: str) -> ModelShape:
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError("--config: expected gguf to be installed: pip install jax_tkg[models]")
+    from jax_tkg.profile import config_file
+
+    return config_file.read_model(path)
 
 
 def _case(values: flags.FlagValues, model: ModelShape, kind: LayerKind) -> Case:
@@ -179,7 +195,7 @@ def _profile(values: flags.FlagValues) -> None:
 
 
 def _title(values: flags.FlagValues, case: Case) -> str:
-    name = "custom sizes" if values.dims else values.model
+    name = values.config or ("custom sizes" if values.dims else values.model)
     mlp = f", MLP weights {case.quantized_mlp}" if case.quantized_mlp else ""
     return (
         f"One layer of {name} on {case.target}, modelled: tp={case.tensor_parallel}, B={case.B}, "

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.call.arguments import FLOAT8_DTYPES, MAX_NEW_TOKENS, PARTITIONS
+from jax_tkg.caches import ring_capacity
+from jax_tkg.call.arguments import FLOAT8_DTYPES, PARTITIONS
 from jax_tkg.call.operand_table import OPERANDS, WEIGHT_KINDS, Operand, names
 
 
@@ -248,8 +249,3 @@ def layer_case(
         **sizes,
         **others,
     )
-
-
-def ring_capacity(window: int) -> int:
-    """Slots of the ring that holds a window's keys and the new ones, in whole tiles."""
-    return -(-(window + MAX_NEW_TOKENS) // PARTITIONS) * PARTITIONS
