@@ -1,4 +1,4 @@
-"""The token-generation forward pass of a Llama-style transformer as one JAX primitive.
+"""The token-generation forward pass of a transformer as one JAX primitive.
 
 `transformer_tkg` is the operation. `explain` says which implementation a call uses, `dry_run` shows
 what a program lowers to on AWS Neuron. The modules below hold what a decode loop needs beside it.
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from jax_tkg import (
         bits,
         caches,
+        errors,
         kinds,
         limits,
         masks,
@@ -38,6 +39,7 @@ __all__ = [
     "bits",
     "caches",
     "dry_run",
+    "errors",
     "explain",
     "kinds",
     "limits",

@@ -30,7 +30,7 @@ class DoctorTest(parameterized.TestCase):
         self.assertEqual(report.problems, [])
         self.assertIn(f"jax {importlib.metadata.version('jax')}", report.lines["installed"])
         cpu, neuron = report.lines["a call lowers to"]
-        self.assertRegex(cpu, r"^cpu \(\d+ devices?, the default\): 'reference'; ")
+        self.assertRegex(cpu, r"^cpu \(\d+ devices?, the default\): 'cpu'; ")
         self.assertRegex(neuron, r"^neuron \(no device here\): 'reference'; .*nki")
 
     @parameterized.parameters(

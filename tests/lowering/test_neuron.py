@@ -252,7 +252,7 @@ class GoldenTest(absltest.TestCase):
 class ChoiceTest(parameterized.TestCase):
     def test_cpu(self) -> None:
         choice = jax_tkg.explain(**_arguments(), **cases.options(SHAPE))
-        self.assertEqual(choice.implementation, "reference")
+        self.assertEqual(choice.implementation, "cpu")
         self.assertIn("cpu", choice.reason)
 
     def test_neuron_without_nki(self) -> None:

@@ -16,7 +16,7 @@ class PublicSurfaceTest(absltest.TestCase):
         names = {f"jax_tkg.{name}" for name in jax_tkg.__all__}
         # Where a public name that is no module is defined.
         homes = set(jax_tkg._HOMES.values())
-        for path in pathlib.Path(models.__file__).parent.glob("*.py"):
+        for path in pathlib.Path(models.__file__).parent.rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.Import):
                     imported = [alias.name for alias in node.names]
