@@ -10,7 +10,7 @@ DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo check test test-all test-oracle test-nkilib test-simulator-without-jax mutation-check fuzz lint versions clean
+.PHONY: demo check test test-all test-oracle test-exhaustive test-nkilib test-simulator-without-jax mutation-check fuzz lint versions clean
 
 demo: $(VENV)/.models
 	$(BIN)/python -m jax_tkg.fetch_model
@@ -19,13 +19,17 @@ export PROMPT
 
 # Before each commit.
 check: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not thorough and not slow and not model and not oracle" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not thorough and not exhaustive and not slow and not model and not oracle" $(PYTEST_FLAGS)
 
 test: $(VENV)/.test lint
 	$(BIN)/python -m jax_tkg.fetch_model
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not oracle" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not oracle and not exhaustive" $(PYTEST_FLAGS)
 
-test-all: test test-oracle test-simulator-without-jax versions test-nkilib
+# More drawn cases than make test has.
+test-exhaustive: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "exhaustive and not oracle" $(PYTEST_FLAGS)
+
+test-all: test test-oracle test-exhaustive test-simulator-without-jax versions test-nkilib
 
 # BUILD.md says how to get a build of PyTorch without CUDA.
 test-oracle: $(VENV)/.oracle

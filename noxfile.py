@@ -72,4 +72,4 @@ def simulator_without_jax(session: nox.Session) -> None:
     session.install(*needed, *project["optional-dependencies"]["test"], "absl-py")
     session.install("--no-deps", "-e", ".")
     session.run("python", "-c", "import importlib.util as u; assert u.find_spec('jax') is None")
-    session.run("python", "-m", "pytest", "-n", "2", "tests/simulator", *session.posargs)
+    session.run("python", "-m", "pytest", "-n", "2", *(session.posargs or ["tests/simulator"]))

@@ -6,7 +6,9 @@ Where JAX is installed, also what `tests/with_jax.py` sets. The simulator's test
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
+import threading
 
 import hypothesis
 import pytest
@@ -14,10 +16,16 @@ import pytest
 from jax_tkg import simulator
 
 if importlib.util.find_spec("jax") is not None:
-    from tests.with_jax import forget_compiled_programs  # noqa: F401
+    from tests.with_jax import forget_compiled_programs, quick_compilation  # noqa: F401
 
 # Kernels import nki.
 simulator.install()
+
+# In the background of a shell SIGINT is ignored, also by the processes that tests interrupt.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and (
+    threading.current_thread() is threading.main_thread()
+):
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Runs are repeatable, and a slow machine is no failure.
 hypothesis.settings.register_profile(

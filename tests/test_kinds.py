@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
@@ -16,6 +17,8 @@ from jax_tkg.caches import allocate_caches
 from jax_tkg.kinds import Kind, step_inputs
 from jax_tkg.rope import rope_frequencies
 from tests import cases
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WINDOW = 6
 KINDS = (0, 1, 0)

@@ -8,11 +8,14 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
 from jax_tkg.call.layer_kinds import LayerKinds
 from tests import cases
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SHAPE = cases.KINDS
 PER_KIND = ("RoPE_cos", "RoPE_sin", "mask_cache", "mask_active", "position_ids")

@@ -8,12 +8,15 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
 import jax_tkg.sharding
 from jax_tkg.call.replica_groups import groups_of_axes
 from tests import cases, parallel_cases
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SHAPE = cases.Shape(B=2, S=2, q=2, k=1, d=64, L=2)
 MESHES = {

@@ -18,12 +18,17 @@ from jax_tkg import caches
 from jax_tkg.bits import as_bits, without_bits
 from tests import cases, hlo
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 # One layer's keys have more elements than any weight, so that a copy of them stands out.
 SHAPE = cases.Shape(B=2, S=1, q=2, k=2, d=64, H=128, I=128, L=2, S_ctx=16, S_max=512)
 CACHE_ELEMENTS = SHAPE.B * SHAPE.k * SHAPE.d * SHAPE.S_max
 MESHES = {"dp": (2,), "dp tp": (2, 2)}
 DRAWS = 60
 """Subsets of varying operands, a quarter of them on each mesh with lists and with stacks."""
+
+QUICK_DRAWS = 20
+"""Those of them that are not left to the exhaustive tests."""
 
 
 def _mesh(names: str) -> jax.sharding.Mesh:
@@ -132,9 +137,18 @@ class VaryingAxesTest(parameterized.TestCase):
         want = _unchecked(names, form, axis_name)(*_split(everywhere))
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5), got, want)
 
+    @parameterized.parameters(*range(QUICK_DRAWS))
     @pytest.mark.slow
-    @parameterized.parameters(*range(DRAWS))
     def test_drawn_subset(self, seed: int) -> None:
+        self._check_drawn_subset(seed)
+
+    @parameterized.parameters(*range(QUICK_DRAWS, DRAWS))
+    @pytest.mark.exhaustive
+    @pytest.mark.slow
+    def test_more_drawn_subsets(self, seed: int) -> None:
+        self._check_drawn_subset(seed)
+
+    def _check_drawn_subset(self, seed: int) -> None:
         names, stacked = list(MESHES)[seed % 2], seed // 2 % 2 == 1
         arguments = _arguments(seed, stacked, options=cases.LAYER_OPTIONS)
         rng = np.random.default_rng(seed)

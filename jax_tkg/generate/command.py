@@ -143,14 +143,18 @@ def _generate(values: flags.FlagValues) -> None:
         _talk(values)
         return
     prompts = _prompts(values)
-    keys = _keys(values.seed, len(prompts))
+    seeds = _seeds(values.seed, len(prompts))
     checkpoint = open_checkpoint(default_model() if values.model is None else values.model)
     encoded = [_encode(values, checkpoint.tokenizer, prompt) for prompt in prompts]
     lengths = [len(tokens) for tokens in encoded]
     threads = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="generate")
     with bars() as bar:
         capacity = _capacity(values, checkpoint, encoded)
-        decoder, ready_seconds = _ready(values, checkpoint, capacity, lengths, threads, keys, bar)
+        mesh = _mesh(values, checkpoint)
+        keys = _keys(seeds)
+        decoder, ready_seconds = _ready(
+            values, checkpoint, mesh, capacity, lengths, threads, keys, bar
+        )
         clock = _Clock(decoder)
         state = _start(decoder, encoded, keys, bar("Reading the prompt"))
         prefill_seconds = clock.lap()
@@ -184,10 +188,13 @@ def _talk(values: flags.FlagValues) -> None:
             f"--max_tokens: expected fewer than {capacity}, the tokens of a conversation, got "
             f"{values.max_tokens}"
         )
-    keys = _keys(values.seed, 1)
+    mesh = _mesh(values, checkpoint)
+    keys = _keys(_seeds(values.seed, 1))
     threads = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="generate")
     with bars() as bar:
-        decoder, ready_seconds = _ready(values, checkpoint, capacity, [32], threads, keys, bar)
+        decoder, ready_seconds = _ready(
+            values, checkpoint, mesh, capacity, [32], threads, keys, bar
+        )
     clock = _Clock(decoder)
     read = written = 0
     reading = writing = 0.0
@@ -223,6 +230,7 @@ def _note_rates(
 def _ready(
     values: flags.FlagValues,
     checkpoint: Checkpoint,
+    mesh: jax.sharding.Mesh | None,
     capacity: int,
     lengths: Sequence[int],
     threads: concurrent.futures.Executor,
@@ -231,11 +239,6 @@ def _ready(
 ) -> tuple[Decoder, float]:
     """A decoder with its model, compiled for prompts of these lengths, and the seconds it took."""
     sampling = _sampling(values)
-    try:
-        check_tensor_parallel(checkpoint.config, values.tensor_parallel)
-    except ModelError as error:
-        raise CommandError(f"--{error}") from None
-    mesh = _mesh(values)
     started = time.perf_counter()
     dtype = _DTYPES[values.dtype]
     decoder = Decoder(
@@ -338,9 +341,13 @@ def _capacity(
     return context_bucket(longest + values.max_tokens, limit)
 
 
-def _mesh(values: flags.FlagValues) -> jax.sharding.Mesh | None:
-    """A mesh of the given size; on a CPU its devices are made."""
+def _mesh(values: flags.FlagValues, checkpoint: Checkpoint) -> jax.sharding.Mesh | None:
+    """A mesh of the given size; on a CPU its devices are made. To be called before JAX is used."""
     ranks = values.tensor_parallel
+    try:
+        check_tensor_parallel(checkpoint.config, ranks)
+    except ModelError as error:
+        raise CommandError(f"--{error}") from None
     if ranks == 1:
         return None
     # Takes effect only before JAX starts its CPU backend, and for that backend only.
@@ -354,14 +361,19 @@ def _mesh(values: flags.FlagValues) -> jax.sharding.Mesh | None:
     return jax.sharding.Mesh(np.asarray(devices[:ranks]), (TENSOR_AXIS,))
 
 
-def _keys(seeds: Sequence[int], prompts: int) -> jax.Array:
-    """[B] PRNG keys of all 64 bits; `jax.random.key` takes 32 unless 64-bit types are enabled."""
+def _seeds(seeds: Sequence[int], prompts: int) -> Sequence[int]:
+    """A seed for each prompt."""
     if len(seeds) == 1:
         seeds = [(seeds[0] + index) % 2**64 for index in range(prompts)]
     if len(seeds) != prompts:
         raise CommandError(
             f"--seed: expected 1 or {prompts} (one for each prompt), got {len(seeds)}"
         )
+    return seeds
+
+
+def _keys(seeds: Sequence[int]) -> jax.Array:
+    """[B] PRNG keys of all 64 bits; `jax.random.key` takes 32 unless 64-bit types are enabled."""
     bits = jnp.asarray([[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds], jnp.uint32)
     return jax.random.wrap_key_data(bits, impl="threefry2x32")
 

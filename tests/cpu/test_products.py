@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from jax_tkg.cpu.formulation import Form
 from jax_tkg.cpu.products import multiply
 from jax_tkg.cpu.stored_weight import StoredWeight
 from jax_tkg.reference.linear import linear
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 # By the weight's dtype, that of the activations.
 DTYPES = {

@@ -9,12 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
 from jax_tkg.bits import as_bits, without_bits
 from jax_tkg.call.operand_table import names
 from tests import cases, hlo
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SHAPE = cases.Shape(B=1, S=2, L=3, S_ctx=24, S_max=2048)
 BOTH = ("cpu", "reference")

@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from tests import cases
 from tests.kernels import launch
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SKIPPED = 2**32 - 1
 S_MAX = 12

@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg.kernels import masks, transformer
 from tests import cases
 from tests.kernels import launch
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class InputsTest(parameterized.TestCase):

@@ -13,11 +13,14 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
 from jax_tkg import simulator
 from tests import cases, test_parallel
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SHAPE = cases.Shape()
 

@@ -20,6 +20,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
@@ -27,6 +28,8 @@ import jax_tkg.sharding
 from jax_tkg.lowering import neuron
 from tests import cases, parallel_cases
 from tests.lowering import custom_calls, with_nki
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SHAPE = cases.Shape()
 FLOAT8 = ("float8_e4m3",) * 3

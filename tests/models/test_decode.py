@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg.models import gguf, packing
@@ -25,6 +26,8 @@ from jax_tkg.models.decode import (
 from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.sampling import Sampling
 from tests.models import devices, numpy_llama, tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SHAPE = tiny.Tiny(context_length=400)
 RNG = np.random.default_rng(11)

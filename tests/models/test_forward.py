@@ -9,12 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg.bits import Bits
 from jax_tkg.models import gguf
 from jax_tkg.models.forward import ModelForward
 from tests.models import devices, tiny
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 TOKENS = np.array([[3, 1, 4], [1, 5, 9]], np.int32)
 S_CTX, CAPACITY = 8, 16

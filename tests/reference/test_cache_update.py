@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from jax_tkg.bits import as_bits, without_bits
 from jax_tkg.cpu import cache_update as cpu
 from jax_tkg.reference import cache_update as reference
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 L, K_HEADS, D, CAPACITY = 2, 2, 4, 6
 

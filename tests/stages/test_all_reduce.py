@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
@@ -15,6 +16,8 @@ from jax_tkg.call.arguments import Parameters
 from jax_tkg.reference.all_reduce import all_reduce
 from tests.stages import drawing
 from tests.stages.kernel_stages import KernelStages
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 Groups = tuple[tuple[int, ...], ...]
 GROUPS: dict[str, Groups] = {

@@ -6,12 +6,15 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
 from jax_tkg.cpu import formulation
 from jax_tkg.reference.attention import attention_mask
 from tests.stages import drawing
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 HEADS = ((1, 1), (8, 1), (4, 2), (9, 3), (16, 8))
 

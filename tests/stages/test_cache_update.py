@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
 from tests.stages import drawing
 from tests.stages.kernel_stages import KernelStages
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 SKIPPED = 2**32 - 1
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
 from tests import cases
 from tests.stages import drawing
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 FLOAT8 = (None, "float8_e4m3", "float8_e4m3fn", "float8_e5m2")
 

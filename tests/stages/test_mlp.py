@@ -6,11 +6,14 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
 from tests import cases
 from tests.stages import drawing
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 ACTIVATIONS = {
     "silu": lambda x: x / (1 + np.exp(-x)),

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
 from tests.stages import drawing
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def _expected(x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
