@@ -150,6 +150,7 @@ class DrawnShapesTest(parameterized.TestCase):
         run()
 
 
+@pytest.mark.thorough
 class NamedShapesTest(parameterized.TestCase):
     """One case of each kind."""
 
@@ -164,6 +165,7 @@ class NamedShapesTest(parameterized.TestCase):
         _run(shape, 0)
 
 
+@pytest.mark.thorough
 class FormsTest(parameterized.TestCase):
     """Containers, ranks and ways to call do not change the result."""
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
@@ -97,6 +98,7 @@ class BitsTest(parameterized.TestCase):
         self.assertIs(held.W_gamma_qkvs, weights.W_gamma_qkvs)
 
 
+@pytest.mark.thorough
 class OperationTest(parameterized.TestCase):
     """The operation takes bits in the place of arrays and gives caches in the form they came in."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from tests import commands
@@ -16,6 +17,7 @@ EXTRA_PACKAGES = ("absl", "gguf", "jinja2", "matplotlib", "rich", "safetensors",
 COMMANDS = ("jax_tkg.generate", "jax_tkg.profile")
 
 
+@pytest.mark.thorough
 class FlagsTest(parameterized.TestCase):
     @parameterized.product(module=COMMANDS, flag=("--help", "-h"))
     def test_help(self, module: str, flag: str) -> None:
@@ -78,6 +80,7 @@ class PlainInstallationTest(parameterized.TestCase):
         self.assertIn("expected pip to download it with", commands.last_line(done))
 
 
+@pytest.mark.thorough
 class EndTest(parameterized.TestCase):
     """With a command that only writes."""
 

@@ -15,6 +15,7 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
@@ -84,6 +85,7 @@ sys.stdout.buffer.write(pickle.dumps([type(results).__name__, *leaves]))
 """
 
 
+@pytest.mark.thorough
 class DonationTest(parameterized.TestCase):
     def _compile(self, run: Any, stacked: bool, dtype: str) -> tuple[Any, Any, Any, Any]:
         arguments, caches, x = _problem(dataclasses.replace(SHAPE, dtype=dtype), stacked)
@@ -147,6 +149,7 @@ def _looped(arguments: Any, caches: Any, x: Any, length: Any) -> Any:
     return hidden, caches
 
 
+@pytest.mark.thorough
 class LoopsTest(parameterized.TestCase):
     """Loops give what the steps give one by one, and those what the oracle says."""
 
@@ -181,6 +184,7 @@ class LoopsTest(parameterized.TestCase):
             inputs["V_caches"] = [np.asarray(cache) for cache in got.V_caches]
 
 
+@pytest.mark.thorough
 class TransformationsTest(parameterized.TestCase):
     def setUp(self) -> None:
         super().setUp()

@@ -43,6 +43,7 @@ def _sharded(arguments: dict[str, Any], tensor_axis: str | None, stacked: bool) 
     }
 
 
+@pytest.mark.thorough
 class ExplicitMeshTest(parameterized.TestCase):
     def _check(self, got: Any, given: dict[str, Any], arguments: dict[str, Any]) -> None:
         for result, name in (

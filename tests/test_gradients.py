@@ -28,6 +28,7 @@ def _arguments(positions: str, unified: bool) -> tuple[cases.Shape, dict[str, An
     return shape, {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
 
 
+@pytest.mark.thorough
 class GradientsTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("updated", "first", False, False),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import graphlib
 import sys
 
+import pytest
 from absl.testing import absltest
 
 from scripts.package_imports import imported, is_inside, modules
@@ -106,6 +107,7 @@ def _upward_imports() -> set[tuple[str, str]]:
     }
 
 
+@pytest.mark.thorough
 class ImportsTest(absltest.TestCase):
     def test_every_room_exists(self) -> None:
         self.assertEqual([room for room in ROOMS if room not in modules()], [])

@@ -10,6 +10,7 @@ import sys
 import tempfile
 from typing import Any
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from tests import fake_nki
@@ -67,6 +68,7 @@ def _run(folder: pathlib.Path, program: str = PROGRAM) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.thorough
 class NotAwsTest(parameterized.TestCase):
     """What is not AWS's package leaves the reference, the dry run and the simulator as they are."""
 
@@ -119,6 +121,7 @@ class NotAwsTest(parameterized.TestCase):
             self.assertIn(f"found: {module}, which no", _run(module.parent, program))
 
 
+@pytest.mark.thorough
 class AwsTest(parameterized.TestCase):
     @parameterized.parameters("0.3.0+23928721754.g18aacd8a", "0.5.9", "0.5")
     def test_too_old(self, version: str) -> None:

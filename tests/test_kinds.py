@@ -101,6 +101,7 @@ def step_by_step(
     return found
 
 
+@pytest.mark.thorough
 class RingTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
@@ -126,6 +127,7 @@ class RingTest(parameterized.TestCase):
         self._check(S, ring, stacked, implementation)
 
 
+@pytest.mark.thorough
 class StepInputsTest(absltest.TestCase):
     def test_forms(self) -> None:
         """Positions that follow one another are given by the first; a short ring is whole."""

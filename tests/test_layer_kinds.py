@@ -50,6 +50,7 @@ class LayerKindsTest(parameterized.TestCase):
         self.assertEqual([kinds.place(layer) for layer in range(5)], [0, 0, 1, 2, 1])
 
 
+@pytest.mark.thorough
 class FormsTest(parameterized.TestCase):
     def test_one_kind_is_a_call_without_kinds(self) -> None:
         shape = cases.Shape()

@@ -6,11 +6,13 @@ import itertools
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg import masks
 
 
+@pytest.mark.thorough
 class MasksTest(parameterized.TestCase):
     @parameterized.parameters(([0, 3, 7], 5, 2, 1), ([2], 2, 1, 4), ([9, 1], 8, 3, 2))
     def test_cache_mask(self, lengths: list[int], S_ctx: int, q: int, S: int) -> None:

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import pytest
 from absl.testing import absltest
 
 WORKER = pathlib.Path(__file__).with_name("multiprocess_worker.py")
@@ -20,6 +21,7 @@ def _free_port() -> int:
         return listener.getsockname()[1]
 
 
+@pytest.mark.thorough
 class MultiprocessTest(absltest.TestCase):
     def test_two_processes(self) -> None:
         address = f"127.0.0.1:{_free_port()}"

@@ -17,6 +17,7 @@ from tests.lowering import with_nki
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.thorough
 class NeuronChecklistTest(absltest.TestCase):
     def _run(self, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(

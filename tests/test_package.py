@@ -8,6 +8,7 @@ import pathlib
 import subprocess
 import sys
 
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
@@ -51,6 +52,7 @@ def _of(modules: list[str], *packages: str) -> list[str]:
     return [m for m in modules if any(m == p or m.startswith(f"{p}.") for p in packages)]
 
 
+@pytest.mark.thorough
 class LazyImportTest(parameterized.TestCase):
     def test_the_package_alone(self) -> None:
         loaded = _loaded("import jax_tkg; dir(jax_tkg); jax_tkg.__version__")
@@ -91,6 +93,7 @@ print(double(np.ones((2, 2), np.float32)).sum())
         self.assertEqual(_python(program).stdout.strip(), "8.0")
 
 
+@pytest.mark.thorough
 class PublicNamesTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("forwards", jax_tkg.__all__),

@@ -58,6 +58,7 @@ def _sharded_call(
     return jax_tkg.TransformerTkgOutput(*jax.jit(run)(arguments))
 
 
+@pytest.mark.thorough
 class ParallelTest(parameterized.TestCase):
     def _run(
         self,

@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 import numpy as np
+import pytest
 from absl.testing import absltest
 
 import jax_tkg
@@ -20,6 +21,7 @@ def _blocks() -> list[str]:
     return re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 
 
+@pytest.mark.thorough
 class OperationPageTest(absltest.TestCase):
     def test_example_of_kinds(self) -> None:
         page = README.parent / "docs" / "operation.md"
@@ -31,6 +33,7 @@ class OperationPageTest(absltest.TestCase):
         np.testing.assert_array_equal(written, [[1000 % 640], [1000]])
 
 
+@pytest.mark.thorough
 class ReadmeTest(absltest.TestCase):
     def test_examples(self) -> None:
         _, step, parallel = _blocks()

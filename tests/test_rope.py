@@ -71,6 +71,7 @@ class FrequenciesTest(parameterized.TestCase):
             rope.rope_frequencies(d)
 
 
+@pytest.mark.thorough
 class TablesTest(parameterized.TestCase):
     @hypothesis.settings(max_examples=30)
     @hypothesis.given(

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec as P
 
@@ -42,6 +43,7 @@ FLOAT8 = (("float8_e4m3",) * 3,) * 2
 WHOLE = cases.Shape(B=2, S=2, q=4, k=2, d=64, H=256, I=512, L=2, quantized=FLOAT8)
 
 
+@pytest.mark.thorough
 class SpecsTest(parameterized.TestCase):
     @parameterized.product(
         tensor_axis=("tp", ("x", "y"), None), data_axis=(None, "dp"), stacked=(False, True)

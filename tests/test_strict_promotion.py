@@ -35,6 +35,7 @@ SHAPES = {
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 
 
+@pytest.mark.thorough
 class StrictPromotionTest(parameterized.TestCase):
     def setUp(self) -> None:
         super().setUp()

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
 from absl.testing import absltest, parameterized
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -52,6 +53,7 @@ def test_own(request):
 """
 
 
+@pytest.mark.thorough
 class TimeLimitsTest(parameterized.TestCase):
     def _pytest(self, source: str, *flags: str) -> subprocess.CompletedProcess[str]:
         """Runs pytest with this repository's configuration on a test module."""

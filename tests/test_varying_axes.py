@@ -114,6 +114,7 @@ def _on_all_axes(mesh: jax.sharding.Mesh, array: np.ndarray, names: str) -> np.n
     return np.broadcast_to(array.reshape(*ones, *rest), (*mesh.axis_sizes, *rest))
 
 
+@pytest.mark.thorough
 class VaryingAxesTest(parameterized.TestCase):
     def _check(
         self, names: str, arguments: dict[str, Any], axes: dict[str, Any], axis_name: Any = None

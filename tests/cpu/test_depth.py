@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
@@ -41,6 +42,7 @@ def _compiled(dtype: str, B: int, layers: int, stacked: bool) -> Any:
     return jax.jit(step).lower({**arguments, **held}).compile()
 
 
+@pytest.mark.thorough
 class DepthTest(parameterized.TestCase):
     @parameterized.parameters(*itertools.product(("float32", "bfloat16", FLOAT8), (1, 8)))
     def test_no_loop_over_weights_computes_the_layers_before(self, dtype: str, B: int) -> None:

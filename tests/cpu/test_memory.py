@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
@@ -92,6 +93,7 @@ def _compiled(
     return jax.jit(step, donate_argnums=0).lower(caches, weights, others).compile()
 
 
+@pytest.mark.thorough
 class MemoryTest(parameterized.TestCase):
     @parameterized.parameters(
         *itertools.product(DTYPES, (1, 8), ((False, False), (False, True), (True, True)))

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import unittest
 
+import pytest
 from absl.testing import absltest, parameterized
 
 STATUS = pathlib.Path("/proc/self/status")
@@ -74,6 +75,7 @@ def _can_measure() -> bool:
 
 
 @unittest.skipUnless(_can_measure(), "peak memory is read and reset in Linux's /proc")
+@pytest.mark.thorough
 class ProcessMemoryTest(parameterized.TestCase):
     @parameterized.product(dtype=("float32", "bfloat16"), form=("lists", "stacked"))
     def test_decode_loop(self, dtype: str, form: str) -> None:

@@ -56,6 +56,7 @@ def _stored(weight: np.ndarray, bits: bool, stacked: bool) -> StoredWeight:
     return StoredWeight(held, jnp.uint32(1) if stacked else None)
 
 
+@pytest.mark.thorough
 class ProductsTest(parameterized.TestCase):
     @parameterized.parameters(*itertools.product(DTYPES, Form, (1, 8), (False, True)))
     def test_against_float64(self, dtype: str, form: Form, rows: int, stacked: bool) -> None:

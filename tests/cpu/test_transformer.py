@@ -31,6 +31,7 @@ def _arguments(dtype: str, stacked: bool) -> dict[str, Any]:
     return cases.stack(arguments) if stacked else arguments
 
 
+@pytest.mark.thorough
 class ImplementationsTest(parameterized.TestCase):
     def test_chosen(self) -> None:
         call = functools.partial(jax_tkg.explain, **_arguments("float32", False))

@@ -47,6 +47,7 @@ def _cache_writes(result: Any, name: str, core: int) -> list[Any]:
     ]
 
 
+@pytest.mark.thorough
 class WritesTest(parameterized.TestCase):
     @parameterized.product(S=(1, 2, 3, 4, 8), cores=(1, 2), stacked=(False, True))
     def test_windows_across_the_end(self, S: int, cores: int, stacked: bool) -> None:

@@ -17,6 +17,7 @@ from tests.kernels import launch
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
+@pytest.mark.thorough
 class InputsTest(parameterized.TestCase):
     """A loop's body moves inputs by run-time addresses only: NCC_ISQI001 refuses static ones."""
 

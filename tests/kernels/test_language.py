@@ -6,6 +6,7 @@ import importlib
 import pathlib
 from typing import Any
 
+import pytest
 from absl.testing import absltest
 
 import jax_tkg.kernels
@@ -20,6 +21,7 @@ def _found(function: Any) -> list[str]:
     return [f"{f.rule.name} {f.found}" for f in checker.check_language(function)]
 
 
+@pytest.mark.thorough
 class LanguageTest(absltest.TestCase):
     def test_only_the_loop_body(self) -> None:
         self.assertEqual(_found(transformer_tkg), LOOP_BODY)

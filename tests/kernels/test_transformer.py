@@ -28,6 +28,7 @@ def _reads(instruction: Any, name: str) -> bool:
     return any(access.name == name for access in instruction.reads)
 
 
+@pytest.mark.thorough
 class FixedTest(parameterized.TestCase):
     @parameterized.named_parameters(
         (f"{name}_{cores}_cores", shape, cores)

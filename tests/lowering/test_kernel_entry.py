@@ -16,6 +16,7 @@ from unittest import mock
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
@@ -35,6 +36,7 @@ def _arguments(shape: cases.Shape = SHAPE) -> dict[str, Any]:
     return {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
 
 
+@pytest.mark.thorough
 class SourceTest(parameterized.TestCase):
     """The generated entry runs in the simulator as the kernel itself does."""
 
@@ -88,6 +90,7 @@ class SourceTest(parameterized.TestCase):
         )
 
 
+@pytest.mark.thorough
 class FileTest(parameterized.TestCase):
     def setUp(self) -> None:
         super().setUp()

@@ -9,6 +9,7 @@ from typing import Any
 from unittest import mock
 
 import jax.numpy as jnp
+import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg.call.dimensions import Dimensions
@@ -37,6 +38,7 @@ def _dimensions(shape: cases.Shape) -> Dimensions:
     return Dimensions(**sizes, dtype=jnp.dtype(shape.dtype))
 
 
+@pytest.mark.thorough
 class SbufTest(parameterized.TestCase):
     @parameterized.product(name=tuple(SHAPES), cores=(1, 2), stacked=(False, True))
     def test_estimate_covers_what_the_simulator_counts(

@@ -14,6 +14,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
@@ -32,6 +33,7 @@ def _arguments(shape: cases.Shape = SHAPE, stacked: bool = False) -> dict[str, A
     return cases.stack(arguments) if stacked else arguments
 
 
+@pytest.mark.thorough
 class CallTest(parameterized.TestCase):
     def _check(self, call: Any, layers: int, stacked: bool, groups: Any = None) -> None:
         config = custom_calls.config(call)

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
@@ -49,6 +50,7 @@ def _check(got: Any, shape: cases.Shape, arguments: dict[str, Any]) -> None:
     cases.check(got, shape, arguments, hidden, K[0], V[0], written)
 
 
+@pytest.mark.thorough
 class SignatureTest(parameterized.TestCase):
     @parameterized.named_parameters((name, *case) for name, case in CASES.items())
     def test_in_the_simulator(self, sizes: dict[str, Any], slots: str) -> None:

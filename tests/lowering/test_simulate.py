@@ -30,6 +30,7 @@ def _case(shape: cases.Shape = SHAPE) -> tuple[dict[str, Any], dict[str, Any]]:
     return cases.random_weights(shape, rng), cases.random_inputs(shape, rng)
 
 
+@pytest.mark.thorough
 class OneDeviceTest(parameterized.TestCase):
     def _check(self, shape: cases.Shape, stacked: bool = False, **options: Any) -> None:
         weights, inputs = _case(shape)
@@ -117,6 +118,7 @@ class OneDeviceTest(parameterized.TestCase):
             np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.thorough
 class ParallelTest(parameterized.TestCase):
     @parameterized.product(
         mesh_name=("tp2", "tp4", "dp2_tp2", "tp2_dp2"), on_chip=(True, False), lnc=(1, 2)

@@ -57,6 +57,7 @@ class ThroughNkiTest(parameterized.TestCase):
         self.nki = self.enterContext(with_nki.installed())
 
 
+@pytest.mark.thorough
 class LoweringTest(ThroughNkiTest):
     def test_auto_chooses_the_kernel(self) -> None:
         choice = jax_tkg.explain(**_arguments(), **cases.options(SHAPE), platform="neuron")
@@ -138,6 +139,7 @@ class LoweringTest(ThroughNkiTest):
             jax.jit(_call()).trace(**_arguments()).lower(lowering_platforms=("neuron",))
 
 
+@pytest.mark.thorough
 class ExecutionTest(ThroughNkiTest):
     @parameterized.product(stacked=(False, True), lnc=(1, 2), implementation=("auto", "nki"))
     def test_one_call(self, stacked: bool, lnc: int, implementation: str) -> None:

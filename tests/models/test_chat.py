@@ -61,6 +61,7 @@ class RenderTest(parameterized.TestCase):
         self.assertEqual(ChatTemplate(sources, {}, "here").prompt(MESSAGES), "system")
 
 
+@pytest.mark.thorough
 class ErrorsTest(parameterized.TestCase):
     def _fails(self, source: str, message: str) -> None:
         if not message.startswith("expected"):

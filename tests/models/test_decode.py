@@ -70,6 +70,7 @@ def _streamed(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) ->
     return np.stack(list(decoder.stream(decoder.start(prompts), count)), axis=1)
 
 
+@pytest.mark.thorough
 class GreedyTest(parameterized.TestCase):
     @parameterized.parameters(1, 7, 8, 9, 23, 124, 130)
     def test_one_prompt(self, length: int) -> None:
@@ -99,6 +100,7 @@ class GreedyTest(parameterized.TestCase):
         self.assertEqual(_streamed(decoder, [PROMPTS[9]], count).shape, (1, count))
 
 
+@pytest.mark.thorough
 class StopTest(absltest.TestCase):
     def setUp(self) -> None:
         super().setUp()
@@ -134,6 +136,7 @@ class StopTest(absltest.TestCase):
         self.assertEqual(decoder.generate(decoder.start([PROMPTS[9]]), 12).tolist(), [[first]])
 
 
+@pytest.mark.thorough
 class CapacityTest(absltest.TestCase):
     def test_each_answer_ends_with_the_capacity(self) -> None:
         """The longest prompt's answer is the shortest, and the others go on."""
@@ -165,6 +168,7 @@ class CapacityTest(absltest.TestCase):
         self.assertGreater(decoder.compile_seconds, 0)
 
 
+@pytest.mark.thorough
 class PrepareTest(parameterized.TestCase):
     @parameterized.product(ranks=(1, 2), device_loop=(False, True), lengths=((1,), (23, 9), (130,)))
     def test_nothing_is_compiled_later(
@@ -230,6 +234,7 @@ class PrepareTest(parameterized.TestCase):
             decoder.start([PROMPTS[9]])
 
 
+@pytest.mark.thorough
 class StateTest(absltest.TestCase):
     def test_caches_are_donated(self) -> None:
         decoder = _decoder()
@@ -256,6 +261,7 @@ class StateTest(absltest.TestCase):
         self.assertEqual(seen, [(8, 23), (16, 23), (22, 23), (23, 23)])
 
 
+@pytest.mark.thorough
 class SampledTest(absltest.TestCase):
     def test_keys_decide(self) -> None:
         decoder = Decoder(_model(), 200, sampling=Sampling(3.0, 0.95))
@@ -314,6 +320,7 @@ class ErrorsTest(parameterized.TestCase):
             Decoder(_model(2), 100, mesh)
 
 
+@pytest.mark.thorough
 class ConfigurationTest(parameterized.TestCase):
     """Settings of JAX under which programs run that use this package."""
 

@@ -51,6 +51,7 @@ def _run(forward: ModelForward) -> tuple[jax.Array, Any]:
     return run(forward.parameters, *forward.caches(2))
 
 
+@pytest.mark.thorough
 class FormsTest(parameterized.TestCase):
     @parameterized.product(dtype=("float32", "bfloat16"), ranks=(1, 2))
     def test_lists_give_what_stacks_give(self, dtype: str, ranks: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import hypothesis
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
@@ -19,6 +20,7 @@ from tests.models import devices, files, numpy_llama, tiny
 TOKENS = np.random.default_rng(7).integers(0, len(tiny.VOCABULARY), 21).tolist()
 
 
+@pytest.mark.thorough
 class LogitsTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("padded", tiny.Tiny()),

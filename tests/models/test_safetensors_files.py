@@ -8,6 +8,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 from safetensors.numpy import load_file, save_file
 
@@ -23,6 +24,7 @@ HEAD, EMBEDDING, UP = (
 )
 
 
+@pytest.mark.thorough
 class LogitsTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("one_file", tiny.Tiny(), 1),

@@ -64,6 +64,7 @@ def _drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
     return draw.standard_normal((3, 20)).astype(np.float32) * 2, draw.random((3, 20)) < 0.4
 
 
+@pytest.mark.thorough
 class SampleTest(parameterized.TestCase):
     @hypothesis.settings(max_examples=30, deadline=None)
     @hypothesis.given(st.integers(0, 2**32 - 1))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg.bits import as_bits
@@ -18,6 +19,7 @@ def _head(dtype: str) -> np.ndarray:
     return np.random.default_rng(0).standard_normal((H, V)).astype(dtype)
 
 
+@pytest.mark.thorough
 class VocabularyTest(parameterized.TestCase):
     @parameterized.product(
         dtype=("float32", "bfloat16", "float16"), bits=(False, True), tied=(False, True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg.profile import report
@@ -12,6 +13,7 @@ from jax_tkg.simulator.timing.costs import TRN2
 SMALL = Case(B=2, S=2, H=512, I=256, d=64, q=4, k=2, S_ctx=258, tensor_parallel=4)
 
 
+@pytest.mark.thorough
 class LayerFiguresTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls):

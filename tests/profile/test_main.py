@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
 from absl.testing import absltest
 
 SMALL = "--dims=4,256,256,4,2,64"
@@ -23,6 +24,7 @@ def _run(*flags: str, **environment: str) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.thorough
 class CommandTest(absltest.TestCase):
     def test_profile_and_trace(self):
         with tempfile.TemporaryDirectory() as folder:

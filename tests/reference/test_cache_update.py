@@ -37,6 +37,7 @@ def _update(write_caches: Any, K: Any, V: Any, slots: jax.Array, keys: Any, valu
     return write_caches(K, V, slots, keys, values, after=slots)
 
 
+@pytest.mark.thorough
 class CacheUpdateTest(parameterized.TestCase):
     @settings(max_examples=60)
     @given(

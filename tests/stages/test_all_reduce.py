@@ -48,6 +48,7 @@ def _expected(
     return [drawing.wide(x) + sums[rank] for rank, x in enumerate(xs)]
 
 
+@pytest.mark.thorough
 class KernelTest(parameterized.TestCase):
     @parameterized.product(
         cores=(1, 2), groups=tuple(GROUPS), on_chip=(False, True), dtype=drawing.DTYPES

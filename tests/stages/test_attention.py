@@ -86,6 +86,7 @@ def _arguments(
     }
 
 
+@pytest.mark.thorough
 class AttentionTest(parameterized.TestCase):
     @parameterized.product(
         implementation=tuple(drawing.IMPLEMENTATIONS), heads=HEADS, dtype=drawing.DTYPES

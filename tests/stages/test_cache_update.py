@@ -47,6 +47,7 @@ def _offsets(slots: np.ndarray, windows: bool, k: int, d: int, S_max: int) -> di
     return offsets
 
 
+@pytest.mark.thorough
 class CacheUpdateTest(parameterized.TestCase):
     @parameterized.product(
         implementation=tuple(drawing.IMPLEMENTATIONS), each=(False, True), dtype=drawing.DTYPES

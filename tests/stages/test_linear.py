@@ -31,6 +31,7 @@ def _expected(x: np.ndarray, weight: np.ndarray, scale: np.ndarray | None) -> np
     return product if scale is None else product * drawing.wide(scale)[0]
 
 
+@pytest.mark.thorough
 class LinearTest(parameterized.TestCase):
     @parameterized.product(
         implementation=tuple(drawing.IMPLEMENTATIONS), dtype=drawing.DTYPES, quantized=FLOAT8[:3]

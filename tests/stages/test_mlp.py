@@ -68,6 +68,7 @@ def _expected(
     return product(ACTIVATIONS[activation](gate) * up, 2)
 
 
+@pytest.mark.thorough
 class MlpTest(parameterized.TestCase):
     @parameterized.product(
         implementation=tuple(drawing.IMPLEMENTATIONS), dtype=drawing.DTYPES, clamp=(0.0, 0.5)

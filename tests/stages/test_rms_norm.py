@@ -17,6 +17,7 @@ def _expected(x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
     return x * drawing.wide(gamma)[0] / np.sqrt((x * x).sum(-1, keepdims=True) / x.shape[-1] + eps)
 
 
+@pytest.mark.thorough
 class RmsNormTest(parameterized.TestCase):
     @parameterized.product(
         implementation=drawing.ONE_FORMULATION, dtype=(*drawing.DTYPES, "float16")

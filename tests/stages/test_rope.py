@@ -21,6 +21,7 @@ def _expected(heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray
     return np.concatenate([pairs.real, pairs.imag], axis=-1)
 
 
+@pytest.mark.thorough
 class RopeTest(parameterized.TestCase):
     @parameterized.product(implementation=tuple(drawing.IMPLEMENTATIONS), dtype=drawing.DTYPES)
     def test_drawn(self, implementation: str, dtype: str) -> None:
