@@ -46,6 +46,15 @@ LIMITS: Mapping[str, Range] = {
 """The range of each number in `ModelConfig`, beyond which a file is damaged or hostile."""
 
 
+_OPERANDS = {
+    "projection_bias": ("bias_qkvs",),
+    "output_bias": ("bias_outs",),
+    "head_norms": ("W_gamma_qs", "W_gamma_ks"),
+    "post_norms": ("W_gamma_post_attentions", "W_gamma_post_mlps"),
+}
+"""The arguments of `transformer_tkg` that a flag of `ModelConfig` stands for."""
+
+
 class ConfigError(ModelError):
     """One of `ModelConfig`'s fields does not fit; loaders put their key in its place.
 
@@ -174,6 +183,13 @@ class ModelConfig:
         """The index in `kinds` of each layer's kind."""
         kinds = self.kinds
         return tuple(kinds.index(kind) for kind in self.layers)
+
+    @property
+    def optional_operands(self) -> tuple[str, ...]:
+        """The optional per-layer arguments of `transformer_tkg` that the model has."""
+        return tuple(
+            name for flag, names in _OPERANDS.items() if getattr(self, flag) for name in names
+        )
 
     @property
     def rotary_size(self) -> int:

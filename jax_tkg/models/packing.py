@@ -166,17 +166,14 @@ def outline(
     def layers(rows: int, columns: int, kind: jax.typing.DTypeLike = dtype) -> Any:
         return jax.ShapeDtypeStruct((config.num_layers, rows, columns), kind)
 
-    options: dict[str, Any] = {}
-    if config.projection_bias:
-        options["bias_qkvs"] = layers(1, packed)
-    if config.output_bias:
-        options["bias_outs"] = layers(1, hidden)
-    if config.head_norms:
-        for name in ("W_gamma_qs", "W_gamma_ks"):
-            options[name] = layers(1, config.head_size, jnp.float32)
-    if config.post_norms:
-        for name in ("W_gamma_post_attentions", "W_gamma_post_mlps"):
-            options[name] = layers(1, hidden, jnp.float32)
+    options = {
+        "bias_qkvs": layers(1, packed),
+        "bias_outs": layers(1, hidden),
+        "W_gamma_qs": layers(1, config.head_size, jnp.float32),
+        "W_gamma_ks": layers(1, config.head_size, jnp.float32),
+        "W_gamma_post_attentions": layers(1, hidden, jnp.float32),
+        "W_gamma_post_mlps": layers(1, hidden, jnp.float32),
+    }
     vocabulary = config.vocabulary_size
     parameters = ModelParameters(
         layers=TransformerWeights(
@@ -187,7 +184,7 @@ def outline(
             W_downs=layers(intermediate, hidden),
             W_gamma_qkvs=layers(1, hidden, jnp.float32),
             W_gamma_mlps=layers(1, hidden, jnp.float32),
-            **options,
+            **{name: options[name] for name in config.optional_operands},
         ),
         embedding=None if tied else jax.ShapeDtypeStruct((vocabulary, hidden), dtype),
         head=jax.ShapeDtypeStruct((hidden, vocabulary), dtype),

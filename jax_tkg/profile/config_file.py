@@ -10,14 +10,6 @@ from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.folder import ModelFolder
 from jax_tkg.profile.model_shapes import ModelShape
 
-OPERANDS = {
-    "projection_bias": ("bias_qkvs",),
-    "output_bias": ("bias_outs",),
-    "head_norms": ("W_gamma_qs", "W_gamma_ks"),
-    "post_norms": ("W_gamma_post_attentions", "W_gamma_post_mlps"),
-}
-"""The optional operands that a flag of `ModelConfig` stands for."""
-
 OPTIONS = ("activation", "softmax_scale", "attention_softcap")
 """Static options of the operation that are fields of `ModelConfig`."""
 
@@ -47,7 +39,6 @@ def shape_of(config: ModelConfig) -> ModelShape:
     windows = [kind.window for kind in config.layers if kind.window is not None]
     if len(set(windows)) > 1:
         raise ValueError(f"--config: expected windows of one size, got {sorted(set(windows))}")
-    operands = [name for flag, names in OPERANDS.items() if getattr(config, flag) for name in names]
     options: dict[str, Any] = {name: getattr(config, name) for name in OPTIONS}
     return ModelShape(
         layers=config.num_layers,
@@ -56,7 +47,7 @@ def shape_of(config: ModelConfig) -> ModelShape:
         query_heads=config.num_heads,
         kv_heads=config.num_kv_heads,
         head_size=config.head_size,
-        operands=tuple(operands),
+        operands=config.optional_operands,
         options=tuple(options.items()),
         window=windows[0] if windows else None,
         window_layers=len(windows),

@@ -39,6 +39,7 @@ class CommandTest(absltest.TestCase):
     def test_one_clear_line(self):
         for flags, words in (
             (("--dims=1,2",), "--dims: expected 6 numbers, got 2"),
+            (("--config=/nowhere/config.json",), "/nowhere/config.json: expected a file, got no"),
             (("--tensor_parallel=7",), "tensor_parallel=7: expected a divisor"),
             (("--batch=200", "--tensor_parallel=1", SMALL), "expected at most 128 tokens"),
             (("--compare=nkilib", *AWS_FITS), "expected NKILIB to name a checkout"),
