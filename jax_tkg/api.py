@@ -48,6 +48,8 @@ def transformer_tkg(
     W_gamma_post_attentions: Any = None,
     W_gamma_post_mlps: Any = None,
     sinks: Any = None,
+    context_lengths: Any = None,
+    context_starts: Any = None,
     softmax_scale: float | None = None,
     attention_softcap: float = 0.0,
     activation: str = "silu",
@@ -56,6 +58,7 @@ def transformer_tkg(
     implementation: str = "auto",
     layers_per_launch: int | None = None,
     layer_kinds: Sequence[int] | None = None,
+    context_bucket: int | Sequence[int | None] | None = None,
 ) -> TransformerTkgOutput:
     """Runs all layers of a decoder-only transformer on S new tokens of each of B sequences.
 
@@ -86,10 +89,11 @@ def transformer_tkg(
       RoPE_cos: [d/2, B, S], cosines for the new tokens' positions (`jax_tkg.rope.rope_tables`).
       RoPE_sin: [d/2, B, S], their sines.
       mask_cache: [S_ctx, B, q, S] booleans or integers; non-zero where a query attends a cache
-        slot. An additive bias is refused.
+        slot. An additive bias is refused. None: `context_lengths` says which slots are attended.
       mask_active: [S (key), B, q, S (query)] booleans or integers; non-zero where a query attends a
         new key. None: the last S rows of `mask_cache` are this mask, and the cache slots with their
-        numbers are not attended.
+        numbers are not attended; with `context_lengths`, each query attends the new keys up to its
+        own.
       position_ids: [B, 1] integers, the first cache slot to write for each sequence, or [B, S], the
         slot of each token. 2**32 - 1 or a negative number skips the write; slots outside
         0..S_max-1 are never written. None: the caches are returned unchanged.
@@ -116,6 +120,11 @@ def transformer_tkg(
         all-reduce, before it is added to the residual.
       sinks: None, or each [1, q] float32: one more logit of each query head's softmax, not scaled
         and not capped, with no value behind it.
+      context_lengths: in place of `mask_cache`, which is then None: [B] or [B, S] integers. Each
+        query attends the slots 0..length-1 of its sequence, of the first S_ctx. No mask is made in
+        memory.
+      context_starts: None, or [B] or [B, S] integers: the slots start..length-1 are attended; where
+        start > length the slots below length and those from start on, as in a ring. None: 0.
       softmax_scale: factor of the attention scores; None: d**-0.5.
       attention_softcap: if positive, scores become cap * tanh(scores / cap), after the scale and
         before the mask.
@@ -133,11 +142,13 @@ def transformer_tkg(
       layers_per_launch: most layers in one launch of the Neuron kernel; None: all. Very large
         kernels compile slowly.
       layer_kinds: the kind of each layer, such as (0, 0, 1, 0, 0, 1). `RoPE_cos`, `RoPE_sin`,
-        `mask_cache`, `mask_active` and `position_ids` may then each be a tuple with an entry for
-        each kind, and S_ctx and S_max may differ from kind to kind: so layers with sliding windows
-        have short caches (`jax_tkg.kinds`). Stacked caches are one array, or a sequence with one
-        array of the kind's layers, [L_kind, B, k, d, S_max], for each kind. None: all layers are
-        alike.
+        `mask_cache`, `mask_active`, `position_ids`, `context_lengths`, `context_starts` and
+        `context_bucket` may then each be a tuple with an entry for each kind, and S_ctx and S_max
+        may differ from kind to kind: so layers with sliding windows have short caches
+        (`jax_tkg.kinds`). Stacked caches are one array, or a sequence with one array of the kind's
+        layers, [L_kind, B, k, d, S_max], for each kind. None: all layers are alike.
+      context_bucket: S_ctx with `context_lengths`, at most S_max: slots beyond it are not read.
+        None: S_max.
 
     Returns:
       `TransformerTkgOutput(hidden, K_caches, V_caches)`. Donated caches are updated in place.
@@ -181,6 +192,8 @@ def transformer_tkg(
                 "W_gamma_post_attentions": W_gamma_post_attentions,
                 "W_gamma_post_mlps": W_gamma_post_mlps,
                 "sinks": sinks,
+                "context_lengths": context_lengths,
+                "context_starts": context_starts,
                 "softmax_scale": softmax_scale,
                 "attention_softcap": attention_softcap,
                 "activation": activation,
@@ -189,6 +202,7 @@ def transformer_tkg(
                 "implementation": implementation,
                 "layers_per_launch": layers_per_launch,
                 "layer_kinds": layer_kinds,
+                "context_bucket": context_bucket,
             },
         )
     )

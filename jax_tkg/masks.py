@@ -5,6 +5,8 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jax_tkg.call.integers import as_int32, by_token
+
 
 def cache_mask(
     lengths: jax.Array, S_ctx: int, q: int, S_tkg: int, dtype: jax.typing.DTypeLike = jnp.bool_
@@ -24,6 +26,40 @@ def cache_mask(
     filled = _below(lengths, S_ctx)
     shape = (S_ctx, filled.shape[1], q, S_tkg)
     return jnp.broadcast_to(filled[:, :, None, None], shape).astype(dtype)
+
+
+def context_mask(
+    lengths: jax.Array,
+    S_ctx: int,
+    q: int,
+    S_tkg: int,
+    starts: jax.Array | None = None,
+    dtype: jax.typing.DTypeLike = jnp.bool_,
+) -> jax.Array:
+    """The mask that `context_lengths` and `context_starts` of `transformer_tkg` stand for.
+
+    Args:
+      lengths: [B] or [B, S] integers: each query attends the slots below. Negative ones count as 0.
+      S_ctx: context bucket; cache slots covered by the mask.
+      q: query heads per rank.
+      S_tkg: S, new tokens.
+      starts: [B] or [B, S] integers, the first slot attended; None: 0. A start above the length
+        wraps: the slots below the length and those from the start on are attended.
+      dtype: dtype of the mask.
+
+    Returns:
+      [S_ctx, B, q, S].
+    """
+    slot = jnp.arange(S_ctx, dtype=jnp.int32)[:, None, None]
+    end = jnp.maximum(as_int32(lengths), 0)
+    attended = slot < by_token(end)
+    if starts is not None:
+        start = jnp.maximum(as_int32(starts), 0)
+        begun = slot >= by_token(start)
+        wraps = by_token(start) > by_token(end)
+        attended = jnp.where(wraps, attended | begun, attended & begun)
+    shape = (S_ctx, attended.shape[1], q, S_tkg)
+    return jnp.broadcast_to(attended[:, :, None], shape).astype(dtype)
 
 
 def window_mask(

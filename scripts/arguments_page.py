@@ -29,8 +29,8 @@ and I are multiples of 128, d is even and at most 256, q is a multiple of k, S_c
 layer axis. "Batch" and "tensor" name the axis that data parallelism and tensor parallelism split
 (0 is the first, of one layer); without one the array is the same on every rank.
 
-With `layer_kinds`, tables, masks and `position_ids` may be tuples with an array for each kind, and
-stacked caches a sequence with a stack for each kind
+With `layer_kinds`, tables, masks, lengths and `position_ids` may be tuples with an array for each
+kind, and stacked caches a sequence with a stack for each kind
 ([operation.md](operation.md#layer-kinds-and-sliding-windows)).
 
 | argument | shape | dtype | batch | tensor | meaning |

@@ -44,6 +44,9 @@ class Shape:
     S_max: int = 24
     dtype: str = "float32"
     unified: bool = False
+    context: str = "masks"
+    """What says which cache slots are attended: "masks", or "lengths" or "ranges" (lengths and
+    starts) of sequences, "each_length" or "each_range" of tokens. `unified` is then causal."""
     positions: str = "first"
     """ "first" for [B, 1], "each" for [B, S], "none" for no update."""
     quantized: tuple[tuple[str | None, ...], ...] = ()
@@ -216,6 +219,27 @@ def random_masks(shape: Shape, rng: np.random.Generator) -> tuple[np.ndarray, np
     return cache, None if s.unified else active
 
 
+def random_ranges(
+    shape: Shape, rng: np.random.Generator
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """context_lengths and context_starts: nothing attended, all slots, and more than there are.
+
+    A third of the starts is above the length.
+    """
+    s = shape
+    if s.context == "masks":
+        return None, None
+    sizes = (s.B, s.S) if s.context.startswith("each") else (s.B,)
+    ends = rng.integers(-1, s.S_ctx + 3, sizes)
+    ends[rng.random(sizes) < 0.2] = rng.choice([0, s.S_ctx])
+    if "range" not in s.context:
+        return ends.astype(np.int32), None
+    starts = rng.integers(-1, s.S_ctx + 3, sizes)
+    ordered = rng.random(sizes) < 0.5
+    starts = np.where(ordered, np.minimum(starts, ends), starts)
+    return ends.astype(np.int32), starts.astype(np.int32)
+
+
 def random_inputs(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
     """Everything but the weights: tokens, caches, tables, masks, positions."""
     s = shape
@@ -223,7 +247,9 @@ def random_inputs(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
         return _inputs_of_kinds(s, rng)
     dtype = jnp.dtype(s.dtype)
     angles = uniform(rng, (s.d // 2, s.B, s.S), -np.pi, np.pi)
-    mask_cache, mask_active = random_masks(s, rng)
+    # Without a mask of the cache S_ctx may be less than S.
+    mask_cache, mask_active = random_masks(dataclasses.replace(s, S_ctx=max(s.S, s.S_ctx)), rng)
+    context_lengths, context_starts = random_ranges(s, rng)
     return {
         "X": uniform(rng, (s.B, s.S, s.H), -1, 1).astype(dtype),
         **{
@@ -232,9 +258,11 @@ def random_inputs(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
         },
         "RoPE_cos": np.cos(angles),
         "RoPE_sin": np.sin(angles),
-        "mask_cache": mask_cache,
+        "mask_cache": mask_cache if context_lengths is None else None,
         "mask_active": mask_active,
         "position_ids": random_positions(s, rng),
+        "context_lengths": context_lengths,
+        "context_starts": context_starts,
     }
 
 
@@ -276,6 +304,15 @@ def by_layer(caches: Any, layer_kinds: tuple[int, ...]) -> Any:
     return [next(stacks[kind]) for kind in layer_kinds]
 
 
+def context_bucket(shape: Shape) -> int | tuple[int, ...] | None:
+    """The option, of a case without masks."""
+    if shape.context == "masks":
+        return None
+    if not shape.layer_kinds:
+        return shape.S_ctx
+    return tuple(shape.of_kind(kind).S_ctx for kind in range(1 + len(shape.kinds)))
+
+
 def options(shape: Shape) -> dict[str, Any]:
     """The static arguments of a case: those that change the result, and the number of layers."""
     return {
@@ -286,6 +323,7 @@ def options(shape: Shape) -> dict[str, Any]:
         "attention_softcap": shape.attention_softcap,
         "activation": shape.activation,
         "layer_kinds": shape.layer_kinds or None,
+        "context_bucket": context_bucket(shape),
     }
 
 

@@ -41,6 +41,8 @@ class Rank:
     W_down_scales: list[Any] | None = None
     bias_qkvs: list[Any] | None = None
     sinks: list[Any] | None = None
+    context_lengths: Any = None
+    context_starts: Any = None
 
 
 def _normalize(x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
@@ -90,6 +92,21 @@ def _of_kind(value: Any, layer: int, common: dict[str, Any]) -> Any:
     return value[common["layer_kinds"][layer]] if isinstance(value, tuple) else value
 
 
+def _number(numbers: Any, b: int, s: int) -> int:
+    """A token's number, of numbers of sequences or of tokens."""
+    numbers = np.asarray(numbers)
+    return int(numbers[b] if numbers.ndim == 1 else numbers[b, s])
+
+
+def _slots_in_range(lengths: Any, starts: Any, b: int, s: int, slots: int) -> list[int]:
+    """The slots that a query attends, by walking from the start, round the end if it wraps."""
+    length = max(0, _number(lengths, b, s))
+    start = 0 if starts is None else max(0, _number(starts, b, s))
+    if start <= length:
+        return list(range(start, min(length, slots)))
+    return [slot for slot in range(slots) if not length <= slot < start]
+
+
 def _attend(
     query: np.ndarray,
     keys: list[np.ndarray],
@@ -117,13 +134,20 @@ def _attention(
     """This rank's attention output [B, S, H], and the (b, slot, key, value) to write."""
     K, V = wide(rank.K_caches[layer]), wide(rank.V_caches[layer])
     batch, kv_heads, d, capacity = K.shape
-    mask_cache = np.asarray(_of_kind(rank.mask_cache, layer, common))
+    mask_cache = _of_kind(rank.mask_cache, layer, common)
     mask_active = _of_kind(rank.mask_active, layer, common)
+    lengths, starts = (
+        _of_kind(value, layer, common) for value in (rank.context_lengths, rank.context_starts)
+    )
     position_ids = _of_kind(common["position_ids"], layer, common)
-    context, _, heads, new = mask_cache.shape
-    unified = mask_active is None
-    active = mask_cache[context - new :] if unified else np.asarray(mask_active)
-    slots = context - new if unified else context
+    new, heads = n.shape[1], np.shape(rank.W_outs[layer])[0] // d
+    unified = mask_cache is not None and mask_active is None
+    if mask_cache is None:
+        slots = _of_kind(common.get("context_bucket"), layer, common) or capacity
+    else:
+        mask_cache = np.asarray(mask_cache)
+        slots = len(mask_cache) - (new if unified else 0)
+    active = mask_cache[slots:] if unified else mask_active
     qkv = n @ wide(rank.W_qkvs[layer])
     bias, sinks = _of_layer(rank.bias_qkvs, layer), _of_layer(rank.sinks, layer)
     if bias is not None:
@@ -150,8 +174,14 @@ def _attention(
             for h in range(heads):
                 group = h // (heads // kv_heads)
                 query = _rotate(split[s, h], cos[:, b, s], sin[:, b, s])
-                chosen = [t for t in range(slots) if mask_cache[t, b, h, s]]
-                fresh = [j for j in range(new) if active[j, b, h, s]]
+                if mask_cache is None:
+                    chosen = _slots_in_range(lengths, starts, b, s, slots)
+                else:
+                    chosen = [t for t in range(slots) if mask_cache[t, b, h, s]]
+                if active is None:
+                    fresh = list(range(s + 1))
+                else:
+                    fresh = [j for j in range(new) if active[j, b, h, s]]
                 attended[b, s, h * d : (h + 1) * d] = _attend(
                     query,
                     [K[b, group, :, t] for t in chosen] + [keys[j, group] for j in fresh],

@@ -106,8 +106,13 @@ class Parameters(_ParameterFields):
     """The static parameters of one call, a field per row of `options.OPTIONS`; hashable.
 
     Values are canonical: `axis_name` is a tuple of shard_map axes, `replica_groups` a tuple of
-    tuples of ranks, or None for no all-reduce.
+    tuples of ranks, or None for no all-reduce, `context_bucket` with `layer_kinds` a tuple with an
+    entry for each kind, or None.
     """
+
+    def bucket_of_kind(self, kind: int) -> int | None:
+        """`context_bucket` of the layers of a kind."""
+        return by_kind(self.context_bucket, kind)
 
 
 def is_stacked(argument: Any) -> bool:

@@ -45,7 +45,7 @@ def run_checked(run: RunOperation, arguments: Mapping[str, Any]) -> tuple[jax.Ar
     options = canonical_options({name: arguments[name] for name in OPTION_NAMES})
     num_layers = options["num_layers"]
     arrays = {row.name: arguments[row.name] for row in OPERANDS}
-    check_operands(arrays, num_layers, options["layer_kinds"])
+    check_operands(arrays, num_layers, options["layer_kinds"], options["context_bucket"])
     operands = Operands(
         **{name: _canonical(name, value, num_layers) for name, value in arrays.items()}
     )
@@ -54,6 +54,7 @@ def run_checked(run: RunOperation, arguments: Mapping[str, Any]) -> tuple[jax.Ar
             operands, **{name: by_kind(getattr(operands, name), 0) for name in PER_KIND}
         )
         options["layer_kinds"] = None
+        options["context_bucket"] = by_kind(options["context_bucket"], 0)
     hidden, *caches = run_on_auto_axes(run, operands, Parameters(**options))
     K_caches, V_caches = (
         _as_given(updated, arrays[name], num_layers)

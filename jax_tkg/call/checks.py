@@ -5,6 +5,7 @@ Each error names the argument, what was expected (with the arithmetic) and what 
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,7 +31,7 @@ from jax_tkg.call.dimensions import (
     infer_sizes,
     layout_of_rank,
 )
-from jax_tkg.call.layer_kinds import LayerKinds
+from jax_tkg.call.layer_kinds import LayerKinds, by_kind
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand
 
 BITS_KINDS = ("weight", "cache")
@@ -38,7 +39,10 @@ BITS_KINDS = ("weight", "cache")
 
 
 def check_operands(
-    arguments: Mapping[str, Any], num_layers: int, layer_kinds: tuple[int, ...] | None = None
+    arguments: Mapping[str, Any],
+    num_layers: int,
+    layer_kinds: tuple[int, ...] | None = None,
+    context_bucket: int | tuple[int | None, ...] | None = None,
 ) -> None:
     """Checks the arrays of a call.
 
@@ -46,6 +50,7 @@ def check_operands(
       arguments: the public array arguments by name.
       num_layers: L.
       layer_kinds: the canonical kinds of the layers, or None.
+      context_bucket: S_ctx where `context_lengths` is in place of a mask, or one for each kind.
 
     Raises:
       TypeError: an argument is missing or no array, or has a dtype that it may not have.
@@ -59,11 +64,16 @@ def check_operands(
         else:
             _check_presence(row, arguments[row.name], kinds, named=layer_kinds is not None)
     _check_cache_forms(arguments)
+    for kind in range(kinds.count):
+        _check_context(arguments, kinds, kind, by_kind(context_bucket, kind))
     for row in OPERANDS:
         for kind in range(kinds.count):
             for label, value in _entries(row, arguments[row.name], kinds, kind):
                 _check_rank(row, label, value)
-    dimensions = _infer_dimensions(arguments, kinds)
+    dimensions = [
+        _with_bucket(D, arguments, by_kind(context_bucket, kind), kinds, kind)
+        for kind, D in enumerate(_infer_dimensions(arguments, kinds))
+    ]
     for row in OPERANDS:
         for kind, D in enumerate(dimensions):
             _check_shapes(row, arguments, D, kinds, kind)
@@ -192,6 +202,45 @@ def _check_cache_forms(arguments: Mapping[str, Any]) -> None:
         )
 
 
+def _check_context(
+    arguments: Mapping[str, Any], kinds: LayerKinds, kind: int, bucket: int | None
+) -> None:
+    """Checks that either a mask or lengths say which cache slots a kind's queries attend."""
+    mask, lengths, starts = (
+        _entries(BY_NAME[name], arguments[name], kinds, kind)
+        for name in ("mask_cache", "context_lengths", "context_starts")
+    )
+    of_kind = _of(kinds, kind)
+    if not mask and not lengths:
+        several = isinstance(arguments["mask_cache"], Sequence)
+        label = f"mask_cache[{kind}]" if several else "mask_cache"
+        raise TypeError(f"{label}: expected an array, or context_lengths{of_kind}, got None")
+    if mask and lengths:
+        ((label, _),), ((beside, _),) = lengths, mask
+        raise ValueError(
+            f"{label}: expected None beside {beside}, which says which slots are attended, got an "
+            "array"
+        )
+    if starts and not lengths:
+        ((label, _),) = starts
+        raise ValueError(f"{label}: expected None without context_lengths{of_kind}, got an array")
+    if mask and bucket is not None:
+        ((beside, value),) = mask
+        raise ValueError(
+            f"context_bucket{of_kind}: expected None beside {beside}, whose first axis is S_ctx = "
+            f"{value.shape[0] if value.shape else 0}, got {bucket}"
+        )
+
+
+def _with_bucket(
+    D: Dimensions, arguments: Mapping[str, Any], bucket: int | None, kinds: LayerKinds, kind: int
+) -> Dimensions:
+    """The sizes with S_ctx where no mask says it."""
+    if _entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind):
+        return D
+    return dataclasses.replace(D, S_ctx=D.S_max if bucket is None else bucket)
+
+
 def _cache_form(value: Any) -> str:
     if is_stacked(value):
         return "one stacked array"
@@ -310,7 +359,8 @@ def _described(layouts: Sequence[Any], sizes: Mapping[str, int]) -> str:
 
 def _check_sizes(arguments: Mapping[str, Any], D: Dimensions, kinds: LayerKinds, kind: int) -> None:
     """The limits of each letter, said of the argument that shows it best."""
-    ((mask, _),) = _entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind)
+    masks = _entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind)
+    mask = masks[0][0] if masks else None
     if D.B < 1:
         raise ValueError(f"X: expected B >= 1 in [B, S, H], got B = {D.B}")
     if not 1 <= D.S <= MAX_NEW_TOKENS:
@@ -331,17 +381,20 @@ def _check_sizes(arguments: Mapping[str, Any], D: Dimensions, kinds: LayerKinds,
             f"got d = {D.d}"
         )
     if D.k < 1 or D.q < 1 or D.q % D.k:
+        shown = f"{mask}: expected q in [S_ctx, B, q, S]"
+        if mask is None:
+            shown = "W_outs: expected q in [q*d, H]"
         raise ValueError(
-            f"{mask}: expected q in [S_ctx, B, q, S] to be a positive multiple of k = {D.k} "
-            f"(K_caches), got q = {D.q}"
+            f"{shown} to be a positive multiple of k = {D.k} (K_caches), got q = {D.q}"
         )
     if D.S_ctx > D.S_max:
         raise ValueError(
-            f"{mask}: expected S_ctx <= S_max = {D.S_max} (K_caches{_of(kinds, kind)}), got "
+            f"{mask or 'context_bucket'}: expected S_ctx <= S_max = {D.S_max} "
+            f"(K_caches{_of(kinds, kind)}), got "
             f"S_ctx = {D.S_ctx}"
         )
     unified = not _entries(BY_NAME["mask_active"], arguments["mask_active"], kinds, kind)
-    if unified and D.S_ctx < D.S:
+    if mask is not None and unified and D.S_ctx < D.S:
         raise ValueError(
             f"{mask}: expected S_ctx >= S = {D.S} where mask_active is None (its last S rows "
             f"are the active mask), got S_ctx = {D.S_ctx}"

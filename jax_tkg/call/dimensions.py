@@ -63,11 +63,18 @@ class Dimensions:
         return {letter: getattr(self, letter) for letter in SOLVING_ORDER}
 
     @classmethod
-    def of(cls, operands: Operands) -> Dimensions:
-        """Reads the sizes off arrays that have been checked, of one kind of layers."""
+    def of(cls, operands: Operands, context_bucket: int | None = None) -> Dimensions:
+        """Reads the sizes off arrays that have been checked, of one kind of layers.
+
+        Args:
+          operands: as the layers of the kind see them.
+          context_bucket: S_ctx, if there is no `mask_cache`; None: S_max.
+        """
         B, S, H = operands.X.shape
         _, k, d, S_max = operands.layer_shape("K_caches")
-        S_ctx, _, q, _ = operands.mask_cache.shape
+        q = operands.layer_shape("W_outs")[0] // d
+        mask = operands.mask_cache
+        S_ctx = (context_bucket or S_max) if mask is None else mask.shape[0]
         caches = operands.K_caches
         return cls(
             B=B,

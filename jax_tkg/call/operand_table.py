@@ -114,14 +114,15 @@ OPERANDS: tuple[Operand, ...] = (
         "mask_cache",
         "mask",
         "[S_ctx, B, q, S]",
-        "Non-zero where a query attends a cache slot.",
+        "Non-zero where a query attends a cache slot. None: `context_lengths` says it.",
+        optional=True,
     ),
     _for_kinds(
         "mask_active",
         "mask",
         "[S, B, q, S]",
         "Non-zero where a query (last axis) attends a new key (first axis). "
-        "None: the last S rows of mask_cache are this mask.",
+        "None: the last S rows of mask_cache are this mask; with `context_lengths`, it is causal.",
         optional=True,
     ),
     _for_kinds(
@@ -200,6 +201,21 @@ OPERANDS: tuple[Operand, ...] = (
         "logit",
         "[1, q]",
         "One more logit of each query head's softmax, unscaled, with no value behind it.",
+        optional=True,
+    ),
+    _for_kinds(
+        "context_lengths",
+        "index",
+        "[B] or [B, S]",
+        "In place of mask_cache: each query attends the cache slots below this number.",
+        optional=True,
+    ),
+    _for_kinds(
+        "context_starts",
+        "index",
+        "[B] or [B, S]",
+        "First slot attended, with context_lengths. A start above the length wraps: slots below "
+        "the length and those from the start on are attended. None: 0.",
         optional=True,
     ),
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,13 @@ def _cores(name: str, value: Any) -> int | None:
 
 def _optional_count(name: str, value: Any) -> int | None:
     return None if value is None else _count(name, value)
+
+
+def _counts_of_kinds(name: str, value: Any) -> int | tuple[int | None, ...] | None:
+    """One count or None, or a tuple of these."""
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return _optional_count(name, value)
+    return tuple(_optional_count(f"{name}[{kind}]", entry) for kind, entry in enumerate(value))
 
 
 def _one_of(*known: str) -> Callable[[str, Any], str]:
@@ -192,6 +199,14 @@ OPTIONS: tuple[Option, ...] = (
         "layers are alike.",
         arithmetic=True,
     ),
+    Option(
+        "context_bucket",
+        None,
+        _counts_of_kinds,
+        "S_ctx, with `context_lengths`: slots that a call reads, or a tuple with an entry for each "
+        "kind. None: S_max.",
+        arithmetic=True,
+    ),
 )
 """All options, in the order of the public arguments."""
 
@@ -207,7 +222,7 @@ def canonical_options(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
       TypeError: a value has a wrong type.
       ValueError: a value is out of its range, or two options disagree: `replica_groups` and
-        `axis_name`, or `layer_kinds` and `num_layers`.
+        `axis_name`, or `layer_kinds` and `num_layers` or `context_bucket`.
     """
     values = {option.name: option.check(option.name, given[option.name]) for option in OPTIONS}
     values["replica_groups"] = check_replica_groups(values["replica_groups"], values["axis_name"])
@@ -217,4 +232,18 @@ def canonical_options(given: dict[str, Any]) -> dict[str, Any]:
             f"layer_kinds: expected a kind for each of num_layers = {layers} layers, got "
             f"{len(kinds)}: {kinds}"
         )
+    bucket = values["context_bucket"]
+    if isinstance(bucket, int) and kinds is not None:
+        values["context_bucket"] = (bucket,) * (max(kinds) + 1)
+    if isinstance(bucket, tuple):
+        if kinds is None:
+            raise TypeError(
+                "context_bucket: expected an integer or None (a tuple with an entry for each kind "
+                f"of layers needs layer_kinds), got {bucket}"
+            )
+        if len(bucket) != max(kinds) + 1:
+            raise ValueError(
+                f"context_bucket: expected an integer, or a tuple with an entry for each of the "
+                f"{max(kinds) + 1} kinds of layer_kinds, got {bucket}"
+            )
     return values

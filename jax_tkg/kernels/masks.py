@@ -6,30 +6,51 @@ from nki.language import NKIObject
 
 from .attention_blocks import key_blocks, sequence_groups
 from .layer_tensor import LayerTensor
-from .limits import mask_room_bytes
+from .limits import PARTITIONS, mask_room_bytes
 from .sizes import bytes_of, hidden_share
 
 
 class Masks(NKIObject):
     """Which queries attend which keys, one byte each: 1 if the query attends the key.
 
+    Masks of cache slots are loaded from HBM, or made on chip from ranges of slots.
+
     Attributes:
-      prior: `LayerTensor` [S_prior, B * q * S], for the cache slots; None without slots.
+      prior: `LayerTensor` [S_prior, B * q * S], for the cache slots; None without slots, and if
+        the masks are made on chip.
+      ranges: `ContextRanges`, of which they are then made; else None.
       active: [T, B * q * S] on chip, for the new keys.
       tiles: for the cache slots, per group and block: either a list with a tile
         [rows, chunks, columns] per segment, which stays on chip over all layers, or None if there
-        is no room. Then the tiles are loaded again for each layer.
+        is no room. Then the tiles are loaded or made again for each layer.
       all_on_chip: whether no entry of `tiles` is None.
       bytes: of a partition, those of other kinds included.
     """
 
-    def __init__(self, prior, active, sizes, core, others=0):
-        """Loads the masks of a kind; `others` are the bytes of the kinds before it."""
+    def __init__(self, prior, active, sizes, core, others=0, ranges=None):
+        """Loads or makes the masks of a kind.
+
+        Args:
+          prior: [S_prior, B * q * S] in HBM, or None.
+          active: [T, B * q * S] in HBM; None for a causal mask.
+          sizes: `Sizes` of the kind.
+          core: `Core`.
+          others: bytes of a partition that the kinds before it have.
+          ranges: [1 or 3, n] in HBM, as `ContextRanges` takes them; or None.
+        """
         self.prior = None
         if prior != None:
             self.prior = LayerTensor(prior)
-        self.active = nl.ndarray(active.shape, dtype=active.dtype, buffer=nl.sbuf)
-        nisa.dma_copy(dst=self.active, src=active)
+        self.ranges = None
+        if ranges != None:
+            self.ranges = ContextRanges(ranges, sizes)
+        self.active = nl.ndarray(
+            (sizes.T, sizes.B * sizes.q * sizes.S), dtype=nl.uint8, buffer=nl.sbuf
+        )
+        if active != None:
+            nisa.dma_copy(dst=self.active, src=active)
+        else:
+            _make_causal(self.active, sizes)
         room = _mask_room(sizes, core) - others
         self.bytes = others
         self.tiles = []
@@ -52,8 +73,12 @@ class Masks(NKIObject):
 
     def _load_block(self, block, group):
         tiles = []
+        ranges = self.ranges
         for segment in block.segments:
-            tiles.append(_load_mask(self.prior, segment, group))
+            if ranges != None:
+                tiles.append(ranges.mask(segment, group))
+            else:
+                tiles.append(_load_mask(self.prior, segment, group))
         return tiles
 
     def enter_loop(self):
@@ -62,7 +87,7 @@ class Masks(NKIObject):
         neuronx-cc has refused a loop on the device whose body loads a kernel's input from a static
         address (NCC_ISQI001). So the masks become the only layer of a tensor of layers.
         """
-        if not self.all_on_chip:
+        if not self.all_on_chip and self.prior != None:
             prior = self.prior
             masks = prior.view
             self.prior = LayerTensor(
@@ -71,7 +96,7 @@ class Masks(NKIObject):
 
     def leave_loop(self):
         """Takes back what `enter_loop` did, for layers after the loop."""
-        if not self.all_on_chip:
+        if not self.all_on_chip and self.prior != None:
             prior = self.prior
             self.prior = LayerTensor(prior.view)
 
@@ -81,6 +106,102 @@ class Masks(NKIObject):
         if tiles == None:
             return self._load_block(task.block, task.group)
         return tiles
+
+
+class ContextRanges(NKIObject):
+    """Ranges of cache slots, of which masks are made by comparing slots with their ends.
+
+    Attributes:
+      rows: [128, 1 or 3, n] float32, alike on all partitions; n = B, or T for a range of each
+        token. Row 0: the ends. Row 1, if there is one: the first slots. Row 2: 1 if all slots
+        outside of the range are attended, 0 if those inside are.
+      tokens: ranges of a sequence: 1 or S.
+    """
+
+    def __init__(self, ranges, sizes):
+        """Loads ranges [1 or 3, n] float32."""
+        count, n = ranges.shape
+        self.tokens = n // sizes.B
+        self.rows = nl.ndarray((PARTITIONS, count, n), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.dma_copy(dst=self.rows, src=ranges.ap(pattern=[[0, PARTITIONS], [n, count], [1, n]]))
+
+    def mask(self, segment, group):
+        """[rows, chunks, columns] uint8: the mask of a segment."""
+        slots = nl.ndarray((segment.rows, segment.chunks), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.iota(
+            dst=slots,
+            pattern=[[1, segment.chunks]],
+            offset=segment.start,
+            channel_multiplier=segment.chunks,
+        )
+        shape = (segment.rows, segment.chunks, group.columns)
+        mask = nl.ndarray(shape, dtype=nl.uint8, buffer=nl.sbuf)
+        # One comparison has three dimensions beside the partition: so each token has its own.
+        per_range = group.width // self.tokens
+        if self.tokens == 1:
+            self._compare(mask.reshape_dim(2, (group.count, per_range)), slots, group, 0)
+        else:
+            by_token = mask.reshape_dim(2, (group.count, per_range, self.tokens))
+            for token in range(self.tokens):
+                self._compare(by_token[:, :, :, :, token], slots, group, token)
+        return mask
+
+    def _compare(self, dst, slots, group, token):
+        """Writes dst [rows, chunks, sequences, n]: slots [rows, chunks] in a token's ranges."""
+        numbers = slots.expand_dim(2).broadcast(2, dst.shape[2])
+        numbers = numbers.expand_dim(3).broadcast(3, dst.shape[3])
+        ends = self._row(0, dst, group, token)
+        if self.rows.shape[1] == 1:
+            nisa.tensor_tensor(dst=dst, data1=numbers, data2=ends, op=nl.less)
+        else:
+            begun = nl.ndarray(dst.shape, dtype=nl.uint8, buffer=nl.sbuf)
+            starts = self._row(1, dst, group, token)
+            nisa.tensor_tensor(dst=begun, data1=numbers, data2=starts, op=nl.greater_equal)
+            within = nl.ndarray(dst.shape, dtype=nl.uint8, buffer=nl.sbuf)
+            nisa.tensor_tensor(dst=within, data1=numbers, data2=ends, op=nl.less)
+            nisa.tensor_tensor(dst=within, data1=within, data2=begun, op=nl.multiply)
+            inverted = self._row(2, dst, group, token)
+            nisa.tensor_tensor(dst=dst, data1=within, data2=inverted, op=nl.not_equal)
+
+    def _row(self, row, dst, group, token):
+        """A row of a token's ranges of a group's sequences, in the shape of `dst`."""
+        tokens = self.tokens
+        first = group.first * tokens
+        numbers = self.rows[0 : dst.shape[0], row, first : first + group.count * tokens]
+        numbers = numbers.reshape_dim(1, (group.count, tokens))
+        numbers = numbers[:, :, token].expand_dim(1).broadcast(1, dst.shape[1])
+        return numbers.expand_dim(3).broadcast(3, dst.shape[3])
+
+
+def _make_causal(mask, sizes):
+    """mask [T, B * q * S] = 1 where a query attends a new key of its sequence: not a later one."""
+    T = sizes.T
+    S = sizes.S
+    ones = nl.ndarray((T, sizes.B, S), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.memset(dst=ones, value=1.0)
+    # Key p, query (b, s): p >= b * S, then also p <= b * S + s.
+    begun = nl.ndarray((T, sizes.B, S), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.affine_select(
+        dst=begun,
+        pattern=[[-S, sizes.B], [0, S]],
+        channel_multiplier=1,
+        on_true_tile=ones,
+        on_false_value=0.0,
+        cmp_op=nl.greater_equal,
+    )
+    causal = nl.ndarray((T, sizes.B, S), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.affine_select(
+        dst=causal,
+        pattern=[[S, sizes.B], [1, S]],
+        channel_multiplier=-1,
+        on_true_tile=begun,
+        on_false_value=0.0,
+        cmp_op=nl.greater_equal,
+    )
+    nisa.tensor_copy(
+        dst=mask.reshape_dim(1, (sizes.B, sizes.q, S)),
+        src=causal.expand_dim(2).broadcast(2, sizes.q),
+    )
 
 
 def _mask_room(sizes, core):

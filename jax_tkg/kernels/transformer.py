@@ -245,6 +245,7 @@ def transformer_tkg(
     RoPE_sin,
     prior_mask,
     active_mask,
+    context_ranges,
     window_offsets,
     key_offsets,
     value_offsets,
@@ -270,6 +271,7 @@ def transformer_tkg(
     stacked_caches,
     caches_by_kind,
     layer_kinds,
+    context_bucket,
     looped,
 ):
     """All layers.
@@ -296,8 +298,11 @@ def transformer_tkg(
       RoPE_cos: [d/2, B, S].
       RoPE_sin: [d/2, B, S].
       prior_mask: [S_prior, B * q * S] uint8, 1 where a query attends a cache slot; None if no query
-        attends any slot.
-      active_mask: [T, B * q * S] uint8, 1 where a query attends a new key, of any sequence.
+        attends any slot, or if there are `context_ranges`.
+      active_mask: [T, B * q * S] uint8, 1 where a query attends a new key, of any sequence; None
+        for a causal mask, which is made on chip.
+      context_ranges: [1 or 3, B or T] float32, ranges of slots as `masks.ContextRanges` takes them,
+        from which the mask of the cache slots is made on chip; None if there is a `prior_mask`.
       window_offsets: [1, B] uint32, for sequences whose S new keys are neighbors in the cache: the
         offset of the first key's first element in the layer's keys. 2**32 - 1 for a sequence
         without such a window; None if there is none at all. With `looped`, these three tables are
@@ -329,6 +334,8 @@ def transformer_tkg(
       stacked_caches: whether the caches have a layer axis.
       caches_by_kind: whether they are then tuples with a tensor for the layers of each kind.
       layer_kinds: the kind of each layer of all launches; None if layers are alike.
+      context_bucket: cache slots that are read, with `context_ranges`; None: S_max. With
+        `layer_kinds` a tuple, or None for all kinds.
       looped: whether all per-layer arguments have a layer axis, and the layers loop on the device.
 
     Returns:
@@ -351,13 +358,24 @@ def transformer_tkg(
         if layer != None:
             prior = _of_kind(prior_mask, number, several)
             active = _of_kind(active_mask, number, several)
+            ranges = _of_kind(context_ranges, number, several)
             K_cache = caches.keys_like(layer, layers)
+            S_prior = 0
+            if ranges != None:
+                S_prior = K_cache.shape[3]
+                bucket = context_bucket
+                if bucket != None:
+                    bucket = _of_kind(context_bucket, number, several)
+                if bucket != None:
+                    S_prior = bucket
+            elif prior != None:
+                S_prior = prior.shape[0]
             sizes = _sizes(
                 X,
+                W_outs,
                 W_gates,
                 K_cache,
-                prior,
-                active,
+                S_prior,
                 eps,
                 clamp_bound,
                 softmax_scale,
@@ -367,7 +385,7 @@ def transformer_tkg(
             cos = _of_kind(RoPE_cos, number, several)
             sin = _of_kind(RoPE_sin, number, several)
             rotation = Rotation(cos, sin, sizes)
-            masks = Masks(prior, active, sizes, core, mask_bytes)
+            masks = Masks(prior, active, sizes, core, mask_bytes, ranges=ranges)
             mask_bytes = masks.bytes
             if context == None:
                 ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
@@ -409,10 +427,10 @@ def transformer_tkg(
 
 def _sizes(
     X,
+    W_outs,
     W_gates,
     K_cache,
-    prior_mask,
-    active_mask,
+    S_prior,
     eps,
     clamp_bound,
     softmax_scale,
@@ -423,10 +441,7 @@ def _sizes(
     k = K_cache.shape[1]
     d = K_cache.shape[2]
     S_max = K_cache.shape[3]
-    q = active_mask.shape[1] // (B * S)
-    S_prior = 0
-    if prior_mask != None:
-        S_prior = prior_mask.shape[0]
+    q = W_outs[0].shape[0] // d
     I = W_gates[0].shape[1]  # noqa: E741
     return Sizes(
         B,

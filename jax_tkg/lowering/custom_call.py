@@ -94,10 +94,11 @@ def multiplications(operands: Operands, launch: Launch) -> int:
     total = 0
     for kind in range(kinds.count):
         own = operands.of_kind(kind, kinds)
-        D = Dimensions.of(own)
+        D = Dimensions.of(own, parameters.bucket_of_kind(kind))
         tokens = D.B * D.S
         weights = D.H * D.qkv_columns + D.q * D.d * D.H + 3 * D.H * D.I
-        attended = D.S_ctx + (0 if own.mask_active is None else D.S)
+        unified = own.mask_cache is not None and own.mask_active is None
+        attended = D.S_ctx + (0 if unified else D.S)
         total += of_layers.count(kind) * tokens * (weights + 2 * D.q * D.d * attended)
     return total
 

@@ -13,10 +13,11 @@ import jax.numpy as jnp
 from jax_tkg import hardware
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.dimensions import Dimensions
-from jax_tkg.call.layer_kinds import LayerKinds
+from jax_tkg.call.layer_kinds import LayerKinds, by_kind
 from jax_tkg.kernels import limits
 from jax_tkg.kernels.limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL
+from jax_tkg.lowering.kernel_operands import LARGEST_CONTEXT
 from jax_tkg.lowering.neuron_settings import check_target, logical_cores
 
 SBUF_BYTES = hardware.TRN2.sbuf_partition_bytes
@@ -42,7 +43,16 @@ def check_megakernel(operands: Operands, parameters: Parameters) -> None:
     check_target(operands)
     MEGAKERNEL.check_supported(operands, parameters)
     kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
-    sizes = [Dimensions.of(operands.of_kind(kind, kinds)) for kind in range(kinds.count)]
+    sizes = [
+        Dimensions.of(operands.of_kind(kind, kinds), parameters.bucket_of_kind(kind))
+        for kind in range(kinds.count)
+    ]
+    for kind, D in enumerate(sizes):
+        if by_kind(operands.mask_cache, kind) is None and D.S_ctx > LARGEST_CONTEXT:
+            raise ValueError(
+                f"context_bucket: expected S_ctx <= {LARGEST_CONTEXT} for the Neuron kernel (it "
+                f"compares slots with context_lengths in float32), got S_ctx = {D.S_ctx}"
+            )
     check_kernel_limits(sizes[0], logical_cores(parameters), sizes[1:])
 
 
@@ -130,8 +140,8 @@ def sbuf_bytes(
         "all-reduce": reduced,
     }
     largest = max(stages, key=lambda name: stages[name])
-    # Cosines and sines, the mask of new keys, and write offsets.
-    tables = 2 * FLOAT32 * tokens + D.B * D.q * D.S + 4 * D.B + 8
+    # Cosines and sines, the mask of new keys, ranges of slots, and write offsets.
+    tables = 5 * FLOAT32 * tokens + D.B * D.q * D.S + 4 * D.B + 8
     return {
         "weights on their way": limits.RING_BYTES,
         "constants": limits.CONSTANT_BYTES,

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from jax_tkg.call.arguments import PER_KIND, PER_LAYER, PER_LAYER_CACHES, Operands, is_stacked
 from jax_tkg.call.dimensions import Dimensions
+from jax_tkg.call.integers import as_int32, by_token
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.call.operand_table import OPERANDS
 from jax_tkg.reference.cache_update import write_slots
@@ -24,10 +25,20 @@ SKIPPED = 2**32 - 1
 LARGEST_OFFSET = 2**31 - 1
 """Largest offset that a register of the machine holds, signed."""
 
-CONSUMED = ("mask_cache", "mask_active", "position_ids")
+LARGEST_CONTEXT = 2**24
+"""Largest S_ctx of a mask that the kernel makes: its comparisons are in float32."""
+
+CONSUMED = ("mask_cache", "mask_active", "context_lengths", "context_starts", "position_ids")
 """Operands that the kernel gets in another form."""
 
-PREPARED = ("prior_mask", "active_mask", "window_offsets", "key_offsets", "value_offsets")
+PREPARED = (
+    "prior_mask",
+    "active_mask",
+    "context_ranges",
+    "window_offsets",
+    "key_offsets",
+    "value_offsets",
+)
 """The kernel's tensors that are made of them."""
 
 OF_KINDS = (*PREPARED, *(name for name in PER_KIND if name not in CONSUMED))
@@ -39,19 +50,27 @@ Offsets = dict[str, jax.Array | None]
 def prior_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
     """[slots, B * q * S] uint8: 1 where a query attends a cache slot.
 
-    The slots are S_ctx, or where the mask is unified the first S_ctx - S. None without slots.
+    The slots are S_ctx, or where the mask is unified the first S_ctx - S. None without slots, and
+    where the kernel makes the mask (`context_ranges`).
     """
     D = dimensions
+    if operands.mask_cache is None:
+        return None
     slots = D.S_ctx - (D.S if operands.mask_active is None else 0)
     if slots == 0:
         return None
     return _ones(operands.mask_cache[:slots]).reshape(slots, D.B * D.q * D.S)
 
 
-def active_mask(operands: Operands, dimensions: Dimensions) -> jax.Array:
-    """[B * S (key), B * q * S] uint8: likewise for the new keys of all sequences."""
+def active_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
+    """[B * S (key), B * q * S] uint8: likewise for the new keys of all sequences.
+
+    None where the kernel makes it: a causal one, beside `context_ranges`.
+    """
     D = dimensions
     mask = operands.mask_active
+    if mask is None and operands.mask_cache is None:
+        return None
     if mask is None:
         mask = operands.mask_cache[D.S_ctx - D.S :]
     own = jnp.eye(D.B, dtype=jnp.bool_)[:, None, :, None, None]
@@ -61,6 +80,26 @@ def active_mask(operands: Operands, dimensions: Dimensions) -> jax.Array:
 
 def _ones(attended: jax.Array) -> jax.Array:
     return attended.astype(jnp.bool_).astype(jnp.uint8)
+
+
+def context_ranges(operands: Operands) -> jax.Array | None:
+    """[1 or 3, B or B * S] float32, from which the kernel makes its mask of the cache slots.
+
+    Row 0 is the end of each range of slots, the length. With `context_starts`, row 1 is its first
+    slot, and row 2 is 1 if all slots but the range are attended: a start above the length, which
+    wraps, leaves out the slots from the length to the start. Numbers end at `LARGEST_CONTEXT`, up
+    to which float32 has every integer. None if there is a mask.
+    """
+    if operands.mask_cache is not None:
+        return None
+    end = jnp.clip(by_token(as_int32(operands.context_lengths)), 0, LARGEST_CONTEXT)
+    rows = [end]
+    if operands.context_starts is not None:
+        start = jnp.clip(by_token(as_int32(operands.context_starts)), 0, LARGEST_CONTEXT)
+        rows = [jnp.maximum(start, end), jnp.minimum(start, end), (start > end).astype(jnp.int32)]
+    # One may have a number for each token where the other has one for each sequence.
+    ranges = jnp.stack(jnp.broadcast_arrays(*rows))
+    return ranges.reshape(len(rows), -1).astype(jnp.float32)
 
 
 def layers_loop(operands: Operands) -> bool:
@@ -167,6 +206,7 @@ def _of_one_kind(operands: Operands, looped: bool) -> dict[str, Any]:
     return {
         "prior_mask": prior_mask(operands, dimensions),
         "active_mask": active_mask(operands, dimensions),
+        "context_ranges": context_ranges(operands),
         **write_offsets(operands, dimensions, looped),
         **{name: getattr(operands, name) for name in OF_KINDS if name not in PREPARED},
     }

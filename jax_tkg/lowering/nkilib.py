@@ -7,6 +7,7 @@ else the `nkilib` of an installed Neuron compiler.
 from __future__ import annotations
 
 from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.lowering.implementation import Implementation, Results, on_plain_arrays
 from jax_tkg.lowering.kernel_interface import KernelInterface
 from jax_tkg.lowering.neuron import is_dry_run, neuron_transformer, nki_problem_here
@@ -15,6 +16,7 @@ from jax_tkg.lowering.nkilib_kernel import interface
 from jax_tkg.lowering.nkilib_limits import check_nkilib_limits
 from jax_tkg.lowering.nkilib_release import NEWEST, Release, installed_release
 from jax_tkg.lowering.simulate import simulated_transformer, simulator_problem
+from jax_tkg.reference.masks import with_masks
 
 
 def _release() -> Release:
@@ -52,6 +54,8 @@ def _kernel(operands: Operands) -> KernelInterface:
 
 def _run(operands: Operands, parameters: Parameters, platform: str | None) -> Results:
     transformer = neuron_transformer if platform == "neuron" else simulated_transformer
+    # It takes masks only.
+    operands = with_masks(operands, Dimensions.of(operands, parameters.context_bucket))
     kernel = _kernel(operands)
     run = on_plain_arrays(lambda given, options: transformer(given, options, kernel))
     return run(operands, parameters, platform)

@@ -84,8 +84,8 @@ def interface(release: Release, operands: Operands) -> KernelInterface:
     return KernelInterface(
         description="'nkilib'",
         tensors=tensors,
-        consumed=("mask_cache", "mask_active"),
-        options=("eps", "clamp_bound"),
+        consumed=("mask_cache", "mask_active", "context_lengths", "context_starts"),
+        options=("eps", "clamp_bound", "context_bucket"),
         operands=kernel_operands,
         loops=lambda _: False,
         static_arguments=static_arguments,
@@ -100,14 +100,18 @@ def uses_ocp_float8(operands: Operands) -> bool:
     return any(leaf.dtype.name == OCP_FLOAT8 for leaf in leaves)
 
 
-def joint_context(operands: Operands) -> int:
+def joint_context(operands: Operands, context_bucket: int | None = None) -> int:
     """Rows of the mask that AWS's kernel gets: S_ctx, or with a mask of its own for new keys more.
 
     The kernel reads as many slots of the caches, of which the last S count as the new keys. So new
     keys that come beside S_ctx slots are put after them, at the next multiple that it can divide.
+
+    Args:
+      operands: of the call, or their abstract values.
+      context_bucket: S_ctx, if lengths are in place of a mask; None: S_max.
     """
-    D = Dimensions.of(operands)
-    if operands.mask_active is None:
+    D = Dimensions.of(operands, context_bucket)
+    if operands.mask_cache is not None and operands.mask_active is None:
         return D.S_ctx
     return -(-(D.S_ctx + D.S) // CONTEXT_MULTIPLE) * CONTEXT_MULTIPLE
 

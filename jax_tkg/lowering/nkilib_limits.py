@@ -47,7 +47,7 @@ def check_nkilib_limits(
     for argument, expected, got in (
         *_options(operands, parameters, release),
         *_sizes(dimensions, parameters.num_layers, cores),
-        *_context(joint_context(operands), dimensions, cores),
+        *_context(joint_context(operands, parameters.context_bucket), dimensions, cores),
         *_quantized(operands, dimensions, release),
     ):
         raise ValueError(f"{argument}: expected {expected} for 'nkilib', got {got}")
@@ -62,10 +62,11 @@ def _options(operands: Operands, parameters: Parameters, release: Release) -> It
         yield "sbuf_residual_and_cc", "False (the kernel's on-chip path names no mask)", "True"
     if parameters.clamp_bound > 0:
         yield "clamp_bound", "0 (the decode kernel ignores it)", f"{parameters.clamp_bound}"
-    rows, (*_, capacity) = joint_context(operands), operands.layer_shape("K_caches")
+    rows = joint_context(operands, parameters.context_bucket)
+    *_, capacity = operands.layer_shape("K_caches")
     if rows > capacity:
         yield (
-            "mask_active",
+            "mask_active" if operands.mask_active is not None else "context_lengths",
             "None and the mask of the new keys in the last S rows of mask_cache, or S_max >= "
             f"{rows} (the kernel reads both masks as one, with as many cache slots)",
             f"an array and S_max = {capacity}",

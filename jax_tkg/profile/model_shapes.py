@@ -154,6 +154,8 @@ class Case:
         chosen = set(self.operands)
         if self.quantized_mlp is not None:
             chosen.update(names("scale"))
+        if "context_lengths" not in chosen:
+            chosen.add("mask_cache")
         return tuple(row for row in OPERANDS if not row.optional or row.name in chosen)
 
     def dtype_of(self, row: Operand) -> str:

@@ -124,7 +124,9 @@ def _operands(case: Case, layers: int, stacked: bool) -> Operands:
         axis = (layers,) if row.per_layer and stacked else ()
         array = np.zeros((*axis, *shape), _dtype(case.dtype_of(row)))
         arrays[row.name] = (array,) * layers if row.per_layer and not stacked else array
-    arrays["mask_cache"] = np.ones_like(arrays["mask_cache"])
+    for name, value in (("mask_cache", 1), ("context_lengths", case.S_ctx)):
+        if arrays[name] is not None:
+            arrays[name] = np.full_like(arrays[name], value)
     arrays["position_ids"] = np.full((case.B, 1), case.S_ctx - case.S, np.int32)
     return Operands(**arrays)
 

@@ -17,6 +17,7 @@ from jax_tkg.reference.all_reduce import all_reduce
 from jax_tkg.reference.attention import attention_mask
 from jax_tkg.reference.cache_update import Caches, write_slots
 from jax_tkg.reference.linear import linear
+from jax_tkg.reference.masks import with_masks
 from jax_tkg.reference.mlp import MlpWeights, mlp
 from jax_tkg.reference.rms_norm import head_norms, rms_norm
 from jax_tkg.reference.rope import Rotation
@@ -71,10 +72,12 @@ class _Kind:
     stages: Stages
 
     @classmethod
-    def of(cls, operands: Operands, kinds: LayerKinds, kind: int, stages: Stages) -> _Kind:
+    def of(cls, operands: Operands, parameters: Parameters, kind: int, stages: Stages) -> _Kind:
         """The kind of a number."""
+        kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
         own = operands.of_kind(kind, kinds)
-        dimensions = Dimensions.of(own)
+        dimensions = Dimensions.of(own, parameters.bucket_of_kind(kind))
+        own = with_masks(own, dimensions)
         shared = _Shared(
             rotation=stages.rotation(own.RoPE_cos, own.RoPE_sin),
             mask=attention_mask(own.mask_cache, own.mask_active, dimensions.k),
@@ -202,7 +205,7 @@ class _Model:
     def of(cls, operands: Operands, parameters: Parameters, stages: Stages) -> _Model:
         layer_kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
         kinds = tuple(
-            _Kind.of(operands, layer_kinds, kind, stages) for kind in range(layer_kinds.count)
+            _Kind.of(operands, parameters, kind, stages) for kind in range(layer_kinds.count)
         )
         return cls(operands, kinds, layer_kinds, parameters, stages)
 

@@ -80,6 +80,34 @@ SHAPES: dict[str, tuple[Change, list[str]]] = {
         both(put("mask_cache", zeros(1, 2, 4, 2, dtype=np.bool_)), put("mask_active", None)),
         ["mask_cache:", "S_ctx >= S = 2", "S_ctx = 1"],
     ),
+    "context_lengths_beside_a_mask": (
+        put("context_lengths", zeros(2, dtype=np.int32)),
+        ["context_lengths:", "None beside mask_cache", "array"],
+    ),
+    "context_starts_alone": (
+        put("context_starts", zeros(2, dtype=np.int32)),
+        ["context_starts:", "None without context_lengths", "array"],
+    ),
+    "context_bucket_beside_a_mask": (
+        put("context_bucket", 8),
+        ["context_bucket:", "mask_cache", "S_ctx = 20", "got 8"],
+    ),
+    "context_lengths_batch": (
+        both(put("mask_cache", None), put("context_lengths", zeros(3, dtype=np.int32))),
+        ["context_lengths:", "[B] or [B, S] = [2] or [2, 2]", "[3]"],
+    ),
+    "context_lengths_rank": (
+        both(put("mask_cache", None), put("context_lengths", zeros(2, 2, 1, dtype=np.int32))),
+        ["context_lengths:", "1 or 2 dimensions", "[2, 2, 1]"],
+    ),
+    "context_bucket_over_S_max": (
+        both(
+            both(put("mask_cache", None), put("context_lengths", zeros(2, dtype=np.int32))),
+            put("context_bucket", 25),
+        ),
+        ["context_bucket:", "S_ctx <= S_max = 24", "S_ctx = 25"],
+    ),
+    "context_bucket_zero": (put("context_bucket", 0), ["context_bucket:", "at least 1", "0"]),
     "mask_cache_rank": (
         put("mask_cache", zeros(20, 2, 4, dtype=np.bool_)),
         ["mask_cache:", "4", "[20, 2, 4]"],
@@ -286,7 +314,19 @@ TYPES: dict[str, tuple[Change, list[str]]] = {
     "missing_layer": (put_layer("W_downs", None), ["W_downs[1]:", "array", "None"]),
     "layer_no_array": (put_layer("W_ups", [1.0]), ["W_ups[1]:", "array", "list"]),
     "no_sequence": (put("W_ups", 3.0), ["W_ups:", "sequence of arrays", "float"]),
-    "missing_masks": (put("mask_cache", None), ["mask_cache:", "array", "None"]),
+    "missing_masks": (
+        put("mask_cache", None),
+        ["mask_cache:", "an array, or context_lengths", "None"],
+    ),
+    "context_lengths_dtype": (
+        both(put("mask_cache", None), put("context_lengths", zeros(2))),
+        ["context_lengths:", "integer", "float32"],
+    ),
+    "context_bucket_dtype": (put("context_bucket", 2.5), ["context_bucket:", "integer", "2.5"]),
+    "context_bucket_of_kinds": (
+        put("context_bucket", (8, 8)),
+        ["context_bucket:", "needs layer_kinds", "(8, 8)"],
+    ),
     "num_layers": (put("num_layers", 2.0), ["num_layers:", "integer", "2.0"]),
     "num_layers_bool": (put("num_layers", True), ["num_layers:", "integer", "True"]),
     "eps": (put("eps", "1e-6"), ["eps:", "Python number", "'1e-6'"]),

@@ -97,6 +97,8 @@ class LayoutTest(parameterized.TestCase):
             "W_gamma_post_attentions": (None, None),
             "W_gamma_post_mlps": (None, None),
             "sinks": (None, 1),
+            "context_lengths": (0, None),
+            "context_starts": (0, None),
         }
         self.assertEqual({r.name: (r.batch_axis, r.tensor_axis) for r in OPERANDS}, expected)
 

@@ -15,8 +15,10 @@ import nki.language as nl
 import numpy as np
 
 from jax_tkg import simulator
+from jax_tkg.call.arguments import Operands
 from jax_tkg.kernels.all_reduce import Reduction, add_reduced
 from jax_tkg.kernels.attention import attention
+from jax_tkg.kernels.attention_blocks import attention_tasks
 from jax_tkg.kernels.cache_update import (
     LayerCaches,
     await_readers,
@@ -46,6 +48,9 @@ from jax_tkg.kernels.softmax import (
 )
 from jax_tkg.kernels.transformer import LayerOperands
 from jax_tkg.kernels.weight_ring import WeightRing
+from jax_tkg.lowering.kernel_operands import context_ranges
+
+_NOTHING = Operands(**{field.name: None for field in dataclasses.fields(Operands)})
 
 TARGETS = {"float8_e4m3fn": "trn3"}
 """The machine that a dtype needs, where the oldest has it not."""
@@ -292,6 +297,34 @@ class KernelStages:
         numbers = {"B": B, "S": S, "H": inner, "dtype": x.dtype.name, "eps": 0.0}
         (out,) = self.run(body, [given], target, **numbers)
         return turned_back(same(out)).reshape(B, S, columns)
+
+    def masks(
+        self, lengths: np.ndarray, starts: np.ndarray | None, slots: int, q: int, B: int, S: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The masks of both cores' blocks: [slots, B, q, S], and [S, B, q, S] of the new keys."""
+        operands = dataclasses.replace(_NOTHING, context_lengths=lengths, context_starts=starts)
+
+        def body(context: Context, ranges: Any) -> Any:
+            sizes, core = context.sizes, context.core
+            masks = Masks(None, None, sizes, core, ranges=ranges)
+            out = nl.ndarray((slots, B * q * S), dtype=nl.uint8, buffer=nl.shared_hbm)
+            for task in attention_tasks(sizes, core):
+                for tile, segment in zip(masks.get(task), task.block.segments, strict=True):
+                    group = task.group
+                    target = out[segment.start : segment.start + segment.slots, :]
+                    target = target[:, group.first_column : group.first_column + group.columns]
+                    target = target.reshape_dim(0, (segment.rows, segment.chunks))
+                    nisa.dma_copy(dst=target, src=tile)
+            return out, store(masks.active, context)
+
+        given = {"ranges": np.asarray(context_ranges(operands))}
+        ((cache, active),) = self.run(
+            body, [given], B=B, S=S, q=q, S_prior=slots, S_max=slots, dtype="float32"
+        )
+        own = same(active).reshape(B, S, B, q, S)
+        for b, other in np.ndindex(B, B):
+            assert b == other or not own[b, :, other].any()
+        return cache.reshape(slots, B, q, S), np.stack([own[b, :, b] for b in range(B)], axis=1)
 
     def attention(
         self,

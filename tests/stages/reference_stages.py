@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.call.arguments import Operands
+from jax_tkg.masks import active_mask, context_mask
 from jax_tkg.reference.attention import attention_mask
 from jax_tkg.reference.cache_update import write_slots
 from jax_tkg.reference.linear import linear
@@ -60,6 +61,12 @@ class ReferenceStages:
             )
         )
         return np.asarray(run(x, weight, scale))
+
+    def masks(
+        self, lengths: np.ndarray, starts: np.ndarray | None, slots: int, q: int, B: int, S: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        cache = context_mask(lengths, slots, q, S, starts)
+        return np.asarray(cache), np.asarray(active_mask(S, B, q))
 
     def attention(
         self,
