@@ -17,8 +17,8 @@ def swap(mine, theirs, core):
         first = last
 
 
-def add_other_core(dst, mine, core, multiplier=None, urgent=True):
-    """dst [P, n, T] = this core's `mine` + the other core's, in float32; `dst` may be `mine`.
+def add_other_core(dst, mine, core, multiplier=None, urgent=True, sent=None):
+    """dst [P, n, T] = this core's `mine` + what the other core sends; `dst` may be `mine`.
 
     Args:
       dst: [P, n, T].
@@ -26,7 +26,10 @@ def add_other_core(dst, mine, core, multiplier=None, urgent=True):
       core: the launch's `Core`.
       multiplier: [P, n, T] float32, by which the sum is multiplied; or None.
       urgent: whether the next stage waits for `dst`. If not, the swap may queue behind weights.
+      sent: what this core sends, of the shape and dtype of `mine`; None: `mine`.
     """
+    if sent == None:
+        sent = mine
     partitions = mine.shape[0]
     count = mine.shape[1]
     T = mine.shape[2]
@@ -37,7 +40,7 @@ def add_other_core(dst, mine, core, multiplier=None, urgent=True):
         shape = (partitions, last - first, T)
         part = mine[:, first:last, :]
         theirs = nl.ndarray(shape, dtype=mine.dtype, buffer=nl.sbuf)
-        _send(part, theirs, core)
+        _send(sent[:, first:last, :], theirs, core)
         target = dst[:, first:last, :]
         if multiplier == None:
             nisa.tensor_tensor(dst=target, data1=part, data2=theirs, op=nl.add)

@@ -1,5 +1,6 @@
 """One layer's operands in HBM, whose layer may be known only when the kernel runs."""
 
+import nki.isa as nisa
 from nki.language import NKIObject
 
 
@@ -39,12 +40,15 @@ class LayerTensor(NKIObject):
       view: the tensor; in a loop on the device, that of turn 0.
       whole: in a loop, all layers' tensors, with a leading axis for the turns; else None.
       number: in a loop, the register that holds the number of the turn; else None.
+      may_be_absent: whether the tensor is an expert's and its number may be `NO_EXPERT`, so that
+        loads are skipped.
     """
 
-    def __init__(self, view, whole=None, number=None):
+    def __init__(self, view, whole=None, number=None, may_be_absent=False):
         self.view = view
         self.whole = whole
         self.number = number
+        self.may_be_absent = may_be_absent
 
     def select_layer(self, view):
         """A view of `self.view` as an instruction's operand: of the layer that runs."""
@@ -57,6 +61,36 @@ class LayerTensor(NKIObject):
             scalar_offset=self.number,
             indirect_dim=0,
         )
+
+    def load(self, dst, view):
+        """dst = a view of `self.view`, of the layer that runs; nothing if the expert is absent."""
+        source = self.select_layer(view)
+        if self.may_be_absent:
+            nisa.dma_copy(dst=dst, src=source, oob_mode=nisa.oob_mode.skip)
+        else:
+            nisa.dma_copy(dst=dst, src=source)
+
+    def expert(self, number, may_be_absent):
+        """An expert's `LayerTensor`, of that of all experts [E', m, n] or [E', n].
+
+        Args:
+          number: [1, 1] int32 on chip: the expert, counted from the first of layer 0 if the layers
+            are a loop on the device.
+          may_be_absent: whether the number may be `NO_EXPERT`.
+        """
+        shape = self.view.shape
+        rows = 1
+        if len(shape) == 3:
+            rows = shape[1]
+        columns = shape[len(shape) - 1]
+        experts = self.view
+        if self.whole != None:
+            experts = self.whole
+        total = 1
+        for size in experts.shape:
+            total = total * size
+        by_expert = experts.reshape((total // (rows * columns), rows, columns))
+        return LayerTensor(by_expert.select(0, number), may_be_absent=may_be_absent)
 
 
 def layer_tensor(tensors, number, looped=False):
@@ -100,3 +134,13 @@ class Weight(NKIObject):
             scale=layer_tensor(self.scale, number, looped=looped),
             bias=layer_tensor(self.bias, number, looped=looped),
         )
+
+    def expert(self, number, may_be_absent):
+        """One expert's `Weight`, of those of a layer; see `LayerTensor.expert`."""
+        scale = None
+        if self.scale != None:
+            scale = self.scale.expert(number, may_be_absent)
+        bias = None
+        if self.bias != None:
+            bias = self.bias.expert(number, may_be_absent)
+        return Weight(self.tensor.expert(number, may_be_absent), scale=scale, bias=bias)

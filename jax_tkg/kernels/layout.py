@@ -75,7 +75,9 @@ def load_columns(vector, first, count, width=PARTITIONS, dtype=None):
         start = (first + done) * width
         rows = nl.ndarray((size, width), dtype=row.dtype, buffer=nl.sbuf)
         piece = row[:, start : start + size * width].reshape((size, width))
-        nisa.dma_copy(dst=rows, src=vector.select_layer(piece))
+        if vector.may_be_absent:
+            nisa.memset(dst=rows, value=0.0)
+        vector.load(rows, piece)
         turned = nl.ndarray((width, size), dtype=row.dtype, buffer=nl.psum)
         nisa.nc_transpose(dst=turned, data=rows, engine=nisa.engine.tensor)
         nisa.tensor_copy(dst=columns[:, done : done + size], src=turned)

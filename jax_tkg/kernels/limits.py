@@ -60,10 +60,26 @@ GPSIMD_SWAPS_AT_LEISURE = 2
 DMA_ELEMENTS = 4096
 """Elements per partition that the DMA engines swap at once."""
 
+LEAST_SEARCHED = 8
+"""Elements per partition that the Vector Engine's search instructions need at least (NKI API,
+nki.isa.max8)."""
+
+MAX_EXPERTS = PSUM_BANK
+"""Experts of all ranks at most: counts of their users are one product in a PSUM bank."""
+
+NO_EXPERT = 2**20
+"""Number of no expert: beyond every tensor of experts, so that its loads are skipped; exact in
+float32."""
+
 
 def ceiling_divide(numerator, denominator):
     """The quotient, rounded up."""
     return (numerator + denominator - 1) // denominator
+
+
+def feature_chunks(I):  # noqa: E741 - the letter of the MLP's intermediate size
+    """Chunks of an expert's I features: the fewest that fit on the partitions."""
+    return ceiling_divide(I, PARTITIONS)
 
 
 def head_chunks(d):

@@ -184,7 +184,7 @@ class RowLoads(NKIObject):
         chunk = self.first_chunk + start
         first = self.first_column
         source = by_chunk[chunk : chunk + size, :, first : first + columns]
-        nisa.dma_copy(dst=loaded, src=weight.select_layer(source.permute((1, 0, 2))))
+        weight.load(loaded, source.permute((1, 0, 2)))
         if self.dtype == nl.float32 and view.dtype != nl.float32:
             # The Tensor Engine multiplies float32 with nothing else.
             wide = nl.ndarray((rows, size, columns), dtype=nl.float32, buffer=nl.sbuf)

@@ -25,12 +25,12 @@ def mlp(normed, layer, context):
     sizes = context.sizes
     W_gate = layer.W_gate
     W_up = layer.W_up
-    chunks = sizes.mlp_chunks()
+    chunks = W_gate.tensor.view.shape[1] // PARTITIONS
     hidden = nl.ndarray((PARTITIONS, chunks, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
     gate_scale = load_columns(W_gate.scale, 0, chunks)
     up_scale = load_columns(W_up.scale, 0, chunks)
-    gate_input = _input(normed, W_gate, sizes)
-    up_input = _input(normed, W_up, sizes)
+    gate_input = input_of(normed, W_gate, sizes)
+    up_input = input_of(normed, W_up, sizes)
     # As many chunks at a time as PSUM accumulates at once, so that SBUF use does not grow with I.
     at_once = PSUM_GROUP_BANKS * (PSUM_BANK // sizes.T)
     first = 0
@@ -41,17 +41,30 @@ def mlp(normed, layer, context):
         columns = _columns(first, last, gate_scale)
         # The other core's part arrives while W_up is multiplied.
         linear_of_shares(gate, gate_input, W_gate.tensor, columns, context, urgent=False)
-        _activate(gate, sizes.activation)
+        activate(gate, sizes)
         product = hidden[:, first:last, :]
         columns = _columns(first, last, up_scale)
-        linear_of_shares(product, up_input, W_up.tensor, columns, context, multiplier=gate)
+        if sizes.activation == "swiglu_oai":
+            up = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+            linear_of_shares(up, up_input, W_up.tensor, columns, context)
+            multiply_up(product, gate, up, sizes)
+        else:
+            linear_of_shares(product, up_input, W_up.tensor, columns, context, multiplier=gate)
         first = last
     return _down(hidden, layer.W_down, context)
 
 
-def _activate(gate, activation):
-    """Applies the activation of that name to a tile, in place."""
-    if activation == "silu":
+def activate(gate, sizes):
+    """Applies the launch's activation to a tile, in place."""
+    activation = sizes.activation
+    if activation == "swiglu_oai":
+        # x * sigmoid(alpha * x) of x = min(gate, limit).
+        shape = (gate.shape[0], gate.shape[1], gate.shape[2])
+        nisa.tensor_scalar(dst=gate, data=gate, op0=nl.minimum, operand0=sizes.activation_limit)
+        share = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+        nisa.activation(dst=share, op=nl.sigmoid, data=gate, scale=sizes.activation_alpha)
+        nisa.tensor_tensor(dst=gate, data1=gate, data2=share, op=nl.multiply)
+    elif activation == "silu":
         nisa.activation(dst=gate, op=nl.silu, data=gate)
     elif activation == "gelu_tanh":
         nisa.activation(dst=gate, op=nl.gelu_apprx_tanh, data=gate)
@@ -64,7 +77,25 @@ def _activate(gate, activation):
         )
 
 
-def _input(normed, weight, sizes):
+def multiply_up(dst, gate, up, sizes):
+    """dst = the activated gate * up; in "swiglu_oai" up is bounded, in place, and 1 is added."""
+    if sizes.activation == "swiglu_oai":
+        nisa.tensor_scalar(
+            dst=up,
+            data=up,
+            op0=nl.minimum,
+            operand0=sizes.activation_limit,
+            op1=nl.maximum,
+            operand1=-sizes.activation_limit,
+        )
+        nisa.scalar_tensor_tensor(
+            dst=dst, data=up, op0=nl.add, operand0=1.0, op1=nl.multiply, operand1=gate
+        )
+    else:
+        nisa.tensor_tensor(dst=dst, data1=gate, data2=up, op=nl.multiply)
+
+
+def input_of(normed, weight, sizes):
     """The input of a product with a weight: clamped if the weight is float8."""
     if weight.scale == None:
         return normed

@@ -18,6 +18,8 @@ class Sizes(NKIObject):
       softmax_scale: factor of the scores; d**-0.5 if None is given.
       attention_softcap: what a tanh bounds the scaled scores to; 0 for nothing.
       activation: of the MLP's gate, as the public option names it.
+      activation_limit: bound of gate and up in "swiglu_oai".
+      activation_alpha: factor in that activation's sigmoid.
     """
 
     def __init__(
@@ -37,6 +39,8 @@ class Sizes(NKIObject):
         softmax_scale=None,
         attention_softcap=0.0,
         activation="silu",
+        activation_limit=7.0,
+        activation_alpha=1.702,
     ):
         self.B = B
         self.S = S
@@ -58,6 +62,8 @@ class Sizes(NKIObject):
             self.softmax_scale = 1.0 / d**0.5
         self.attention_softcap = attention_softcap
         self.activation = activation
+        self.activation_limit = activation_limit
+        self.activation_alpha = activation_alpha
 
     def hidden_chunks(self):
         """Chunks of 128 hidden features."""

@@ -46,6 +46,7 @@ from .all_reduce import Reduction, add_reduced
 from .attention import attention
 from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
 from .constants import Constants
+from .layer_operands import LayerOperands
 from .layer_range import LayerRange
 from .layer_tensor import LayerTensor, Weight, layer_tensor
 from .layout import load_columns, load_tokens, store_tokens
@@ -57,59 +58,6 @@ from .rms_norm import normalize_heads, rms_norm
 from .rope import Rotation, apply_rope
 from .sizes import Context, Core, Sizes
 from .weight_ring import WeightRing
-
-
-class LayerOperands(NKIObject):
-    """The weights (`Weight`) and gains of a layer, or of all layers.
-
-    Of one layer, gains and sinks are `LayerTensor`s; of all layers, what `layer_tensor` takes.
-    Those with a default may be absent.
-    """
-
-    def __init__(
-        self,
-        W_qkv,
-        W_out,
-        W_gate,
-        W_up,
-        W_down,
-        W_gamma_qkv,
-        W_gamma_mlp,
-        W_gamma_q=None,
-        W_gamma_k=None,
-        W_gamma_post_attention=None,
-        W_gamma_post_mlp=None,
-        sinks=None,
-    ):
-        self.W_qkv = W_qkv
-        self.W_out = W_out
-        self.W_gate = W_gate
-        self.W_up = W_up
-        self.W_down = W_down
-        self.W_gamma_qkv = W_gamma_qkv
-        self.W_gamma_mlp = W_gamma_mlp
-        self.W_gamma_q = W_gamma_q
-        self.W_gamma_k = W_gamma_k
-        self.W_gamma_post_attention = W_gamma_post_attention
-        self.W_gamma_post_mlp = W_gamma_post_mlp
-        self.sinks = sinks
-
-    def layer(self, number, looped=False):
-        """One layer's operands, of all layers'; `number` is a `LoopLayer` if `looped`."""
-        return LayerOperands(
-            self.W_qkv.layer(number, looped=looped),
-            self.W_out.layer(number, looped=looped),
-            self.W_gate.layer(number, looped=looped),
-            self.W_up.layer(number, looped=looped),
-            self.W_down.layer(number, looped=looped),
-            layer_tensor(self.W_gamma_qkv, number, looped=looped),
-            layer_tensor(self.W_gamma_mlp, number, looped=looped),
-            W_gamma_q=layer_tensor(self.W_gamma_q, number, looped=looped),
-            W_gamma_k=layer_tensor(self.W_gamma_k, number, looped=looped),
-            W_gamma_post_attention=layer_tensor(self.W_gamma_post_attention, number, looped=looped),
-            W_gamma_post_mlp=layer_tensor(self.W_gamma_post_mlp, number, looped=looped),
-            sinks=layer_tensor(self.sinks, number, looped=looped),
-        )
 
 
 class Caches(NKIObject):

@@ -4,6 +4,7 @@ They are allocated once and taken in turn, so that the next weights load while t
 across stages and layers. So SBUF use does not depend on the model's size.
 """
 
+import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
@@ -24,6 +25,11 @@ class WeightRing(NKIObject):
     def restart(self):
         """The next buffer is the first."""
         self.following = 0
+
+    def clear(self):
+        """Writes zeros, so that products of what a skipped load leaves read written memory."""
+        for slot in self.slots:
+            nisa.memset(dst=slot.view(nl.uint32), value=0)
 
     def take(self, dtype):
         """The next buffer, as [128, n] of `dtype`."""

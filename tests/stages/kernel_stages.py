@@ -27,6 +27,7 @@ from jax_tkg.kernels.cache_update import (
     update_caches,
 )
 from jax_tkg.kernels.constants import Constants
+from jax_tkg.kernels.layer_operands import LayerOperands
 from jax_tkg.kernels.layer_tensor import LayerTensor, Weight, layer_tensor
 from jax_tkg.kernels.layout import load_columns
 from jax_tkg.kernels.limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS, head_chunks
@@ -46,7 +47,6 @@ from jax_tkg.kernels.softmax import (
     normalize,
     set_unattended,
 )
-from jax_tkg.kernels.transformer import LayerOperands
 from jax_tkg.kernels.weight_ring import WeightRing
 from jax_tkg.lowering.kernel_operands import context_ranges
 

@@ -1,0 +1,195 @@
+"""The experts of a layer: MLPs, of which each token runs those that the router chooses."""
+
+import nki.isa as nisa
+import nki.language as nl
+from nki.language import NKIObject
+
+from .exchange import add_other_core, swap
+from .layout import load_columns
+from .limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, feature_chunks
+from .linear import Columns, linear
+from .mlp import activate, input_of, multiply_up
+from .rms_norm import Normed, clamped
+from .router import EIGHT, Assignment, route
+
+
+def experts(normed, layer, routing, base, context):
+    """This core's chunks of the weighted sum of the experts' results, before the all-reduce.
+
+    Each expert that some token chooses is run once, for all tokens, with weight 0 for those that
+    did not choose it; its weights are read by one core. Two cores take the experts in turn, each on
+    all features, and then add what both have. A pass for which no expert is left loads nothing.
+
+    Args:
+      normed: the `Normed` input: this core's share of the features.
+      layer: the layer's operands.
+      routing: `Routing`.
+      base: [1, 1] float32 on chip, the place of the layer's first expert among those of all layers;
+        None if tensors are of one layer.
+      context: the launch's `Context`.
+
+    Returns:
+      [128, n, T] float32, the tiles of H that `Share` gives this core.
+    """
+    sizes = context.sizes
+    core = context.core
+    weights, chosen = route(normed, layer, routing, context)
+    x = _all_features(normed, context)
+    assignment = Assignment(weights, chosen, base, routing, context)
+    summed = nl.ndarray(
+        (PARTITIONS, sizes.hidden_chunks(), sizes.T), dtype=nl.float32, buffer=nl.sbuf
+    )
+    nisa.memset(dst=summed, value=0.0)
+    may_be_absent = routing.may_be_fewer(sizes.T)
+    passes = routing.passes(sizes.T)
+    first = 0
+    # The products with W_down are one expert behind: its activation is ready by then.
+    waiting = None
+    while first < passes:
+        batch = assignment.next_batch(min(EIGHT, passes - first), context)
+        for index in range(batch.count):
+            if (first + index) % core.count == core.index:
+                number = batch.numbers[:, index : index + 1]
+                expert = Expert(layer, number, may_be_absent)
+                expert.expand(x, context)
+                if waiting != None:
+                    waiting.contract_into(summed, context)
+                expert.set_tokens(batch, index)
+                waiting = expert
+        first += batch.count
+    if waiting != None:
+        waiting.contract_into(summed, context)
+    return _own_share(summed, context)
+
+
+def _all_features(normed, context):
+    """The `Normed` input of all features, of the shares of both cores."""
+    core = context.core
+    if core.count == 1:
+        return normed
+    sizes = context.sizes
+    share = context.hidden_share()
+    shape = (PARTITIONS, share.total, sizes.T)
+    whole = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
+    other = _other_first(share)
+    nisa.tensor_copy(dst=whole[:, share.first : share.first + share.count, :], src=normed.tile)
+    swap(normed.tile, whole[:, other : other + share.count, :], core)
+    complete = Normed(whole, normed.squares)
+    complete.factor = normed.token_factor(context)
+    return complete
+
+
+def _other_first(share):
+    """The first tile of the other core's `Share`."""
+    if share.first > 0:
+        return 0
+    return share.total - share.count
+
+
+def _own_share(summed, context):
+    """This core's chunks of what both cores have summed."""
+    core = context.core
+    if core.count == 1:
+        return summed
+    sizes = context.sizes
+    share = context.hidden_share()
+    other = _other_first(share)
+    shape = (PARTITIONS, share.count, sizes.T)
+    own = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+    add_other_core(
+        own,
+        summed[:, share.first : share.first + share.count, :],
+        core,
+        sent=summed[:, other : other + share.count, :],
+    )
+    return own
+
+
+class Expert(NKIObject):
+    """One expert while it runs.
+
+    Attributes:
+      W_gate, W_up, W_down: its `Weight`s.
+      width, chunks: its I features, as chunks of so many.
+      hidden: [width, chunks, T], the activated product of gate and up; None before `expand`.
+      weights: [128, T] float32, the tokens' weights.
+      present: [128, 1] uint8, whether there is an expert; None if there always is.
+    """
+
+    def __init__(self, layer, number, may_be_absent):
+        """Args: the layer's operands; number, may_be_absent: as `LayerTensor.expert` takes them."""
+        W_gate = layer.W_gate
+        W_up = layer.W_up
+        W_down = layer.W_down
+        shape = W_gate.tensor.view.shape
+        self.W_gate = W_gate.expert(number, may_be_absent)
+        self.W_up = W_up.expert(number, may_be_absent)
+        self.W_down = W_down.expert(number, may_be_absent)
+        self.chunks = feature_chunks(shape[2])
+        self.width = shape[2] // self.chunks
+        self.hidden = None
+        self.weights = None
+        self.present = None
+
+    def set_tokens(self, batch, index):
+        """Takes the tokens' weights of pass `index` of a `Batch`."""
+        self.weights = batch.weights[:, index, :]
+        if batch.present != None:
+            self.present = batch.present[:, index : index + 1]
+
+    def expand(self, x, context):
+        """Makes `hidden` of the `Normed` input x of all features."""
+        sizes = context.sizes
+        T = sizes.T
+        W_gate = self.W_gate
+        W_up = self.W_up
+        shape = (self.width, self.chunks, T)
+        hidden = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
+        gate_input = input_of(x, W_gate, sizes)
+        up_input = input_of(x, W_up, sizes)
+        at_once = PSUM_GROUP_BANKS * (PSUM_BANK // T)
+        first = 0
+        while first < self.chunks:
+            last = min(first + at_once, self.chunks)
+            gate = self._product(gate_input, W_gate, first, last, context)
+            activate(gate, sizes)
+            up = self._product(up_input, W_up, first, last, context)
+            multiply_up(hidden[:, first:last, :], gate, up, sizes)
+            first = last
+        self.hidden = hidden
+
+    def _product(self, x, weight, first, last, context):
+        """[width, last - first, T] float32: these chunks of x @ weight, with its bias."""
+        sizes = context.sizes
+        shape = (self.width, last - first, sizes.T)
+        product = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+        scale = load_columns(weight.scale, first, last - first, width=self.width)
+        bias = load_columns(weight.bias, first, last - first, width=self.width)
+        columns = Columns(first * self.width, self.width, scale=scale, bias=bias)
+        linear(product, x.tile, weight.tensor, columns, context, normed=x)
+        return product
+
+    def contract_into(self, summed, context):
+        """summed [128, H/128, T] += the tokens' weights * (hidden @ W_down + its bias)."""
+        sizes = context.sizes
+        T = sizes.T
+        chunks = sizes.hidden_chunks()
+        W_down = self.W_down
+        hidden = self.hidden
+        scale = load_columns(W_down.scale, 0, chunks)
+        bias = load_columns(W_down.bias, 0, chunks)
+        if scale != None:
+            hidden = clamped(hidden, sizes)
+        out = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
+        columns = Columns(0, PARTITIONS, scale=scale, bias=bias)
+        linear(out, hidden, W_down.tensor, columns, context)
+        by_chunk = self.weights.expand_dim(1).broadcast(1, chunks)
+        nisa.tensor_tensor(dst=out, data1=out, data2=by_chunk, op=nl.multiply)
+        if self.present == None:
+            nisa.tensor_tensor(dst=summed, data1=summed, data2=out, op=nl.add)
+        else:
+            # What a skipped load left may be no numbers.
+            total = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_tensor(dst=total, data1=summed, data2=out, op=nl.add)
+            everywhere = self.present.expand_dim(2).broadcast(1, chunks).broadcast(2, T)
+            nisa.tensor_copy_predicated(dst=summed, src=total, predicate=everywhere)

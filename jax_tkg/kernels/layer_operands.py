@@ -1,0 +1,102 @@
+"""The weights, gains and other logits of a layer, out of those of all layers."""
+
+from nki.language import NKIObject
+
+from .layer_tensor import layer_tensor
+
+
+class LayerOperands(NKIObject):
+    """The weights (`Weight`) and gains of a layer, or of all layers.
+
+    Of one layer, gains, sinks and bias_selection are `LayerTensor`s; of all layers, what
+    `layer_tensor` takes. Those with a default may be absent. In a layer with experts, W_gate, W_up
+    and W_down have all of them, with an axis in front.
+    """
+
+    def __init__(
+        self,
+        W_qkv,
+        W_out,
+        W_gate,
+        W_up,
+        W_down,
+        W_gamma_qkv,
+        W_gamma_mlp,
+        W_gamma_q=None,
+        W_gamma_k=None,
+        W_gamma_post_attention=None,
+        W_gamma_post_mlp=None,
+        sinks=None,
+        W_router=None,
+        bias_selection=None,
+        W_shared_gate=None,
+        W_shared_up=None,
+        W_shared_down=None,
+    ):
+        self.W_qkv = W_qkv
+        self.W_out = W_out
+        self.W_gate = W_gate
+        self.W_up = W_up
+        self.W_down = W_down
+        self.W_gamma_qkv = W_gamma_qkv
+        self.W_gamma_mlp = W_gamma_mlp
+        self.W_gamma_q = W_gamma_q
+        self.W_gamma_k = W_gamma_k
+        self.W_gamma_post_attention = W_gamma_post_attention
+        self.W_gamma_post_mlp = W_gamma_post_mlp
+        self.sinks = sinks
+        self.W_router = W_router
+        self.bias_selection = bias_selection
+        self.W_shared_gate = W_shared_gate
+        self.W_shared_up = W_shared_up
+        self.W_shared_down = W_shared_down
+
+    def layer(self, number, looped=False):
+        """One layer's operands, of all layers'; `number` is a `LoopLayer` if `looped`."""
+        return LayerOperands(
+            self.W_qkv.layer(number, looped=looped),
+            self.W_out.layer(number, looped=looped),
+            self.W_gate.layer(number, looped=looped),
+            self.W_up.layer(number, looped=looped),
+            self.W_down.layer(number, looped=looped),
+            layer_tensor(self.W_gamma_qkv, number, looped=looped),
+            layer_tensor(self.W_gamma_mlp, number, looped=looped),
+            W_gamma_q=layer_tensor(self.W_gamma_q, number, looped=looped),
+            W_gamma_k=layer_tensor(self.W_gamma_k, number, looped=looped),
+            W_gamma_post_attention=layer_tensor(self.W_gamma_post_attention, number, looped=looped),
+            W_gamma_post_mlp=layer_tensor(self.W_gamma_post_mlp, number, looped=looped),
+            sinks=layer_tensor(self.sinks, number, looped=looped),
+            W_router=_layer_weight(self.W_router, number, looped),
+            bias_selection=layer_tensor(self.bias_selection, number, looped=looped),
+            W_shared_gate=_layer_weight(self.W_shared_gate, number, looped),
+            W_shared_up=_layer_weight(self.W_shared_up, number, looped),
+            W_shared_down=_layer_weight(self.W_shared_down, number, looped),
+        )
+
+    def has_experts(self):
+        """Whether this layer's MLP is one of experts."""
+        W_gate = self.W_gate
+        tensor = W_gate.tensor
+        return len(tensor.view.shape) == 3
+
+    def shared_expert(self):
+        """The operands whose MLP is the layer's shared expert."""
+        return LayerOperands(
+            self.W_qkv,
+            self.W_out,
+            self.W_shared_gate,
+            self.W_shared_up,
+            self.W_shared_down,
+            self.W_gamma_qkv,
+            self.W_gamma_mlp,
+        )
+
+
+def _layer_weight(weight, number, looped):
+    """One layer's `Weight`, or None if the layer has none."""
+    if weight == None or weight.tensor == None:
+        return None
+    found = weight.layer(number, looped=looped)
+    if found.tensor == None:
+        return None
+    return found

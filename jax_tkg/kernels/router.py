@@ -1,0 +1,395 @@
+"""The router of a layer with experts: which experts the tokens go to, and with what weights."""
+
+import nki.isa as nisa
+import nki.language as nl
+from nki.language import NKIObject
+
+from .limits import LEAST_SEARCHED, NO_EXPERT, PARTITIONS, PSUM_BANK, ceiling_divide
+from .linear import Columns, linear_of_shares
+from .rms_norm import Normed
+
+LOWEST = -3.0e38
+"""Takes the place of scores that were chosen: lower than any score."""
+
+ABSENT = 3.0e38
+"""A value that no score has, searched for where fewer than eight are wanted."""
+
+EIGHT = 8
+"""Values that the Vector Engine's search instructions find at once."""
+
+
+class Routing(NKIObject):
+    """How tokens are routed, and which experts this rank holds; the same for all layers.
+
+    Attributes:
+      chosen: experts per token.
+      method: "softmax_topk", "topk_softmax" or "sigmoid_topk".
+      normalize: whether a token's weights are divided by their sum.
+      scale: factor of the weights.
+      experts: E, experts of all ranks.
+      held: E', experts that this rank holds.
+      order: [1, max(E, 8)] float32: for the experts that this rank holds E', E' - 1, ... 1, for
+        others 0.
+      order_columns: [min(E, 128), chunks] float32: the same for expert chunk * 128 + partition, but
+        -1 for experts of other ranks.
+    """
+
+    def __init__(self, chosen, method, normalize, scale, experts, held, order):
+        """Loads `order` [1, E] float32 from HBM."""
+        self.chosen = chosen
+        self.method = method
+        self.normalize = normalize
+        self.scale = scale
+        self.experts = experts
+        self.held = held
+        self.order = nl.ndarray((1, max(experts, LEAST_SEARCHED)), dtype=nl.float32, buffer=nl.sbuf)
+        if experts < LEAST_SEARCHED:
+            nisa.memset(dst=self.order, value=0.0)
+        nisa.dma_copy(dst=self.order[:, 0:experts], src=order)
+        rows = min(experts, PARTITIONS)
+        self.order_columns = nl.ndarray(
+            (rows, ceiling_divide(experts, PARTITIONS)), dtype=nl.float32, buffer=nl.sbuf
+        )
+        nisa.memset(dst=self.order_columns, value=-1.0)
+        for chunk in range(ceiling_divide(experts, PARTITIONS)):
+            first = chunk * PARTITIONS
+            size = min(PARTITIONS, experts - first)
+            turned = nl.ndarray((size, 1), dtype=nl.float32, buffer=nl.psum)
+            nisa.nc_transpose(
+                dst=turned,
+                data=self.order[:, first : first + size],
+                engine=nisa.engine.tensor,
+            )
+            is_other = nl.ndarray((size, 1), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_scalar(dst=is_other, data=turned, op0=nl.equal, operand0=0.0)
+            nisa.tensor_tensor(
+                dst=self.order_columns[0:size, chunk : chunk + 1],
+                data1=turned,
+                data2=is_other,
+                op=nl.subtract,
+            )
+
+    def passes(self, T):
+        """How many experts are run for T tokens: as many as these can choose of those held."""
+        return min(T * self.chosen, self.held)
+
+    def may_be_fewer(self, T):
+        """Whether some of these passes may find no expert left to run."""
+        return T > 1 or self.held < self.experts
+
+
+class Batch(NKIObject):
+    """Up to eight of the experts that this rank runs for a layer.
+
+    Attributes:
+      count: how many passes they are.
+      numbers: [1, 8] int32: which of the held experts, plus `base`; `NO_EXPERT` for a pass without.
+      weights: [128, 8, T] float32, alike on all partitions: the tokens' weights; 0 for no expert.
+      present: [128, 8] uint8, 1 where there is an expert; None if there always is.
+    """
+
+    def __init__(self, count, numbers, weights, present):
+        self.count = count
+        self.numbers = numbers
+        self.weights = weights
+        self.present = present
+
+
+def route(normed, layer, routing, context):
+    """The tokens' weights of all experts.
+
+    Args:
+      normed: the `Normed` input of the router.
+      layer: the layer's operands, of which W_router and bias_selection are used.
+      routing: `Routing`.
+      context: the launch's `Context`.
+
+    Returns:
+      (weights, chosen), each [T, E] float32: a token's weight of each expert, and 1 where it is
+      chosen; both 0 elsewhere.
+    """
+    sizes = context.sizes
+    T = sizes.T
+    E = routing.experts
+    logits = _logits(normed, layer.W_router, routing, context)
+    values = nl.ndarray((T, E), dtype=nl.float32, buffer=nl.sbuf)
+    if routing.method == "sigmoid_topk":
+        nisa.activation(dst=values, op=nl.sigmoid, data=logits[:, 0:E])
+        scores = _selection_scores(values, layer.bias_selection, routing)
+    else:
+        scores = logits
+    peak, chosen = _select(scores, routing)
+    if routing.method != "sigmoid_topk":
+        # The scores are the logits, of which the largest is the first that was found.
+        lowered = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_scalar(dst=lowered, data=peak, op0=nl.multiply, operand0=-1.0)
+        nisa.activation(dst=values, op=nl.exp, data=logits[:, 0:E], bias=lowered)
+    weights = nl.ndarray((T, E), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=weights, data1=values, data2=chosen, op=nl.multiply)
+    summands = None
+    if routing.normalize or routing.method == "topk_softmax":
+        summands = weights
+    elif routing.method == "softmax_topk":
+        summands = values
+    if summands != None:
+        total = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_reduce(dst=total, op=nl.add, data=summands, axis=(1,))
+        inverse = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.reciprocal(dst=inverse, data=total)
+        nisa.tensor_scalar(
+            dst=weights,
+            data=weights,
+            op0=nl.multiply,
+            operand0=inverse,
+            op1=nl.multiply,
+            operand1=routing.scale,
+        )
+    elif routing.scale != 1.0:
+        nisa.tensor_scalar(dst=weights, data=weights, op0=nl.multiply, operand0=routing.scale)
+    return (weights, chosen)
+
+
+def _logits(normed, W_router, routing, context):
+    """[T, max(E, 8)] float32: the router's product, alike on both cores; `LOWEST` beyond E."""
+    sizes = context.sizes
+    T = sizes.T
+    E = routing.experts
+    logits = nl.ndarray((T, max(E, LEAST_SEARCHED)), dtype=nl.float32, buffer=nl.sbuf)
+    if E < LEAST_SEARCHED:
+        nisa.memset(dst=logits, value=LOWEST)
+    normed_input = normed
+    if W_router.tensor.view.dtype == nl.float32 and sizes.dtype != nl.float32:
+        tile = normed.tile
+        wide = nl.ndarray((PARTITIONS, tile.shape[1], T), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_copy(dst=wide, src=tile)
+        normed_input = Normed(wide, normed.squares)
+    first = 0
+    while first < E:
+        # Tiles of 128 experts, then what is left.
+        width = min(PARTITIONS, E - first)
+        tiles = (E - first) // width
+        bias = None
+        if W_router.bias != None:
+            bias = nl.ndarray((width, tiles), dtype=nl.float32, buffer=nl.sbuf)
+            for tile in range(tiles):
+                column = first + tile * width
+                nisa.tensor_copy(
+                    dst=bias[:, tile : tile + 1],
+                    src=_bias_column(W_router.bias, column, width),
+                )
+        product = nl.ndarray((width, tiles, T), dtype=nl.float32, buffer=nl.sbuf)
+        columns = Columns(first, width, bias=bias)
+        linear_of_shares(product, normed_input, W_router.tensor, columns, context)
+        for tile in range(tiles):
+            turned = nl.ndarray((T, width), dtype=nl.float32, buffer=nl.psum)
+            nisa.nc_transpose(dst=turned, data=product[:, tile, :], engine=nisa.engine.tensor)
+            column = first + tile * width
+            nisa.tensor_copy(dst=logits[:, column : column + width], src=turned)
+        first += tiles * width
+    return logits
+
+
+def _bias_column(vector, first, width):
+    """[width, 1] on chip: elements `first` and on of a `LayerTensor` [1, n]."""
+    row = nl.ndarray((1, width), dtype=vector.view.dtype, buffer=nl.sbuf)
+    nisa.dma_copy(dst=row, src=vector.select_layer(vector.view[0:1, first : first + width]))
+    turned = nl.ndarray((width, 1), dtype=vector.view.dtype, buffer=nl.psum)
+    nisa.nc_transpose(dst=turned, data=row, engine=nisa.engine.tensor)
+    return turned
+
+
+def _selection_scores(values, bias_selection, routing):
+    """[T, max(E, 8)] float32: the values with the bias, by which experts are selected."""
+    T = values.shape[0]
+    E = routing.experts
+    scores = nl.ndarray((T, max(E, LEAST_SEARCHED)), dtype=nl.float32, buffer=nl.sbuf)
+    if E < LEAST_SEARCHED:
+        nisa.memset(dst=scores, value=LOWEST)
+    if bias_selection == None:
+        nisa.tensor_copy(dst=scores[:, 0:E], src=values)
+    else:
+        row = nl.ndarray((T, E), dtype=bias_selection.view.dtype, buffer=nl.sbuf)
+        by_token = bias_selection.view[0:1, :].broadcast(0, T)
+        nisa.dma_copy(dst=row, src=bias_selection.select_layer(by_token))
+        nisa.tensor_tensor(dst=scores[:, 0:E], data1=values, data2=row, op=nl.add)
+    return scores
+
+
+def _select(scores, routing):
+    """Each token's experts of the highest scores; of equal scores those of the first experts.
+
+    Args:
+      scores: [T, max(E, 8)] float32.
+      routing: `Routing`.
+
+    Returns:
+      (peak, chosen): the highest score [T, 1], and [T, E] float32, 1 for the chosen experts.
+    """
+    T = scores.shape[0]
+    peak = None
+    left = scores
+    found = 0
+    while found < routing.chosen:
+        highest = nl.ndarray((T, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.max8(dst=highest, src=left)
+        if peak == None:
+            peak = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_copy(dst=peak, src=highest[:, 0:1])
+        wanted = min(EIGHT, routing.chosen - found)
+        if wanted < EIGHT:
+            nisa.memset(dst=highest[:, wanted:EIGHT], value=ABSENT)
+        replaced = nl.ndarray((T, scores.shape[1]), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.nc_match_replace8(dst=replaced, data=left, vals=highest, imm=LOWEST)
+        left = replaced
+        found += wanted
+    chosen = nl.ndarray((T, routing.experts), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_scalar(dst=chosen, data=left[:, 0 : routing.experts], op0=nl.equal, operand0=LOWEST)
+    return (peak, chosen)
+
+
+class Assignment(NKIObject):
+    """The experts that this rank runs for a layer, each once, in ascending order.
+
+    `batches` gives them eight at a time, so that the first can begin before all are listed.
+
+    Attributes:
+      left: [1, max(E, 8)] float32: the `order` of the experts that are chosen and not yet listed,
+        else 0.
+      weights: [min(E, 128), chunks, T] float32: the weights by expert.
+    """
+
+    def __init__(self, weights, chosen, base, routing, context):
+        """Args: what `route` gives; `base`: [1, 1] float32 on chip, added to numbers; or None."""
+        constants = context.constants
+        sizes = context.sizes
+        T = sizes.T
+        E = routing.experts
+        self.base = base
+        self.routing = routing
+        users = chosen
+        if T > 1:
+            users = nl.ndarray((1, E), dtype=nl.float32, buffer=nl.psum)
+            nisa.nc_matmul(
+                dst=users, stationary=constants.ones[0:T, 0:1], moving=chosen, accumulate=False
+            )
+        self.left = nl.ndarray((1, max(E, LEAST_SEARCHED)), dtype=nl.float32, buffer=nl.sbuf)
+        if E < LEAST_SEARCHED:
+            nisa.memset(dst=self.left, value=0.0)
+        nisa.scalar_tensor_tensor(
+            dst=self.left[:, 0:E],
+            data=users,
+            op0=nl.minimum,
+            operand0=1.0,
+            op1=nl.multiply,
+            operand1=routing.order[:, 0:E],
+        )
+        self.weights = _by_expert(weights)
+
+    def next_batch(self, count, context):
+        """The next `count` passes, at most eight, as a `Batch`."""
+        routing = self.routing
+        sizes = context.sizes
+        T = sizes.T
+        constants = context.constants
+        order = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.max8(dst=order, src=self.left)
+        numbers = self._numbers(order, T)
+        left = nl.ndarray(self.left.shape, dtype=nl.float32, buffer=nl.sbuf)
+        nisa.nc_match_replace8(dst=left, data=self.left, vals=order, imm=0.0)
+        self.left = left
+        # A product with ones copies a row to all partitions.
+        everywhere = nl.ndarray((PARTITIONS, EIGHT), dtype=nl.float32, buffer=nl.psum)
+        nisa.nc_matmul(
+            dst=everywhere, stationary=constants.ones[0:1, :], moving=order, accumulate=False
+        )
+        present = None
+        if routing.may_be_fewer(T):
+            present = nl.ndarray((PARTITIONS, EIGHT), dtype=nl.uint8, buffer=nl.sbuf)
+            nisa.tensor_scalar(dst=present, data=everywhere, op0=nl.greater, operand0=0.0)
+        weights = nl.ndarray((PARTITIONS, EIGHT, T), dtype=nl.float32, buffer=nl.sbuf)
+        at_once = min(EIGHT, PSUM_BANK // T)
+        first = 0
+        while first < EIGHT:
+            last = min(first + at_once, EIGHT)
+            self._spread(weights[:, first:last, :], everywhere[:, first:last], context)
+            first = last
+        return Batch(count, numbers, weights, present)
+
+    def _numbers(self, order, T):
+        """[1, 8] int32: the numbers of the experts with these places in the order."""
+        routing = self.routing
+        numbers = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_scalar(
+            dst=numbers,
+            data=order,
+            op0=nl.multiply,
+            operand0=-1.0,
+            op1=nl.add,
+            operand1=routing.held * 1.0,
+        )
+        if self.base != None:
+            nisa.tensor_scalar(dst=numbers, data=numbers, op0=nl.add, operand0=self.base)
+        whole = nl.ndarray((1, EIGHT), dtype=nl.int32, buffer=nl.sbuf)
+        if routing.may_be_fewer(T):
+            beyond = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_scalar(
+                dst=beyond,
+                data=order,
+                op0=nl.equal,
+                operand0=0.0,
+                op1=nl.multiply,
+                operand1=NO_EXPERT * 1.0,
+            )
+            nisa.tensor_tensor(dst=whole, data1=numbers, data2=beyond, op=nl.add)
+        else:
+            nisa.tensor_copy(dst=whole, src=numbers)
+        return whole
+
+    def _spread(self, dst, order, context):
+        """dst [128, n, T]: the weights of n experts, of which `order` [128, n] has the places."""
+        routing = self.routing
+        constants = context.constants
+        T = dst.shape[2]
+        count = dst.shape[1]
+        chunks = self.weights.shape[1]
+        spread = nl.ndarray((PARTITIONS, count, T), dtype=nl.float32, buffer=nl.psum)
+        for chunk in range(chunks):
+            rows = min(PARTITIONS, routing.experts - chunk * PARTITIONS)
+            is_it = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_scalar(
+                dst=is_it,
+                data=order[0:rows, :],
+                op0=nl.equal,
+                operand0=routing.order_columns[0:rows, chunk : chunk + 1],
+            )
+            picked = nl.ndarray((rows, count, T), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_tensor(
+                dst=picked,
+                data1=is_it.expand_dim(2).broadcast(2, T),
+                data2=self.weights[0:rows, chunk : chunk + 1, :].broadcast(1, count),
+                op=nl.multiply,
+            )
+            nisa.nc_matmul(
+                dst=spread,
+                stationary=constants.ones[0:rows, :],
+                moving=picked,
+                accumulate=chunk > 0,
+            )
+        nisa.tensor_copy(dst=dst, src=spread)
+
+
+def _by_expert(weights):
+    """[min(E, 128), chunks, T] of weights [T, E]: experts on the partitions."""
+    T = weights.shape[0]
+    E = weights.shape[1]
+    chunks = ceiling_divide(E, PARTITIONS)
+    turned = nl.ndarray((min(E, PARTITIONS), chunks, T), dtype=nl.float32, buffer=nl.sbuf)
+    for chunk in range(chunks):
+        first = chunk * PARTITIONS
+        rows = min(PARTITIONS, E - first)
+        product = nl.ndarray((rows, T), dtype=nl.float32, buffer=nl.psum)
+        nisa.nc_transpose(
+            dst=product, data=weights[:, first : first + rows], engine=nisa.engine.tensor
+        )
+        nisa.tensor_copy(dst=turned[0:rows, chunk, :], src=product)
+    return turned
