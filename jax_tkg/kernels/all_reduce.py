@@ -95,6 +95,8 @@ def _reduce_in_hbm(partial, group, share, context):
         nisa.dma_copy(
             dst=whole[:, share.first + skipped : share.first + share.count, :],
             src=partial[:, skipped : share.count, :],
+            dge_mode=nisa.dge_mode.hwdge,
+            engine=nisa.engine.scalar,
         )
     if core.count > 1:
         nisa.core_barrier(data=whole, cores=(0, 1))
@@ -102,5 +104,10 @@ def _reduce_in_hbm(partial, group, share, context):
     if core.count > 1:
         nisa.core_barrier(data=summed, cores=(0, 1))
     reduced = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=reduced, src=summed[:, share.first : share.first + share.count, :])
+    nisa.dma_copy(
+        dst=reduced,
+        src=summed[:, share.first : share.first + share.count, :],
+        dge_mode=nisa.dge_mode.hwdge,
+        engine=nisa.engine.scalar,
+    )
     return reduced

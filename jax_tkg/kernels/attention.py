@@ -147,7 +147,12 @@ def _load_sinks(sinks, context):
     constants = context.constants
     q = sizes.q
     row = nl.ndarray((1, q), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=row, src=sinks.select_layer(sinks.view))
+    nisa.dma_copy(
+        dst=row,
+        src=sinks.select_layer(sinks.view),
+        dge_mode=nisa.dge_mode.hwdge,
+        engine=nisa.engine.sync,
+    )
     spread = nl.ndarray((PARTITIONS, q), dtype=nl.float32, buffer=nl.psum)
     nisa.nc_matmul(
         dst=spread,
@@ -278,7 +283,12 @@ def _load_keys(K_cache, segment, pairs, group, context):
     source = _caches_of(K_cache.view, pairs, group, sizes)
     source = source[:, :, segment.start : segment.start + segment.slots]
     source = source.reshape_dim(1, (chunks, sizes.head_rows))
-    nisa.dma_copy(dst=keys, src=K_cache.select_layer(source.permute((2, 0, 1, 3))))
+    nisa.dma_copy(
+        dst=keys,
+        src=K_cache.select_layer(source.permute((2, 0, 1, 3))),
+        dge_mode=nisa.dge_mode.hwdge,
+        engine=nisa.engine.sync,
+    )
     return keys
 
 
@@ -294,7 +304,12 @@ def _load_values(V_cache, segment, pairs, group, context):
     source = source.reshape_dim(1, (segment.rows, segment.chunks))
     source = V_cache.select_layer(source.permute((1, 0, 2, 3)))
     values = values.reshape_dim(2, (segment.chunks, sizes.d))
-    nisa.dma_copy(dst=values, src=source)
+    nisa.dma_copy(
+        dst=values,
+        src=source,
+        dge_mode=nisa.dge_mode.hwdge,
+        engine=nisa.engine.sync,
+    )
     return values
 
 

@@ -52,7 +52,12 @@ def _load_offsets(table, dim):
         return None
     offsets = table.view.expand_dim(dim)
     loaded = nl.ndarray(offsets.shape, dtype=nl.uint32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=loaded, src=table.select_layer(offsets))
+    nisa.dma_copy(
+        dst=loaded,
+        src=table.select_layer(offsets),
+        dge_mode=nisa.dge_mode.hwdge,
+        engine=nisa.engine.sync,
+    )
     return loaded
 
 
@@ -125,6 +130,8 @@ def update_caches(caches, heads, values, context):
                     ),
                     src=keys,
                     oob_mode=nisa.oob_mode.skip,
+                    dge_mode=nisa.dge_mode.hwdge,
+                    engine=nisa.engine.scalar,
                 )
     first, last = _token_share(sizes, core)
     if last > first:
@@ -139,6 +146,7 @@ def update_caches(caches, heads, values, context):
                 ),
                 src=keys[first:last, :, :],
                 oob_mode=nisa.oob_mode.skip,
+                dge_mode=nisa.dge_mode.swdge,
             )
         nisa.dma_copy(
             dst=_flat(caches.V_whole, d).ap(
@@ -149,6 +157,7 @@ def update_caches(caches, heads, values, context):
             ),
             src=values[first:last, :, :],
             oob_mode=nisa.oob_mode.skip,
+            dge_mode=nisa.dge_mode.swdge,
         )
 
 

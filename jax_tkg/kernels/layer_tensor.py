@@ -64,11 +64,16 @@ class LayerTensor(NKIObject):
 
     def load(self, dst, view):
         """dst = a view of `self.view`, of the layer that runs; nothing if the expert is absent."""
-        source = self.select_layer(view)
+        mode = nisa.oob_mode.error
         if self.may_be_absent:
-            nisa.dma_copy(dst=dst, src=source, oob_mode=nisa.oob_mode.skip)
-        else:
-            nisa.dma_copy(dst=dst, src=source)
+            mode = nisa.oob_mode.skip
+        nisa.dma_copy(
+            dst=dst,
+            src=self.select_layer(view),
+            oob_mode=mode,
+            dge_mode=nisa.dge_mode.hwdge,
+            engine=nisa.engine.sync,
+        )
 
     def expert(self, number, may_be_absent):
         """An expert's `LayerTensor`, of that of all experts [E', m, n] or [E', n].

@@ -14,7 +14,12 @@ def load_tokens(X, sizes, core):
     first = share.first * PARTITIONS
     rows = nl.ndarray((T, share.count * PARTITIONS), dtype=sizes.dtype, buffer=nl.sbuf)
     columns = X.reshape((T, sizes.H))
-    nisa.dma_copy(dst=rows, src=columns[:, first : first + share.count * PARTITIONS])
+    nisa.dma_copy(
+        dst=rows,
+        src=columns[:, first : first + share.count * PARTITIONS],
+        dge_mode=nisa.dge_mode.hwdge,
+        engine=nisa.engine.sync,
+    )
     tile = nl.ndarray((PARTITIONS, share.count, T), dtype=sizes.dtype, buffer=nl.sbuf)
     for chunk in range(share.count):
         turned = nl.ndarray((PARTITIONS, T), dtype=sizes.dtype, buffer=nl.psum)
@@ -43,7 +48,12 @@ def store_tokens(out, tile, sizes, core):
             )
             nisa.tensor_copy(dst=rows[:, index * PARTITIONS : (index + 1) * PARTITIONS], src=turned)
         columns = out.reshape((T, sizes.H))
-        nisa.dma_copy(dst=columns[:, first * PARTITIONS : (first + count) * PARTITIONS], src=rows)
+        nisa.dma_copy(
+            dst=columns[:, first * PARTITIONS : (first + count) * PARTITIONS],
+            src=rows,
+            dge_mode=nisa.dge_mode.hwdge,
+            engine=nisa.engine.scalar,
+        )
 
 
 def load_columns(vector, first, count, width=PARTITIONS, dtype=None):

@@ -48,7 +48,12 @@ class Masks(NKIObject):
             (sizes.T, sizes.B * sizes.q * sizes.S), dtype=nl.uint8, buffer=nl.sbuf
         )
         if active != None:
-            nisa.dma_copy(dst=self.active, src=active)
+            nisa.dma_copy(
+                dst=self.active,
+                src=active,
+                dge_mode=nisa.dge_mode.hwdge,
+                engine=nisa.engine.sync,
+            )
         else:
             _make_causal(self.active, sizes)
         room = _mask_room(sizes, core) - others
@@ -123,7 +128,12 @@ class ContextRanges(NKIObject):
         count, n = ranges.shape
         self.tokens = n // sizes.B
         self.rows = nl.ndarray((PARTITIONS, count, n), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.dma_copy(dst=self.rows, src=ranges.ap(pattern=[[0, PARTITIONS], [n, count], [1, n]]))
+        nisa.dma_copy(
+            dst=self.rows,
+            src=ranges.ap(pattern=[[0, PARTITIONS], [n, count], [1, n]]),
+            dge_mode=nisa.dge_mode.hwdge,
+            engine=nisa.engine.sync,
+        )
 
     def mask(self, segment, group):
         """[rows, chunks, columns] uint8: the mask of a segment."""
@@ -219,5 +229,10 @@ def _load_mask(prior, segment, group):
     rows = rows[:, group.first_column : group.first_column + group.columns]
     rows = rows.reshape_dim(0, (segment.rows, segment.chunks))
     mask = nl.ndarray(shape, dtype=rows.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=mask, src=prior.select_layer(rows))
+    nisa.dma_copy(
+        dst=mask,
+        src=prior.select_layer(rows),
+        dge_mode=nisa.dge_mode.hwdge,
+        engine=nisa.engine.sync,
+    )
     return mask

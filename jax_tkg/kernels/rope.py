@@ -20,9 +20,10 @@ def load_table(table, sizes):
     half = sizes.d // 2
     flat = table.reshape((half, sizes.T))
     tile = nl.ndarray((sizes.head_rows, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.dma_copy(dst=tile[0:half, :], src=flat)
+    # Hardware descriptors cannot convert to float32; these are made before the kernel runs.
+    nisa.dma_copy(dst=tile[0:half, :], src=flat, dge_mode=nisa.dge_mode.none)
     if sizes.head_chunks == 1:
-        nisa.dma_copy(dst=tile[half : sizes.d, :], src=flat)
+        nisa.dma_copy(dst=tile[half : sizes.d, :], src=flat, dge_mode=nisa.dge_mode.none)
     return tile
 
 

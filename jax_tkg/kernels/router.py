@@ -45,7 +45,12 @@ class Routing(NKIObject):
         self.order = nl.ndarray((1, max(experts, LEAST_SEARCHED)), dtype=nl.float32, buffer=nl.sbuf)
         if experts < LEAST_SEARCHED:
             nisa.memset(dst=self.order, value=0.0)
-        nisa.dma_copy(dst=self.order[:, 0:experts], src=order)
+        nisa.dma_copy(
+            dst=self.order[:, 0:experts],
+            src=order,
+            dge_mode=nisa.dge_mode.hwdge,
+            engine=nisa.engine.sync,
+        )
         rows = min(experts, PARTITIONS)
         self.order_columns = nl.ndarray(
             (rows, ceiling_divide(experts, PARTITIONS)), dtype=nl.float32, buffer=nl.sbuf
@@ -192,7 +197,7 @@ def _logits(normed, W_router, routing, context):
 def _bias_column(vector, first, width):
     """[width, 1] on chip: elements `first` and on of a `LayerTensor` [1, n]."""
     row = nl.ndarray((1, width), dtype=vector.view.dtype, buffer=nl.sbuf)
-    nisa.dma_copy(dst=row, src=vector.select_layer(vector.view[0:1, first : first + width]))
+    vector.load(row, vector.view[0:1, first : first + width])
     turned = nl.ndarray((width, 1), dtype=vector.view.dtype, buffer=nl.psum)
     nisa.nc_transpose(dst=turned, data=row, engine=nisa.engine.tensor)
     return turned
@@ -210,7 +215,7 @@ def _selection_scores(values, bias_selection, routing):
     else:
         row = nl.ndarray((T, E), dtype=bias_selection.view.dtype, buffer=nl.sbuf)
         by_token = bias_selection.view[0:1, :].broadcast(0, T)
-        nisa.dma_copy(dst=row, src=bias_selection.select_layer(by_token))
+        bias_selection.load(row, by_token)
         nisa.tensor_tensor(dst=scores[:, 0:E], data1=values, data2=row, op=nl.add)
     return scores
 
