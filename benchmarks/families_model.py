@@ -4,8 +4,8 @@
 
 Nothing here was measured on a device: `jax_tkg.simulator.timing.timeline` schedules what the
 simulator recorded. Figures are latencies over the HBM bound: of a layer of each kind, with
-all-reduces that take no time and with all-reduces of 10 us; and of the layers of a token, with the
-latter, down to that line.
+all-reduces that take no time and with those of the table of constants, 17.5 us; and of the layers
+of a token, with the latter, down to that line.
 """
 
 from __future__ import annotations

@@ -101,7 +101,7 @@ def _exponential(
 
 PUBLISHED = (
     _exponential("one DMA engine loads 4 x 8 KiB", (4, 4096), 1.416, _first_load),
-    _exponential("load, exp, store of [128, 128] (read off)", (128, 128), 5.33, _latency),
+    _exponential("load, exp, store of [128, 128] (read off)", (128, 128), 4.98, _latency),
     _mamba(1, 256, 512, 172.93),
     _mamba(1, 4096, 512, 2340),
     _mamba(2, 4096, 512, 1610),

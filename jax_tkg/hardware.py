@@ -70,12 +70,6 @@ DMA_ENGINES = Figure(16, "", f"{BANDWIDTH}, table")
 PARTITIONS_PER_DMA_ENGINE = Figure(8, "", f"{DMA}, performance considerations")
 """Partitions of SBUF that one DMA engine serves."""
 
-DMA_QUEUES = Figure(16, "", f"{DMA}: queues 0 to 15 of a DMA engine")
-"""Queues of a DMA engine."""
-
-DESCRIPTOR_GENERATORS = Figure(2, "", f"{ARCH_V3}, descriptor generation engine: two instances")
-"""Hardware generators of DMA descriptors of a core."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Target:

@@ -107,7 +107,7 @@ def _add_profile_flags(command: argparse.ArgumentParser) -> None:
         "--tensor_rate", choices=TENSOR_RATES, default="half", help="of the Tensor Engine's clock"
     )
     command.add_argument(
-        "--all_reduce_us", type=float, default=10.0, help="assumed latency of an all-reduce"
+        "--all_reduce_us", type=float, default=17.5, help="assumed latency of an all-reduce"
     )
     command.add_argument("--trace", help="write a trace for Perfetto to this file")
     command.add_argument("--plot", help="write a picture to this PNG file; needs matplotlib")

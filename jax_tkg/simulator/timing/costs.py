@@ -17,6 +17,10 @@ ISA = "NKI API reference of Neuron SDK 2.26.1, nki.isa, estimated instruction co
 PERFORMANCE = "NKI performance guide"
 THROTTLE = "Neuron Explorer summary viewer, understanding throttling"
 COLLECTIVES = "Neuron intra-node collectives guide"
+MATMUL = "NKI kernel-optimization tutorial"
+
+TRIGGERS = ("gpsimd", "sync", "scalar")
+"""Engines that may trigger a DMA."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,9 @@ class Costs:
       target: "trn2" or "trn3".
       tensor_clock, vector_clock, scalar_clock, gpsimd_clock, sync_clock: engine frequencies.
       minimum_interval: minimum cycles between instructions of the Vector or Scalar Engine.
+      stationary_load: cycles to load a stationary tile of 128 columns into the Tensor Engine.
+      strided_rate: share of its rate at which an engine accesses a tile whose innermost stride is
+        more than 16 bytes.
       gpsimd_start: start-up cycles of a GpSimd instruction.
       overhead: cycles until a result can be used by the next instruction, and cycles added to an
         instruction with few elements per partition.
@@ -39,13 +46,14 @@ class Costs:
       dma_engines: DMA engines of a core.
       dma_bandwidth: of one DMA engine.
       partitions_per_dma_engine: SBUF partitions that one DMA engine serves.
-      dma_packet: least time of a DMA engine for one partition's row.
-      dma_run_bytes: a contiguous run of fewer bytes costs as much as this many.
-      dma_start: from the semaphore that allows a DMA to its first byte.
-      dma_queues: queues of a DMA engine; a transfer takes the same queue on all engines, and
-        transfers of one queue run in order, so that one that waits for data blocks its queue.
-      dge_interval, dge_queues: time of one hardware descriptor generation, and generators.
+      dma_run: time of a DMA engine for each contiguous run in HBM, or shorter piece of a row in
+        SBUF, beside its bytes.
+      dma_trigger: time of the engine that triggers a DMA.
+      dma_start: from the trigger of a DMA to its first byte.
+      dge_interval: time of one hardware descriptor generation. The Sync and the Scalar Engine have
+        a generator each.
       software_descriptor: time on the GpSimd Engine to generate descriptors of one DMA.
+      gpsimd_dma_bandwidth: of the GpSimd Engine's own DMA, in each direction.
       dma_transpose_hbm, dma_transpose_sbuf, dma_compute: share of DMA bandwidth reached.
       hbm_bandwidth: a core's share of the chip's HBM bandwidth.
       all_reduce_latency: latency of any collective, without the transfer.
@@ -53,6 +61,13 @@ class Costs:
       barrier: time for the two cores of a logical core to wait for each other.
       loop_turn: added at the start of each turn of a device loop, after everything earlier on the
         core has ended.
+      vector_and_gpsimd_share_sbuf: whether those engines cannot access SBUF at the same time, and
+        the Vector and the Scalar Engine not PSUM.
+      default_trigger: engine that triggers a DMA for which the kernel names neither engine nor
+        mode: "gpsimd", whose descriptors are then made in software, "sync" or "scalar". The DMA
+        overview's profile of example 2 shows the GpSimd Engine, that of example 1 the Sync Engine
+        for the load and the GpSimd Engine for the store. Trainium1 has descriptors made beforehand.
+      only_trigger: engine that triggers every DMA, whatever the kernel names; None for as named.
     """
 
     target: str
@@ -62,6 +77,8 @@ class Costs:
     gpsimd_clock: float
     sync_clock: float
     minimum_interval: float
+    stationary_load: float
+    strided_rate: float
     gpsimd_start: float
     overhead: float
     overhead_elements: float
@@ -73,13 +90,12 @@ class Costs:
     dma_engines: float
     dma_bandwidth: float
     partitions_per_dma_engine: float
-    dma_packet: float
-    dma_run_bytes: float
+    dma_run: float
+    dma_trigger: float
     dma_start: float
-    dma_queues: float
     dge_interval: float
-    dge_queues: float
     software_descriptor: float
+    gpsimd_dma_bandwidth: float
     dma_transpose_hbm: float
     dma_transpose_sbuf: float
     dma_compute: float
@@ -88,6 +104,15 @@ class Costs:
     collective_bandwidth: float
     barrier: float
     loop_turn: float
+    vector_and_gpsimd_share_sbuf: bool = False
+    default_trigger: str = "gpsimd"
+    only_trigger: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("default_trigger", "only_trigger"):
+            value = getattr(self, name)
+            if value not in TRIGGERS and not (name == "only_trigger" and value is None):
+                raise ValueError(f"{name}={value!r}: expected one of {list(TRIGGERS)}")
 
     def clock(self, engine: str) -> float:
         """Cycles per ns of "tensor", "vector", "scalar", "gpsimd" or "sync".
@@ -123,6 +148,13 @@ TRN2 = Costs(
     **_rates(hardware.TRN2),
     sync_clock=Figure(hardware.TRN2.scalar_clock, "GHz", "that of the Scalar Engine", assumed=True),
     minimum_interval=Figure(64, "cycles", f"{ISA}: MIN_II"),
+    stationary_load=Figure(64, "cycles", f"{ISA}: nc_matmul, min(64, N_stationary)"),
+    strided_rate=Figure(
+        1,
+        "",
+        f"{ARCH_V3} does not repeat the half rate of NeuronCore-v2",
+        assumed=True,
+    ),
     gpsimd_start=Figure(150, "cycles", f"{ISA}: GPSIMD_START"),
     overhead=Figure(100, "cycles", f"{ARCH_V2}, Vector Engine cost model: static overhead"),
     overhead_elements=Figure(
@@ -140,25 +172,44 @@ TRN2 = Costs(
     float32_passes=Figure(4, "", f"{ISA}: nc_matmul of float32"),
     dma_engines=hardware.DMA_ENGINES,
     partitions_per_dma_engine=hardware.PARTITIONS_PER_DMA_ENGINE,
-    dma_packet=Figure(
-        107.5,
+    dma_run=Figure(
+        20,
         "ns",
-        f"{DMA}, read off the figure of throughput by bytes per partition: a transfer of 128 "
-        "partitions takes at least 0.86 us, which is 8 rows on each engine",
+        f"assumed at its upper bound: {MATMUL}, tiled product, 39.89 ms for 32,768 pairs of loads "
+        "with runs of 512 and 2,048 bytes leaves at most 20 beside their bytes; the DMA overview's "
+        "graph leaves 6 at 4 KiB and more, and its profile at most 8 (2 KiB in 97 ns)",
+        assumed=True,
     ),
-    dma_run_bytes=Figure(64, "bytes", "no document gives the cost of short runs", assumed=True),
-    dma_start=Figure(1300, "ns", f"{BANDWIDTH}: semaphore to start, across engines"),
-    dma_queues=hardware.DMA_QUEUES,
+    dma_trigger=Figure(
+        80, "ns", f"{DMA}, read off the profile of example 1: Sync Engine (8 in that of example 2)"
+    ),
+    dma_start=Figure(
+        1300,
+        "ns",
+        f"{BANDWIDTH}: semaphore to start, across engines (0.74 and 1.01 us in the profiles of the "
+        "DMA overview, and 0.3 us from the last byte to the reader)",
+    ),
     dge_interval=Figure(600, "ns", f"{DGE}, performance implications"),
-    dge_queues=hardware.DESCRIPTOR_GENERATORS,
     software_descriptor=Figure(
-        500, "ns", f"{DGE} says only that it uses GpSimd cycles", assumed=True
+        600,
+        "ns",
+        f"{DGE} says only that it uses GpSimd cycles; {MATMUL}, tiled product, leaves at most 609 "
+        "for each of its loads, and the DMA overview's graph shows 850 from copy to copy",
+        assumed=True,
+    ),
+    gpsimd_dma_bandwidth=Figure(
+        153, "bytes/ns", f"{ARCH_V3}, GpSimd Engine: 153 GB/s per direction of its integrated DMA"
     ),
     dma_transpose_hbm=Figure(0.9, "", f"{ARCH_V3}, DMA transpose from HBM"),
     dma_transpose_sbuf=Figure(0.5, "", f"{ARCH_V3}, DMA transpose from SBUF"),
     dma_compute=Figure(0.5, "", f"{ARCH_V4}, SBUF read-add-write: before NeuronCore-v4"),
     all_reduce_latency=Figure(
-        10_000, "ns", f"{COLLECTIVES}: 1 to 10 us, 1-2 us a hop; to be swept", assumed=True
+        17_500,
+        "ns",
+        "a third party's fit on Trainium2, 17.5 us + bytes / (100 GB/s), which "
+        f"`collective_bandwidth` gives within a fifth; {COLLECTIVES}: 1 to 10 us, 1-2 us a hop; to "
+        "be swept",
+        assumed=True,
     ),
     barrier=Figure(1000, "ns", "no document gives it", assumed=True),
     loop_turn=Figure(
@@ -170,26 +221,14 @@ TRN2 = Costs(
     ),
 )
 
-TRN3 = dataclasses.replace(
-    TRN2,
-    **_rates(hardware.TRN3),
-    dma_packet=Figure(
-        74.9,
-        "ns",
-        "that of Trainium2, shortened as the bandwidth of an engine is raised",
-        assumed=True,
-    ),
-)
+TRN3 = dataclasses.replace(TRN2, **_rates(hardware.TRN3))
 
 TRN1 = dataclasses.replace(
     TRN2,
     **_rates(hardware.TRN1),
-    dma_packet=Figure(
-        145.4,
-        "ns",
-        "that of Trainium2, lengthened as the bandwidth of an engine is lower",
-        assumed=True,
-    ),
+    strided_rate=Figure(0.5, "", f"{ARCH_V2}, accessing SBUF and PSUM: access pattern"),
+    vector_and_gpsimd_share_sbuf=True,
+    default_trigger="sync",
 )
 """One core of Trainium1, for kernels whose latency is published; not its collectives."""
 
@@ -203,5 +242,5 @@ def figures(costs: Costs) -> Iterator[tuple[str, float, str, str]]:
         if isinstance(value, Figure):
             source = f"assumed: {value.source}" if value.assumed else value.source
             yield field.name, float(value), value.unit, source
-        elif isinstance(value, int | float):
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             yield field.name, float(value), "", "set by the caller"

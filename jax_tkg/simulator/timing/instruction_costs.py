@@ -24,6 +24,7 @@ class Operand:
       partitions: partitions of the access.
       free_size: elements per partition.
       contiguous: whether the elements of the innermost dimension are adjacent.
+      wide_stride: whether the innermost dimension on chip has a stride of more than 16 bytes.
     """
 
     dtype: str
@@ -31,6 +32,7 @@ class Operand:
     partitions: int
     free_size: int
     contiguous: bool = True
+    wide_stride: bool = False
 
 
 Operands = Mapping[str, Operand]
@@ -160,7 +162,8 @@ def _four_per_cycle(case: _Case) -> float:
 def _matmul(case: _Case) -> float:
     stationary, moving = case.operands["stationary"], case.operands["moving"]
     pairs = 2 if case.attributes.get("double_row") else 1
-    cycles = max(min(64, stationary.free_size / pairs), moving.free_size / pairs)
+    load = min(case.costs.stationary_load, stationary.free_size / pairs)
+    cycles = max(load, moving.free_size / pairs)
     passes: float = 1
     if moving.dtype == "float32":
         passes = case.costs.float32_passes
@@ -174,7 +177,7 @@ def _transpose(case: _Case) -> float:
     data = case.operands["data"]
     if case.engine == "vector":
         return case.at_least(data.free_size)
-    return max(data.partitions, min(64, data.free_size))
+    return max(data.partitions, min(case.costs.stationary_load, data.free_size))
 
 
 def _topk(case: _Case) -> float:
@@ -302,7 +305,8 @@ def instruction_cycles(
 
     Returns:
       The documented estimate. On the GpSimd Engine the start-up cycles are added to what the
-      Vector Engine would take; small instructions also cost `overhead`.
+      Vector Engine would take; small instructions also cost `overhead`. An operand with a wide
+      stride slows the instruction down to `strided_rate`.
 
     Raises:
       ValueError: no formula is known for the opcode.
@@ -312,6 +316,8 @@ def instruction_cycles(
         raise ValueError(f"opcode {opcode!r} has no cost formula; known are {sorted(FORMULAS)}")
     case = _Case(costs, engine, operands, attributes or {})
     cycles = formula.cycles(case)
+    if any(operand.wide_stride for operand in operands.values()):
+        cycles /= costs.strided_rate
     if engine == "gpsimd" and formula.cycles not in (_on_gpsimd, _local_gather, _topk):
         return cycles + costs.gpsimd_start
     if engine in ("vector", "scalar") and operands and case.elements < costs.overhead_elements:
@@ -327,7 +333,8 @@ class Transfer:
       opcode: "dma_copy", "dma_transpose", "dma_compute" or "sendrecv".
       row_bytes: bytes of one row, which belongs to one partition.
       rows_by_engine: rows of each DMA engine that takes part.
-      run_bytes: contiguous bytes, the shorter of both sides.
+      run_bytes: bytes of a contiguous run, on the side that has the shorter ones. Neighboring rows
+        of one engine are a single run if they are contiguous in HBM.
       hbm_sides: how many sides (source, destination) are in HBM: 0, 1 or 2.
     """
 
@@ -341,8 +348,8 @@ class Transfer:
 def dma_engine_times(costs: Costs, transfer: Transfer) -> list[float]:
     """How long each DMA engine of the core is busy with a transfer, in ns.
 
-    An engine moves its rows one after another. A row takes as long as DMA and HBM bandwidth
-    require, but at least `dma_packet`; a short contiguous run counts as `dma_run_bytes`.
+    An engine moves its rows one after another, as fast as DMA and HBM bandwidth allow, and takes
+    `dma_run` for each contiguous run.
     """
     speed = float(costs.dma_bandwidth)
     if transfer.hbm_sides:
@@ -351,10 +358,12 @@ def dma_engine_times(costs: Costs, transfer: Transfer) -> list[float]:
         speed *= costs.dma_transpose_hbm if transfer.hbm_sides else costs.dma_transpose_sbuf
     elif transfer.opcode == "dma_compute":
         speed *= costs.dma_compute
-    run = max(1, transfer.run_bytes)
-    stretched = transfer.row_bytes * max(run, costs.dma_run_bytes) / run
-    row = max(costs.dma_packet, stretched / speed)
-    return [rows * row for rows in transfer.rows_by_engine]
+    times = []
+    for rows in transfer.rows_by_engine:
+        nbytes = rows * transfer.row_bytes
+        runs = max(1.0, nbytes / max(1, transfer.run_bytes))
+        times.append(nbytes / speed + runs * costs.dma_run)
+    return times
 
 
 def collective_time(costs: Costs, opcode: str, nbytes: int, ranks: int) -> float:

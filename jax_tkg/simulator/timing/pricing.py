@@ -12,6 +12,10 @@ from jax_tkg.simulator.timing.instruction_costs import Operand, Transfer, instru
 # guides speak of transfers below it as inefficient, and do not say how such a copy is split.
 _HBM_PIECE = 512
 
+# Bytes; an innermost stride beyond them slows the access to SBUF or PSUM (Trainium/Inferentia2
+# architecture guide for NKI, accessing SBUF and PSUM: access pattern).
+_WIDE_STRIDE = 16
+
 
 def is_collective(instruction: Instruction) -> bool:
     """Whether an instruction exchanges data with other ranks."""
@@ -37,7 +41,8 @@ def _operand(access: Access) -> Operand:
     strides = [stride for size, stride in dims if size > 1]
     contiguous = not strides or strides[-1] == access.itemsize
     elements = math.prod(size for size, _ in dims)
-    return Operand(access.dtype, access.space, access.partitions, elements, contiguous)
+    wide = on_chip and bool(strides) and abs(strides[-1]) > _WIDE_STRIDE
+    return Operand(access.dtype, access.space, access.partitions, elements, contiguous, wide)
 
 
 def moved(instruction: Instruction) -> tuple[list[Access], list[Access]]:
@@ -51,10 +56,39 @@ def moved(instruction: Instruction) -> tuple[list[Access], list[Access]]:
     return [a for a in data if not a.is_write], [a for a in data if a.is_write]
 
 
-def software_descriptors(instruction: Instruction) -> bool:
-    """Whether the GpSimd Engine generates a DMA's descriptors."""
+def trigger_of(costs: Costs, instruction: Instruction) -> str:
+    """The engine that triggers a DMA: one of `TRIGGERS`.
+
+    The kernel names it with `engine`. Without, hardware descriptors are triggered by the Sync
+    Engine, and so are those made beforehand (the published profile of a static transfer shows the
+    Sync Engine); gathers and scatters are triggered by the GpSimd Engine, which makes their
+    descriptors. What is left to the compiler is triggered by `default_trigger`.
+    """
     attributes = instruction.attributes
-    return attributes.get("dge_mode") == "swdge" or bool(attributes.get("indirect"))
+    mode = attributes.get("dge_mode")
+    if attributes.get("indirect") or mode == "swdge":
+        return "gpsimd"
+    if costs.only_trigger is not None:
+        return costs.only_trigger
+    named = attributes.get("trigger")
+    if named is not None:
+        return str(named)
+    return "sync" if mode in ("hwdge", "none") else costs.default_trigger
+
+
+def descriptors_of(costs: Costs, instruction: Instruction) -> str:
+    """What makes a DMA's descriptors: "hardware", "software" on the GpSimd Engine, or "none".
+
+    Those of a DMA that the GpSimd Engine triggers are made there, except if they were made before
+    the kernel runs. The compiler's choice for another trigger is taken to be hardware, which only
+    NeuronCore-v3 and later have.
+    """
+    mode = instruction.attributes.get("dge_mode")
+    if mode == "none":
+        return "none"
+    if trigger_of(costs, instruction) == "gpsimd":
+        return "software"
+    return "none" if costs.target == "trn1" else "hardware"
 
 
 def transfer_of(costs: Costs, instruction: Instruction) -> tuple[int, Transfer]:
@@ -69,9 +103,7 @@ def transfer_of(costs: Costs, instruction: Instruction) -> tuple[int, Transfer]:
     nbytes = max(access.nbytes for access in ends) * max(1, len(sources))
     sides = sum(any(a.space == "hbm" for a in group) for group in (sources, destinations))
     on_chip = next((a for a in ends if a.space != "hbm"), None)
-    run = nbytes
-    if instruction.opcode != "dma_transpose":
-        run = min(_run(access) for access in ends)
+    run = _shortest_run(instruction, ends, nbytes)
     if on_chip is None:
         count = max(1, min(int(costs.dma_engines), nbytes // _HBM_PIECE))
         rows: tuple[int, ...] = (1,) * count
@@ -86,10 +118,24 @@ def transfer_of(costs: Costs, instruction: Instruction) -> tuple[int, Transfer]:
         for engine in range(first // lanes, (last - 1) // lanes + 1)
     )
     row_bytes = -(-nbytes // max(1, on_chip.partitions))
-    return first // lanes, Transfer(instruction.opcode, row_bytes, rows, min(run, row_bytes), sides)
+    return first // lanes, Transfer(instruction.opcode, row_bytes, rows, run, sides)
 
 
-def _run(access: Access) -> int:
+def _shortest_run(instruction: Instruction, ends: list[Access], nbytes: int) -> int:
+    """Bytes of the contiguous runs of a transfer: in HBM, or in a partition if it is shorter there
+    than the partition's row."""
+    if instruction.opcode == "dma_transpose":
+        # Its price by the byte is that of whole transfers.
+        return nbytes
+    runs = []
+    for access in ends:
+        run = run_bytes(access)
+        if access.space == "hbm" or run < access.nbytes // max(1, access.partitions):
+            runs.append(run)
+    return min(runs, default=nbytes)
+
+
+def run_bytes(access: Access) -> int:
     """Contiguous bytes of an access, within a partition on chip."""
     run = access.itemsize
     start = 0 if access.space == "hbm" and access.rows is None else 1

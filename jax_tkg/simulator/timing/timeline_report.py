@@ -19,9 +19,10 @@ _WORDS = {
     "overwrite": "waited for a writer of what it overwrites",
     "explicit": "waited as the kernel asks",
     "engine": "waited for its engine",
-    "queue": "waited for a DMA queue",
+    "trigger": "from its trigger on",
     "dma engine": "waited for the DMA engines",
-    "descriptor": "waited for its descriptors",
+    "descriptor": "waited for the generator of descriptors",
+    "memory": "waited for another engine's access to the memory",
     "loop": "waited for a turn of its loop",
     "start": "waited for nothing",
 }

@@ -6,6 +6,9 @@ from absl.testing import absltest, parameterized
 
 from jax_tkg.simulator.timing import costs
 from jax_tkg.simulator.timing.costs import TRN2, TRN3, Figure
+from jax_tkg.simulator.timing.instruction_costs import collective_time
+
+_POLICIES = ("target", "vector_and_gpsimd_share_sbuf", "default_trigger", "only_trigger")
 
 
 class FiguresTest(parameterized.TestCase):
@@ -13,7 +16,7 @@ class FiguresTest(parameterized.TestCase):
     def test_every_number_has_a_source(self, target):
         for field in dataclasses.fields(target):
             value = getattr(target, field.name)
-            if field.name == "target":
+            if field.name in _POLICIES:
                 continue
             self.assertIsInstance(value, Figure, field.name)
             self.assertGreater(len(value.source), 10, field.name)
@@ -22,7 +25,7 @@ class FiguresTest(parameterized.TestCase):
     @parameterized.parameters(TRN2, TRN3)
     def test_table_has_a_row_for_each_number(self, target):
         rows = list(costs.figures(target))
-        self.assertLen(rows, len(dataclasses.fields(target)) - 1)
+        self.assertLen(rows, len(dataclasses.fields(target)) - len(_POLICIES))
         by_name = {name: (value, unit, source) for name, value, unit, source in rows}
         value, unit, source = by_name["dma_bandwidth"]
         self.assertEqual((value, unit), (float(target.dma_bandwidth), "bytes/ns"))
@@ -33,7 +36,7 @@ class FiguresTest(parameterized.TestCase):
         changed = dataclasses.replace(TRN2, all_reduce_latency=5000.0)
         rows = {name: source for name, _, _, source in costs.figures(changed)}
         self.assertEqual(rows["all_reduce_latency"], "set by the caller")
-        self.assertEqual(TRN2.all_reduce_latency, 10_000)
+        self.assertEqual(TRN2.all_reduce_latency, 17_500)
 
     def test_tensor_engine_reaches_the_published_flops(self):
         """79 TFLOPS of bfloat16 (both generations) is 128 x 128 multiply-adds a cycle."""
@@ -44,6 +47,17 @@ class FiguresTest(parameterized.TestCase):
     def test_bandwidths_of_core_and_chip(self, target, dma, hbm):
         self.assertEqual(target.dma_engines * target.dma_bandwidth, dma)
         self.assertAlmostEqual(8 * target.hbm_bandwidth, hbm)
+
+    def test_unknown_trigger(self):
+        with self.assertRaisesRegex(ValueError, "default_trigger='tensor': expected one of"):
+            dataclasses.replace(TRN2, default_trigger="tensor")
+        with self.assertRaisesRegex(ValueError, "only_trigger='dma': expected one of"):
+            dataclasses.replace(TRN2, only_trigger="dma")
+
+    def test_all_reduce_is_the_published_fit(self):
+        """A third party's fit: 17.5 us + bytes / (100 GB/s), here of 64 KiB over 64 ranks."""
+        modelled = collective_time(TRN2, "all_reduce", 65536, 64)
+        self.assertAlmostEqual(modelled, 17_500 + 655.36, delta=0.01 * modelled)
 
     def test_clocks(self):
         self.assertEqual(TRN2.clock("vector"), 0.96)

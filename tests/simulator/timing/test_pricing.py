@@ -1,5 +1,7 @@
 """From recorded instructions to times and transfers."""
 
+import dataclasses
+
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -7,7 +9,7 @@ from jax_tkg import simulator
 from jax_tkg.simulator import isa as nisa
 from jax_tkg.simulator import language as nl
 from jax_tkg.simulator.timing import pricing
-from jax_tkg.simulator.timing.costs import TRN2
+from jax_tkg.simulator.timing.costs import TRN1, TRN2
 from tests.simulator import harness
 from tests.simulator.harness import psum, tile
 from tests.simulator.streams import Stream, access
@@ -29,6 +31,17 @@ class EngineTimeTest(parameterized.TestCase):
 
         self.assertAlmostEqual(pricing.engine_time(TRN2, self._last(packed)), 256 / 0.96)
         self.assertAlmostEqual(pricing.engine_time(TRN2, self._last(strided)), 512 / 0.96)
+
+    def test_wide_stride(self):
+        """A stride of 16 bytes is still fast on Trainium1, one of 20 is not."""
+        for step, cycles in ((4, 100), (5, 200)):
+
+            def body(step=step):
+                source = tile(128, 512)[:, 0 : 100 * step : step]
+                nisa.activation(tile(128, 100), nl.exp, source)
+
+            time = pricing.engine_time(TRN1, self._last(body))
+            self.assertAlmostEqual(time, cycles / TRN1.scalar_clock)
 
     def test_scalar_operand_column(self):
         def body():
@@ -89,6 +102,14 @@ class TransferTest(parameterized.TestCase):
         sources, destinations = pricing.moved(found)
         self.assertEqual([a.nbytes for a in (*sources, *destinations)], [65536, 65536])
 
+    def test_rows_that_are_neighbors_in_hbm_are_one_run(self):
+        def body(w):
+            dst = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.dma_copy(dst, w)
+
+        _, (_, transfer) = self._transfer(body, np.ones((128, 64), np.float32))
+        self.assertEqual((transfer.row_bytes, transfer.run_bytes), (256, 128 * 256))
+
     def test_every_source_of_a_sum_is_moved(self):
         def body(x, y):
             dst = nl.ndarray((16, 64), dtype=nl.float32, buffer=nl.sbuf)
@@ -123,7 +144,7 @@ class TransferTest(parameterized.TestCase):
             [(np.ones((32, 16), np.float32), np.arange(8, dtype=np.int32)[:, None])],
         )
         found = result.record.streams[(0, 0)][-1]
-        self.assertTrue(pricing.software_descriptors(found))
+        self.assertEqual(pricing.descriptors_of(TRN2, found), "software")
         sources, _ = pricing.moved(found)
         self.assertEqual([a.operand for a in sources], ["src"])
         _, transfer = pricing.transfer_of(TRN2, found)
@@ -144,6 +165,36 @@ class TransferTest(parameterized.TestCase):
             self.assertEqual((len(sources), len(destinations)), (moved, moved))
             _, transfer = pricing.transfer_of(TRN2, found)
             self.assertEqual(sum(transfer.rows_by_engine), 8 * moved)
+
+
+class TriggerTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("left_to_the_compiler", {}, "gpsimd", "software"),
+        ("named", {"dge_mode": "hwdge", "trigger": "scalar"}, "scalar", "hardware"),
+        ("hardware", {"dge_mode": "hwdge"}, "sync", "hardware"),
+        ("made_beforehand", {"dge_mode": "none"}, "sync", "none"),
+        ("software", {"dge_mode": "swdge"}, "gpsimd", "software"),
+        ("gather", {"indirect": True}, "gpsimd", "software"),
+    )
+    def test_trigger_and_descriptors(self, attributes, trigger, descriptors):
+        load = Stream().load(1, 64, **attributes)
+        self.assertEqual(pricing.trigger_of(TRN2, load), trigger)
+        self.assertEqual(pricing.descriptors_of(TRN2, load), descriptors)
+
+    def test_trigger_can_be_chosen_for_all(self):
+        stream = Stream()
+        named = stream.load(1, 64, dge_mode="hwdge", trigger="sync")
+        gather = stream.load(1, 64, indirect=True)
+        scalar = dataclasses.replace(TRN2, only_trigger="scalar")
+        self.assertEqual(pricing.trigger_of(scalar, named), "scalar")
+        self.assertEqual(pricing.trigger_of(scalar, gather), "gpsimd")
+        gpsimd = dataclasses.replace(TRN2, only_trigger="gpsimd")
+        self.assertEqual(pricing.descriptors_of(gpsimd, named), "software")
+
+    def test_first_generation_makes_descriptors_beforehand(self):
+        load = Stream().load(1, 64)
+        self.assertEqual(pricing.trigger_of(TRN1, load), "sync")
+        self.assertEqual(pricing.descriptors_of(TRN1, load), "none")
 
 
 if __name__ == "__main__":
