@@ -2,6 +2,7 @@
 
     NKILIB=path python -m benchmarks.trainium_model --markdown table.md [--quick] [--cells 70b.tp8]
     python -m benchmarks.trainium_model --results folder --kernels ours     # the other's are read
+    python -m benchmarks.trainium_model --stress                            # what assumptions do
 
 Nothing here was measured on a device: `jax_tkg.simulator.timing.timeline` schedules what the
 simulator recorded. The Llama-3-70B cells are those of AWS's own test of `transformer_tkg`: tensor-
@@ -9,7 +10,7 @@ parallel degree 8, 16 and 32, global batches of 8 to 128 over 64 / tp data-paral
 of 1024, 10240 and 36864. Cells that a kernel cannot run say why. Without a checkout of aws-
 neuron/nki-library (branch 2.29_release) in NKILIB, AWS's columns are empty.
 
-"Compute" counts collectives as free; the columns after it add all-reduces of 5, 10 and 25 us.
+"Compute" counts collectives as free; the columns after it add all-reduces of 5 to 100 us.
 Finished figures are kept in a file for each kernel, so that either can be modelled alone and again.
 """
 
@@ -26,6 +27,7 @@ from collections.abc import Iterator
 
 from absl import app, flags, logging
 
+from benchmarks import stress_model
 from jax_tkg.profile.layer import bound, layer_figures, record_launches, required_bytes
 from jax_tkg.profile.model_shapes import MODELS, Case, rank_sizes
 from jax_tkg.profile.recording import KERNELS
@@ -49,7 +51,11 @@ _RATE = flags.DEFINE_enum(
     "tensor_rate", "half", ["half", "ramp", "full"], "How the Tensor Engine's throttle is modelled."
 )
 
-ALL_REDUCE_US = (5, 10, 25)
+_STRESS = flags.DEFINE_bool(
+    "stress", False, "A few cells, or those of --cells, on every machine of the stress set instead."
+)
+
+ALL_REDUCE_US = (5, 10, 25, 100)
 CONTEXTS = (1024, 10240, 36864)
 TENSOR_PARALLEL = (8, 16, 32)
 GLOBAL_BATCHES = (8, 16, 32, 64, 128)
@@ -127,6 +133,16 @@ def _chosen() -> list[tuple[str, Case]]:
         ]
         return short
     return found
+
+
+def _stress_cells() -> list[tuple[str, Case]]:
+    if _CELLS.present:
+        return _chosen()
+    return [(name, case) for name, case in cells() if name in stress_model.CELLS]
+
+
+def _modelled_kernels() -> list[str]:
+    return [name for name in _KERNELS.value if name == "ours" or os.environ.get("NKILIB")]
 
 
 def _model(case: Case, kernel: str) -> Figures:
@@ -332,6 +348,9 @@ def main(arguments: list[str]) -> int:
         raise app.UsageError(f"--kernels: expected some of {list(KERNELS)}, got {sorted(unknown)}")
     most = int(_MEMORY.value * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    if _STRESS.value:
+        stress_model.run(_stress_cells(), _modelled_kernels(), _MARKDOWN.value)
+        return 0
     finished = Finished(_RESULTS.value, _RATE.value)
     rows = []
     for name, case in _chosen():

@@ -12,8 +12,8 @@ from typing import Any
 from absl import flags
 
 from jax_tkg.command_line import CommandError, say
-from jax_tkg.profile import compare, plot, report
-from jax_tkg.profile.layer import layer_figures, record_launches
+from jax_tkg.profile import compare, loads, plot, report, stress_range
+from jax_tkg.profile.layer import Launches, layer_figures, record_launches
 from jax_tkg.profile.model_shapes import (
     DIMENSIONS,
     MODELS,
@@ -23,6 +23,7 @@ from jax_tkg.profile.model_shapes import (
     layer_case,
 )
 from jax_tkg.simulator.timing.costs import TARGETS, Costs
+from jax_tkg.simulator.timing.stress import FAVORABLE, MACHINES, UNFAVORABLE
 from jax_tkg.simulator.timing.timeline_report import write_trace
 
 
@@ -94,12 +95,24 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_float(
-        "all_reduce_us", 10.0, "Assumed latency of an all-reduce in us.", flag_values=values
+        "all_reduce_us", 17.5, "Assumed latency of an all-reduce in us.", flag_values=values
     )
     flags.DEFINE_bool(
         "full_rate",
         False,
         "The Tensor Engine runs at its full rate, and not throttled to half of it.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "loads",
+        False,
+        "Also list the transfers of weights and caches: contiguous bytes, triggers.",
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "stress",
+        False,
+        "Also model a layer on every machine of the stress set.",
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -171,11 +184,13 @@ def _profile(values: flags.FlagValues) -> None:
     kinds = []
     for kind in model.kinds():
         case = _case(values, model, kind)
-        figures = layer_figures(record_launches(case, layers=values.layers), _costs(values), rate)
+        launches = record_launches(case, layers=values.layers)
+        figures = layer_figures(launches, _costs(values), rate)
         kinds.append((kind, case, figures))
         if len(model.kinds()) > 1:
             say(report.describe_kind(kind))
         say(report.describe(case, figures, "jax_tkg"))
+        _say_more(values, launches, "jax_tkg")
         say("")
     say(report.describe_token(kinds))
     _, case, figures = kinds[0]
@@ -184,6 +199,7 @@ def _profile(values: flags.FlagValues) -> None:
         theirs = layer_figures(launches, _costs(values), rate)
         say("")
         say(report.describe(case, theirs, "AWS's transformer_tkg"))
+        _say_more(values, launches, "AWS's transformer_tkg")
         say("")
         say(compare.side_by_side(case, figures, theirs))
     if values.trace is not None:
@@ -192,6 +208,14 @@ def _profile(values: flags.FlagValues) -> None:
     if values.plot is not None:
         plot.write_plot(figures, _title(values, case), values.plot)
         say(f"picture of a modelled layer: {values.plot}")
+
+
+def _say_more(values: flags.FlagValues, launches: Launches, name: str) -> None:
+    """The range over the machines of the stress set, and the transfers if they are asked for."""
+    chosen = MACHINES if values.stress else (FAVORABLE, UNFAVORABLE)
+    say(stress_range.describe(stress_range.on_machines(launches, _costs(values), chosen)))
+    if values.loads:
+        say(loads.describe_loads(loads.layer_loads(launches), name))
 
 
 def _title(values: flags.FlagValues, case: Case) -> str:

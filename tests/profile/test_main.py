@@ -29,11 +29,13 @@ class CommandTest(absltest.TestCase):
     def test_profile_and_trace(self):
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "trace.json"
-            done = _run(SMALL, "--tensor_parallel=2", "--context=130", f"--trace={path}")
+            done = _run(SMALL, "--tensor_parallel=2", "--context=130", "--loads", f"--trace={path}")
             self.assertEqual(done.returncode, 0, done.stderr)
             names = {row["name"] for row in json.loads(path.read_text())["traceEvents"]}
         self.assertIn("modelled latency of a token", done.stdout)
-        self.assertIn("all-reduce over 2 ranks with a latency of 10 us", done.stdout)
+        self.assertIn("on other machines, modelled:", done.stdout)
+        self.assertRegex(done.stdout, r"W_qkvs +read +512 .* sync, hardware +kernels/linear.py")
+        self.assertIn("all-reduce over 2 ranks with a latency of 17.5 us", done.stdout)
         self.assertLessEqual({"dma_copy", "nc_matmul", "all_reduce"}, names)
 
     def test_one_clear_line(self):

@@ -1,0 +1,105 @@
+"""Both kernels on every machine of `jax_tkg.simulator.timing.stress`, for a few cells of the grid.
+
+Called by `python -m benchmarks.trainium_model --stress`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Sequence
+
+from jax_tkg.profile.layer import Launches, bound, layer_figures, record_launches
+from jax_tkg.profile.model_shapes import Case
+from jax_tkg.simulator.timing.costs import TARGETS
+from jax_tkg.simulator.timing.stress import MACHINES, Machine
+
+CELLS = (
+    "70b.tp8.B1.S1.ctx1024.bf16",
+    "70b.tp8.B8.S1.ctx1024.bf16",
+    "70b.tp8.B1.S1.ctx36864.bf16",
+    "70b.tp32.B16.S1.ctx1024.bf16",
+    "70b.tp32.B4.S1.ctx1024.fp8",
+)
+"""Those whose weights, caches or small steps dominate, at both ends of the tensor parallelism."""
+
+_HEADINGS = ["machine", "ours us", "/ bound", "AWS us", "/ bound", "ours / AWS"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StressRow:
+    """One machine on one cell; `ours` and `aws` in ns, None where the kernel was not modelled."""
+
+    machine: Machine
+    bound: float
+    ours: float | None
+    aws: float | None
+
+    def columns(self) -> list[str]:
+        """The row of a table."""
+        return [
+            self.machine.name,
+            _us(self.ours),
+            _ratio(self.ours, self.bound),
+            _us(self.aws),
+            _ratio(self.aws, self.bound),
+            _ratio(self.ours, self.aws),
+        ]
+
+
+def _us(value: float | None) -> str:
+    return "-" if value is None else f"{value / 1e3:.1f}"
+
+
+def _ratio(value: float | None, other: float | None) -> str:
+    return "-" if value is None or other is None else f"{value / other:.2f}"
+
+
+def stressed(case: Case, kernels: Sequence[str]) -> list[StressRow]:
+    """A cell on every machine: recorded once for each kernel, and scheduled again and again.
+
+    All-reduces count as free, except on machines that give them a latency.
+    """
+    recorded = {name: _recorded(case, name) for name in kernels}
+    return [
+        StressRow(
+            machine,
+            bound(case),
+            _latency(recorded.get("ours"), machine),
+            _latency(recorded.get("nkilib"), machine),
+        )
+        for machine in MACHINES
+    ]
+
+
+def _recorded(case: Case, kernel: str) -> Launches | None:
+    try:
+        return record_launches(case, kernel)
+    except ValueError as error:
+        print(f"{kernel}: {error}", flush=True)
+        return None
+
+
+def _latency(launches: Launches | None, machine: Machine) -> float | None:
+    if launches is None:
+        return None
+    costs = machine.costs(TARGETS[launches.case.target])
+    collectives = "all_reduce_latency" in machine.changes
+    return layer_figures(launches, costs, machine.tensor_rate, collectives).latency
+
+
+def run(cells: Sequence[tuple[str, Case]], kernels: Sequence[str], markdown: str | None) -> None:
+    """Prints a table for each cell, and writes them to a file if one is given."""
+    texts = [
+        "Modelled, not measured. All-reduces are free unless the machine gives them a latency."
+    ]
+    texts += [f"- {machine.name}: {machine.assumes}" for machine in MACHINES]
+    for name, case in cells:
+        rows = stressed(case, kernels)
+        table = [_HEADINGS, ["---"] * len(_HEADINGS), *(row.columns() for row in rows)]
+        lines = [f"| {' | '.join(cells)} |" for cells in table]
+        text = "\n".join(["", f"{name}, bound {rows[0].bound / 1e3:.1f} us", "", *lines])
+        print(text, flush=True)
+        texts.append(text)
+        if markdown:
+            pathlib.Path(markdown).write_text("\n".join(texts) + "\n")

@@ -1,0 +1,52 @@
+"""The transfers of a layer, against what its sizes make known."""
+
+from absl.testing import absltest
+
+from jax_tkg.profile.layer import record_launches
+from jax_tkg.profile.loads import describe_loads, layer_loads
+from jax_tkg.profile.model_shapes import Case
+from jax_tkg.profile.stress_range import describe, on_machines
+from jax_tkg.simulator.timing.costs import TRN2
+from jax_tkg.simulator.timing.stress import FAVORABLE, MACHINES, UNFAVORABLE
+
+SMALL = Case(B=2, S=1, H=512, I=256, d=64, q=4, k=2, S_ctx=258, tensor_parallel=4)
+
+
+class LoadsTest(absltest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        super().setUpClass()
+        cls.launches = record_launches(SMALL)
+
+    def test_transfers_of_a_layer(self):
+        counts = layer_loads(self.launches)
+        read = [count for count in counts if not count.load.written]
+        self.assertEqual(
+            sum(count.nbytes for count in read), SMALL.weight_bytes() + SMALL.cache_bytes()
+        )
+        by_tensor = {count.load.tensor: count.load for count in read}
+        # All columns of a row of the weight are one run of bfloat16.
+        self.assertEqual(by_tensor["W_qkvs"].run, 2 * (SMALL.q + 2 * SMALL.k) * SMALL.d)
+        for load in by_tensor.values():
+            self.assertEqual((load.trigger, load.descriptors), ("sync", "hardware"), load)
+        written = {count.load.tensor: count.load for count in counts if count.load.written}
+        self.assertEqual(written["K_caches"].run, 2)
+        self.assertEqual(written["K_caches"].trigger, "scalar")
+        self.assertEqual(written["V_caches"].trigger, "gpsimd")
+        text = describe_loads(counts, "jax_tkg")
+        self.assertRegex(text, r"W_qkvs +read +1024 .* sync, hardware +kernels/linear.py:\d+")
+
+    def test_range_over_machines(self):
+        found = on_machines(self.launches, TRN2, MACHINES)
+        by_name = {machine.name: latency for machine, latency, _ in found}
+        self.assertLen(by_name, len(MACHINES))
+        self.assertEqual(min(by_name, key=by_name.__getitem__), FAVORABLE.name)
+        for name in ("GpSimd triggers", "dear signals", "engines take turns", "all-reduce 25 us"):
+            self.assertBetween(by_name[name], by_name["documented"], by_name[UNFAVORABLE.name])
+        low, high = (by_name[m.name] / 1e3 for m in (FAVORABLE, UNFAVORABLE))
+        text = describe([each for each in found if each[0] in (FAVORABLE, UNFAVORABLE)])
+        self.assertIn(f"{low:.2f} to {high:.2f} us", text)
+
+
+if __name__ == "__main__":
+    absltest.main()
