@@ -34,7 +34,15 @@ class LoadsTest(absltest.TestCase):
         self.assertEqual(written["K_caches"].trigger, "scalar")
         self.assertEqual(written["V_caches"].trigger, "gpsimd")
         text = describe_loads(counts, "jax_tkg")
-        self.assertRegex(text, r"W_qkvs +read +1024 .* sync, hardware +kernels/linear.py:\d+")
+        self.assertRegex(text, r"W_qkvs +read +1024 .* sync, hardware +kernels/layer_tensor.py:\d+")
+
+    def test_every_copy_names_its_descriptors(self):
+        """What is left to the compiler may be triggered by the GpSimd Engine."""
+        for record in self.launches.records:
+            for stream in record.streams.values():
+                for each in stream:
+                    if each.opcode == "dma_copy":
+                        self.assertNotEqual(each.attributes["dge_mode"], "unknown", each.where)
 
     def test_range_over_machines(self):
         found = on_machines(self.launches, TRN2, MACHINES)
