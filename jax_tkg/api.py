@@ -50,6 +50,7 @@ def transformer_tkg(
     sinks: Any = None,
     context_lengths: Any = None,
     context_starts: Any = None,
+    block_tables: Any = None,
     softmax_scale: float | None = None,
     attention_softcap: float = 0.0,
     activation: str = "silu",
@@ -125,6 +126,12 @@ def transformer_tkg(
         memory.
       context_starts: None, or [B] or [B, S] integers: the slots start..length-1 are attended; where
         start > length the slots below length and those from start on, as in a ring. None: 0.
+      block_tables: None, or [B, n] integers, for caches in blocks: entry i of a sequence is the
+        block that holds its slots i*block_len.., negative where it has none, whose slots no query
+        may attend. `K_caches` are then each [blocks, k, d, block_len], `V_caches` [blocks, k,
+        block_len, d], S_ctx is n * block_len, and `position_ids` are block * block_len + offset.
+        [B, 1] ids write the S tokens side by side in one block; those past its end are not written.
+        Sequences may share blocks that none of them writes.
       softmax_scale: factor of the attention scores; None: d**-0.5.
       attention_softcap: if positive, scores become cap * tanh(scores / cap), after the scale and
         before the mask.
@@ -142,11 +149,11 @@ def transformer_tkg(
       layers_per_launch: most layers in one launch of the Neuron kernel; None: all. Very large
         kernels compile slowly.
       layer_kinds: the kind of each layer, such as (0, 0, 1, 0, 0, 1). `RoPE_cos`, `RoPE_sin`,
-        `mask_cache`, `mask_active`, `position_ids`, `context_lengths`, `context_starts` and
-        `context_bucket` may then each be a tuple with an entry for each kind, and S_ctx and S_max
-        may differ from kind to kind: so layers with sliding windows have short caches
-        (`jax_tkg.kinds`). Stacked caches are one array, or a sequence with one array of the kind's
-        layers, [L_kind, B, k, d, S_max], for each kind. None: all layers are alike.
+        `mask_cache`, `mask_active`, `position_ids`, `context_lengths`, `context_starts`,
+        `block_tables` and `context_bucket` may then each be a tuple with an entry for each kind,
+        and S_ctx and S_max may differ from kind to kind: so layers with sliding windows have short
+        caches (`jax_tkg.kinds`). Stacked caches are one array, or a sequence with one array of the
+        kind's layers, [L_kind, B, k, d, S_max], for each kind. None: all layers are alike.
       context_bucket: S_ctx with `context_lengths`, at most S_max: slots beyond it are not read.
         None: S_max.
 
@@ -194,6 +201,7 @@ def transformer_tkg(
                 "sinks": sinks,
                 "context_lengths": context_lengths,
                 "context_starts": context_starts,
+                "block_tables": block_tables,
                 "softmax_scale": softmax_scale,
                 "attention_softcap": attention_softcap,
                 "activation": activation,

@@ -47,6 +47,8 @@ class Shape:
     context: str = "masks"
     """What says which cache slots are attended: "masks", or "lengths" or "ranges" (lengths and
     starts) of sequences, "each_length" or "each_range" of tokens. `unified` is then causal."""
+    block_len: int = 0
+    """Slots of a block, which divides S_ctx; 0 for flat caches."""
     positions: str = "first"
     """ "first" for [B, 1], "each" for [B, S], "none" for no update."""
     quantized: tuple[tuple[str | None, ...], ...] = ()
@@ -79,11 +81,21 @@ class Shape:
         """The shape that a layer has."""
         return self.of_kind(self.layer_kinds[layer]) if self.layer_kinds else self
 
+    @property
+    def n(self) -> int:
+        """Entries of a sequence's block table."""
+        return self.S_ctx // self.block_len if self.block_len else 0
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of a cache, two of which belong to no sequence."""
+        return self.B * self.n + 2 if self.block_len else 0
+
     def array_shape(self, name: str) -> tuple[int, ...]:
         """The shape of an operand, of one layer where it is per layer."""
-        return BY_NAME[name].layout.shape(
-            {letter: getattr(self, letter) for letter in SOLVING_ORDER}
-        )
+        row = BY_NAME[name]
+        layout = row.in_blocks if self.block_len and row.in_blocks else row.layout
+        return layout.shape({letter: getattr(self, letter) for letter in SOLVING_ORDER})
 
 
 EVERY_OPTION: dict[str, Any] = {
@@ -240,6 +252,32 @@ def random_ranges(
     return ends.astype(np.int32), starts.astype(np.int32)
 
 
+def random_blocks(
+    shape: Shape, rng: np.random.Generator, lengths: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """block_tables and position_ids of caches in blocks.
+
+    Half of the cases share a first block; entries beyond the lengths are often missing. Slots are
+    of blocks that one sequence has alone, some beyond the cache or skipped.
+    """
+    s = shape
+    tables = rng.permutation(s.blocks)[: s.B * s.n].reshape(s.B, s.n).astype(np.int32)
+    shares = s.B > 1 and rng.random() < 0.5
+    if shares:
+        tables[1, 0] = tables[0, 0]
+    if lengths is not None:
+        needed = -(-np.clip(lengths, 0, s.S_ctx).reshape(s.B, -1).max(axis=1) // s.block_len)
+        tables[(np.arange(s.n) >= needed[:, None]) & (rng.random((s.B, s.n)) < 0.7)] = -1
+    ids = np.full((s.B, 1 if s.positions == "first" else s.S), -1, np.int64)
+    for b in range(s.B):
+        own = [block for block in tables[b, int(shares) :] if block >= 0]
+        slots = [block * s.block_len + offset for block in own for offset in range(s.block_len)]
+        if len(slots) >= ids.shape[1] and rng.random() < 0.9:
+            ids[b] = rng.permutation(slots)[: ids.shape[1]]
+    ids[rng.random(ids.shape) < 0.1] = rng.choice([-1, s.blocks * s.block_len, 2**31 - 1])
+    return tables, None if s.positions == "none" else ids.astype(np.int32)
+
+
 def random_inputs(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
     """Everything but the weights: tokens, caches, tables, masks, positions."""
     s = shape
@@ -250,6 +288,11 @@ def random_inputs(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
     # Without a mask of the cache S_ctx may be less than S.
     mask_cache, mask_active = random_masks(dataclasses.replace(s, S_ctx=max(s.S, s.S_ctx)), rng)
     context_lengths, context_starts = random_ranges(s, rng)
+    if s.block_len:
+        known = context_lengths if context_starts is None else None
+        block_tables, position_ids = random_blocks(s, rng, known)
+    else:
+        block_tables, position_ids = None, random_positions(s, rng)
     return {
         "X": uniform(rng, (s.B, s.S, s.H), -1, 1).astype(dtype),
         **{
@@ -260,9 +303,10 @@ def random_inputs(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
         "RoPE_sin": np.sin(angles),
         "mask_cache": mask_cache if context_lengths is None else None,
         "mask_active": mask_active,
-        "position_ids": random_positions(s, rng),
+        "position_ids": position_ids,
         "context_lengths": context_lengths,
         "context_starts": context_starts,
+        "block_tables": block_tables,
     }
 
 
@@ -306,7 +350,7 @@ def by_layer(caches: Any, layer_kinds: tuple[int, ...]) -> Any:
 
 def context_bucket(shape: Shape) -> int | tuple[int, ...] | None:
     """The option, of a case without masks."""
-    if shape.context == "masks":
+    if shape.context == "masks" or shape.block_len:
         return None
     if not shape.layer_kinds:
         return shape.S_ctx
@@ -366,12 +410,12 @@ def check(
             ("V_caches", V, by_layer(actual.V_caches, shape.layer_kinds), 2),
         ):
             after, before = np.asarray(results[layer]), np.asarray(given[name][layer])
-            S_max = shape.of_layer(layer).S_max
             assert (after.shape, after.dtype) == (before.shape, before.dtype)
             limit = tolerance * max(1.0, np.abs(want[layer]).max())
             error = np.abs(after.astype(np.float64) - want[layer]).max()
             np.testing.assert_array_less(error, limit)
-            for b in range(shape.B):
-                rest = [t for t in range(S_max) if (b, t) not in written[layer]]
+            # Sequences, or blocks, and their slots.
+            for b in range(after.shape[0]):
+                rest = [t for t in range(after.shape[axis]) if (b, t) not in written[layer]]
                 unwritten = np.take(after[b], rest, axis - 1)
                 assert unwritten.tobytes() == np.take(before[b], rest, axis - 1).tobytes()

@@ -43,6 +43,7 @@ class Rank:
     sinks: list[Any] | None = None
     context_lengths: Any = None
     context_starts: Any = None
+    block_tables: Any = None
 
 
 def _normalize(x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
@@ -85,6 +86,28 @@ def _slot(position_ids: np.ndarray, b: int, j: int, capacity: int) -> int | None
         return None
     slot = given if per_token else given + j
     return slot if slot < capacity else None
+
+
+def _put_together(caches: np.ndarray, tables: np.ndarray, slot_axis: int) -> np.ndarray:
+    """The flat cache of each sequence, block after block; zeros for a missing one."""
+    rows = []
+    for table in tables:
+        blocks = [caches[block] if block >= 0 else np.zeros_like(caches[0]) for block in table]
+        rows.append(np.concatenate(blocks, axis=slot_axis))
+    return np.array(rows)
+
+
+def _place_in_block(
+    position_ids: np.ndarray, b: int, j: int, blocks: int, block_len: int
+) -> tuple[int, int] | None:
+    """Block and offset of new token j of sequence b, or None."""
+    per_token = position_ids.shape[1] > 1
+    given = int(position_ids[b, j if per_token else 0])
+    if given < 0 or given == UNWRITTEN:
+        return None
+    block, offset = divmod(given, block_len)
+    offset += 0 if per_token else j
+    return (block, offset) if block < blocks and offset < block_len else None
 
 
 def _of_kind(value: Any, layer: int, common: dict[str, Any]) -> Any:
@@ -133,6 +156,10 @@ def _attention(
 ) -> tuple[np.ndarray, list[tuple[int, int, np.ndarray, np.ndarray]]]:
     """This rank's attention output [B, S, H], and the (b, slot, key, value) to write."""
     K, V = wide(rank.K_caches[layer]), wide(rank.V_caches[layer])
+    tables = _of_kind(rank.block_tables, layer, common)
+    blocks, block_len = K.shape[0], K.shape[3]
+    if tables is not None:
+        K, V = _put_together(K, tables, -1), _put_together(V, tables, -2)
     batch, kv_heads, d, capacity = K.shape
     mask_cache = _of_kind(rank.mask_cache, layer, common)
     mask_active = _of_kind(rank.mask_active, layer, common)
@@ -193,9 +220,14 @@ def _attention(
                 )
         if position_ids is not None:
             for j in range(new):
-                slot = _slot(np.asarray(position_ids), b, j, capacity)
-                if slot is not None:
-                    writes.append((b, slot, keys[j], values[j]))
+                ids = np.asarray(position_ids)
+                if tables is not None:
+                    place = _place_in_block(ids, b, j, blocks, block_len)
+                else:
+                    slot = _slot(ids, b, j, capacity)
+                    place = None if slot is None else (b, slot)
+                if place is not None:
+                    writes.append((*place, keys[j], values[j]))
     return attended @ W_out, writes
 
 

@@ -28,6 +28,7 @@ from jax_tkg.call.dimensions import (
     LETTERS_OF_KINDS,
     SOLVING_ORDER,
     Dimensions,
+    in_blocks,
     infer_sizes,
     layout_of_rank,
 )
@@ -69,7 +70,7 @@ def check_operands(
     for row in OPERANDS:
         for kind in range(kinds.count):
             for label, value in _entries(row, arguments[row.name], kinds, kind):
-                _check_rank(row, label, value)
+                _check_rank(_row_of(row, arguments, kinds, kind), label, value)
     dimensions = [
         _with_bucket(D, arguments, by_kind(context_bucket, kind), kinds, kind)
         for kind, D in enumerate(_infer_dimensions(arguments, kinds))
@@ -195,11 +196,12 @@ def _check_cache_forms(arguments: Mapping[str, Any]) -> None:
         got = _cache_form(arguments[name])
         if got != wanted:
             raise ValueError(f"{name}: expected the form of {first}, {wanted}, got {got}")
-    if is_stacked(arguments[first]) and isinstance(arguments["position_ids"], Sequence):
-        raise ValueError(
-            f"position_ids: expected one array for all kinds where {first} is one stack of all "
-            "layers, got a sequence; give the caches as one stack for each kind"
-        )
+    for name in ("position_ids", "block_tables"):
+        if is_stacked(arguments[first]) and isinstance(arguments[name], Sequence):
+            raise ValueError(
+                f"{name}: expected one array for all kinds where {first} is one stack of all "
+                "layers, got a sequence; give the caches as one stack for each kind"
+            )
 
 
 def _check_context(
@@ -224,6 +226,13 @@ def _check_context(
     if starts and not lengths:
         ((label, _),) = starts
         raise ValueError(f"{label}: expected None without context_lengths{of_kind}, got an array")
+    tables = _entries(BY_NAME["block_tables"], arguments["block_tables"], kinds, kind)
+    if tables and bucket is not None:
+        ((beside, _),) = tables
+        raise ValueError(
+            f"context_bucket{of_kind}: expected None beside {beside}, [B, n], where S_ctx = n * "
+            f"block_len, got {bucket}"
+        )
     if mask and bucket is not None:
         ((beside, value),) = mask
         raise ValueError(
@@ -235,7 +244,9 @@ def _check_context(
 def _with_bucket(
     D: Dimensions, arguments: Mapping[str, Any], bucket: int | None, kinds: LayerKinds, kind: int
 ) -> Dimensions:
-    """The sizes with S_ctx where no mask says it."""
+    """The sizes with S_ctx where no mask says it, and with S_max where caches are in blocks."""
+    if _is_in_blocks(arguments, kinds, kind):
+        D = dataclasses.replace(D, S_max=D.n * D.block_len)
     if _entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind):
         return D
     return dataclasses.replace(D, S_ctx=D.S_max if bucket is None else bucket)
@@ -279,6 +290,18 @@ def _entries(row: Operand, value: Any, kinds: LayerKinds, kind: int) -> list[tup
     return [(label, entry) for label, entry in entries if entry is not None]
 
 
+def _is_in_blocks(arguments: Mapping[str, Any], kinds: LayerKinds, kind: int) -> bool:
+    """Whether the caches of a kind are in blocks."""
+    return bool(_entries(BY_NAME["block_tables"], arguments["block_tables"], kinds, kind))
+
+
+def _row_of(row: Operand, arguments: Mapping[str, Any], kinds: LayerKinds, kind: int) -> Operand:
+    """The row as it holds for a kind."""
+    if row.in_blocks is not None and _is_in_blocks(arguments, kinds, kind):
+        return in_blocks(row)
+    return row
+
+
 def _check_rank(row: Operand, label: str, value: Any) -> None:
     if layout_of_rank(row, len(value.shape)) is None:
         ranks = dict.fromkeys(len(layout.axes) for layout in row.layouts)
@@ -303,7 +326,8 @@ def _infer_dimensions(arguments: Mapping[str, Any], kinds: LayerKinds) -> list[D
                 tuple(value.shape) for _, value in _entries(row, arguments[row.name], kinds, kind)
             ]
             if counts:
-                shapes[-1].append((row.name, max(dict.fromkeys(counts), key=counts.count)))
+                name = _row_of(row, arguments, kinds, kind).name
+                shapes[-1].append((name, max(dict.fromkeys(counts), key=counts.count)))
     L, dtype = len(kinds.of_layers), jnp.dtype(arguments["X"].dtype)
     if kinds.count == 1:
         return [Dimensions(**infer_sizes(tuple(shapes[0])), L=L, dtype=dtype)]
@@ -321,8 +345,8 @@ def _check_shapes(
     row: Operand, arguments: Mapping[str, Any], D: Dimensions, kinds: LayerKinds, kind: int
 ) -> None:
     sizes = D.sizes()
-    layouts = row.layouts
-    if row.kind == "cache":
+    layouts = _row_of(row, arguments, kinds, kind).layouts
+    if row.kind == "cache" and layouts is row.layouts:
         layouts = tuple(
             layout
             for layout in layouts
@@ -386,6 +410,11 @@ def _check_sizes(arguments: Mapping[str, Any], D: Dimensions, kinds: LayerKinds,
             shown = "W_outs: expected q in [q*d, H]"
         raise ValueError(
             f"{shown} to be a positive multiple of k = {D.k} (K_caches), got q = {D.q}"
+        )
+    if D.block_len and D.S_ctx != D.S_max:
+        raise ValueError(
+            f"{mask}: expected S_ctx = n * block_len = {D.n} * {D.block_len} = {D.S_max} "
+            f"(block_tables), got S_ctx = {D.S_ctx}"
         )
     if D.S_ctx > D.S_max:
         raise ValueError(

@@ -22,10 +22,10 @@ from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Names of the given operands with their shapes (of one layer)."""
 
-SOLVING_ORDER = ("B", "S", "H", "I", "d", "S_max", "S_ctx", "q", "k")
+SOLVING_ORDER = ("B", "S", "H", "I", "d", "S_max", "S_ctx", "q", "k", "n", "blocks", "block_len")
 """Letters in an order in which each has an axis of its own or only earlier letters beside it."""
 
-LETTERS_OF_KINDS = ("S_max", "S_ctx")
+LETTERS_OF_KINDS = ("S_max", "S_ctx", "n", "blocks", "block_len")
 """Letters that may differ from one kind of layers to another."""
 
 _HALF_A_VOTE = ("mask", "index")
@@ -34,7 +34,11 @@ _HALF_A_VOTE = ("mask", "index")
 
 @dataclasses.dataclass(frozen=True)
 class Dimensions:
-    """The sizes of one call; `operand_table` explains the letters."""
+    """The sizes of one call; `operand_table` explains the letters.
+
+    With `block_tables`, S_max is n * block_len, what a sequence can have. Else n, `blocks` and
+    `block_len` are 0.
+    """
 
     B: int
     S: int
@@ -47,6 +51,9 @@ class Dimensions:
     S_ctx: int
     S_max: int
     dtype: Any
+    n: int = 0
+    blocks: int = 0
+    block_len: int = 0
 
     @property
     def qkv_columns(self) -> int:
@@ -71,7 +78,11 @@ class Dimensions:
           context_bucket: S_ctx, if there is no `mask_cache`; None: S_max.
         """
         B, S, H = operands.X.shape
-        _, k, d, S_max = operands.layer_shape("K_caches")
+        first, k, d, S_max = operands.layer_shape("K_caches")
+        n, blocks, block_len = 0, 0, 0
+        if operands.block_tables is not None:
+            n, blocks, block_len = operands.block_tables.shape[1], first, S_max
+            S_max = n * block_len
         q = operands.layer_shape("W_outs")[0] // d
         mask = operands.mask_cache
         S_ctx = (context_bucket or S_max) if mask is None else mask.shape[0]
@@ -88,7 +99,24 @@ class Dimensions:
             S_ctx=S_ctx,
             S_max=S_max,
             dtype=jnp.dtype(operands.X.dtype),
+            n=n,
+            blocks=blocks,
+            block_len=block_len,
         )
+
+
+_IN_BLOCKS = {
+    f"{row.name} in blocks": dataclasses.replace(row, layouts=(row.in_blocks,))
+    for row in OPERANDS
+    if row.in_blocks is not None
+}
+_ROWS = {**BY_NAME, **_IN_BLOCKS}
+
+
+def in_blocks(row: Operand) -> Operand:
+    """A cache's row where the cache is in blocks. Its shapes vote under the name of this row."""
+    name = f"{row.name} in blocks"
+    return dataclasses.replace(_IN_BLOCKS[name], name=name)
 
 
 def layout_of_rank(row: Operand, rank: int) -> Layout | None:
@@ -138,7 +166,7 @@ def infer_sizes(
 
 
 def _axes(name: str, shape: tuple[int, ...]) -> Iterator[tuple[Axis, int]]:
-    row = BY_NAME[name]
+    row = _ROWS[name]
     layout = layout_of_rank(row, len(shape))
     assert layout is not None, (name, shape)
     same_rank = [one for one in row.layouts if len(one.axes) == len(shape)]
@@ -146,7 +174,7 @@ def _axes(name: str, shape: tuple[int, ...]) -> Iterator[tuple[Axis, int]]:
         # [B, 1] or [B, S]: an axis that may be written in two ways says nothing.
         if len({one.axes[index].text for one in same_rank}) == 1:
             yield layout.axes[index], size
-    if row.kind == "cache" and layout is not row.layout:
+    if row.kind == "cache" and len(layout.axes) < len(row.layout.axes):
         # A cache without a KV-head axis has one KV head.
         yield Axis("k"), 1
 
@@ -161,7 +189,7 @@ def _majority(votes: list[tuple[str, int]]) -> int:
     """The value with most votes; of equals the one that an earlier row of the table gives."""
     counts: collections.Counter[int] = collections.Counter()
     for name, value in votes:
-        counts[value] += 1 if BY_NAME[name].kind in _HALF_A_VOTE else 2
-    order = {row.name: index for index, row in enumerate(OPERANDS)}
+        counts[value] += 1 if _ROWS[name].kind in _HALF_A_VOTE else 2
+    order = {name: index for index, name in enumerate(_ROWS)}
     best = min(votes, key=lambda vote: (-counts[vote[1]], order[vote[0]]), default=("", 0))
     return best[1]

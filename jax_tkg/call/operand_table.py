@@ -5,7 +5,8 @@ their messages, batching, PartitionSpecs, low-precision storage, the kernel's te
 arrays and traffic, the tests' random inputs, and docs/arguments.md.
 
 Letters: B batch, S (S_tkg) new tokens, H hidden, I MLP intermediate per rank, d (d_head) size of
-one head, q query heads and k KV heads per rank, S_ctx context bucket, S_max cache capacity.
+one head, q query heads and k KV heads per rank, S_ctx context bucket, S_max cache capacity, n
+blocks of a sequence, block_len slots of a block, of which caches have `blocks`.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Operand:
       per_kind: whether there may be one array for each kind of layers.
       optional: whether None is accepted.
       scaled_by: name of the scale that makes float8 a legal dtype of this weight, or None.
+      in_blocks: of a cache, its shape where `block_tables` is given; else None.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Operand:
     optional: bool = False
     scaled_by: str | None = None
     per_kind: bool = False
+    in_blocks: Layout | None = None
 
     @property
     def layout(self) -> Layout:
@@ -74,9 +77,13 @@ def _row(
     optional: bool = False,
     scaled_by: str | None = None,
     per_kind: bool = False,
+    in_blocks: str | None = None,
 ) -> Operand:
     shapes = tuple(Layout(text) for text in layouts.split(" or "))
-    return Operand(name, kind, shapes, description, per_layer, optional, scaled_by, per_kind)
+    blocks = None if in_blocks is None else Layout(in_blocks)
+    return Operand(
+        name, kind, shapes, description, per_layer, optional, scaled_by, per_kind, blocks
+    )
 
 
 _layer = functools.partial(_row, per_layer=True)
@@ -100,13 +107,17 @@ OPERANDS: tuple[Operand, ...] = (
         "K_caches",
         "cache",
         "[B, k, d, S_max] or [B, d, S_max]",
-        "Key caches, transposed. The KV-head axis may be absent if k = 1.",
+        "Key caches, transposed. The KV-head axis may be absent if k = 1. With block_tables: "
+        "[blocks, k, d, block_len].",
+        in_blocks="[blocks, k, d, block_len]",
     ),
     _layer(
         "V_caches",
         "cache",
         "[B, k, S_max, d] or [B, S_max, d]",
-        "Value caches. The KV-head axis may be absent if k = 1.",
+        "Value caches. The KV-head axis may be absent if k = 1. With block_tables: "
+        "[blocks, k, block_len, d].",
+        in_blocks="[blocks, k, block_len, d]",
     ),
     _for_kinds("RoPE_cos", "table", "[d/2, B, S]", "Cosines of the new tokens' rotations."),
     _for_kinds("RoPE_sin", "table", "[d/2, B, S]", "Sines of the new tokens' rotations."),
@@ -216,6 +227,13 @@ OPERANDS: tuple[Operand, ...] = (
         "[B] or [B, S]",
         "First slot attended, with context_lengths. A start above the length wraps: slots below "
         "the length and those from the start on are attended. None: 0.",
+        optional=True,
+    ),
+    _for_kinds(
+        "block_tables",
+        "index",
+        "[B, n]",
+        "The blocks of the caches that hold each sequence's slots, in their order; negative: none.",
         optional=True,
     ),
 )

@@ -32,29 +32,37 @@ class WritePlan:
       tokens: [B*S] uint32, of which the first `count` are the numbers b*S + s of those tokens, in
         rising order.
       starts: [B*S] uint32, the slots of `tokens`.
+      rows: [B*S] uint32, the sequences of `tokens`; or their blocks, in which `starts` then are.
     """
 
     slots: jax.Array
     count: jax.Array
     tokens: jax.Array
     starts: jax.Array
+    rows: jax.Array
 
 
-def plan_writes(slots: jax.Array, capacity: int) -> WritePlan:
+def plan_writes(slots: jax.Array, capacity: int, block_len: int | None = None) -> WritePlan:
     """What every layer's update has in common.
 
     Args:
       slots: [B, S] int32, from `jax_tkg.reference.cache_update.write_slots`.
-      capacity: S_max.
+      capacity: S_max, or blocks * block_len.
+      block_len: of caches in blocks; else None.
     """
     flat = slots.reshape(-1)
     written = flat < capacity
     tokens = jnp.argsort(~written, stable=True)
+    starts, tokens = flat[tokens].astype(jnp.uint32), tokens.astype(jnp.uint32)
+    rows = tokens // jnp.uint32(slots.shape[1])
+    if block_len is not None:
+        rows, starts = starts // jnp.uint32(block_len), starts % jnp.uint32(block_len)
     return WritePlan(
         slots=slots,
         count=jnp.sum(written, dtype=jnp.uint32),
-        tokens=tokens.astype(jnp.uint32),
-        starts=flat[tokens].astype(jnp.uint32),
+        tokens=tokens,
+        starts=starts,
+        rows=rows,
     )
 
 
@@ -65,10 +73,14 @@ def write_caches(
     keys: Any,
     values: Any,
     after: jax.Array,
+    by_block: bool = False,
 ) -> tuple[Caches, Caches]:
     """As `jax_tkg.reference.cache_update.write_caches`."""
-    capacity = _each(K_caches)[0].shape[-1]
-    plan = plan_writes(slots, capacity)
+    blocks, *_, capacity = _each(K_caches)[0].shape[-4:]
+    if by_block:
+        plan = plan_writes(slots, blocks * capacity, capacity)
+    else:
+        plan = plan_writes(slots, capacity)
     K_held, V_held = _held(K_caches), _held(V_caches)
     axes = (-1,) * len(K_held) + (-2,) * len(V_held)
     columns = (*_columns(K_caches, keys), *_columns(V_caches, values))
@@ -124,11 +136,10 @@ def _write(
       columns: [..., B, S, k, d].
       after: as in `write_caches`.
     """
-    _, tokens = plan.slots.shape
 
     def write(turn: jax.Array, updated: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         token = _entry(plan.tokens, turn, 0)
-        sequence, slot = token // jnp.uint32(tokens), _entry(plan.starts, turn, 0)
+        sequence, slot = _entry(plan.rows, turn, 0), _entry(plan.starts, turn, 0)
         return tuple(
             _with_column(cache, _entry(_by_token(new), token, -3), sequence, slot, axis)
             for cache, new, axis in zip(updated, columns, slot_axes, strict=True)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jax_tkg.call.arguments import Operands, Parameters, is_stacked
 from jax_tkg.call.operand_table import BY_NAME
-from jax_tkg.cpu import attention, cache_update, prepare, products, rope
+from jax_tkg.cpu import attention, blocks, cache_update, prepare, products, rope
 from jax_tkg.cpu.stored_cache import StoredCache
 from jax_tkg.cpu.stored_weight import StoredWeight
 from jax_tkg.reference.cache_update import Caches
@@ -35,6 +35,7 @@ STAGES = Stages(
     rotation=rope.rotation,
     apply_rope=rope.apply_rope,
     attention=attention.attention,
+    gather_blocks=blocks.gather_blocks,
     write_caches=cache_update.write_caches,
 )
 

@@ -130,7 +130,9 @@ def _batch(
     # Axes are put in the place of arrays; -1 stands for "not batched", as None is no leaf.
     marked = jax.tree.unflatten(structure, [-1 if axis is None else axis for axis in axes])
     shared = [getattr(marked, row.name) for row in OPERANDS if row.batch_axis is None]
-    if all(axis == -1 for axis in jax.tree.leaves(shared)):
+    # Blocks are no part of a sequence: each member of the new axis has its own.
+    flat = marked.block_tables is None
+    if flat and all(axis == -1 for axis in jax.tree.leaves(shared)):
         return _batch_folded(leaves, axes, structure, parameters)
     return _batch_in_turn(leaves, axes, structure, parameters)
 

@@ -16,7 +16,9 @@ Caches = tuple[jax.Array | Bits, ...] | jax.Array | Bits
 """One array per layer, or one array with a leading layer axis."""
 
 
-def write_slots(position_ids: jax.Array, new_tokens: int, capacity: int) -> jax.Array:
+def write_slots(
+    position_ids: jax.Array, new_tokens: int, capacity: int, block_len: int | None = None
+) -> jax.Array:
     """The slot each new token is written to.
 
     Args:
@@ -24,7 +26,9 @@ def write_slots(position_ids: jax.Array, new_tokens: int, capacity: int) -> jax.
         any integer dtype. 2**32 - 1 (unsigned) or a negative value (signed) skips: the whole
         sequence in the first form, that token in the second.
       new_tokens: S.
-      capacity: S_max.
+      capacity: S_max; of caches in blocks, blocks * block_len.
+      block_len: slots of a block, or None. The tokens after a sequence's first slot are in its
+        block, or not written.
 
     Returns:
       [B, S] int32; `capacity` stands for "not written" (skipped, or outside 0..S_max-1).
@@ -36,7 +40,10 @@ def write_slots(position_ids: jax.Array, new_tokens: int, capacity: int) -> jax.
     first = jnp.where(inside, position_ids.astype(jnp.int32), jnp.int32(capacity))
     if position_ids.shape[1] == new_tokens:
         return first
-    return jnp.minimum(first + jnp.arange(new_tokens, dtype=jnp.int32)[None], capacity)
+    slots = jnp.minimum(first + jnp.arange(new_tokens, dtype=jnp.int32)[None], capacity)
+    if block_len is None:
+        return slots
+    return jnp.where(slots // block_len == first // block_len, slots, jnp.int32(capacity))
 
 
 def write_caches(
@@ -46,6 +53,7 @@ def write_caches(
     keys: Any,
     values: Any,
     after: jax.Array,
+    by_block: bool = False,
 ) -> tuple[Caches, Caches]:
     """Writes the new keys and values of all layers.
 
@@ -58,38 +66,62 @@ def write_caches(
         more layers; those keep their values.
       values: likewise.
       after: an array, not empty, that depends on everything that was read from the caches.
+      by_block: whether caches are in blocks: B and S_max of their shapes are then `blocks` and
+        `block_len`, and a slot is block * block_len + offset. Of all tokens in one slot the last
+        stays.
 
     Returns:
       The updated caches, every other bit as it was.
     """
-    capacity = jax.tree.leaves(K_caches)[0].shape[-1]
-    later_in_same_slot = jnp.triu(slots[:, :, None] == slots[:, None, :], 1).any(axis=-1)
-    # Each beyond the cache, where nothing is written, and no two of a sequence alike.
-    nowhere = capacity + jnp.arange(slots.shape[1], dtype=slots.dtype)
-    slots = jnp.where(later_in_same_slot | (slots == capacity), nowhere, slots)
+    blocks, _, _, capacity = jax.tree.leaves(K_caches)[0].shape[-4:]
+    if by_block:
+        rows, slots = _blocks_and_offsets(slots, blocks, capacity)
+    else:
+        rows = jnp.arange(slots.shape[0])[:, None]
+        later_in_same_slot = jnp.triu(slots[:, :, None] == slots[:, None, :], 1).any(axis=-1)
+        # Each beyond the cache, where nothing is written, and no two of a sequence alike.
+        nowhere = capacity + jnp.arange(slots.shape[1], dtype=slots.dtype)
+        slots = jnp.where(later_in_same_slot | (slots == capacity), nowhere, slots)
     # XLA copies a buffer that is read and then updated, unless the update depends on what was read.
     slots = slots + opaque_zero(after).astype(slots.dtype)
-    K = _each_written(K_caches, slots, keys, slot_axis=-1)
-    return K, _each_written(V_caches, slots, values, slot_axis=-2)
+    K = _each_written(K_caches, (rows, slots), keys, slot_axis=-1)
+    return K, _each_written(V_caches, (rows, slots), values, slot_axis=-2)
 
 
-def _each_written(caches: Any, slots: jax.Array, columns: Any, slot_axis: int) -> Caches:
+def _blocks_and_offsets(
+    slots: jax.Array, blocks: int, block_len: int
+) -> tuple[jax.Array, jax.Array]:
+    """Block and offset of each token, [B, S] each; what is not written is beyond the last block."""
+    flat = slots.reshape(-1)
+    token = jnp.arange(flat.size, dtype=flat.dtype)
+    later_in_same_slot = jnp.triu(flat[:, None] == flat[None], 1).any(axis=-1)
+    # No two alike, as the scatter is promised.
+    nowhere = blocks * block_len + token * block_len
+    flat = jnp.where(later_in_same_slot | (flat == blocks * block_len), nowhere, flat)
+    return (flat // block_len).reshape(slots.shape), (flat % block_len).reshape(slots.shape)
+
+
+_Places = tuple[jax.Array, jax.Array]
+"""Sequence, or block, and slot in it of each token: [B, 1] or [B, S], and [B, S]."""
+
+
+def _each_written(caches: Any, places: _Places, columns: Any, slot_axis: int) -> Caches:
     if is_stacked(caches):
         columns = columns if is_stacked(columns) else jnp.stack(columns)
-        return _written(caches, slots, columns, slot_axis)
+        return _written(caches, places, columns, slot_axis)
     return tuple(
-        _written(cache, slots, new, slot_axis) for cache, new in zip(caches, columns, strict=True)
+        _written(cache, places, new, slot_axis) for cache, new in zip(caches, columns, strict=True)
     )
 
 
-def _written(cache: Any, slots: jax.Array, columns: jax.Array, slot_axis: int) -> Any:
-    """A cache with columns [..., B, S, k, d] in their slots, those outside of it dropped."""
+def _written(cache: Any, places: _Places, columns: jax.Array, slot_axis: int) -> Any:
+    """A cache with columns [..., B, S, k, d] in their places, those outside of it dropped."""
     if isinstance(cache, Bits):
-        bits = _written(cache.bits, slots, as_bits(columns).bits, slot_axis)
+        bits = _written(cache.bits, places, as_bits(columns).bits, slot_axis)
         return Bits(bits, cache.dtype)
     # Inside a shard_map, what is written may vary over axes that a cache does not vary over.
-    cache = vary_with(cache, slots, columns)
-    sequences = jnp.arange(slots.shape[0])[:, None]
+    cache = vary_with(cache, places, columns)
+    sequences, slots = places
     layers = (slice(columns.shape[0]),) if cache.ndim == 5 else ()
     where = (slice(None), slots) if slot_axis == -2 else (slice(None), slice(None), slots)
     # Axes of indices that are arrays, B and S, come first.

@@ -10,7 +10,7 @@ import jax
 
 from jax_tkg.bits import without_bits
 from jax_tkg.call.arguments import Operands
-from jax_tkg.reference import attention, cache_update, linear, rope
+from jax_tkg.reference import attention, blocks, cache_update, linear, rope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Stages:
       rotation: see `jax_tkg.reference.rope.rotation`.
       apply_rope: see `jax_tkg.reference.rope.apply_rope`; takes what `rotation` returns.
       attention: see `jax_tkg.reference.attention.attention`.
+      gather_blocks: see `jax_tkg.reference.blocks.gather_blocks`; takes and returns caches as
+        `layer_operand` returns them.
       write_caches: see `jax_tkg.reference.cache_update.write_caches`; caches in the form in which
         they are passed to the operation.
     """
@@ -34,6 +36,7 @@ class Stages:
     rotation: Callable[[jax.Array, jax.Array], rope.Rotation]
     apply_rope: Callable[[jax.Array, rope.Rotation], jax.Array]
     attention: Callable[..., jax.Array]
+    gather_blocks: Callable[[Any, jax.Array, int], Any]
     write_caches: Callable[..., tuple[cache_update.Caches, cache_update.Caches]]
 
 
@@ -48,6 +51,7 @@ PLAIN = Stages(
     rotation=rope.rotation,
     apply_rope=rope.apply_rope,
     attention=attention.attention,
+    gather_blocks=blocks.gather_blocks,
     write_caches=cache_update.write_caches,
 )
 """Plain jax.numpy, differentiable, for every platform."""

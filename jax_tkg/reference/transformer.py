@@ -12,6 +12,7 @@ import numpy as np
 
 from jax_tkg.call.arguments import PER_LAYER, Operands, Parameters, is_stacked
 from jax_tkg.call.dimensions import Dimensions
+from jax_tkg.call.integers import as_int32
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.reference.all_reduce import all_reduce
 from jax_tkg.reference.attention import attention_mask
@@ -53,6 +54,7 @@ class _Shared:
 
     rotation: Rotation
     mask: jax.Array
+    block_tables: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +83,7 @@ class _Kind:
         shared = _Shared(
             rotation=stages.rotation(own.RoPE_cos, own.RoPE_sin),
             mask=attention_mask(own.mask_cache, own.mask_active, dimensions.k),
+            block_tables=None if own.block_tables is None else as_int32(own.block_tables),
         )
         return cls(own, shared, dimensions, stages)
 
@@ -89,9 +92,16 @@ class _Kind:
         operands, D = self.operands, self.dimensions
         if operands.position_ids is None:
             return operands.K_caches, operands.V_caches
-        slots = write_slots(operands.position_ids, D.S, D.S_max)
         caches = operands.K_caches, operands.V_caches
-        return self.stages.write_caches(*caches, slots, keys, values, after=after)
+        if D.block_len:
+            capacity = D.blocks * D.block_len
+            slots = write_slots(operands.position_ids, D.S, capacity, D.block_len)
+        else:
+            slots = write_slots(operands.position_ids, D.S, D.S_max)
+        by_block = D.block_len > 0
+        return self.stages.write_caches(
+            *caches, slots, keys, values, after=after, by_block=by_block
+        )
 
 
 @jax.tree_util.register_dataclass
@@ -153,12 +163,16 @@ def _layer(
     heads = head_norms(projected[:, :, : q + k], own.W_gamma_q, own.W_gamma_k, q, parameters.eps)
     rotated = stages.apply_rope(heads, shared.rotation)
     key, value = rotated[:, :, q:], projected[:, :, q + k :]
+    K_cache, V_cache = own.K_cache, own.V_cache
+    if shared.block_tables is not None:
+        K_cache = stages.gather_blocks(K_cache, shared.block_tables, -1)
+        V_cache = stages.gather_blocks(V_cache, shared.block_tables, -2)
     attended = stages.attention(
         query=rotated[:, :, :q],
         key=key,
         value=value,
-        K_cache=own.K_cache,
-        V_cache=own.V_cache,
+        K_cache=K_cache,
+        V_cache=V_cache,
         mask=shared.mask,
         sinks=own.sinks,
         scale=parameters.softmax_scale,

@@ -99,6 +99,7 @@ class LayoutTest(parameterized.TestCase):
             "sinks": (None, 1),
             "context_lengths": (0, None),
             "context_starts": (0, None),
+            "block_tables": (0, None),
         }
         self.assertEqual({r.name: (r.batch_axis, r.tensor_axis) for r in OPERANDS}, expected)
 
@@ -117,6 +118,10 @@ def sizes_of_calls(draw: Any) -> dict[str, int]:
         "k": k,
         "S_ctx": draw(st.integers(8, S_max)),
         "S_max": S_max,
+        "n": draw(st.integers(1, 4)),
+        # Flat caches show no blocks.
+        "blocks": 0,
+        "block_len": 0,
     }
 
 
@@ -132,7 +137,7 @@ class InferenceTest(absltest.TestCase):
         axis = data.draw(st.integers(0, len(shape) - 1))
         shape[axis] += data.draw(st.integers(1, 3))
         found = infer_sizes(tuple({**shapes, name: tuple(shape)}.items()))
-        for letter in set(SOLVING_ORDER) - {"S_ctx"}:
+        for letter in set(SOLVING_ORDER) - {"S_ctx", "n"}:
             self.assertEqual(found[letter], sizes[letter], (letter, name, shape))
 
 
