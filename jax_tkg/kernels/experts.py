@@ -4,16 +4,16 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .exchange import add_other_core, swap
-from .layout import load_columns
+from .exchange import add_other_core
+from .layout import load_columns, store_tokens
 from .limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, feature_chunks
 from .linear import Columns, linear
-from .mlp import activate, input_of, multiply_up
+from .mlp import activate, input_of, mlp, multiply_up
 from .rms_norm import Normed, clamped
 from .router import EIGHT, Assignment, route
 
 
-def experts(normed, layer, routing, base, context):
+def experts(normed, layer, routing, context, number=None):
     """This core's chunks of the weighted sum of the experts' results, before the all-reduce.
 
     Each expert that some token chooses is run once, for all tokens, with weight 0 for those that
@@ -24,9 +24,8 @@ def experts(normed, layer, routing, base, context):
       normed: the `Normed` input: this core's share of the features.
       layer: the layer's operands.
       routing: `Routing`.
-      base: [1, 1] float32 on chip, the place of the layer's first expert among those of all layers;
-        None if tensors are of one layer.
       context: the launch's `Context`.
+      number: the `LoopLayer`, if the layers are a loop on the device.
 
     Returns:
       [128, n, T] float32, the tiles of H that `Share` gives this core.
@@ -35,7 +34,17 @@ def experts(normed, layer, routing, base, context):
     core = context.core
     weights, chosen = route(normed, layer, routing, context)
     x = _all_features(normed, context)
+    base = None
+    if number != None:
+        # Tensors are of all layers, and experts are counted over them.
+        base = number.place(routing.held)
     assignment = Assignment(weights, chosen, base, routing, context)
+    shared = None
+    if layer.W_shared_gate != None:
+        # Its weights load while the router works.
+        shared = mlp(normed, layer.shared_expert(), context)
+    gate_input = input_of(x, layer.W_gate, sizes)
+    up_input = input_of(x, layer.W_up, sizes)
     summed = nl.ndarray(
         (PARTITIONS, sizes.hidden_chunks(), sizes.T), dtype=nl.float32, buffer=nl.sbuf
     )
@@ -51,7 +60,7 @@ def experts(normed, layer, routing, base, context):
             if (first + index) % core.count == core.index:
                 number = batch.numbers[:, index : index + 1]
                 expert = Expert(layer, number, may_be_absent)
-                expert.expand(x, context)
+                expert.expand(gate_input, up_input, context)
                 if waiting != None:
                     waiting.contract_into(summed, context)
                 expert.set_tokens(batch, index)
@@ -59,24 +68,38 @@ def experts(normed, layer, routing, base, context):
         first += batch.count
     if waiting != None:
         waiting.contract_into(summed, context)
-    return _own_share(summed, context)
+    own = _own_share(summed, context)
+    if shared != None:
+        nisa.tensor_tensor(dst=own, data1=own, data2=shared, op=nl.add)
+    return own
 
 
 def _all_features(normed, context):
-    """The `Normed` input of all features, of the shares of both cores."""
-    core = context.core
-    if core.count == 1:
-        return normed
+    """The `Normed` input of all features, of the shares of both cores.
+
+    Feature p * chunks + c is on partition p of chunk c: the rows of W_gate and W_up that a
+    partition takes are then neighbors in HBM, where short runs are slow. Features move across
+    partitions through HBM, while the router works.
+    """
     sizes = context.sizes
-    share = context.hidden_share()
-    shape = (PARTITIONS, share.total, sizes.T)
-    whole = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
-    other = _other_first(share)
-    nisa.tensor_copy(dst=whole[:, share.first : share.first + share.count, :], src=normed.tile)
-    swap(normed.tile, whole[:, other : other + share.count, :], core)
-    complete = Normed(whole, normed.squares)
-    complete.factor = normed.token_factor(context)
-    return complete
+    core = context.core
+    T = sizes.T
+    chunks = sizes.hidden_chunks()
+    rows = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
+    store_tokens(rows, normed.tile, sizes, core)
+    if core.count > 1:
+        nisa.core_barrier(data=rows, cores=(0, 1))
+    loaded = nl.ndarray((PARTITIONS, T, chunks), dtype=sizes.dtype, buffer=nl.sbuf)
+    by_token = rows.reshape((T, PARTITIONS, chunks))
+    nisa.dma_copy(
+        dst=loaded,
+        src=by_token.permute((1, 0, 2)),
+        dge_mode=nisa.dge_mode.hwdge,
+        engine=nisa.engine.scalar,
+    )
+    whole = Normed(loaded.permute((0, 2, 1)), normed.squares)
+    whole.factor = normed.token_factor(context)
+    return whole
 
 
 def _other_first(share):
@@ -137,16 +160,14 @@ class Expert(NKIObject):
         if batch.present != None:
             self.present = batch.present[:, index : index + 1]
 
-    def expand(self, x, context):
-        """Makes `hidden` of the `Normed` input x of all features."""
+    def expand(self, gate_input, up_input, context):
+        """Makes `hidden` of the `Normed` inputs of W_gate and W_up, of all features."""
         sizes = context.sizes
         T = sizes.T
         W_gate = self.W_gate
         W_up = self.W_up
         shape = (self.width, self.chunks, T)
         hidden = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
-        gate_input = input_of(x, W_gate, sizes)
-        up_input = input_of(x, W_up, sizes)
         at_once = PSUM_GROUP_BANKS * (PSUM_BANK // T)
         first = 0
         while first < self.chunks:
@@ -166,7 +187,7 @@ class Expert(NKIObject):
         scale = load_columns(weight.scale, first, last - first, width=self.width)
         bias = load_columns(weight.bias, first, last - first, width=self.width)
         columns = Columns(first * self.width, self.width, scale=scale, bias=bias)
-        linear(product, x.tile, weight.tensor, columns, context, normed=x)
+        linear(product, x.tile, weight.tensor, columns, context, normed=x, by_partition=True)
         return product
 
     def contract_into(self, summed, context):

@@ -92,6 +92,22 @@ class LayerOperands(NKIObject):
         )
 
 
+def experts_held(W_gates, looped):
+    """E', the experts that this rank holds in each layer that has some; 0 without such layers.
+
+    W_gates are a tuple of tensors, or one tensor with a layer axis if `looped`.
+    """
+    held = 0
+    if looped:
+        if len(W_gates.shape) == 4:
+            held = W_gates.shape[1]
+    else:
+        for W_gate in W_gates:
+            if len(W_gate.shape) == 3:
+                held = W_gate.shape[0]
+    return held
+
+
 def _layer_weight(weight, number, looped):
     """One layer's `Weight`, or None if the layer has none."""
     if weight == None or weight.tensor == None:

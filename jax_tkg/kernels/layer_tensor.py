@@ -1,6 +1,7 @@
 """One layer's operands in HBM, whose layer may be known only when the kernel runs."""
 
 import nki.isa as nisa
+import nki.language as nl
 from nki.language import NKIObject
 
 
@@ -19,6 +20,21 @@ class LoopLayer(NKIObject):
         self.first = first
         self.step = step
         self.turns = turns
+
+    def place(self, multiplier):
+        """[1, 1] float32 on chip: the layer's number times `multiplier`."""
+        turn = nl.ndarray((1, 1), dtype=nl.int32, buffer=nl.sbuf)
+        nisa.register_store(dst=turn, src=self.turn)
+        place = nl.ndarray((1, 1), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_scalar(
+            dst=place,
+            data=turn,
+            op0=nl.multiply,
+            operand0=self.step * multiplier * 1.0,
+            op1=nl.add,
+            operand1=self.first * multiplier * 1.0,
+        )
+        return place
 
     def tensor(self, tensors):
         """The layer's `LayerTensor`, of a tensor with a layer axis."""

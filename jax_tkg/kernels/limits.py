@@ -92,7 +92,36 @@ def sequences_at_once(B, queries):
     return max(1, min(B, GROUP_COLUMNS // queries))
 
 
-def mask_room_bytes(hidden, hidden_chunks, mlp, item):
+def expert_bytes(hidden, whole, I, E, T, item):  # noqa: E741
+    """Bytes per partition of the router and the experts of a layer, at most; 0 without experts.
+
+    Args:
+      hidden: elements per partition of this core's share of the residual stream.
+      whole: the same of all features.
+      I: features of an expert.
+      E: experts of all ranks.
+      T: tokens.
+      item: bytes per element of the compute dtype.
+    """
+    if E == 0:
+        return 0
+    searched = max(E, LEAST_SEARCHED)
+    chunks = ceiling_divide(E, PARTITIONS)
+    # The input, also as float32; logits, values, scores, what is left of them twice, what is
+    # chosen, and its weights; these by expert, the counts of users, and the lists of eight.
+    router = (4 + item) * hidden + 4 * (8 * searched + 2 * chunks * T) + 4 * 8 * (4 + 5 * T)
+    # The input of all features, once more each for gate and up where it is clamped, the sum, a
+    # result and the sum with it; what the cores add of each other's.
+    features = 3 * item * whole + 12 * whole + 12 * hidden
+    mlp = feature_chunks(I) * T
+    part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
+    # Two experts at a time: gate, its sigmoid and up, and the activated product, also clamped;
+    # products as they are read out of PSUM, and columns of scales and biases.
+    running = 3 * item * mlp + 12 * part + 8 * PSUM_BANK + 16 * (chunks + feature_chunks(I))
+    return router + features + running
+
+
+def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0):
     """Bytes per partition for masks that stay on chip, beside normalization and MLP.
 
     Args:
@@ -100,8 +129,12 @@ def mask_room_bytes(hidden, hidden_chunks, mlp, item):
       hidden_chunks: chunks of 128 features of H.
       mlp: elements per partition of the MLP's product.
       item: bytes per element of the compute dtype.
+      experts: `expert_bytes` of layers that have some.
     """
     norm = (8 + 2 * item) * hidden + 2 * item * hidden_chunks
     part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
     feed_forward = (3 * item + 4) * hidden + 8 * part + 2 * item * mlp
+    if experts > 0:
+        # A shared expert's result is there, and its MLP runs after the router.
+        feed_forward += experts
     return MASK_ROOM_BYTES - max(norm, feed_forward)

@@ -28,7 +28,7 @@ class Columns(NKIObject):
         self.bias = bias
 
 
-def linear(dst, x, weight, columns, context, normed=None, first_chunk=0):
+def linear(dst, x, weight, columns, context, normed=None, first_chunk=0, by_partition=False):
     """dst = (x^T @ weight[:, columns])^T, accumulated in float32.
 
     Args:
@@ -40,6 +40,8 @@ def linear(dst, x, weight, columns, context, normed=None, first_chunk=0):
       normed: the `Normed` that x is a tile of, if products are multiplied by its tokens' factors;
         or None.
       first_chunk: chunk of the weight's rows where x begins.
+      by_partition: whether feature partition * chunks + chunk of all of the contraction is there
+        in x, so that each partition's rows of the weight are neighbors in HBM.
     """
     ring = context.ring
     T = dst.shape[2]
@@ -57,7 +59,7 @@ def linear(dst, x, weight, columns, context, normed=None, first_chunk=0):
         banks = ceiling_divide(count, per_bank)
         product = nl.ndarray((width, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
         start = columns.first + done * width
-        loads = RowLoads(weight, x, start, count, width, first_chunk, ring)
+        loads = RowLoads(weight, x, start, count, width, first_chunk, ring, by_partition)
         _accumulate(product, x, loads, context, normed)
         factor = None
         if normed != None:
@@ -156,10 +158,12 @@ class RowLoads(NKIObject):
 
     Attributes:
       count, width: tiles of columns, and columns of a tile.
+      by_partition: whether chunk c of x has row p * chunks + c of the weight on partition p, not
+        row c * rows + p.
       blocks: (first, size) of the chunks of rows that each load brings, in blocks of similar size.
     """
 
-    def __init__(self, weight, x, first_column, count, width, first_chunk, ring):
+    def __init__(self, weight, x, first_column, count, width, first_chunk, ring, by_partition):
         self.weight = weight
         self.rows = x.shape[0]
         self.dtype = x.dtype
@@ -168,6 +172,7 @@ class RowLoads(NKIObject):
         self.width = width
         self.first_chunk = first_chunk
         self.ring = ring
+        self.by_partition = by_partition
         self.blocks = row_blocks(weight.view.dtype, count * width, x.shape[1], ring)
 
     def load(self, block):
@@ -180,11 +185,16 @@ class RowLoads(NKIObject):
         ring = self.ring
         buffer = ring.take(view.dtype)
         loaded = buffer[0:rows, 0 : size * columns].reshape_dim(1, (size, columns))
-        by_chunk = view.reshape((view.shape[0] // rows, rows, view.shape[1]))
         chunk = self.first_chunk + start
         first = self.first_column
-        source = by_chunk[chunk : chunk + size, :, first : first + columns]
-        weight.load(loaded, source.permute((1, 0, 2)))
+        if self.by_partition:
+            by_rows = view.reshape((rows, view.shape[0] // rows, view.shape[1]))
+            source = by_rows[:, chunk : chunk + size, first : first + columns]
+        else:
+            by_chunk = view.reshape((view.shape[0] // rows, rows, view.shape[1]))
+            chunks = by_chunk[chunk : chunk + size, :, first : first + columns]
+            source = chunks.permute((1, 0, 2))
+        weight.load(loaded, source)
         if self.dtype == nl.float32 and view.dtype != nl.float32:
             # The Tensor Engine multiplies float32 with nothing else.
             wide = nl.ndarray((rows, size, columns), dtype=nl.float32, buffer=nl.sbuf)

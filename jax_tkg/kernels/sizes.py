@@ -20,6 +20,8 @@ class Sizes(NKIObject):
       activation: of the MLP's gate, as the public option names it.
       activation_limit: bound of gate and up in "swiglu_oai".
       activation_alpha: factor in that activation's sigmoid.
+      experts: E, experts of all ranks in layers that have some; else 0.
+      expert_I: I of an expert.
     """
 
     def __init__(
@@ -41,6 +43,8 @@ class Sizes(NKIObject):
         activation="silu",
         activation_limit=7.0,
         activation_alpha=1.702,
+        experts=0,
+        expert_I=0,
     ):
         self.B = B
         self.S = S
@@ -64,6 +68,8 @@ class Sizes(NKIObject):
         self.activation = activation
         self.activation_limit = activation_limit
         self.activation_alpha = activation_alpha
+        self.experts = experts
+        self.expert_I = expert_I
 
     def hidden_chunks(self):
         """Chunks of 128 hidden features."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import nki.isa as nisa
 import numpy as np
 
 from jax_tkg.kernels.experts import experts
 from jax_tkg.kernels.layer_operands import LayerOperands
-from jax_tkg.kernels.layer_tensor import LayerTensor, Weight
+from jax_tkg.kernels.layer_tensor import LayerTensor, LoopLayer, Weight
 from jax_tkg.kernels.limits import PARTITIONS
 from jax_tkg.kernels.rms_norm import Normed
 from jax_tkg.kernels.router import Routing
@@ -18,7 +19,6 @@ from tests.stages.kernel_stages import (
     TARGETS,
     KernelStages,
     joined,
-    load,
     load_share,
     store,
     turned,
@@ -62,15 +62,17 @@ def run_experts(
     """
     T, H = x.shape
 
-    def body(context: Context, x: Any, order: Any, base: Any, **given: Any) -> Any:
+    def body(context: Context, x: Any, order: Any, **given: Any) -> Any:
+        place = None if layer is None else LoopLayer(nisa.register_alloc(layer), 0, 1, layer + 1)
+
         def tensor(name: str) -> Any:
             found = given.get(name)
             if found is None:
                 return None
             of_experts = name not in ("W_router", "bias_router", "bias_selection")
-            if layer is None or not of_experts:
+            if place is None or not of_experts:
                 return LayerTensor(found)
-            return LayerTensor(found[0], found, None)
+            return place.tensor(found)
 
         def weight(name: str) -> Weight:
             return Weight(
@@ -93,17 +95,15 @@ def run_experts(
         )
         if routing.may_be_fewer(T):
             context.ring.clear()
-        place = None if base is None else load(base)
         normed = Normed(load_share(x, context), None)
-        return store(experts(normed, operands, routing, place, context), context)
+        return store(experts(normed, operands, routing, context, number=place), context)
 
     order = np.zeros((1, case.E), np.float32)
     order[0, case.first : case.first + case.held] = np.arange(case.held, 0, -1)
-    base = None if layer is None else np.full((1, 1), layer * case.held, np.float32)
     target = max(
         TARGETS.get(array.dtype.name, "trn2") for array in arrays.values() if array is not None
     )
-    given = {"x": turned(x), "order": order, "base": base, **arrays}
+    given = {"x": turned(x), "order": order, **arrays}
     numbers = {"B": T, "H": H, "activation": activation, "clamp_bound": clamp_bound}
     (out,) = stages.run(body, [given], target, **numbers, dtype=x.dtype.name)
     return joined(out, H // PARTITIONS)
