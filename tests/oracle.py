@@ -1,7 +1,7 @@
-"""Token generation in float64 NumPy, written from the operation's definition with plain loops.
+"""Token generation in float64 NumPy, written from the operation's definition, query by query.
 
-Nothing here shares code or formulation with the package: one query at a time, keys gathered into
-a list, softmax over that list.
+Nothing here shares code or formulation with the package: one query of one head at a time, over only
+the keys that it attends.
 """
 
 from __future__ import annotations
@@ -46,17 +46,14 @@ class Rank:
     block_tables: Any = None
 
 
-def _normalize(x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
-    return x / np.sqrt(np.square(x).mean() + eps) * gamma[0]
+def _normalize(rows: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
+    return rows / np.sqrt(np.square(rows).mean(axis=-1, keepdims=True) + eps) * gamma[0]
 
 
 def _rotate(head: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     half = len(head) // 2
-    out = np.empty_like(head)
-    for i in range(half):
-        out[i] = head[i] * cos[i] - head[half + i] * sin[i]
-        out[half + i] = head[half + i] * cos[i] + head[i] * sin[i]
-    return out
+    first, second = head[:half], head[half:]
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin])
 
 
 def _product(x: np.ndarray, weight: Any, scale: Any, clamp: float) -> np.ndarray:
@@ -75,7 +72,7 @@ def _of_layer(arrays: list[Any] | None, layer: int) -> Any:
 def _norm_if_given(rows: np.ndarray, gains: list[Any] | None, layer: int, eps: float) -> np.ndarray:
     """RMSNorm over the last axis, where the layer has a gain."""
     gain = _of_layer(gains, layer)
-    return rows if gain is None else np.apply_along_axis(_normalize, -1, rows, wide(gain), eps)
+    return rows if gain is None else _normalize(rows, wide(gain), eps)
 
 
 def _slot(position_ids: np.ndarray, b: int, j: int, capacity: int) -> int | None:
@@ -132,23 +129,23 @@ def _slots_in_range(lengths: Any, starts: Any, b: int, s: int, slots: int) -> li
 
 def _attend(
     query: np.ndarray,
-    keys: list[np.ndarray],
-    values: list[np.ndarray],
-    d: int,
+    keys: np.ndarray,
+    values: np.ndarray,
     sink: float | None,
     scale: float | None,
     cap: float,
 ) -> np.ndarray:
-    if not keys:
+    """One query's [d] attention output over the [n, d] keys and values that it attends."""
+    n, d = keys.shape
+    if n == 0:
         return np.zeros(d)
-    scores = [float(query @ key) * (1 / math.sqrt(d) if scale is None else scale) for key in keys]
+    scores = keys @ query * (1 / math.sqrt(d) if scale is None else scale)
     if cap:
-        scores = [cap * math.tanh(score / cap) for score in scores]
+        scores = cap * np.tanh(scores / cap)
     # A sink is a further logit whose weight goes to no value.
-    logits = np.array(scores if sink is None else [*scores, sink])
+    logits = scores if sink is None else np.append(scores, sink)
     weights = np.exp(logits - logits.max())
-    weights = (weights / weights.sum())[: len(keys)]
-    return sum(weight * value for weight, value in zip(weights, values, strict=True))
+    return (weights / weights.sum())[:n] @ values
 
 
 def _attention(
@@ -204,16 +201,15 @@ def _attention(
                 if mask_cache is None:
                     chosen = _slots_in_range(lengths, starts, b, s, slots)
                 else:
-                    chosen = [t for t in range(slots) if mask_cache[t, b, h, s]]
+                    chosen = np.flatnonzero(mask_cache[:slots, b, h, s])
                 if active is None:
                     fresh = list(range(s + 1))
                 else:
-                    fresh = [j for j in range(new) if active[j, b, h, s]]
+                    fresh = np.flatnonzero(active[:, b, h, s])
                 attended[b, s, h * d : (h + 1) * d] = _attend(
                     query,
-                    [K[b, group, :, t] for t in chosen] + [keys[j, group] for j in fresh],
-                    [V[b, group, t] for t in chosen] + [values[j, group] for j in fresh],
-                    d,
+                    np.concatenate([K[b, group][:, chosen].T, keys[fresh, group]]),
+                    np.concatenate([V[b, group][chosen], values[fresh, group]]),
                     None if sinks is None else float(sinks[0, h]),
                     common.get("softmax_scale"),
                     common.get("attention_softcap", 0.0),
@@ -231,21 +227,21 @@ def _attention(
     return attended @ W_out, writes
 
 
-def _activate(x: float, name: str) -> float:
+def _activate(x: np.ndarray, name: str) -> np.ndarray:
     if name == "silu":
-        return x / (1 + math.exp(-x))
+        return x / (1 + np.exp(-x))
     if name == "gelu":
-        return x * (1 + math.erf(x / math.sqrt(2))) / 2
+        return x * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2))) / 2
     if name == "gelu_tanh":
-        return x * (1 + math.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+        return x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
     assert name == "relu2", name
-    return x * x if x > 0 else 0.0
+    return np.where(x > 0, x * x, 0.0)
 
 
 def _mlp(rank: Rank, layer: int, m: np.ndarray, clamp: float, activation: str) -> np.ndarray:
     gate = _product(m, rank.W_gates[layer], _of_layer(rank.W_gate_scales, layer), clamp)
     up = _product(m, rank.W_ups[layer], _of_layer(rank.W_up_scales, layer), clamp)
-    hidden = np.vectorize(_activate, otypes=[float])(gate, activation) * up
+    hidden = _activate(gate, activation) * up
     return _product(hidden, rank.W_downs[layer], _of_layer(rank.W_down_scales, layer), clamp)
 
 
@@ -280,7 +276,7 @@ def transformer_tkg(
     written: list[set[tuple[int, int]]] = []
     common["eps"] = eps
     for layer in range(num_layers):
-        n = np.apply_along_axis(_normalize, -1, x, wide(common["W_gamma_qkvs"][layer]), eps)
+        n = _normalize(x, wide(common["W_gamma_qkvs"][layer]), eps)
         total, pairs = np.zeros_like(x), set()
         for index, rank in enumerate(ranks):
             part, writes = _attention(rank, layer, n, common)
@@ -293,7 +289,7 @@ def transformer_tkg(
         if bias is not None:
             total = total + wide(bias)[0]
         x = x + _norm_if_given(total, common.get("W_gamma_post_attentions"), layer, eps)
-        m = np.apply_along_axis(_normalize, -1, x, wide(common["W_gamma_mlps"][layer]), eps)
+        m = _normalize(x, wide(common["W_gamma_mlps"][layer]), eps)
         total = sum(_mlp(rank, layer, m, clamp_bound, activation) for rank in ranks)
         x = x + _norm_if_given(total, common.get("W_gamma_post_mlps"), layer, eps)
         written.append(pairs)
