@@ -172,6 +172,7 @@ def _attention(
         mask_cache = np.asarray(mask_cache)
         slots = len(mask_cache) - (new if unified else 0)
     active = mask_cache[slots:] if unified else mask_active
+    active = None if active is None else np.asarray(active)
     qkv = n @ wide(rank.W_qkvs[layer])
     bias, sinks = _of_layer(rank.bias_qkvs, layer), _of_layer(rank.sinks, layer)
     if bias is not None:
