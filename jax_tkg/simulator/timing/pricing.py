@@ -60,9 +60,10 @@ def trigger_of(costs: Costs, instruction: Instruction) -> str:
     """The engine that triggers a DMA: one of `TRIGGERS`.
 
     The kernel names it with `engine`. Without, hardware descriptors are triggered by the Sync
-    Engine, and so are those made beforehand (the published profile of a static transfer shows the
-    Sync Engine); gathers and scatters are triggered by the GpSimd Engine, which makes their
-    descriptors. What is left to the compiler is triggered by `default_trigger`.
+    Engine; gathers and scatters by the GpSimd Engine, which makes their descriptors. If they are
+    made beforehand, the Sync Engine triggers loads, the GpSimd Engine stores, as the profile of
+    example 1 of the DMA overview shows. What is left to the compiler is triggered by
+    `default_trigger`; "sync" stands for that profile's choice.
     """
     attributes = instruction.attributes
     mode = attributes.get("dge_mode")
@@ -73,7 +74,17 @@ def trigger_of(costs: Costs, instruction: Instruction) -> str:
     named = attributes.get("trigger")
     if named is not None:
         return str(named)
-    return "sync" if mode in ("hwdge", "none") else costs.default_trigger
+    if mode == "hwdge":
+        return "sync"
+    if mode == "none" or costs.default_trigger == "sync":
+        return "gpsimd" if _is_store(instruction) else "sync"
+    return costs.default_trigger
+
+
+def _is_store(instruction: Instruction) -> bool:
+    """Whether a DMA writes HBM and reads none."""
+    sources, destinations = moved(instruction)
+    return any(a.space == "hbm" for a in destinations) and all(a.space != "hbm" for a in sources)
 
 
 def descriptors_of(costs: Costs, instruction: Instruction) -> str:
@@ -83,12 +94,11 @@ def descriptors_of(costs: Costs, instruction: Instruction) -> str:
     the kernel runs. The compiler's choice for another trigger is taken to be hardware, which only
     NeuronCore-v3 and later have.
     """
-    mode = instruction.attributes.get("dge_mode")
-    if mode == "none":
+    attributes = instruction.attributes
+    needs_software = bool(attributes.get("indirect")) or attributes.get("dge_mode") == "swdge"
+    if attributes.get("dge_mode") == "none" or (costs.target == "trn1" and not needs_software):
         return "none"
-    if trigger_of(costs, instruction) == "gpsimd":
-        return "software"
-    return "none" if costs.target == "trn1" else "hardware"
+    return "software" if trigger_of(costs, instruction) == "gpsimd" else "hardware"
 
 
 def transfer_of(costs: Costs, instruction: Instruction) -> tuple[int, Transfer]:

@@ -196,6 +196,15 @@ class TriggerTest(parameterized.TestCase):
         self.assertEqual(pricing.trigger_of(TRN1, load), "sync")
         self.assertEqual(pricing.descriptors_of(TRN1, load), "none")
 
+    def test_stores_are_triggered_apart_from_loads(self):
+        """As the profile of example 1 shows: so a store that waits does not keep loads waiting."""
+        stream = Stream()
+        tile, out = access("src", "sbuf", 1, (128, 8)), access("dst", "hbm", 2, (128, 8), core=None)
+        for costs, attributes in ((TRN1, {}), (TRN2, {"dge_mode": "none"})):
+            store = stream.add("dma", "dma_copy", tile, out, **attributes)
+            self.assertEqual(pricing.trigger_of(costs, store), "gpsimd")
+            self.assertEqual(pricing.descriptors_of(costs, store), "none")
+
 
 if __name__ == "__main__":
     absltest.main()
