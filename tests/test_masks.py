@@ -11,6 +11,8 @@ from absl.testing import absltest, parameterized
 
 from jax_tkg import masks
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 
 @pytest.mark.thorough
 class MasksTest(parameterized.TestCase):

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from jax_tkg.models.sampling import Sampling, filtered, sample
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
 DRAWS = 4000
 
 

@@ -148,8 +148,14 @@ class TransformersTest(parameterized.TestCase):
 class SameTextTest(parameterized.TestCase):
     """However the work is divided, the text is the same."""
 
-    @parameterized.parameters(1, 3)
-    def test_batch_of_different_lengths(self, ranks: int) -> None:
+    def test_batch_of_different_lengths(self) -> None:
+        self._check_batch(3)
+
+    @pytest.mark.exhaustive
+    def test_batch_on_one_device(self) -> None:
+        self._check_batch(1)
+
+    def _check_batch(self, ranks: int) -> None:
         prompts = [_question(index) for index in range(4)]
         self.assertGreater(len({len(prompt) for prompt in prompts}), 1)
         alone = _decoder(1, stops=True)
@@ -173,16 +179,22 @@ def _said(row: np.ndarray) -> list[int]:
 class SimulatedKernelTest(parameterized.TestCase):
     """The Neuron kernel in the simulator says what the reference says."""
 
-    @parameterized.parameters(1, 3)
-    def test_four_tokens(self, ranks: int) -> None:
+    def test_two_tokens(self) -> None:
+        self._check_tokens(3, 2)
+
+    @pytest.mark.exhaustive
+    def test_four_tokens_of_one_rank(self) -> None:
+        self._check_tokens(1, 4)
+
+    def _check_tokens(self, ranks: int, count: int) -> None:
         prompt = _checkpoint().tokenizer.encode("The capital of France is")
         self.assertLessEqual(len(prompt), 8)
         reference = _decoder(1)
-        expected = reference.generate(reference.start([prompt]), 4)
+        expected = reference.generate(reference.start([prompt]), count)
         simulated = Decoder(
             _checkpoint().load("float32", ranks), 64, devices.mesh(ranks), implementation="simulate"
         )
-        actual = np.stack(list(simulated.stream(simulated.start([prompt]), 4)), axis=1)
+        actual = np.stack(list(simulated.stream(simulated.start([prompt]), count)), axis=1)
         self.assertEqual(actual.tolist(), expected.tolist())
 
 
