@@ -5,12 +5,12 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .exchange import add_other_core
-from .layout import load_columns, store_tokens
+from .layout import store_tokens
 from .limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, feature_chunks
 from .linear import Columns, linear
 from .mlp import activate, input_of, mlp, multiply_up
 from .rms_norm import Normed, clamped
-from .router import EIGHT, Assignment, route
+from .router import EIGHT, Assignment, Choice, router_logits
 
 
 def experts(normed, layer, routing, context, number=None):
@@ -32,13 +32,14 @@ def experts(normed, layer, routing, context, number=None):
     """
     sizes = context.sizes
     core = context.core
-    weights, chosen = route(normed, layer, routing, context)
+    logits = router_logits(normed, layer.W_router, routing, context)
     x = _all_features(normed, context)
+    choice = Choice(logits, layer.bias_selection, routing)
     base = None
     if number != None:
         # Tensors are of all layers, and experts are counted over them.
         base = number.place(routing.held)
-    assignment = Assignment(weights, chosen, base, routing, context)
+    assignment = Assignment(choice, base, routing, context)
     shared = None
     if layer.W_shared_gate != None:
         # Its weights load while the router works.
@@ -56,10 +57,11 @@ def experts(normed, layer, routing, context, number=None):
     waiting = None
     while first < passes:
         batch = assignment.next_batch(min(EIGHT, passes - first), context)
+        vectors = ExpertVectors(layer, batch, routing, context)
         for index in range(batch.count):
             if (first + index) % core.count == core.index:
                 number = batch.numbers[:, index : index + 1]
-                expert = Expert(layer, number, may_be_absent)
+                expert = Expert(layer, number, may_be_absent, vectors, index)
                 expert.expand(gate_input, up_input, context)
                 if waiting != None:
                     waiting.contract_into(summed, context)
@@ -86,7 +88,8 @@ def _all_features(normed, context):
     T = sizes.T
     chunks = sizes.hidden_chunks()
     rows = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
-    store_tokens(rows, normed.tile, sizes, core)
+    # The Vector Engine has the router's work to do.
+    store_tokens(rows, normed.tile, sizes, core, engine=nisa.engine.scalar)
     if core.count > 1:
         nisa.core_barrier(data=rows, cores=(0, 1))
     loaded = nl.ndarray((PARTITIONS, T, chunks), dtype=sizes.dtype, buffer=nl.sbuf)
@@ -128,26 +131,101 @@ def _own_share(summed, context):
     return own
 
 
+class ExpertVectors(NKIObject):
+    """Scales and biases of the experts of a `Batch`, on chip.
+
+    Attributes:
+      gate_scale, up_scale, gate_bias, up_bias: [width, chunks, count], or None.
+      down_scale, down_bias: [128, H/128, count], or None; the bias divided by the ranks that have
+        all of it, because it counts once.
+    """
+
+    def __init__(self, layer, batch, routing, context):
+        W_gate = layer.W_gate
+        W_up = layer.W_up
+        W_down = layer.W_down
+        features = W_gate.tensor.view.shape[2]
+        chunks = feature_chunks(features)
+        width = features // chunks
+        self.gate_scale = _columns_of_experts(W_gate.scale, batch, width)
+        self.gate_bias = _columns_of_experts(W_gate.bias, batch, width)
+        self.up_scale = _columns_of_experts(W_up.scale, batch, width)
+        self.up_bias = _columns_of_experts(W_up.bias, batch, width)
+        self.down_scale = _columns_of_experts(W_down.scale, batch, PARTITIONS)
+        self.down_bias = _columns_of_experts(W_down.bias, batch, PARTITIONS)
+        if self.down_bias != None and routing.sharing > 1:
+            nisa.tensor_scalar(
+                dst=self.down_bias,
+                data=self.down_bias,
+                op0=nl.multiply,
+                operand0=1.0 / routing.sharing,
+            )
+
+
+def _columns_of_experts(vectors, batch, width):
+    """[width, n / width, count] float32 of a `LayerTensor` of all experts, [E', n] or [E', 1, n].
+
+    One transfer brings the rows of all experts of a `Batch`. None if `vectors` is None.
+    """
+    if vectors == None:
+        return None
+    shape = vectors.view.shape
+    size = shape[len(shape) - 1]
+    count = batch.count
+    rows = nl.ndarray((count, size), dtype=vectors.view.dtype, buffer=nl.sbuf)
+    mode = nisa.oob_mode.error
+    if batch.present != None:
+        # Rows of no expert are skipped.
+        mode = nisa.oob_mode.skip
+        nisa.memset(dst=rows, value=0.0, engine=nisa.engine.gpsimd)
+    nisa.dma_copy(
+        dst=rows,
+        src=vectors.rows_of_experts(batch.places[0:count, :]),
+        oob_mode=mode,
+        dge_mode=nisa.dge_mode.swdge,
+    )
+    columns = nl.ndarray((width, size // width, count), dtype=nl.float32, buffer=nl.sbuf)
+    for chunk in range(size // width):
+        turned = nl.ndarray((width, count), dtype=vectors.view.dtype, buffer=nl.psum)
+        nisa.nc_transpose(
+            dst=turned,
+            data=rows[:, chunk * width : (chunk + 1) * width],
+            engine=nisa.engine.tensor,
+        )
+        nisa.tensor_copy(dst=columns[:, chunk, :], src=turned, engine=nisa.engine.scalar)
+    return columns
+
+
+def _of_expert(columns, index):
+    """[width, chunks] of one expert of `_columns_of_experts`, or None."""
+    if columns == None:
+        return None
+    return columns[:, :, index]
+
+
 class Expert(NKIObject):
     """One expert while it runs.
 
     Attributes:
-      W_gate, W_up, W_down: its `Weight`s.
+      W_gate, W_up, W_down: its matrices, each a `LayerTensor`.
+      vectors, index: the `ExpertVectors` that hold its scales and biases, and its place in them.
       width, chunks: its I features, as chunks of so many.
       hidden: [width, chunks, T], the activated product of gate and up; None before `expand`.
       weights: [128, T] float32, the tokens' weights.
       present: [128, 1] uint8, whether there is an expert; None if there always is.
     """
 
-    def __init__(self, layer, number, may_be_absent):
+    def __init__(self, layer, number, may_be_absent, vectors, index):
         """Args: the layer's operands; number, may_be_absent: as `LayerTensor.expert` takes them."""
+        self.vectors = vectors
+        self.index = index
         W_gate = layer.W_gate
         W_up = layer.W_up
         W_down = layer.W_down
         shape = W_gate.tensor.view.shape
-        self.W_gate = W_gate.expert(number, may_be_absent)
-        self.W_up = W_up.expert(number, may_be_absent)
-        self.W_down = W_down.expert(number, may_be_absent)
+        self.W_gate = W_gate.tensor.expert(number, may_be_absent)
+        self.W_up = W_up.tensor.expert(number, may_be_absent)
+        self.W_down = W_down.tensor.expert(number, may_be_absent)
         self.chunks = feature_chunks(shape[2])
         self.width = shape[2] // self.chunks
         self.hidden = None
@@ -164,30 +242,40 @@ class Expert(NKIObject):
         """Makes `hidden` of the `Normed` inputs of W_gate and W_up, of all features."""
         sizes = context.sizes
         T = sizes.T
-        W_gate = self.W_gate
-        W_up = self.W_up
+        vectors = self.vectors
+        index = self.index
+        gate_scale = _of_expert(vectors.gate_scale, index)
+        gate_bias = _of_expert(vectors.gate_bias, index)
+        up_scale = _of_expert(vectors.up_scale, index)
+        up_bias = _of_expert(vectors.up_bias, index)
         shape = (self.width, self.chunks, T)
         hidden = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
         at_once = PSUM_GROUP_BANKS * (PSUM_BANK // T)
         first = 0
         while first < self.chunks:
             last = min(first + at_once, self.chunks)
-            gate = self._product(gate_input, W_gate, first, last, context)
+            columns = self._columns(first, last, gate_scale, gate_bias)
+            gate = self._product(gate_input, self.W_gate, columns, last - first, context)
             activate(gate, sizes)
-            up = self._product(up_input, W_up, first, last, context)
+            columns = self._columns(first, last, up_scale, up_bias)
+            up = self._product(up_input, self.W_up, columns, last - first, context)
             multiply_up(hidden[:, first:last, :], gate, up, sizes)
             first = last
         self.hidden = hidden
 
-    def _product(self, x, weight, first, last, context):
-        """[width, last - first, T] float32: these chunks of x @ weight, with its bias."""
+    def _columns(self, first, last, scale, bias):
+        """These chunks of the expert's features, with their part of scale and bias."""
+        if scale != None:
+            scale = scale[:, first:last]
+        if bias != None:
+            bias = bias[:, first:last]
+        return Columns(first * self.width, self.width, scale=scale, bias=bias)
+
+    def _product(self, x, weight, columns, count, context):
+        """[width, count, T] float32: `count` chunks of x @ weight."""
         sizes = context.sizes
-        shape = (self.width, last - first, sizes.T)
-        product = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-        scale = load_columns(weight.scale, first, last - first, width=self.width)
-        bias = load_columns(weight.bias, first, last - first, width=self.width)
-        columns = Columns(first * self.width, self.width, scale=scale, bias=bias)
-        linear(product, x.tile, weight.tensor, columns, context, normed=x, by_partition=True)
+        product = nl.ndarray((self.width, count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+        linear(product, x.tile, weight, columns, context, normed=x, by_partition=True)
         return product
 
     def contract_into(self, summed, context):
@@ -195,15 +283,15 @@ class Expert(NKIObject):
         sizes = context.sizes
         T = sizes.T
         chunks = sizes.hidden_chunks()
-        W_down = self.W_down
+        vectors = self.vectors
+        scale = _of_expert(vectors.down_scale, self.index)
+        bias = _of_expert(vectors.down_bias, self.index)
         hidden = self.hidden
-        scale = load_columns(W_down.scale, 0, chunks)
-        bias = load_columns(W_down.bias, 0, chunks)
         if scale != None:
             hidden = clamped(hidden, sizes)
         out = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
         columns = Columns(0, PARTITIONS, scale=scale, bias=bias)
-        linear(out, hidden, W_down.tensor, columns, context)
+        linear(out, hidden, self.W_down, columns, context)
         by_chunk = self.weights.expand_dim(1).broadcast(1, chunks)
         nisa.tensor_tensor(dst=out, data1=out, data2=by_chunk, op=nl.multiply)
         if self.present == None:

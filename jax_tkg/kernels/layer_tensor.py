@@ -99,6 +99,20 @@ class LayerTensor(NKIObject):
             are a loop on the device.
           may_be_absent: whether the number may be `NO_EXPERT`.
         """
+        by_expert = self._all_experts()
+        return LayerTensor(by_expert.select(0, number), may_be_absent=may_be_absent)
+
+    def rows_of_experts(self, numbers):
+        """Rows [count, n] of experts, of all experts' [E', n] or [E', 1, n].
+
+        Args:
+          numbers: [count, 1] uint32 on chip, as `expert` counts; those past the end are skipped.
+        """
+        by_expert = self._all_experts()
+        return by_expert.flatten_dims(1, 2).vector_select(0, numbers)
+
+    def _all_experts(self):
+        """[experts, m, n], those of all layers if they are a loop on the device."""
         shape = self.view.shape
         rows = 1
         if len(shape) == 3:
@@ -110,8 +124,7 @@ class LayerTensor(NKIObject):
         total = 1
         for size in experts.shape:
             total = total * size
-        by_expert = experts.reshape((total // (rows * columns), rows, columns))
-        return LayerTensor(by_expert.select(0, number), may_be_absent=may_be_absent)
+        return experts.reshape((total // (rows * columns), rows, columns))
 
 
 def layer_tensor(tensors, number, looped=False):
@@ -155,13 +168,3 @@ class Weight(NKIObject):
             scale=layer_tensor(self.scale, number, looped=looped),
             bias=layer_tensor(self.bias, number, looped=looped),
         )
-
-    def expert(self, number, may_be_absent):
-        """One expert's `Weight`, of those of a layer; see `LayerTensor.expert`."""
-        scale = None
-        if self.scale != None:
-            scale = self.scale.expert(number, may_be_absent)
-        bias = None
-        if self.bias != None:
-            bias = self.bias.expert(number, may_be_absent)
-        return Weight(self.tensor.expert(number, may_be_absent), scale=scale, bias=bias)

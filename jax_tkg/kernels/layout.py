@@ -32,8 +32,8 @@ def load_tokens(X, sizes, core):
     return tile
 
 
-def store_tokens(out, tile, sizes, core):
-    """Writes a tile [128, n, T] to its columns of `out` [B, S, H] in HBM."""
+def store_tokens(out, tile, sizes, core, engine=nisa.engine.vector):
+    """Writes a tile [128, n, T] to its columns of `out` [B, S, H] in HBM; `engine` copies."""
     T = sizes.T
     share = hidden_share(sizes, core)
     # If both cores hold the middle chunk, the first core stores it.
@@ -46,7 +46,8 @@ def store_tokens(out, tile, sizes, core):
             nisa.nc_transpose(
                 dst=turned, data=tile[:, share.skipped + index, :], engine=nisa.engine.tensor
             )
-            nisa.tensor_copy(dst=rows[:, index * PARTITIONS : (index + 1) * PARTITIONS], src=turned)
+            piece = rows[:, index * PARTITIONS : (index + 1) * PARTITIONS]
+            nisa.tensor_copy(dst=piece, src=turned, engine=engine)
         columns = out.reshape((T, sizes.H))
         nisa.dma_copy(
             dst=columns[:, first * PARTITIONS : (first + count) * PARTITIONS],
@@ -85,8 +86,6 @@ def load_columns(vector, first, count, width=PARTITIONS, dtype=None):
         start = (first + done) * width
         rows = nl.ndarray((size, width), dtype=row.dtype, buffer=nl.sbuf)
         piece = row[:, start : start + size * width].reshape((size, width))
-        if vector.may_be_absent:
-            nisa.memset(dst=rows, value=0.0)
         vector.load(rows, piece)
         turned = nl.ndarray((width, size), dtype=row.dtype, buffer=nl.psum)
         nisa.nc_transpose(dst=turned, data=rows, engine=nisa.engine.tensor)

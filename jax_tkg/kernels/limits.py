@@ -78,8 +78,11 @@ def ceiling_divide(numerator, denominator):
 
 
 def feature_chunks(I):  # noqa: E741 - the letter of the MLP's intermediate size
-    """Chunks of an expert's I features: the fewest that fit on the partitions."""
-    return ceiling_divide(I, PARTITIONS)
+    """Chunks of equal size of an MLP's I features: the fewest that fit on the partitions."""
+    chunks = ceiling_divide(I, PARTITIONS)
+    while I % chunks > 0:
+        chunks += 1
+    return chunks
 
 
 def head_chunks(d):

@@ -4,7 +4,7 @@ import nki.isa as nisa
 import nki.language as nl
 
 from .layout import load_columns
-from .limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS
+from .limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, feature_chunks
 from .linear import Columns, linear, linear_of_shares
 from .rms_norm import clamped
 
@@ -25,10 +25,13 @@ def mlp(normed, layer, context):
     sizes = context.sizes
     W_gate = layer.W_gate
     W_up = layer.W_up
-    chunks = W_gate.tensor.view.shape[1] // PARTITIONS
-    hidden = nl.ndarray((PARTITIONS, chunks, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-    gate_scale = load_columns(W_gate.scale, 0, chunks)
-    up_scale = load_columns(W_up.scale, 0, chunks)
+    # A shared expert's features need not be whole chunks of 128.
+    features = W_gate.tensor.view.shape[1]
+    chunks = feature_chunks(features)
+    width = features // chunks
+    hidden = nl.ndarray((width, chunks, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    gate_scale = load_columns(W_gate.scale, 0, chunks, width=width)
+    up_scale = load_columns(W_up.scale, 0, chunks, width=width)
     gate_input = input_of(normed, W_gate, sizes)
     up_input = input_of(normed, W_up, sizes)
     # As many chunks at a time as PSUM accumulates at once, so that SBUF use does not grow with I.
@@ -36,14 +39,14 @@ def mlp(normed, layer, context):
     first = 0
     while first < chunks:
         last = min(first + at_once, chunks)
-        shape = (PARTITIONS, last - first, sizes.T)
+        shape = (width, last - first, sizes.T)
         gate = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-        columns = _columns(first, last, gate_scale)
+        columns = _columns(first, last, gate_scale, width)
         # The other core's part arrives while W_up is multiplied.
         linear_of_shares(gate, gate_input, W_gate.tensor, columns, context, urgent=False)
         activate(gate, sizes)
         product = hidden[:, first:last, :]
-        columns = _columns(first, last, up_scale)
+        columns = _columns(first, last, up_scale, width)
         if sizes.activation == "swiglu_oai":
             up = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
             linear_of_shares(up, up_input, W_up.tensor, columns, context)
@@ -102,11 +105,11 @@ def input_of(normed, weight, sizes):
     return normed.clamped(sizes)
 
 
-def _columns(first, last, scale):
+def _columns(first, last, scale, width):
     """Chunks first .. last of a weight's columns, with their part of its scale."""
     if scale != None:
         scale = scale[:, first:last]
-    return Columns(first * PARTITIONS, PARTITIONS, scale=scale)
+    return Columns(first * width, width, scale=scale)
 
 
 def _down(hidden, weight, context):

@@ -28,20 +28,25 @@ class Routing(NKIObject):
       scale: factor of the weights.
       experts: E, experts of all ranks.
       held: E', experts that this rank holds.
+      sharing: ranks that each have a part of every expert, and all of its last bias.
       order: [1, max(E, 8)] float32: for the experts that this rank holds E', E' - 1, ... 1, for
         others 0.
       order_columns: [min(E, 128), chunks] float32: the same for expert chunk * 128 + partition, but
         -1 for experts of other ranks.
     """
 
-    def __init__(self, chosen, method, normalize, scale, experts, held, order):
-        """Loads `order` [1, E] float32 from HBM."""
+    def __init__(self, chosen, method, normalize, scale, held, ranks, order):
+        """Loads `order` [1, E] float32 from HBM; `ranks` sum their results."""
+        experts = order.shape[1]
         self.chosen = chosen
         self.method = method
         self.normalize = normalize
         self.scale = scale
         self.experts = experts
         self.held = held
+        self.sharing = 1
+        if held == experts:
+            self.sharing = ranks
         self.order = nl.ndarray((1, max(experts, LEAST_SEARCHED)), dtype=nl.float32, buffer=nl.sbuf)
         if experts < LEAST_SEARCHED:
             nisa.memset(dst=self.order, value=0.0)
@@ -89,73 +94,91 @@ class Batch(NKIObject):
     Attributes:
       count: how many passes they are.
       numbers: [1, 8] int32: which of the held experts, plus `base`; `NO_EXPERT` for a pass without.
+      places: [8, 1] uint32, the same.
       weights: [128, 8, T] float32, alike on all partitions: the tokens' weights; 0 for no expert.
       present: [128, 8] uint8, 1 where there is an expert; None if there always is.
     """
 
-    def __init__(self, count, numbers, weights, present):
+    def __init__(self, count, numbers, places, weights, present):
         self.count = count
         self.numbers = numbers
+        self.places = places
         self.weights = weights
         self.present = present
 
 
-def route(normed, layer, routing, context):
-    """The tokens' weights of all experts.
+class Choice(NKIObject):
+    """Which experts the tokens choose.
+
+    Attributes:
+      logits: [T, max(E, 8)] float32, the router's product; `LOWEST` beyond E.
+      values: [T, E] float32, the sigmoids of the logits; None if weights are a softmax.
+      peak: [T, 1] float32, the highest score.
+      chosen: [T, E] float32, 1 for the chosen experts, 0 for others.
+    """
+
+    def __init__(self, logits, bias_selection, routing):
+        """Args: logits; bias_selection: `LayerTensor` [1, E] or None; routing: `Routing`."""
+        self.logits = logits
+        self.values = None
+        scores = logits
+        if routing.method == "sigmoid_topk":
+            T = logits.shape[0]
+            values = nl.ndarray((T, routing.experts), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.activation(dst=values, op=nl.sigmoid, data=logits[:, 0 : routing.experts])
+            scores = _selection_scores(values, bias_selection, routing)
+            self.values = values
+        peak, chosen = _select(scores, routing)
+        self.peak = peak
+        self.chosen = chosen
+
+    def weights(self, routing):
+        """[T, E] float32: each token's weights of the experts that it chooses, 0 of others."""
+        chosen = self.chosen
+        logits = self.logits
+        T = chosen.shape[0]
+        E = routing.experts
+        values = self.values
+        if values == None:
+            # The scores are the logits, of which the largest is the first that was found.
+            lowered = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_scalar(dst=lowered, data=self.peak, op0=nl.multiply, operand0=-1.0)
+            values = nl.ndarray((T, E), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.activation(dst=values, op=nl.exp, data=logits[:, 0:E], bias=lowered)
+        weights = nl.ndarray((T, E), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_tensor(dst=weights, data1=values, data2=chosen, op=nl.multiply)
+        summands = None
+        if routing.normalize or routing.method == "topk_softmax":
+            summands = weights
+        elif routing.method == "softmax_topk":
+            summands = values
+        if summands != None:
+            total = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_reduce(dst=total, op=nl.add, data=summands, axis=(1,))
+            inverse = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.reciprocal(dst=inverse, data=total)
+            nisa.tensor_scalar(
+                dst=weights,
+                data=weights,
+                op0=nl.multiply,
+                operand0=inverse,
+                op1=nl.multiply,
+                operand1=routing.scale,
+            )
+        elif routing.scale != 1.0:
+            nisa.tensor_scalar(dst=weights, data=weights, op0=nl.multiply, operand0=routing.scale)
+        return weights
+
+
+def router_logits(normed, W_router, routing, context):
+    """[T, max(E, 8)] float32: the router's product, alike on both cores; `LOWEST` beyond E.
 
     Args:
-      normed: the `Normed` input of the router.
-      layer: the layer's operands, of which W_router and bias_selection are used.
+      normed: the `Normed` input: this core's share of the features.
+      W_router: `Weight` [H, E], in the compute dtype or float32.
       routing: `Routing`.
       context: the launch's `Context`.
-
-    Returns:
-      (weights, chosen), each [T, E] float32: a token's weight of each expert, and 1 where it is
-      chosen; both 0 elsewhere.
     """
-    sizes = context.sizes
-    T = sizes.T
-    E = routing.experts
-    logits = _logits(normed, layer.W_router, routing, context)
-    values = nl.ndarray((T, E), dtype=nl.float32, buffer=nl.sbuf)
-    if routing.method == "sigmoid_topk":
-        nisa.activation(dst=values, op=nl.sigmoid, data=logits[:, 0:E])
-        scores = _selection_scores(values, layer.bias_selection, routing)
-    else:
-        scores = logits
-    peak, chosen = _select(scores, routing)
-    if routing.method != "sigmoid_topk":
-        # The scores are the logits, of which the largest is the first that was found.
-        lowered = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_scalar(dst=lowered, data=peak, op0=nl.multiply, operand0=-1.0)
-        nisa.activation(dst=values, op=nl.exp, data=logits[:, 0:E], bias=lowered)
-    weights = nl.ndarray((T, E), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_tensor(dst=weights, data1=values, data2=chosen, op=nl.multiply)
-    summands = None
-    if routing.normalize or routing.method == "topk_softmax":
-        summands = weights
-    elif routing.method == "softmax_topk":
-        summands = values
-    if summands != None:
-        total = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_reduce(dst=total, op=nl.add, data=summands, axis=(1,))
-        inverse = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.reciprocal(dst=inverse, data=total)
-        nisa.tensor_scalar(
-            dst=weights,
-            data=weights,
-            op0=nl.multiply,
-            operand0=inverse,
-            op1=nl.multiply,
-            operand1=routing.scale,
-        )
-    elif routing.scale != 1.0:
-        nisa.tensor_scalar(dst=weights, data=weights, op0=nl.multiply, operand0=routing.scale)
-    return (weights, chosen)
-
-
-def _logits(normed, W_router, routing, context):
-    """[T, max(E, 8)] float32: the router's product, alike on both cores; `LOWEST` beyond E."""
     sizes = context.sizes
     T = sizes.T
     E = routing.experts
@@ -260,17 +283,20 @@ class Assignment(NKIObject):
     Attributes:
       left: [1, max(E, 8)] float32: the `order` of the experts that are chosen and not yet listed,
         else 0.
-      weights: [min(E, 128), chunks, T] float32: the weights by expert.
+      weights: [min(E, 128), chunks, T] float32: the weights by expert; None before they are needed,
+        which is after the first numbers.
     """
 
-    def __init__(self, weights, chosen, base, routing, context):
-        """Args: what `route` gives; `base`: [1, 1] float32 on chip, added to numbers; or None."""
+    def __init__(self, choice, base, routing, context):
+        """Args: choice: `Choice`; base: [1, 1] float32 on chip, added to numbers; or None."""
         constants = context.constants
         sizes = context.sizes
         T = sizes.T
         E = routing.experts
         self.base = base
         self.routing = routing
+        self.choice = choice
+        chosen = choice.chosen
         users = chosen
         if T > 1:
             users = nl.ndarray((1, E), dtype=nl.float32, buffer=nl.psum)
@@ -288,7 +314,7 @@ class Assignment(NKIObject):
             op1=nl.multiply,
             operand1=routing.order[:, 0:E],
         )
-        self.weights = _by_expert(weights)
+        self.weights = None
 
     def next_batch(self, count, context):
         """The next `count` passes, at most eight, as a `Batch`."""
@@ -298,11 +324,20 @@ class Assignment(NKIObject):
         constants = context.constants
         order = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
         nisa.max8(dst=order, src=self.left)
-        numbers = self._numbers(order, T)
+        exact = self._numbers(order, T)
+        numbers = nl.ndarray((1, EIGHT), dtype=nl.int32, buffer=nl.sbuf)
+        nisa.tensor_copy(dst=numbers, src=exact)
         left = nl.ndarray(self.left.shape, dtype=nl.float32, buffer=nl.sbuf)
         nisa.nc_match_replace8(dst=left, data=self.left, vals=order, imm=0.0)
         self.left = left
+        if self.weights == None:
+            choice = self.choice
+            self.weights = _by_expert(choice.weights(routing))
         # A product with ones copies a row to all partitions.
+        turned = nl.ndarray((EIGHT, 1), dtype=nl.float32, buffer=nl.psum)
+        nisa.nc_transpose(dst=turned, data=exact, engine=nisa.engine.tensor)
+        places = nl.ndarray((EIGHT, 1), dtype=nl.uint32, buffer=nl.sbuf)
+        nisa.tensor_copy(dst=places, src=turned)
         everywhere = nl.ndarray((PARTITIONS, EIGHT), dtype=nl.float32, buffer=nl.psum)
         nisa.nc_matmul(
             dst=everywhere, stationary=constants.ones[0:1, :], moving=order, accumulate=False
@@ -318,10 +353,10 @@ class Assignment(NKIObject):
             last = min(first + at_once, EIGHT)
             self._spread(weights[:, first:last, :], everywhere[:, first:last], context)
             first = last
-        return Batch(count, numbers, weights, present)
+        return Batch(count, numbers, places, weights, present)
 
     def _numbers(self, order, T):
-        """[1, 8] int32: the numbers of the experts with these places in the order."""
+        """[1, 8] float32: the numbers of the experts with these places in the order."""
         routing = self.routing
         numbers = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_scalar(
@@ -334,7 +369,6 @@ class Assignment(NKIObject):
         )
         if self.base != None:
             nisa.tensor_scalar(dst=numbers, data=numbers, op0=nl.add, operand0=self.base)
-        whole = nl.ndarray((1, EIGHT), dtype=nl.int32, buffer=nl.sbuf)
         if routing.may_be_fewer(T):
             beyond = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
             nisa.tensor_scalar(
@@ -345,10 +379,8 @@ class Assignment(NKIObject):
                 op1=nl.multiply,
                 operand1=NO_EXPERT * 1.0,
             )
-            nisa.tensor_tensor(dst=whole, data1=numbers, data2=beyond, op=nl.add)
-        else:
-            nisa.tensor_copy(dst=whole, src=numbers)
-        return whole
+            nisa.tensor_tensor(dst=numbers, data1=numbers, data2=beyond, op=nl.add)
+        return numbers
 
     def _spread(self, dst, order, context):
         """dst [128, n, T]: the weights of n experts, of which `order` [128, n] has the places."""

@@ -90,9 +90,7 @@ def run_experts(
             W_router=weight("router"),
             bias_selection=tensor("bias_selection"),
         )
-        routing = Routing(
-            case.chosen, case.method, case.normalize, case.scale, case.E, case.held, order
-        )
+        routing = Routing(case.chosen, case.method, case.normalize, case.scale, case.held, 1, order)
         if routing.may_be_fewer(T):
             context.ring.clear()
         normed = Normed(load_share(x, context), None)
