@@ -42,7 +42,7 @@ class BlockResult(NKIObject):
         self.weighted = weighted
 
 
-def attention(heads, K_cache, V_cache, masks, context, sinks=None):
+def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None):
     """Attends all sequences.
 
     While the Vector Engine works on a block's softmax, the Tensor Engine computes the next block's
@@ -55,6 +55,7 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None):
       masks: the launch's `Masks`.
       context: the launch's `Context`.
       sinks: `LayerTensor` [1, q] float32, or None.
+      blocks: `CacheBlocks`, from which keys and values are then loaded; or None.
 
     Returns:
       [rows, q * chunks, T] in the compute dtype, and the new values as rows [T, k, d].
@@ -76,7 +77,7 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None):
             set_unattended(state)
             AttendedGroup(state, group, core, sink_rows).store(attended, scale, sizes)
         return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
-    product = _products(tasks[0], heads, K_cache, context)
+    product = _products(tasks[0], heads, K_cache, context, blocks)
     values = token_rows(heads, sizes.q + sizes.k, sizes)
     state = None
     result = None
@@ -92,8 +93,8 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None):
                 ended = AttendedGroup(state, before.group, core, sink_rows)
                 state = None
         if index + 1 < len(tasks):
-            product = _products(tasks[index + 1], heads, K_cache, context)
-        result = _attend(task, scores, peaks, values, V_cache, scale, context)
+            product = _products(tasks[index + 1], heads, K_cache, context, blocks)
+        result = _attend(task, scores, peaks, values, V_cache, scale, context, blocks)
         if ended != None:
             # Only here, because by now the other core's part has arrived.
             ended.store(attended, scale, sizes)
@@ -181,7 +182,7 @@ def _queries(heads, group, first, count, kv_head, sizes):
     return queries.reshape_dim(3, (count, sizes.S)).permute((0, 2, 3, 1, 4))
 
 
-def _attend(task, scores, peaks, values, V_cache, scale, context):
+def _attend(task, scores, peaks, values, V_cache, scale, context, blocks):
     """The `BlockResult`: the block's values weighted by the softmax of its scores."""
     sizes = context.sizes
     block = task.block
@@ -202,8 +203,11 @@ def _attend(task, scores, peaks, values, V_cache, scale, context):
                 )
     for pairs in _pairs_at_once(block, group, context):
         loaded = []
-        for segment in block.segments:
-            loaded.append(_load_values(V_cache, segment, pairs, group, context))
+        if blocks != None:
+            loaded = _load_block_values(blocks, block, pairs, group, context)
+        else:
+            for segment in block.segments:
+                loaded.append(_load_values(V_cache, segment, pairs, group, context))
         for pair in range(pairs.first, pairs.first + pairs.count):
             first = pair * group.per_pair
             own = weights[:, :, first : first + group.per_pair]
@@ -251,6 +255,9 @@ def _pairs_at_once(block, group, context):
     for segment in block.segments:
         slots = max(slots, segment.slots * sizes.head_chunks)
         values = max(values, segment.chunks * sizes.d)
+    if sizes.block_len > 0:
+        # All segments have one buffer.
+        values = block.slot_chunks * sizes.d
     item = bytes_of(sizes.dtype)
     total = group.count * sizes.k
     at_once = total
@@ -272,7 +279,7 @@ def _caches_of(cache, pairs, group, sizes):
     return by_pair[first : first + pairs.count]
 
 
-def _load_keys(K_cache, segment, pairs, group, context):
+def _load_keys(K_cache, segment, pairs, group, context, blocks):
     """[rows, count, chunks, slots]: the keys of a segment's slots."""
     sizes = context.sizes
     ring = context.ring
@@ -280,6 +287,9 @@ def _load_keys(K_cache, segment, pairs, group, context):
     columns = pairs.count * chunks * segment.slots
     keys = ring.take(sizes.dtype)[0 : sizes.head_rows, 0:columns]
     keys = keys.reshape_dim(1, (pairs.count, chunks, segment.slots))
+    if blocks != None:
+        blocks.load_keys(keys, segment, pairs, group, sizes)
+        return keys
     source = _caches_of(K_cache.view, pairs, group, sizes)
     source = source[:, :, segment.start : segment.start + segment.slots]
     source = source.reshape_dim(1, (chunks, sizes.head_rows))
@@ -313,7 +323,26 @@ def _load_values(V_cache, segment, pairs, group, context):
     return values
 
 
-def _products(task, heads, K_cache, context):
+def _load_block_values(blocks, block, pairs, group, context):
+    """Of each segment [rows, count, chunks, d]: the values of its slots, all in one buffer."""
+    sizes = context.sizes
+    ring = context.ring
+    shape = (pairs.count, block.slot_chunks, sizes.d)
+    tile = ring.take(sizes.dtype)[:, 0 : shape[0] * shape[1] * shape[2]]
+    if sizes.dtype == nl.float16:
+        # What weights of another dtype left may be no number in this one, and 0 * NaN is NaN.
+        nisa.memset(dst=tile, value=0.0, engine=nisa.engine.gpsimd)
+    tile = tile.reshape_dim(1, shape)
+    loaded = []
+    for segment in block.segments:
+        first = segment.first_chunk
+        values = tile[0 : segment.rows, :, first : first + segment.chunks, :]
+        blocks.load_values(values, segment, pairs, group, sizes)
+        loaded.append(values)
+    return loaded
+
+
+def _products(task, heads, K_cache, context, blocks):
     """Scores of a block before masks, [rows, banks, 512] in PSUM."""
     sizes = context.sizes
     block = task.block
@@ -322,7 +351,7 @@ def _products(task, heads, K_cache, context):
     product = nl.ndarray((block.rows, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
     for pairs in _pairs_at_once(block, group, context):
         for segment in block.segments:
-            keys = _load_keys(K_cache, segment, pairs, group, context)
+            keys = _load_keys(K_cache, segment, pairs, group, context, blocks)
             for pair in range(pairs.first, pairs.first + pairs.count):
                 by_chunk = keys[:, pair - pairs.first, :, :]
                 by_chunk = by_chunk.reshape_dim(2, (segment.rows, segment.chunks))

@@ -8,6 +8,7 @@ from .limits import (
     PSUM_BANK,
     PSUM_GROUP_BANKS,
     ceiling_divide,
+    chunks_of_a_run,
     sequences_at_once,
 )
 
@@ -33,6 +34,7 @@ class Block(NKIObject):
     Attributes:
       segments: its `Segment`s of cache slots; may be empty.
       active_rows: how many new keys are in the last chunk; 0 for none.
+      slot_chunks: chunks of cache slots.
       rows: rows of the block's scores.
       chunks: chunks of the block's scores.
       active_chunk: the chunk of the new keys.
@@ -46,23 +48,38 @@ class Block(NKIObject):
         for segment in segments:
             self.rows = max(self.rows, segment.rows)
             self.chunks = segment.first_chunk + segment.chunks
+        self.slot_chunks = self.chunks
         self.active_chunk = self.chunks
         if active_rows > 0:
             self.chunks += 1
 
 
-def context_blocks(first, last, chunks, active_rows):
+def context_blocks(first, last, chunks, active_rows, run=0):
     """The blocks of at most 128 x `chunks` keys that cover the slots first .. last.
 
-    The new keys, `active_rows`, are in the last block; 0 for none.
+    Args:
+      first: the first slot.
+      last: the slot after the last.
+      chunks: of a block.
+      active_rows: new keys, which are in the last block; 0 for none.
+      run: most chunks of a segment, of which segments have this or a half, a quarter and so on;
+        0 for any number.
     """
     blocks = []
     while last > first or active_rows > 0:
         whole = min(chunks, (last - first) // PARTITIONS)
         segments = []
         if whole > 0:
-            segments.append(Segment(first, PARTITIONS, whole, 0))
-            first += whole * PARTITIONS
+            done = 0
+            while done < whole:
+                size = whole
+                if run > 0:
+                    size = run
+                    while size > whole - done:
+                        size = size // 2
+                segments.append(Segment(first, PARTITIONS, size, done))
+                first += size * PARTITIONS
+                done += size
         rest = last - first
         if whole < chunks and rest > 0:
             segments.append(Segment(first, rest, 1, whole))
@@ -95,7 +112,10 @@ def key_blocks(group, sizes, core):
     if core.index == 0:
         active_rows = sizes.T
     first, last = context_share(sizes, core)
-    return context_blocks(first, last, group.chunks, active_rows)
+    run = 0
+    if sizes.block_len > 0:
+        run = chunks_of_a_run(sizes.block_len)
+    return context_blocks(first, last, group.chunks, active_rows, run=run)
 
 
 def sequence_groups(sizes):

@@ -33,17 +33,25 @@ class WriteOffsets(NKIObject):
       keys: [T, 1] uint32: the offset of the first element of each key that no window writes; None
         if windows write all keys.
       values: [T, 1] uint32: each value's first row, counted in rows of d; None for no update.
+      blocks: [1, B * n] uint32: where caches are in blocks, the block of each entry of the tables;
+        else None.
     """
 
-    def __init__(self, windows, keys, values):
+    def __init__(self, windows, keys, values, blocks):
         self.windows = windows
         self.keys = keys
         self.values = values
+        self.blocks = blocks
 
 
-def load_offsets(windows, keys, values):
+def load_offsets(windows, keys, values, blocks=None):
     """The `WriteOffsets` of a layer, on chip, from tables: each a `LayerTensor` [n], or None."""
-    return WriteOffsets(_load_offsets(windows, 0), _load_offsets(keys, 1), _load_offsets(values, 1))
+    return WriteOffsets(
+        _load_offsets(windows, 0),
+        _load_offsets(keys, 1),
+        _load_offsets(values, 1),
+        _load_offsets(blocks, 0),
+    )
 
 
 def _load_offsets(table, dim):
@@ -124,7 +132,7 @@ def update_caches(caches, heads, values, context):
                             [rows * S_max, chunks],
                             [1, S],
                         ],
-                        offset=caches.number * sizes.B * sizes.k * d * S_max,
+                        offset=caches.number * sizes.cache_rows * sizes.k * d * S_max,
                         scalar_offset=offsets.windows[0:1, sequence : sequence + 1],
                         indirect_dim=0,
                     ),
@@ -140,7 +148,7 @@ def update_caches(caches, heads, values, context):
             nisa.dma_copy(
                 dst=K_elements.ap(
                     pattern=[[1, last - first], [d * S_max, sizes.k], [S_max, d]],
-                    offset=caches.number * sizes.B * sizes.k * d * S_max,
+                    offset=caches.number * sizes.cache_rows * sizes.k * d * S_max,
                     vector_offset=offsets.keys[first:last, :],
                     indirect_dim=0,
                 ),
@@ -151,7 +159,7 @@ def update_caches(caches, heads, values, context):
         nisa.dma_copy(
             dst=_flat(caches.V_whole, d).ap(
                 pattern=[[d, last - first], [d * S_max, sizes.k], [1, d]],
-                offset=caches.number * sizes.B * sizes.k * S_max * d,
+                offset=caches.number * sizes.cache_rows * sizes.k * S_max * d,
                 vector_offset=offsets.values[first:last, :],
                 indirect_dim=0,
             ),

@@ -90,6 +90,17 @@ def head_chunks(d):
     return ceiling_divide(d, PARTITIONS)
 
 
+def chunks_of_a_run(block_len):
+    """Most chunks of a segment of slots in blocks: a power of two that divides `block_len`.
+
+    So a partition's slots, as many as there are chunks, are all in one block.
+    """
+    chunks = 1
+    while chunks < MAX_BLOCK_CHUNKS and block_len % (2 * chunks) == 0:
+        chunks = 2 * chunks
+    return chunks
+
+
 def sequences_at_once(B, queries):
     """How many of B sequences are attended together, with `queries` = q * S columns each."""
     return max(1, min(B, GROUP_COLUMNS // queries))

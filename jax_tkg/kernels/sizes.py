@@ -22,6 +22,9 @@ class Sizes(NKIObject):
       activation_alpha: factor in that activation's sigmoid.
       experts: E, experts of all ranks in layers that have some; else 0.
       expert_I: I of an expert.
+      cache_rows: what dimension 0 of a layer's caches counts: sequences, or blocks.
+      block_len: slots of a block, which S_max is then too; 0 for caches of sequences.
+      n: blocks of a sequence, or 0.
     """
 
     def __init__(
@@ -45,6 +48,9 @@ class Sizes(NKIObject):
         activation_alpha=1.702,
         experts=0,
         expert_I=0,
+        cache_rows=0,
+        block_len=0,
+        n=0,
     ):
         self.B = B
         self.S = S
@@ -70,6 +76,11 @@ class Sizes(NKIObject):
         self.activation_alpha = activation_alpha
         self.experts = experts
         self.expert_I = expert_I
+        self.cache_rows = B
+        if block_len > 0:
+            self.cache_rows = cache_rows
+        self.block_len = block_len
+        self.n = n
 
     def hidden_chunks(self):
         """Chunks of 128 hidden features."""

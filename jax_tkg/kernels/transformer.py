@@ -44,6 +44,7 @@ from nki.language import NKIObject
 
 from .all_reduce import Reduction, add_reduced
 from .attention import attention
+from .blocks import CacheBlocks
 from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
 from .constants import Constants
 from .layer_operands import LayerOperands
@@ -135,12 +136,13 @@ class Caches(NKIObject):
 
 
 class OffsetTables(NKIObject):
-    """The kernel's tables of write offsets, each [1 or L, n] in HBM or None."""
+    """The kernel's tables of write offsets and blocks, each [1 or L, n] in HBM or None."""
 
-    def __init__(self, windows, keys, values):
+    def __init__(self, windows, keys, values, blocks):
         self.windows = windows
         self.keys = keys
         self.values = values
+        self.blocks = blocks
 
     def load(self, number, looped=False):
         """Row `number` of the tables, on chip: `WriteOffsets`."""
@@ -148,6 +150,7 @@ class OffsetTables(NKIObject):
             layer_tensor(self.windows, number, looped=looped),
             layer_tensor(self.keys, number, looped=looped),
             layer_tensor(self.values, number, looped=looped),
+            layer_tensor(self.blocks, number, looped=looped),
         )
 
 
@@ -194,6 +197,7 @@ def transformer_tkg(
     prior_mask,
     active_mask,
     context_ranges,
+    block_numbers,
     window_offsets,
     key_offsets,
     value_offsets,
@@ -241,8 +245,9 @@ def transformer_tkg(
       W_downs: per layer [I, H]; in X's dtype or float8.
       W_gamma_qkvs: per layer [1, H].
       W_gamma_mlps: per layer [1, H].
-      K_caches: per layer [B, k, d, S_max]; updated.
-      V_caches: per layer [B, k, S_max, d]; updated.
+      K_caches: per layer [B, k, d, S_max]; updated. With `block_numbers` B counts blocks, and S_max
+        the slots of one.
+      V_caches: per layer [B, k, S_max, d]; updated, likewise.
       RoPE_cos: [d/2, B, S].
       RoPE_sin: [d/2, B, S].
       prior_mask: [S_prior, B * q * S] uint8, 1 where a query attends a cache slot; None if no query
@@ -251,6 +256,8 @@ def transformer_tkg(
         for a causal mask, which is made on chip.
       context_ranges: [1 or 3, B or T] float32, ranges of slots as `masks.ContextRanges` takes them,
         from which the mask of the cache slots is made on chip; None if there is a `prior_mask`.
+      block_numbers: [1, B * n] uint32, the block of each entry of a sequence's table; 2**32 - 1 for
+        none. None if caches are not in blocks. With `looped` [L, ...], relative to the first layer.
       window_offsets: [1, B] uint32, for sequences whose S new keys are neighbors in the cache: the
         offset of the first key's first element in the layer's keys. 2**32 - 1 for a sequence
         without such a window; None if there is none at all. With `looped`, these three tables are
@@ -300,6 +307,7 @@ def transformer_tkg(
     kinds = []
     context = None
     mask_bytes = 0
+    cleared = False
     for number in range(layers.kind_count()):
         layer = layers.first_of(number)
         kind = None
@@ -307,10 +315,13 @@ def transformer_tkg(
             prior = _of_kind(prior_mask, number, several)
             active = _of_kind(active_mask, number, several)
             ranges = _of_kind(context_ranges, number, several)
+            numbers = _of_kind(block_numbers, number, several)
             K_cache = caches.keys_like(layer, layers)
             S_prior = 0
             if ranges != None:
                 S_prior = K_cache.shape[3]
+                if numbers != None:
+                    S_prior = S_prior * (numbers.shape[1] // X.shape[0])
                 bucket = context_bucket
                 if bucket != None:
                     bucket = _of_kind(context_bucket, number, several)
@@ -324,6 +335,7 @@ def transformer_tkg(
                 W_gates,
                 K_cache,
                 S_prior,
+                numbers,
                 eps,
                 clamp_bound,
                 softmax_scale,
@@ -338,10 +350,14 @@ def transformer_tkg(
             if context == None:
                 ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
                 context = Context(sizes, core, ring, Constants(sizes))
+            if numbers != None and not cleared:
+                context.ring.clear()
+                cleared = True
             tables = OffsetTables(
                 _of_kind(window_offsets, number, several),
                 _of_kind(key_offsets, number, several),
                 _of_kind(value_offsets, number, several),
+                numbers,
             )
             own = Context(sizes, core, context.ring, context.constants)
             kind = Kind(Shared(rotation, masks, reduction), own, tables)
@@ -379,6 +395,7 @@ def _sizes(
     W_gates,
     K_cache,
     S_prior,
+    block_numbers,
     eps,
     clamp_bound,
     softmax_scale,
@@ -386,6 +403,11 @@ def _sizes(
     activation,
 ):
     B, S, H = X.shape
+    block_len = 0
+    n = 0
+    if block_numbers != None:
+        block_len = K_cache.shape[3]
+        n = block_numbers.shape[1] // B
     k = K_cache.shape[1]
     d = K_cache.shape[2]
     S_max = K_cache.shape[3]
@@ -407,6 +429,9 @@ def _sizes(
         softmax_scale=softmax_scale,
         attention_softcap=attention_softcap,
         activation=activation,
+        cache_rows=K_cache.shape[0],
+        block_len=block_len,
+        n=n,
     )
 
 
@@ -489,8 +514,20 @@ def _layer(x, layer, caches, shared, context):
     """One layer of the residual stream x [128, n, T], of which this core holds n chunks of H."""
     normed = rms_norm(x, layer.W_gamma_qkv, context)
     heads = _heads(normed, layer, shared.rotation, context)
+    blocks = None
+    offsets = caches.offsets
+    if offsets.blocks != None:
+        blocks = CacheBlocks(
+            caches.K_whole, caches.V_whole, caches.number, offsets.blocks, context.sizes
+        )
     attended, values = attention(
-        heads, caches.K_cache, caches.V_cache, shared.masks, context, sinks=layer.sinks
+        heads,
+        caches.K_cache,
+        caches.V_cache,
+        shared.masks,
+        context,
+        sinks=layer.sinks,
+        blocks=blocks,
     )
     await_readers(caches, context.core)
     W_out = layer.W_out
@@ -499,7 +536,6 @@ def _layer(x, layer, caches, shared, context):
     x = add_reduced(x, partial, shared.reduction, context, bias=W_out.bias, gamma=gamma)
     normed = rms_norm(x, layer.W_gamma_mlp, context)
     partial = mlp(normed, layer, context)
-    offsets = caches.offsets
     if offsets.values != None:
         # Only here, so that no load of weights queues behind writes that wait for attention.
         update_caches(caches, heads, values, context)

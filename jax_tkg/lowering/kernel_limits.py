@@ -81,14 +81,17 @@ def check_kernel_limits(
             f"mask_cache: expected q * S <= {PSUM_BANK} for the Neuron kernel (a PSUM bank of "
             f"scores), got {D.q} * {D.S} = {D.q * D.S}"
         )
-    S_max = max(kind.S_max for kind in (D, *other_kinds))
-    elements = D.B * D.k * D.d * S_max
-    if elements > LARGEST_CACHE:
-        raise ValueError(
-            f"K_caches: expected at most {LARGEST_CACHE} elements per layer for the Neuron kernel "
-            f"(offsets of 32 bits), got B * k * d * S_max = {D.B} * {D.k} * {D.d} * {S_max} = "
-            f"{elements}"
-        )
+    for kind in (D, *other_kinds):
+        rows, slots, letters = D.B, kind.S_max, "B * k * d * S_max"
+        if kind.block_len:
+            rows, slots, letters = kind.blocks, kind.block_len, "blocks * k * d * block_len"
+        elements = rows * D.k * D.d * slots
+        if elements > LARGEST_CACHE:
+            raise ValueError(
+                f"K_caches: expected at most {LARGEST_CACHE} elements per layer for the Neuron "
+                f"kernel (offsets of 32 bits), got {letters} = {rows} * {D.k} * {D.d} * {slots} = "
+                f"{elements}"
+            )
     parts = sbuf_bytes(D, cores, other_kinds)
     needed = sum(parts.values())
     if needed > SBUF_BYTES:
@@ -145,7 +148,9 @@ def sbuf_bytes(
     return {
         "weights on their way": limits.RING_BYTES,
         "constants": limits.CONSTANT_BYTES,
-        "tables and masks": len(kinds) * tables + _resident_mask_bytes(kinds, cores, item),
+        "tables and masks": len(kinds) * tables
+        + sum(4 * D.B * kind.n for kind in kinds)
+        + _resident_mask_bytes(kinds, cores, item),
         "residual": residual,
         largest: stages[largest],
     }

@@ -28,13 +28,21 @@ LARGEST_OFFSET = 2**31 - 1
 LARGEST_CONTEXT = 2**24
 """Largest S_ctx of a mask that the kernel makes: its comparisons are in float32."""
 
-CONSUMED = ("mask_cache", "mask_active", "context_lengths", "context_starts", "position_ids")
+CONSUMED = (
+    "mask_cache",
+    "mask_active",
+    "context_lengths",
+    "context_starts",
+    "block_tables",
+    "position_ids",
+)
 """Operands that the kernel gets in another form."""
 
 PREPARED = (
     "prior_mask",
     "active_mask",
     "context_ranges",
+    "block_numbers",
     "window_offsets",
     "key_offsets",
     "value_offsets",
@@ -102,6 +110,20 @@ def context_ranges(operands: Operands) -> jax.Array | None:
     return ranges.reshape(len(rows), -1).astype(jnp.float32)
 
 
+def block_numbers(operands: Operands, dimensions: Dimensions, looped: bool) -> jax.Array | None:
+    """[1 or L, B * n] uint32: the block of each entry of the tables, or `SKIPPED`.
+
+    Relative to the layer's caches or, if `looped`, to the first layer's. None for flat caches.
+    """
+    D = dimensions
+    if operands.block_tables is None:
+        return None
+    tables = as_int32(operands.block_tables)[None]
+    layers = jnp.arange(D.L if looped else 1, dtype=jnp.uint32)[:, None, None]
+    numbers = layers * D.blocks + tables.astype(jnp.uint32)
+    return _offsets(numbers, (tables[0] >= 0) & (tables[0] < D.blocks))
+
+
 def layers_loop(operands: Operands) -> bool:
     """Whether the kernel's layers can loop on the device: every per-layer operand is stacked.
 
@@ -134,18 +156,28 @@ def write_offsets(operands: Operands, dimensions: Dimensions, looped: bool) -> O
     if operands.position_ids is None:
         return dict.fromkeys(names)
     D = dimensions
-    slots = write_slots(operands.position_ids, D.S, D.S_max)
-    written = (slots < D.S_max) & ~_replaced(slots)
-    # One dimension for the layers, and as many as the cache has for the sequences.
-    heads = jnp.arange((D.L if looped else 1) * D.B, dtype=jnp.uint32) * D.k
-    heads = heads.reshape(-1, D.B, 1)
-    first = slots.astype(jnp.uint32)[None]
-    keys = heads * (D.d * D.S_max) + first
-    values = heads * D.S_max + first
+    if D.block_len:
+        capacity, row_slots = D.blocks * D.block_len, D.block_len
+        slots = write_slots(operands.position_ids, D.S, capacity, D.block_len)
+        # Of all tokens, because sequences write to the same blocks.
+        replaced = _replaced(slots.reshape(1, -1)).reshape(slots.shape)
+        rows, places = slots // D.block_len, slots % D.block_len
+    else:
+        capacity = row_slots = D.S_max
+        slots = write_slots(operands.position_ids, D.S, capacity)
+        replaced = _replaced(slots)
+        rows, places = jnp.arange(D.B, dtype=jnp.int32)[:, None], slots
+    written = (slots < capacity) & ~replaced
+    # One dimension for the layers, and as many as the cache has for the sequences, or blocks.
+    layers = jnp.arange(D.L if looped else 1, dtype=jnp.uint32)[:, None, None]
+    heads = (layers * (D.blocks or D.B) + rows.astype(jnp.uint32)[None]) * D.k
+    first = places.astype(jnp.uint32)[None]
+    keys = heads * (D.d * row_slots) + first
+    values = heads * row_slots + first
     in_windows = jnp.zeros((D.B, 1), jnp.bool_)
     windows = None
     if operands.position_ids.shape[1] == 1:
-        in_windows = slots[:, -1:] < D.S_max
+        in_windows = written.all(axis=1, keepdims=True)
         windows = _offsets(keys[:, :, :1], in_windows)
     only_windows = windows is not None and D.S == 1
     found = (
@@ -207,6 +239,7 @@ def _of_one_kind(operands: Operands, looped: bool) -> dict[str, Any]:
         "prior_mask": prior_mask(operands, dimensions),
         "active_mask": active_mask(operands, dimensions),
         "context_ranges": context_ranges(operands),
+        "block_numbers": block_numbers(operands, dimensions, looped),
         **write_offsets(operands, dimensions, looped),
         **{name: getattr(operands, name) for name in OF_KINDS if name not in PREPARED},
     }

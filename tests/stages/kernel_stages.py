@@ -19,6 +19,7 @@ from jax_tkg.call.arguments import Operands
 from jax_tkg.kernels.all_reduce import Reduction, add_reduced
 from jax_tkg.kernels.attention import attention
 from jax_tkg.kernels.attention_blocks import attention_tasks
+from jax_tkg.kernels.blocks import CacheBlocks
 from jax_tkg.kernels.cache_update import (
     LayerCaches,
     await_readers,
@@ -338,6 +339,7 @@ class KernelStages:
         sinks: np.ndarray | None = None,
         scale: float | None = None,
         softcap: float = 0.0,
+        block_tables: np.ndarray | None = None,
     ) -> np.ndarray:
         B, S, q, d = query.shape
         k, slots = key.shape[2], mask_cache.shape[0]
@@ -351,7 +353,14 @@ class KernelStages:
             "prior": (mask_cache != 0).astype(np.uint8).reshape(slots, -1) if slots else None,
             "active": active.reshape(B * S, -1),
             "sinks": sinks,
+            "numbers": None,
         }
+        numbers: dict[str, Any] = {"B": B, "S": S, "d": d, "q": q, "k": k, "S_prior": slots}
+        numbers["S_max"] = K_cache.shape[-1]
+        if block_tables is not None:
+            numbers |= {"cache_rows": len(K_cache), "n": block_tables.shape[1]}
+            numbers["block_len"] = K_cache.shape[-1]
+            given["numbers"] = block_tables.reshape(1, -1).view(np.uint32)
 
         def body(
             context: Context,
@@ -361,7 +370,12 @@ class KernelStages:
             prior: Any,
             active: Any,
             sinks: Any,
+            numbers: Any,
         ) -> Any:
+            blocks = None
+            if numbers is not None:
+                context.ring.clear()
+                blocks = CacheBlocks(K_cache, V_cache, 0, load(numbers), context.sizes)
             attended, values = attention(
                 by_head(load(heads), context.sizes),
                 LayerTensor(K_cache),
@@ -369,11 +383,10 @@ class KernelStages:
                 Masks(prior, active, context.sizes, context.core),
                 context,
                 sinks=layer_tensor((sinks,), 0),
+                blocks=blocks,
             )
             return store(attended, context), store(values, context)
 
-        numbers: dict[str, Any] = {"B": B, "S": S, "d": d, "q": q, "k": k, "S_prior": slots}
-        numbers["S_max"] = K_cache.shape[-1]
         numbers |= {"softmax_scale": scale, "attention_softcap": softcap}
         ((attended, values),) = self.run(body, [given], **numbers, dtype=query.dtype.name)
         np.testing.assert_array_equal(same(values), value.reshape(B * S, k, d))

@@ -80,15 +80,20 @@ class ReferenceStages:
         sinks: np.ndarray | None = None,
         scale: float | None = None,
         softcap: float = 0.0,
+        block_tables: np.ndarray | None = None,
     ) -> np.ndarray:
         def run(
             mask_cache: jax.Array, mask_active: jax.Array, K: jax.Array, V: jax.Array, **new: Any
         ) -> jax.Array:
             mask = attention_mask(mask_cache, mask_active, key.shape[2])
+            K_own, V_own = self._own("K_caches", K), self._own("V_caches", V)
+            if block_tables is not None:
+                K_own = self.stages.gather_blocks(K_own, jnp.asarray(block_tables), -1)
+                V_own = self.stages.gather_blocks(V_own, jnp.asarray(block_tables), -2)
             return self.stages.attention(
                 **new,
-                K_cache=self._own("K_caches", K),
-                V_cache=self._own("V_caches", V),
+                K_cache=K_own,
+                V_cache=V_own,
                 mask=mask,
                 scale=scale,
                 softcap=softcap,

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 HEADS = ((1, 1), (8, 1), (4, 2), (9, 3), (16, 8))
 
 
-def _expected(
+def expected(
     query: np.ndarray,
     key: np.ndarray,
     value: np.ndarray,
@@ -66,7 +66,7 @@ def _masks(
     return cache.astype(np.uint8), active.astype(np.uint8)
 
 
-def _arguments(
+def arguments(
     rng: np.random.Generator, B: int, S: int, q: int, k: int, d: int, slots: int, S_max: int,
     dtype: str,
 ) -> dict[str, Any]:  # fmt: skip
@@ -106,14 +106,14 @@ class AttentionTest(parameterized.TestCase):
             slots = data.draw(st.one_of(st.integers(0, 600), edges))
             S_max = max(1, slots + data.draw(st.integers(0, 40)))
             rng = drawing.generator(data)
-            given = _arguments(rng, B, S, q, k, d, slots, S_max, dtype)
+            given = arguments(rng, B, S, q, k, d, slots, S_max, dtype)
             # Sinks among the scores, and far from them.
             spread = data.draw(st.sampled_from((None, None, 3, 300)))
             if spread is not None:
                 given["sinks"] = spread * drawing.uniform(rng, 1, q)
             given["scale"] = data.draw(st.sampled_from((None, 0.3)))
             given["softcap"] = data.draw(st.sampled_from((0.0, 0.0, 1.0, 20.0)))
-            drawing.assert_close(stages.attention(**given), _expected(**given), dtype)
+            drawing.assert_close(stages.attention(**given), expected(**given), dtype)
 
         del run
 
@@ -132,23 +132,23 @@ class AttentionTest(parameterized.TestCase):
     def test_blocks_and_groups(self, implementation: str, sizes: dict[str, int]) -> None:
         numbers = {"B": 1, "S": 2, "q": 2, "k": 1, "d": 64, **sizes}
         rng = np.random.default_rng(1)
-        given = _arguments(rng, **numbers, S_max=numbers["slots"] + 3, dtype="float32")
+        given = arguments(rng, **numbers, S_max=numbers["slots"] + 3, dtype="float32")
         got = drawing.IMPLEMENTATIONS[implementation].attention(**given)
-        drawing.assert_close(got, _expected(**given), "float32")
+        drawing.assert_close(got, expected(**given), "float32")
 
     @parameterized.parameters(1 << 10, 1 << 13, 1 << 14)
     def test_a_few_heads_at_a_time(self, elements: int) -> None:
         """As CPUs attend large caches of low precision, which are converted for the products."""
-        given = _arguments(np.random.default_rng(4), 3, 2, 8, 4, 32, 60, 64, "bfloat16")
+        given = arguments(np.random.default_rng(4), 3, 2, 8, 4, 32, 60, 64, "bfloat16")
         with mock.patch.object(formulation, "ATTENTION_ELEMENTS", elements):
             taken = formulation.attention_heads(given["K_cache"], 12, 60)
             self.assertLess(taken, 12)
             got = drawing.IMPLEMENTATIONS["cpu"].attention(**given)
-        drawing.assert_close(got, _expected(**given), "bfloat16")
+        drawing.assert_close(got, expected(**given), "bfloat16")
 
     @parameterized.product(implementation=tuple(drawing.IMPLEMENTATIONS), dtype=drawing.DTYPES)
     def test_nothing_attended_gives_zeros(self, implementation: str, dtype: str) -> None:
-        given = _arguments(np.random.default_rng(2), 2, 3, 4, 2, 64, 140, 150, dtype)
+        given = arguments(np.random.default_rng(2), 2, 3, 4, 2, 64, 140, 150, dtype)
         given["mask_cache"][...], given["mask_active"][...] = 0, 0
         if dtype == "float32":
             given["sinks"] = np.array([[-50.0, 0.0, 2.0, 50.0]], np.float32)
@@ -158,9 +158,9 @@ class AttentionTest(parameterized.TestCase):
     @parameterized.parameters(*drawing.IMPLEMENTATIONS)
     def test_what_is_masked_does_not_matter(self, implementation: str) -> None:
         """Large values in slots that nobody attends, as in caches of longer sequences."""
-        given = _arguments(np.random.default_rng(3), 2, 2, 4, 2, 64, 140, 150, "float32")
+        given = arguments(np.random.default_rng(3), 2, 2, 4, 2, 64, 140, 150, "float32")
         given["mask_cache"][70:] = 0
-        want = _expected(**given)
+        want = expected(**given)
         given["K_cache"][..., 70:] = 1e15
         given["V_cache"][:, :, 70:] = -1e15
         got = drawing.IMPLEMENTATIONS[implementation].attention(**given)

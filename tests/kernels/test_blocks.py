@@ -1,0 +1,64 @@
+"""The kernel with caches in blocks, in the simulator against the float64 oracle."""
+
+from __future__ import annotations
+
+import zlib
+
+import hypothesis
+import pytest
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from tests import cases
+from tests.kernels import launch
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> cases.Shape:
+    """Small models whose contexts are less than a chunk of slots to more than one of each core."""
+    block_len = draw(st.sampled_from((16, 16, 5, 48, 128, 256, 1024)))
+    n = draw(st.integers(1, max(1, 320 // block_len)))
+    S = draw(st.integers(1, 3))
+    q, k = draw(st.sampled_from(((1, 1), (4, 2), (3, 1))))
+    return cases.Shape(
+        B=draw(st.integers(1, max(1, min(4, 320 // (n * block_len))))),
+        S=S,
+        q=q,
+        k=k,
+        d=draw(st.sampled_from((16, 16, 64, 160))),
+        L=draw(st.integers(1, 2)),
+        S_ctx=n * block_len,
+        S_max=n * block_len,
+        dtype=draw(st.sampled_from(("float32", "float32", "bfloat16", "float16"))),
+        unified=draw(st.booleans()),
+        context=draw(st.sampled_from(("lengths", "lengths", "ranges", "masks"))),
+        block_len=block_len,
+        positions=draw(st.sampled_from(("first", "each"))),
+    )
+
+
+class DrawnTest(parameterized.TestCase):
+    """2 x 30 drawn cases."""
+
+    @parameterized.parameters(1, 2)
+    @pytest.mark.thorough
+    def test_drawn(self, cores: int) -> None:
+        @hypothesis.seed(zlib.crc32(f"blocks {cores}".encode()))
+        @hypothesis.settings(max_examples=30, phases=(hypothesis.Phase.generate,))
+        @hypothesis.given(data=st.data())
+        def run(data: st.DataObject) -> None:
+            launch.check(
+                data.draw(shapes()),
+                ranks=data.draw(st.sampled_from((1, 1, 1, 2))),
+                cores=cores,
+                stacked=data.draw(st.booleans()),
+                seed=data.draw(st.integers(0, 1 << 30)),
+            )
+
+        run()
+
+
+if __name__ == "__main__":
+    absltest.main()
