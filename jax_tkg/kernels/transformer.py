@@ -351,7 +351,8 @@ def transformer_tkg(
                 ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
                 context = Context(sizes, core, ring, Constants(sizes))
             if numbers != None and not cleared:
-                context.ring.clear()
+                ring = context.ring
+                ring.clear()
                 cleared = True
             tables = OffsetTables(
                 _of_kind(window_offsets, number, several),
