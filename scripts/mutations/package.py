@@ -312,8 +312,8 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "vmap folds whatever is batched",
         "lowering/primitive.py",
-        "if all(axis == -1 for axis in jax.tree.leaves(shared)):",
-        "if True:",
+        "if flat and all(axis == -1 for axis in jax.tree.leaves(shared)):",
+        "if flat:",
         ("test_decode_loop.py",),
     ),
     Mutation(
@@ -594,7 +594,7 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "kernel up projection is not clamped",
         "kernels/mlp.py",
-        "up_input = _input(normed, W_up, sizes)",
+        "up_input = input_of(normed, W_up, sizes)",
         "up_input = normed",
         ("stages/test_mlp.py",),
     ),
