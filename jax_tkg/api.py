@@ -48,12 +48,27 @@ def transformer_tkg(
     W_gamma_post_attentions: Any = None,
     W_gamma_post_mlps: Any = None,
     sinks: Any = None,
+    W_routers: Any = None,
+    bias_routers: Any = None,
+    bias_selections: Any = None,
+    bias_gates: Any = None,
+    bias_ups: Any = None,
+    bias_downs: Any = None,
+    W_shared_gates: Any = None,
+    W_shared_ups: Any = None,
+    W_shared_downs: Any = None,
     context_lengths: Any = None,
     context_starts: Any = None,
     block_tables: Any = None,
     softmax_scale: float | None = None,
     attention_softcap: float = 0.0,
     activation: str = "silu",
+    activation_limit: float = 7.0,
+    activation_alpha: float = 1.702,
+    experts_per_token: int | None = None,
+    routing: str = "softmax_topk",
+    normalize_expert_weights: bool = False,
+    routed_scale: float = 1.0,
     axis_name: str | Sequence[str] | None = None,
     lnc: int | None = None,
     implementation: str = "auto",
@@ -80,9 +95,10 @@ def transformer_tkg(
       W_qkvs: each [H, (q + 2k)*d] in X's dtype: columns of the q query heads, then of the k key
         heads, then of the k value heads.
       W_outs: each [q*d, H] in X's dtype.
-      W_gates: each [H, I] in X's dtype, or float8_e4m3, float8_e4m3fn or float8_e5m2 with a scale.
-      W_ups: each [H, I] in the dtypes of `W_gates`.
-      W_downs: each [I, H] in the dtypes of `W_gates`.
+      W_gates: each [H, I] in X's dtype, or float8_e4m3, float8_e4m3fn or float8_e5m2 with a scale;
+        or [E_held, H, I_expert]: the layer has experts, of which this rank holds E_held.
+      W_ups: each [H, I] or [E_held, H, I_expert], in the dtypes of `W_gates`.
+      W_downs: each [I, H] or [E_held, I_expert, H], in the dtypes of `W_gates`.
       W_gamma_qkvs: each [1, H], gain of the RMSNorm before attention.
       W_gamma_mlps: each [1, H], gain of the RMSNorm before the MLP.
       K_caches: each [B, k, d, S_max] in X's dtype, or [B, d, S_max] if k = 1.
@@ -105,10 +121,11 @@ def transformer_tkg(
       sbuf_residual_and_cc: on Neuron, keep residual and all-reduce on chip. The result is the same
         up to rounding.
       clamp_bound: if positive, the inputs of float8 matrix products are clipped to +-clamp_bound.
-      W_gate_scales: None, or each [128, I] (equal rows) or [1, I] float32; an entry is None if that
-        layer's weight is not float8.
+      W_gate_scales: None, or each [128, I] (equal rows) or [1, I] float32; of experts
+        [E_held, 1, I_expert]; an entry is None if that layer's weight is not float8.
       W_up_scales: scales of `W_ups`, in the shapes of `W_gate_scales`.
-      W_down_scales: scales of `W_downs`: each [128, H] (equal rows) or [1, H] float32, or None.
+      W_down_scales: scales of `W_downs`: each [128, H] (equal rows) or [1, H] float32, or of
+        experts [E_held, 1, H], or None.
       bias_qkvs: None, or each [1, (q + 2k)*d], added to the QKV product in float32; columns as in
         `W_qkvs`. Here and below, an entry of a list may be None: that layer is without it.
       bias_outs: None, or each [1, H], added once to attention's output, after the all-reduce: the
@@ -121,6 +138,21 @@ def transformer_tkg(
         all-reduce, before it is added to the residual.
       sinks: None, or each [1, q] float32: one more logit of each query head's softmax, not scaled
         and not capped, with no value behind it.
+      W_routers: None, or each [H, E] in X's dtype or float32; given for the layers with experts, of
+        which there are E in all. Ranks split them by I_expert (E_held = E), or by expert
+        (E_held = E / ranks, in the order of the ranks). This and the following arrays are None for
+        layers without experts.
+      bias_routers: None, or each [1, E], added to the router's logits.
+      bias_selections: None, or each [1, E], added to the values that "sigmoid_topk" chooses experts
+        by, not to their weights.
+      bias_gates: None, or each [E_held, I_expert], added to the gate products.
+      bias_ups: None, or each [E_held, I_expert], added to the up products.
+      bias_downs: None, or each [E_held, H], added to an expert's result before it is weighted.
+        Where ranks split experts by I_expert, the same array on every rank; it counts once.
+      W_shared_gates: None, or each [H, I_shared] in X's dtype: gate projection of a shared expert,
+        whose result is added for all tokens.
+      W_shared_ups: each [H, I_shared], given with `W_shared_gates`.
+      W_shared_downs: each [I_shared, H], given with `W_shared_gates`.
       context_lengths: in place of `mask_cache`, which is then None: [B] or [B, S] integers. Each
         query attends the slots 0..length-1 of its sequence, of the first S_ctx. No mask is made in
         memory.
@@ -136,7 +168,18 @@ def transformer_tkg(
       attention_softcap: if positive, scores become cap * tanh(scores / cap), after the scale and
         before the mask.
       activation: of the gate: "silu", "gelu_tanh" (the approximation by a tanh), "gelu" or "relu2"
-        (relu(x)**2).
+        (relu(x)**2). "swiglu_oai" is g * sigmoid(alpha * g) * (u + 1) of g = min(gate, limit) and
+        u = clip(up, -limit, limit).
+      activation_limit: limit of "swiglu_oai".
+      activation_alpha: alpha of "swiglu_oai".
+      experts_per_token: how many experts run for a token; given if layers have experts. Among equal
+        values the lowest expert is chosen.
+      routing: "softmax_topk": the largest values of a softmax over all experts, which are also the
+        weights. "topk_softmax": the largest logits, with a softmax over them as weights.
+        "sigmoid_topk": sigmoids of the logits are the weights; the largest are chosen after
+        `bias_selections` is added.
+      normalize_expert_weights: whether a token's weights are divided by their sum.
+      routed_scale: factor of the weights, after that; the shared expert has none.
       axis_name: axis or axes of the enclosing `jax.shard_map` to sum over: the tensor-parallel
         ones.
       lnc: physical cores per logical Neuron core, 1 or 2. None: the environment's setting, or 2.
@@ -199,12 +242,27 @@ def transformer_tkg(
                 "W_gamma_post_attentions": W_gamma_post_attentions,
                 "W_gamma_post_mlps": W_gamma_post_mlps,
                 "sinks": sinks,
+                "W_routers": W_routers,
+                "bias_routers": bias_routers,
+                "bias_selections": bias_selections,
+                "bias_gates": bias_gates,
+                "bias_ups": bias_ups,
+                "bias_downs": bias_downs,
+                "W_shared_gates": W_shared_gates,
+                "W_shared_ups": W_shared_ups,
+                "W_shared_downs": W_shared_downs,
                 "context_lengths": context_lengths,
                 "context_starts": context_starts,
                 "block_tables": block_tables,
                 "softmax_scale": softmax_scale,
                 "attention_softcap": attention_softcap,
                 "activation": activation,
+                "activation_limit": activation_limit,
+                "activation_alpha": activation_alpha,
+                "experts_per_token": experts_per_token,
+                "routing": routing,
+                "normalize_expert_weights": normalize_expert_weights,
+                "routed_scale": routed_scale,
                 "axis_name": axis_name,
                 "lnc": lnc,
                 "implementation": implementation,

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from jax.sharding import PartitionSpec
 
-from jax_tkg.call.operand_table import OPERANDS, Operand
+from jax_tkg.call.operand_table import EXPERT_SPLITS, OPERANDS, Operand
 
 Axis = str | tuple[str, ...] | None
 
 
 _SpecFields: Any = dataclasses.make_dataclass(
     "_SpecFields",
-    [*((row.name, PartitionSpec) for row in OPERANDS), ("hidden", PartitionSpec)],
+    [*((row.name, Any) for row in OPERANDS), ("hidden", PartitionSpec)],
     frozen=True,
 )
 
@@ -23,12 +24,18 @@ class TransformerTkgSpecs(_SpecFields):
     """A PartitionSpec per array argument of `transformer_tkg`; of one layer if it is per layer.
 
     A spec stands for a whole list too: `jax.shard_map` takes it as the prefix of the list's pytree.
+    Where only some layers have experts, the specs of what experts and dense layers both have are
+    lists with an entry for each layer.
     `hidden` is the spec of the first result; the updated caches have those of the caches.
     """
 
 
 def partition_specs(
-    tensor_axis: Axis = "tp", data_axis: Axis = None, stacked: bool = False
+    tensor_axis: Axis = "tp",
+    data_axis: Axis = None,
+    stacked: bool = False,
+    expert_split: str | None = None,
+    expert_layers: Sequence[bool] | None = None,
 ) -> TransformerTkgSpecs:
     """PartitionSpecs that split heads and MLP columns over one axis and the batch over another.
 
@@ -39,18 +46,44 @@ def partition_specs(
       tensor_axis: mesh axis or axes over which heads and I are split; None for none.
       data_axis: mesh axis or axes over which B is split; None for none.
       stacked: whether per-layer arguments have a leading layer axis.
+      expert_split: how ranks split the experts of layers: "intermediate", I_expert, or "expert".
+        None: layers have no experts.
+      expert_layers: with `expert_split`, which layers have experts, of lists; None: all.
 
     Returns:
       A spec for every argument and for the hidden states.
-    """
 
-    def spec(row: Operand) -> PartitionSpec:
-        axes: list[Any] = [None] * len(row.layout.axes)
+    Raises:
+      ValueError: `expert_split` is none of these, or `expert_layers` are given without it or for
+        stacked layers.
+    """
+    if expert_split not in (None, *EXPERT_SPLITS):
+        known = ", ".join(map(repr, EXPERT_SPLITS))
+        raise ValueError(f"expert_split: expected {known} or None, got {expert_split!r}")
+    if expert_layers is not None and (stacked or expert_split is None):
+        raise ValueError(
+            "expert_layers: expected None for stacked layers and without expert_split, got "
+            f"{expert_layers}"
+        )
+
+    def of_layer(row: Operand, has_experts: bool) -> PartitionSpec:
+        of_experts = has_experts and (row.of_experts is not None or row.needs_experts)
+        layout = (row.of_experts or row.layout) if of_experts else row.layout
+        split = row.tensor_axis
+        if of_experts:
+            assert expert_split is not None
+            split = row.tensor_axis_of_experts(expert_split)
+        axes: list[Any] = [None] * len(layout.axes)
         if row.batch_axis is not None:
             axes[row.batch_axis] = data_axis
-        if row.tensor_axis is not None:
-            axes[row.tensor_axis] = tensor_axis
+        if split is not None:
+            axes[split] = tensor_axis
         return PartitionSpec(None, *axes) if stacked and row.per_layer else PartitionSpec(*axes)
+
+    def spec(row: Operand) -> Any:
+        if expert_layers is None or row.of_experts is None:
+            return of_layer(row, expert_split is not None)
+        return [of_layer(row, has_experts) for has_experts in expert_layers]
 
     specs = {row.name: spec(row) for row in OPERANDS}
     return TransformerTkgSpecs(**specs, hidden=specs["X"])

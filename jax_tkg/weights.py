@@ -33,12 +33,15 @@ class TransformerWeights(_WeightFields):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def map_matrices(self, convert: Callable[[Any], Any]) -> TransformerWeights:
-        """The weights with `convert` applied to each matrix, of each layer or stacked."""
+        """The weights with `convert` applied to each matrix, of each layer or stacked.
+
+        Routers are left alone.
+        """
 
         def converted(field: Any) -> Any:
             if isinstance(field, list | tuple):
-                return [convert(matrix) for matrix in field]
-            return convert(field)
+                return [converted(matrix) for matrix in field]
+            return None if field is None else convert(field)
 
         matrices = {name: converted(getattr(self, name)) for name in names("weight")}
         return dataclasses.replace(self, **matrices)

@@ -13,14 +13,19 @@ import ml_dtypes
 import numpy as np
 
 from jax_tkg.call.dimensions import SOLVING_ORDER
-from jax_tkg.call.operand_table import BY_NAME, OPERANDS, names
+from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand, names
 from tests import oracle
 
 SCALE_NAMES = {row.name: row.scaled_by for row in OPERANDS if row.scaled_by is not None}
 LAYER_OPTIONS = tuple(
-    row.name for row in OPERANDS if row.optional and row.kind in ("gain", "bias", "logit")
+    row.name
+    for row in OPERANDS
+    if row.optional and row.kind in ("gain", "bias", "logit") and not row.needs_experts
 )
 """Optional operands of a layer that a case may have in `Shape.options`."""
+
+EXPERT_OPTIONS = tuple(row.name for row in OPERANDS if row.needs_experts and row.kind == "bias")
+"""Those of a layer with experts; "bias_selections" only with "sigmoid_topk"."""
 
 FLOAT8 = ("float8_e4m3", "float8_e4m3fn", "float8_e5m2")
 
@@ -66,6 +71,22 @@ class Shape:
     softmax_scale: float | None = None
     attention_softcap: float = 0.0
     activation: str = "silu"
+    E: int = 0
+    """Experts; 0 for dense layers."""
+    E_held: int = 0
+    I_expert: int = 0
+    I_shared: int = 0
+    dense_layers: tuple[int, ...] = ()
+    """Layers without experts, where E > 0; only for lists."""
+    experts_per_token: int | None = None
+    routing: str = "softmax_topk"
+    normalize_expert_weights: bool = False
+    routed_scale: float = 1.0
+    activation_limit: float = 7.0
+    activation_alpha: float = 1.702
+
+    def has_experts(self, layer: int) -> bool:
+        return self.E > 0 and layer not in self.dense_layers
 
     def of_kind(self, kind: int) -> Shape:
         """The shape of a model whose layers are all of one kind."""
@@ -91,12 +112,17 @@ class Shape:
         """Blocks of a cache, two of which belong to no sequence."""
         return self.B * self.n + 2 if self.block_len else 0
 
-    def array_shape(self, name: str) -> tuple[int, ...]:
+    def array_shape(self, name: str, layer: int = 0) -> tuple[int, ...]:
         """The shape of an operand, of one layer where it is per layer."""
         row = BY_NAME[name]
         layout = row.in_blocks if self.block_len and row.in_blocks else row.layout
+        if row.of_experts is not None and self.has_experts(layer):
+            layout = row.of_experts
         return layout.shape({letter: getattr(self, letter) for letter in SOLVING_ORDER})
 
+
+EXPERTS = Shape(E=8, E_held=8, I_expert=48, experts_per_token=2)
+"""Layers with experts."""
 
 EVERY_OPTION: dict[str, Any] = {
     "options": LAYER_OPTIONS,
@@ -142,18 +168,19 @@ def uniform(
     return rng.uniform(low, high, shape).astype(np.float32)
 
 
-def projection(rng: np.random.Generator, rows: int, columns: int) -> np.ndarray:
-    """N(0, 1/fan_in)."""
-    return (rng.standard_normal((rows, columns)) / np.sqrt(rows)).astype(np.float32)
+def projection(rng: np.random.Generator, *sizes: int) -> np.ndarray:
+    """N(0, 1/fan_in), [rows, columns] or more of them."""
+    return (rng.standard_normal(sizes) / np.sqrt(sizes[-2])).astype(np.float32)
 
 
 def quantize(weight: np.ndarray, dtype: str, rows: int) -> tuple[np.ndarray, np.ndarray]:
     """A float8 weight and its scale; per-column scales that differ a lot from each other."""
     kind = np.dtype(getattr(ml_dtypes, dtype))
     largest = float(ml_dtypes.finfo(kind).max)
-    scale = np.abs(weight).max(axis=0, keepdims=True) / largest
+    scale = np.abs(weight).max(axis=-2, keepdims=True) / largest
     quantized = np.clip(weight / scale, -largest, largest).astype(kind)
-    return quantized, np.broadcast_to(scale, (rows, weight.shape[1])).astype(np.float32)
+    shape = (*weight.shape[:-2], rows, weight.shape[-1])
+    return quantized, np.broadcast_to(scale, shape).astype(np.float32)
 
 
 def random_weights(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
@@ -161,19 +188,28 @@ def random_weights(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
     s = shape
     draws = {
         "weight": projection,
+        "router": projection,
         "gain": lambda rng, *sizes: uniform(rng, sizes, 0.5, 1.5),
         "bias": lambda rng, *sizes: uniform(rng, sizes, -0.5, 0.5),
         "logit": lambda rng, *sizes: uniform(rng, sizes, -2, 2),
     }
-    weights: dict[str, Any] = {
-        row.name: [draws[row.kind](rng, *s.array_shape(row.name)) for _ in range(s.L)]
-        for row in OPERANDS
-        if row.kind in draws and (not row.optional or row.name in s.options)
+    optional = {
+        *s.options,
+        *(("W_routers",) if s.E else ()),
+        *(names("weight") if s.I_shared else ()),
     }
     dtype = jnp.dtype(s.dtype)
-    weights = {
-        name: arrays if BY_NAME[name].kind == "logit" else [array.astype(dtype) for array in arrays]
-        for name, arrays in weights.items()
+
+    def draw(row: Operand, layer: int) -> np.ndarray | None:
+        if row.needs_experts and not s.has_experts(layer):
+            return None
+        array = draws[row.kind](rng, *s.array_shape(row.name, layer))
+        return array if row.kind == "logit" else array.astype(dtype)
+
+    weights: dict[str, Any] = {
+        row.name: [draw(row, layer) for layer in range(s.L)]
+        for row in OPERANDS
+        if row.kind in draws and (not row.optional or row.name in optional)
     }
     for name in s.options:
         for layer in s.bare_layers:
@@ -187,7 +223,7 @@ def random_weights(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
                 if kind is not None:
                     wide = weights[name][layer].astype(np.float32)
                     weights[name][layer], weights[scales][layer] = quantize(
-                        wide, kind, s.scale_rows
+                        wide, kind, 1 if s.has_experts(layer) else s.scale_rows
                     )
     return weights
 
@@ -366,17 +402,27 @@ def options(shape: Shape) -> dict[str, Any]:
         "softmax_scale": shape.softmax_scale,
         "attention_softcap": shape.attention_softcap,
         "activation": shape.activation,
+        "activation_limit": shape.activation_limit,
+        "activation_alpha": shape.activation_alpha,
+        "experts_per_token": shape.experts_per_token,
+        "routing": shape.routing,
+        "normalize_expert_weights": shape.normalize_expert_weights,
+        "routed_scale": shape.routed_scale,
         "layer_kinds": shape.layer_kinds or None,
         "context_bucket": context_bucket(shape),
     }
 
 
 def expected(
-    shape: Shape, weights: list[dict[str, Any]], inputs: list[dict[str, Any]]
+    shape: Shape,
+    weights: list[dict[str, Any]],
+    inputs: list[dict[str, Any]],
+    gaps: list[float] | None = None,
 ) -> tuple[np.ndarray, list[list[np.ndarray]], list[list[np.ndarray]], list[set[tuple[int, int]]]]:
     """The oracle's answer for ranks with their own weights, caches and masks.
 
-    Tokens, gains, the output's bias, tables and positions are those of the first rank.
+    Tokens, gains, the output's bias, tables and positions are those of the first rank. `gaps` gets
+    the distances between the experts that tokens chose and the others, in what they chose by.
     """
     fields = [field.name for field in dataclasses.fields(oracle.Rank)]
     ranks = [
@@ -385,6 +431,7 @@ def expected(
     ]
     shared = (*names("gain"), "bias_outs", "RoPE_cos", "RoPE_sin", "position_ids")
     common = {name: {**weights[0], **inputs[0]}.get(name) for name in shared}
+    common["gaps"] = [] if gaps is None else gaps
     return oracle.transformer_tkg(inputs[0]["X"], ranks, **options(shape), **common)
 
 

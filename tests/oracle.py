@@ -40,6 +40,15 @@ class Rank:
     W_up_scales: list[Any] | None = None
     W_down_scales: list[Any] | None = None
     bias_qkvs: list[Any] | None = None
+    W_routers: list[Any] | None = None
+    bias_routers: list[Any] | None = None
+    bias_selections: list[Any] | None = None
+    bias_gates: list[Any] | None = None
+    bias_ups: list[Any] | None = None
+    bias_downs: list[Any] | None = None
+    W_shared_gates: list[Any] | None = None
+    W_shared_ups: list[Any] | None = None
+    W_shared_downs: list[Any] | None = None
     sinks: list[Any] | None = None
     context_lengths: Any = None
     context_starts: Any = None
@@ -239,11 +248,106 @@ def _activate(x: np.ndarray, name: str) -> np.ndarray:
     return np.where(x > 0, x * x, 0.0)
 
 
-def _mlp(rank: Rank, layer: int, m: np.ndarray, clamp: float, activation: str) -> np.ndarray:
+def _gated(gate: np.ndarray, up: np.ndarray, common: dict[str, Any]) -> np.ndarray:
+    if common["activation"] == "swiglu_oai":
+        limit, alpha = common.get("activation_limit", 7.0), common.get("activation_alpha", 1.702)
+        gate, up = np.minimum(gate, limit), np.maximum(np.minimum(up, limit), -limit)
+        return gate / (1 + np.exp(-alpha * gate)) * (up + 1)
+    return _activate(gate, common["activation"]) * up
+
+
+def _mlp(rank: Rank, layer: int, m: np.ndarray, clamp: float, common: dict[str, Any]) -> np.ndarray:
     gate = _product(m, rank.W_gates[layer], _of_layer(rank.W_gate_scales, layer), clamp)
     up = _product(m, rank.W_ups[layer], _of_layer(rank.W_up_scales, layer), clamp)
-    hidden = _activate(gate, activation) * up
+    hidden = _gated(gate, up, common)
     return _product(hidden, rank.W_downs[layer], _of_layer(rank.W_down_scales, layer), clamp)
+
+
+def router_scores(
+    rank: Rank, layer: int, token: np.ndarray, routing: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Of each expert the value that it is chosen by, and the logit or sigmoid behind its weight."""
+    assert rank.W_routers is not None
+    logits = token @ wide(rank.W_routers[layer])
+    bias = _of_layer(rank.bias_routers, layer)
+    if bias is not None:
+        logits = logits + wide(bias)[0]
+    if routing != "sigmoid_topk":
+        return logits, logits
+    values = 1 / (1 + np.exp(-logits))
+    selection = _of_layer(rank.bias_selections, layer)
+    return values if selection is None else values + wide(selection)[0], values
+
+
+def _chosen(
+    rank: Rank, layer: int, token: np.ndarray, common: dict[str, Any]
+) -> list[tuple[int, float]]:
+    """The experts that a token goes to, with its weights."""
+    routing = common.get("routing", "softmax_topk")
+    scores, values = router_scores(rank, layer, token, routing)
+    remaining = list(range(len(scores)))
+    chosen = []
+    for _ in range(common["experts_per_token"]):
+        best = max(remaining, key=lambda expert: (scores[expert], -expert))
+        remaining.remove(best)
+        chosen.append(best)
+    common["gaps"].append(
+        min((scores[best] - scores[other] for other in remaining for best in chosen), default=1.0)
+    )
+    if routing == "sigmoid_topk":
+        weights = {expert: values[expert] for expert in chosen}
+    else:
+        over = chosen if routing == "topk_softmax" else range(len(scores))
+        total = sum(math.exp(values[expert]) for expert in over)
+        weights = {expert: math.exp(values[expert]) / total for expert in chosen}
+    total = sum(weights.values()) if common.get("normalize_expert_weights") else 1.0
+    scale = common.get("routed_scale", 1.0)
+    return [(expert, weight / total * scale) for expert, weight in weights.items()]
+
+
+def _expert(
+    rank: Rank, layer: int, index: int, token: np.ndarray, clamp: float, common: dict[str, Any]
+) -> np.ndarray:
+    """The result of one of the experts that a rank holds, without the bias of down."""
+
+    def product(x: np.ndarray, name: str) -> np.ndarray:
+        scale = _of_layer(getattr(rank, f"W_{name}_scales"), layer)
+        weight = getattr(rank, f"W_{name}s")[layer][index]
+        return _product(x, weight, None if scale is None else scale[index], clamp)
+
+    gate, up = product(token, "gate"), product(token, "up")
+    for bias, total in ((rank.bias_gates, gate), (rank.bias_ups, up)):
+        if _of_layer(bias, layer) is not None:
+            total += wide(_of_layer(bias, layer)[index])
+    return product(_gated(gate, up, common), "down")
+
+
+def _experts(
+    ranks: list[Rank], layer: int, m: np.ndarray, clamp: float, common: dict[str, Any]
+) -> np.ndarray:
+    """The sum over all ranks of a layer's experts, [B, S, H]."""
+    held = len(ranks[0].W_gates[layer])
+    total = np.zeros_like(m)
+    for b, s in np.ndindex(*m.shape[:2]):
+        token = m[b, s]
+        assert ranks[0].W_routers is not None
+        experts = np.shape(ranks[0].W_routers[layer])[1]
+        for expert, weight in _chosen(ranks[0], layer, token, common):
+            # Either each rank has a slice of every expert, or one rank has the whole expert.
+            owners = ranks if held == experts else [ranks[expert // held]]
+            out = sum(_expert(rank, layer, expert % held, token, clamp, common) for rank in owners)
+            bias = _of_layer(owners[0].bias_downs, layer)
+            if bias is not None:
+                out = out + wide(bias[expert % held])
+            total[b, s] += weight * out
+    for rank in ranks:
+        if _of_layer(rank.W_shared_gates, layer) is not None:
+            assert rank.W_shared_gates is not None
+            assert rank.W_shared_ups is not None
+            assert rank.W_shared_downs is not None
+            gate, up = m @ wide(rank.W_shared_gates[layer]), m @ wide(rank.W_shared_ups[layer])
+            total = total + _gated(gate, up, common) @ wide(rank.W_shared_downs[layer])
+    return total
 
 
 def transformer_tkg(
@@ -265,7 +369,8 @@ def transformer_tkg(
       clamp_bound: 0.0 for none.
       activation: of the gate.
       **common: what all ranks have alike: gains and the bias of the output per layer, RoPE_cos,
-        RoPE_sin, position_ids, softmax_scale and attention_softcap.
+        RoPE_sin, position_ids, softmax_scale, attention_softcap and the options of experts. With
+        a list `gaps`, the distance between what each token chose and what it did not is added.
 
     Returns:
       Hidden states, the updated K and V caches as [rank][layer] float64, and the (sequence, slot)
@@ -275,7 +380,7 @@ def transformer_tkg(
     K_caches = [[wide(cache) for cache in rank.K_caches] for rank in ranks]
     V_caches = [[wide(cache) for cache in rank.V_caches] for rank in ranks]
     written: list[set[tuple[int, int]]] = []
-    common["eps"] = eps
+    common = {"gaps": [], **common, "eps": eps, "activation": activation}
     for layer in range(num_layers):
         n = _normalize(x, wide(common["W_gamma_qkvs"][layer]), eps)
         total, pairs = np.zeros_like(x), set()
@@ -291,7 +396,10 @@ def transformer_tkg(
             total = total + wide(bias)[0]
         x = x + _norm_if_given(total, common.get("W_gamma_post_attentions"), layer, eps)
         m = _normalize(x, wide(common["W_gamma_mlps"][layer]), eps)
-        total = sum(_mlp(rank, layer, m, clamp_bound, activation) for rank in ranks)
+        if np.ndim(ranks[0].W_gates[layer]) == 3:
+            total = _experts(ranks, layer, m, clamp_bound, common)
+        else:
+            total = sum(_mlp(rank, layer, m, clamp_bound, common) for rank in ranks)
         x = x + _norm_if_given(total, common.get("W_gamma_post_mlps"), layer, eps)
         written.append(pairs)
     return x, K_caches, V_caches, written

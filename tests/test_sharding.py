@@ -60,6 +60,35 @@ class SpecsTest(parameterized.TestCase):
             want = P(*layer, *(axes[one] for one in letters))
             self.assertEqual(getattr(specs, name), want, name)
 
+    def test_experts_by_hand(self) -> None:
+        by_expert = sharding.partition_specs("tp", expert_split="expert")
+        by_size = sharding.partition_specs("tp", stacked=True, expert_split="intermediate")
+        for name, of_experts, of_size in (
+            ("W_gates", P("tp", None, None), P(None, None, None, "tp")),
+            ("W_downs", P("tp", None, None), P(None, None, "tp", None)),
+            ("W_up_scales", P("tp", None, None), P(None, None, None, "tp")),
+            ("W_down_scales", P("tp", None, None), P(None, None, None, None)),
+            ("bias_gates", P("tp", None), P(None, None, "tp")),
+            ("bias_downs", P("tp", None), P(None, None, None)),
+            ("W_routers", P(None, None), P(None, None, None)),
+            ("bias_routers", P(None, None), P(None, None, None)),
+            ("W_shared_ups", P(None, "tp"), P(None, None, "tp")),
+            ("W_shared_downs", P("tp", None), P(None, "tp", None)),
+            ("W_qkvs", P(None, "tp"), P(None, None, "tp")),
+        ):
+            self.assertEqual(getattr(by_expert, name), of_experts, name)
+            self.assertEqual(getattr(by_size, name), of_size, name)
+        some = sharding.partition_specs("tp", expert_split="expert", expert_layers=(False, True))
+        self.assertEqual(some.W_gates, [P(None, "tp"), P("tp", None, None)])
+        self.assertEqual(some.bias_downs, P("tp", None))
+
+    def test_bad_experts(self) -> None:
+        with self.assertRaisesRegex(ValueError, "expert_split: expected 'intermediate', 'expert'"):
+            sharding.partition_specs("tp", expert_split="I")
+        for options in ({"stacked": True, "expert_split": "expert"}, {}):
+            with self.assertRaisesRegex(ValueError, "expert_layers: expected None"):
+                sharding.partition_specs("tp", expert_layers=(True,), **options)
+
     @parameterized.product(stacked=(False, True), mesh=((1, 2), (2, 2)))
     def test_the_whole_model(self, stacked: bool, mesh: tuple[int, int]) -> None:
         """A float8 model with arrays as for one device, split by the specs over several."""

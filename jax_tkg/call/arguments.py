@@ -18,7 +18,7 @@ PER_LAYER = names(per_layer=True)
 PER_KIND = tuple(row.name for row in OPERANDS if row.per_kind)
 PER_LAYER_CACHES = names("cache")
 PER_LAYER_SCALES = names("scale")
-PER_LAYER_WEIGHTS = names("weight", "gain", "bias", "logit")
+PER_LAYER_WEIGHTS = names("weight", "router", "gain", "bias", "logit")
 
 COMPUTE_DTYPES = tuple(jnp.dtype(name) for name in ("bfloat16", "float16", "float32"))
 """The dtypes X may have: compute and output dtype of the operation."""
@@ -69,6 +69,13 @@ class Operands(_OperandFields):
         """Shape of one layer's array of a per-layer field; of abstract values too."""
         field = getattr(self, name)
         return tuple(field.shape[1:] if is_stacked(field) else field[0].shape)
+
+    def layer_shapes(self, name: str) -> list[tuple[int, ...]]:
+        """Shapes of the layers that have the per-layer operand; of a stack, of one layer."""
+        field = getattr(self, name)
+        if field is None or is_stacked(field):
+            return [] if field is None else [tuple(field.shape[1:])]
+        return [tuple(layer.shape) for layer in field if layer is not None]
 
     def of_kind(self, kind: int, kinds: LayerKinds) -> Operands:
         """The operands as the layers of a kind see them: one array in each per-kind field.

@@ -18,6 +18,7 @@ from jax_tkg.call.arguments import (
     is_stacked,
 )
 from jax_tkg.call.checks import check_operands, holds_kind_stacks
+from jax_tkg.call.expert_checks import RoutingOptions
 from jax_tkg.call.explicit_axes import run_on_auto_axes
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds, by_kind
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS
@@ -45,7 +46,13 @@ def run_checked(run: RunOperation, arguments: Mapping[str, Any]) -> tuple[jax.Ar
     options = canonical_options({name: arguments[name] for name in OPTION_NAMES})
     num_layers = options["num_layers"]
     arrays = {row.name: arguments[row.name] for row in OPERANDS}
-    check_operands(arrays, num_layers, options["layer_kinds"], options["context_bucket"])
+    check_operands(
+        arrays,
+        num_layers,
+        options["layer_kinds"],
+        options["context_bucket"],
+        RoutingOptions.of(options),
+    )
     operands = Operands(
         **{name: _canonical(name, value, num_layers) for name, value in arrays.items()}
     )

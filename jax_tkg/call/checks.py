@@ -31,6 +31,13 @@ from jax_tkg.call.dimensions import (
     in_blocks,
     infer_sizes,
     layout_of_rank,
+    of_experts,
+)
+from jax_tkg.call.expert_checks import (
+    NO_EXPERTS,
+    RoutingOptions,
+    check_expert_layers,
+    check_expert_options,
 )
 from jax_tkg.call.layer_kinds import LayerKinds, by_kind
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand
@@ -44,6 +51,7 @@ def check_operands(
     num_layers: int,
     layer_kinds: tuple[int, ...] | None = None,
     context_bucket: int | tuple[int | None, ...] | None = None,
+    routing: RoutingOptions = NO_EXPERTS,
 ) -> None:
     """Checks the arrays of a call.
 
@@ -52,6 +60,7 @@ def check_operands(
       num_layers: L.
       layer_kinds: the canonical kinds of the layers, or None.
       context_bucket: S_ctx where `context_lengths` is in place of a mask, or one for each kind.
+      routing: the options that layers with experts depend on.
 
     Raises:
       TypeError: an argument is missing or no array, or has a dtype that it may not have.
@@ -70,7 +79,13 @@ def check_operands(
     for row in OPERANDS:
         for kind in range(kinds.count):
             for label, value in _entries(row, arguments[row.name], kinds, kind):
-                _check_rank(_row_of(row, arguments, kinds, kind), label, value)
+                _check_rank(_row_of(row, arguments, kinds, kind, value), label, value)
+    layers = {
+        row.name: [_layer_of(row.name, arguments[row.name], index) for index in range(num_layers)]
+        for row in OPERANDS
+        if row.of_experts is not None or row.needs_experts
+    }
+    check_expert_layers(layers)
     dimensions = [
         _with_bucket(D, arguments, by_kind(context_bucket, kind), kinds, kind)
         for kind, D in enumerate(_infer_dimensions(arguments, kinds))
@@ -80,6 +95,7 @@ def check_operands(
             _check_shapes(row, arguments, D, kinds, kind)
     for kind, D in enumerate(dimensions):
         _check_sizes(arguments, D, kinds, kind)
+    check_expert_options(layers, dimensions[0], routing)
     for row in OPERANDS:
         if row.scaled_by is not None:
             _check_scales(row, arguments, num_layers)
@@ -295,8 +311,12 @@ def _is_in_blocks(arguments: Mapping[str, Any], kinds: LayerKinds, kind: int) ->
     return bool(_entries(BY_NAME["block_tables"], arguments["block_tables"], kinds, kind))
 
 
-def _row_of(row: Operand, arguments: Mapping[str, Any], kinds: LayerKinds, kind: int) -> Operand:
-    """The row as it holds for a kind."""
+def _row_of(
+    row: Operand, arguments: Mapping[str, Any], kinds: LayerKinds, kind: int, value: Any
+) -> Operand:
+    """The row as it holds for an array of a kind."""
+    if row.of_experts is not None and len(value.shape) == len(row.of_experts.axes):
+        return of_experts(row)
     if row.in_blocks is not None and _is_in_blocks(arguments, kinds, kind):
         return in_blocks(row)
     return row
@@ -304,8 +324,9 @@ def _row_of(row: Operand, arguments: Mapping[str, Any], kinds: LayerKinds, kind:
 
 def _check_rank(row: Operand, label: str, value: Any) -> None:
     if layout_of_rank(row, len(value.shape)) is None:
-        ranks = dict.fromkeys(len(layout.axes) for layout in row.layouts)
-        layouts = " or ".join(layout.text for layout in row.layouts)
+        accepted = [*row.layouts, *([] if row.of_experts is None else [row.of_experts])]
+        ranks = dict.fromkeys(len(layout.axes) for layout in accepted)
+        layouts = " or ".join(layout.text for layout in accepted)
         raise ValueError(
             f"{label}: expected {' or '.join(map(str, ranks))} dimensions, {layouts}, got "
             f"{len(value.shape)}: {list(value.shape)}"
@@ -322,12 +343,14 @@ def _infer_dimensions(arguments: Mapping[str, Any], kinds: LayerKinds) -> list[D
     for kind in range(kinds.count):
         shapes.append([])
         for row in OPERANDS:
-            counts = [
-                tuple(value.shape) for _, value in _entries(row, arguments[row.name], kinds, kind)
+            votes: dict[str, list[tuple[int, ...]]] = {}
+            for _, value in _entries(row, arguments[row.name], kinds, kind):
+                name = _row_of(row, arguments, kinds, kind, value).name
+                votes.setdefault(name, []).append(tuple(value.shape))
+            shapes[-1] += [
+                (name, max(dict.fromkeys(counts), key=counts.count))
+                for name, counts in votes.items()
             ]
-            if counts:
-                name = _row_of(row, arguments, kinds, kind).name
-                shapes[-1].append((name, max(dict.fromkeys(counts), key=counts.count)))
     L, dtype = len(kinds.of_layers), jnp.dtype(arguments["X"].dtype)
     if kinds.count == 1:
         return [Dimensions(**infer_sizes(tuple(shapes[0])), L=L, dtype=dtype)]
@@ -345,16 +368,16 @@ def _check_shapes(
     row: Operand, arguments: Mapping[str, Any], D: Dimensions, kinds: LayerKinds, kind: int
 ) -> None:
     sizes = D.sizes()
-    layouts = _row_of(row, arguments, kinds, kind).layouts
-    if row.kind == "cache" and layouts is row.layouts:
-        layouts = tuple(
-            layout
-            for layout in layouts
-            if len(layout.axes) == _cache_rank(arguments, kinds)
-            and (layout is row.layout or D.k == 1)
-        ) or (row.layout,)
-    shapes = [layout.shape(sizes) for layout in layouts]
     for label, value in _entries(row, arguments[row.name], kinds, kind):
+        layouts = _row_of(row, arguments, kinds, kind, value).layouts
+        if row.kind == "cache" and layouts is row.layouts:
+            layouts = tuple(
+                layout
+                for layout in layouts
+                if len(layout.axes) == _cache_rank(arguments, kinds)
+                and (layout is row.layout or D.k == 1)
+            ) or (row.layout,)
+        shapes = [layout.shape(sizes) for layout in layouts]
         if tuple(value.shape) not in shapes:
             which = _of(kinds, kind) if row.kind == "cache" else ""
             raise ValueError(
@@ -389,9 +412,13 @@ def _check_sizes(arguments: Mapping[str, Any], D: Dimensions, kinds: LayerKinds,
         raise ValueError(f"X: expected B >= 1 in [B, S, H], got B = {D.B}")
     if not 1 <= D.S <= MAX_NEW_TOKENS:
         raise ValueError(f"X: expected 1 <= S <= {MAX_NEW_TOKENS} in [B, S, H], got S = {D.S}")
+    has_dense_layers = any(
+        len(gate.shape) == len(BY_NAME["W_gates"].layout.axes)
+        for _, gate in _entries(BY_NAME["W_gates"], arguments["W_gates"], kinds, kind)
+    )
     for argument, layout, letter, size in (
         ("X", "[B, S, H]", "H", D.H),
-        ("W_gates", "[H, I]", "I", D.I),
+        *([("W_gates", "[H, I]", "I", D.I)] if has_dense_layers else []),
     ):
         if size < 1 or size % PARTITIONS:
             raise ValueError(
@@ -462,6 +489,8 @@ def _accepted_dtypes(row: Operand, D: Dimensions) -> tuple[Any, ...]:
         return (D.dtype,)
     if row.kind == "weight":
         return (D.dtype, *FLOAT8_DTYPES)
+    if row.kind == "router":
+        return tuple(dict.fromkeys((D.dtype, jnp.dtype(jnp.float32))))
     return COMPUTE_DTYPES
 
 

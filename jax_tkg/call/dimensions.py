@@ -22,7 +22,10 @@ from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 """Names of the given operands with their shapes (of one layer)."""
 
-SOLVING_ORDER = ("B", "S", "H", "I", "d", "S_max", "S_ctx", "q", "k", "n", "blocks", "block_len")
+SOLVING_ORDER = (
+    *("B", "S", "H", "I", "d", "S_max", "S_ctx", "q", "k", "n", "blocks", "block_len"),
+    *("E", "E_held", "I_expert", "I_shared"),
+)
 """Letters in an order in which each has an axis of its own or only earlier letters beside it."""
 
 LETTERS_OF_KINDS = ("S_max", "S_ctx", "n", "blocks", "block_len")
@@ -37,7 +40,8 @@ class Dimensions:
     """The sizes of one call; `operand_table` explains the letters.
 
     With `block_tables`, S_max is n * block_len, what a sequence can have. Else n, `blocks` and
-    `block_len` are 0.
+    `block_len` are 0. Without experts E, E_held, I_expert and I_shared are 0; I is 0 if all layers
+    have experts.
     """
 
     B: int
@@ -54,6 +58,10 @@ class Dimensions:
     n: int = 0
     blocks: int = 0
     block_len: int = 0
+    E: int = 0
+    E_held: int = 0
+    I_expert: int = 0
+    I_shared: int = 0
 
     @property
     def qkv_columns(self) -> int:
@@ -87,11 +95,17 @@ class Dimensions:
         mask = operands.mask_cache
         S_ctx = (context_bucket or S_max) if mask is None else mask.shape[0]
         caches = operands.K_caches
+        gates = operands.layer_shapes("W_gates")
+        E_held, _, I_expert = next((shape for shape in gates if len(shape) == 3), (0, 0, 0))
+        (*_, E), (*_, I_shared) = (
+            next(iter(operands.layer_shapes(name)), (0,))
+            for name in ("W_routers", "W_shared_gates")
+        )
         return cls(
             B=B,
             S=S,
             H=H,
-            I=operands.layer_shape("W_gates")[-1],
+            I=next((shape[1] for shape in gates if len(shape) == 2), 0),
             d=d,
             q=q,
             k=k,
@@ -102,6 +116,10 @@ class Dimensions:
             n=n,
             blocks=blocks,
             block_len=block_len,
+            E=E,
+            E_held=E_held,
+            I_expert=I_expert,
+            I_shared=I_shared,
         )
 
 
@@ -110,13 +128,24 @@ _IN_BLOCKS = {
     for row in OPERANDS
     if row.in_blocks is not None
 }
-_ROWS = {**BY_NAME, **_IN_BLOCKS}
+_OF_EXPERTS = {
+    f"{row.name} of experts": dataclasses.replace(row, layouts=(row.of_experts,))
+    for row in OPERANDS
+    if row.of_experts is not None
+}
+_ROWS = {**BY_NAME, **_IN_BLOCKS, **_OF_EXPERTS}
 
 
 def in_blocks(row: Operand) -> Operand:
     """A cache's row where the cache is in blocks. Its shapes vote under the name of this row."""
     name = f"{row.name} in blocks"
     return dataclasses.replace(_IN_BLOCKS[name], name=name)
+
+
+def of_experts(row: Operand) -> Operand:
+    """An MLP operand's row in a layer with experts. Its shapes vote under the name of this row."""
+    name = f"{row.name} of experts"
+    return dataclasses.replace(_OF_EXPERTS[name], name=name)
 
 
 def layout_of_rank(row: Operand, rank: int) -> Layout | None:

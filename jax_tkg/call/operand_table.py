@@ -6,7 +6,9 @@ arrays and traffic, the tests' random inputs, and docs/arguments.md.
 
 Letters: B batch, S (S_tkg) new tokens, H hidden, I MLP intermediate per rank, d (d_head) size of
 one head, q query heads and k KV heads per rank, S_ctx context bucket, S_max cache capacity, n
-blocks of a sequence, block_len slots of a block, of which caches have `blocks`.
+blocks of a sequence, block_len slots of a block, of which caches have `blocks`. Of layers with
+experts: E experts of all ranks, E_held experts of this rank, I_expert and I_shared intermediate
+sizes per rank of an expert and of the shared expert.
 """
 
 from __future__ import annotations
@@ -17,10 +19,14 @@ from collections.abc import Iterator
 
 from jax_tkg.call.layouts import Layout
 
-PER_RANK_LETTERS = ("q", "k", "I")
+PER_RANK_LETTERS = ("q", "k", "I", "I_expert", "I_shared")
 """Sizes that tensor parallelism divides by the number of ranks."""
 
-WEIGHT_KINDS = ("weight", "gain", "bias", "logit", "scale")
+EXPERT_SPLITS = ("intermediate", "expert")
+"""How ranks split experts: each rank has a slice of every expert (I_expert is divided by the number
+of ranks), or some experts whole (E_held = E / ranks, in the order of the ranks)."""
+
+WEIGHT_KINDS = ("weight", "router", "gain", "bias", "logit", "scale")
 """Kinds that belong to the model and not to a sequence."""
 
 
@@ -30,9 +36,9 @@ class Operand:
 
     Attributes:
       name: of the public argument.
-      kind: "activation", "weight" (a matrix), "gain" (of a normalization), "bias", "logit" (of the
-        softmax), "scale" (of a float8 weight), "cache", "table", "mask" or "index". It decides the
-        accepted dtypes.
+      kind: "activation", "weight" (a matrix), "router" (the matrix of a router), "gain" (of a
+        normalization), "bias", "logit" (of the softmax), "scale" (of a float8 weight), "cache",
+        "table", "mask" or "index". It decides the accepted dtypes.
       layouts: accepted shapes (of one layer), the usual one first.
       description: one sentence for docs/arguments.md.
       per_layer: whether there is one array for each layer.
@@ -40,6 +46,8 @@ class Operand:
       optional: whether None is accepted.
       scaled_by: name of the scale that makes float8 a legal dtype of this weight, or None.
       in_blocks: of a cache, its shape where `block_tables` is given; else None.
+      of_experts: its shape in a layer with experts, if that differs; else None.
+      needs_experts: whether only layers with experts have it.
     """
 
     name: str
@@ -51,6 +59,8 @@ class Operand:
     scaled_by: str | None = None
     per_kind: bool = False
     in_blocks: Layout | None = None
+    of_experts: Layout | None = None
+    needs_experts: bool = False
 
     @property
     def layout(self) -> Layout:
@@ -64,8 +74,21 @@ class Operand:
 
     @functools.cached_property
     def tensor_axis(self) -> int | None:
-        """The axis that tensor-parallel ranks split, or None for an array that they share."""
+        """The axis that tensor-parallel ranks split, or None for an array that they share.
+
+        Of an array of a layer with experts whose intermediate size is split.
+        """
         return self.layout.axis_with(*PER_RANK_LETTERS)
+
+    def tensor_axis_of_experts(self, split: str) -> int | None:
+        """As `tensor_axis`, in a layer with experts.
+
+        Args:
+          split: one of `EXPERT_SPLITS`.
+        """
+        layout = self.of_experts or self.layout
+        by_expert = layout.axis_with("E_held") if split == "expert" else None
+        return layout.axis_with(*PER_RANK_LETTERS) if by_expert is None else by_expert
 
 
 def _row(
@@ -78,15 +101,26 @@ def _row(
     scaled_by: str | None = None,
     per_kind: bool = False,
     in_blocks: str | None = None,
+    of_experts: str | None = None,
+    needs_experts: bool = False,
 ) -> Operand:
-    shapes = tuple(Layout(text) for text in layouts.split(" or "))
-    blocks = None if in_blocks is None else Layout(in_blocks)
     return Operand(
-        name, kind, shapes, description, per_layer, optional, scaled_by, per_kind, blocks
+        name,
+        kind,
+        tuple(Layout(text) for text in layouts.split(" or ")),
+        description,
+        per_layer,
+        optional,
+        scaled_by,
+        per_kind,
+        in_blocks=None if in_blocks is None else Layout(in_blocks),
+        of_experts=None if of_experts is None else Layout(of_experts),
+        needs_experts=needs_experts,
     )
 
 
 _layer = functools.partial(_row, per_layer=True)
+_experts = functools.partial(_layer, optional=True, needs_experts=True)
 _for_kinds = functools.partial(_row, per_kind=True)
 
 OPERANDS: tuple[Operand, ...] = (
@@ -98,9 +132,30 @@ OPERANDS: tuple[Operand, ...] = (
         "QKV projection: columns of the query heads, then the key heads, then the value heads.",
     ),
     _layer("W_outs", "weight", "[q*d, H]", "Output projection of attention."),
-    _layer("W_gates", "weight", "[H, I]", "Gate projection.", scaled_by="W_gate_scales"),
-    _layer("W_ups", "weight", "[H, I]", "Up projection.", scaled_by="W_up_scales"),
-    _layer("W_downs", "weight", "[I, H]", "Down projection.", scaled_by="W_down_scales"),
+    _layer(
+        "W_gates",
+        "weight",
+        "[H, I]",
+        "Gate projection; with three axes, of each expert that the rank holds.",
+        scaled_by="W_gate_scales",
+        of_experts="[E_held, H, I_expert]",
+    ),
+    _layer(
+        "W_ups",
+        "weight",
+        "[H, I]",
+        "Up projection, of experts where W_gates is.",
+        scaled_by="W_up_scales",
+        of_experts="[E_held, H, I_expert]",
+    ),
+    _layer(
+        "W_downs",
+        "weight",
+        "[I, H]",
+        "Down projection, of experts where W_gates is.",
+        scaled_by="W_down_scales",
+        of_experts="[E_held, I_expert, H]",
+    ),
     _layer("W_gamma_qkvs", "gain", "[1, H]", "Gain of the RMSNorm before attention."),
     _layer("W_gamma_mlps", "gain", "[1, H]", "Gain of the RMSNorm before the MLP."),
     _layer(
@@ -150,6 +205,7 @@ OPERANDS: tuple[Operand, ...] = (
         "[128, I] or [1, I]",
         "Scales of float8 gate columns (equal rows); an entry is None if its weight is not float8.",
         optional=True,
+        of_experts="[E_held, 1, I_expert]",
     ),
     _layer(
         "W_up_scales",
@@ -157,6 +213,7 @@ OPERANDS: tuple[Operand, ...] = (
         "[128, I] or [1, I]",
         "Scales of float8 up columns, like W_gate_scales.",
         optional=True,
+        of_experts="[E_held, 1, I_expert]",
     ),
     _layer(
         "W_down_scales",
@@ -164,6 +221,7 @@ OPERANDS: tuple[Operand, ...] = (
         "[128, H] or [1, H]",
         "Scales of float8 down columns, like W_gate_scales.",
         optional=True,
+        of_experts="[E_held, 1, H]",
     ),
     _layer(
         "bias_qkvs",
@@ -214,6 +272,26 @@ OPERANDS: tuple[Operand, ...] = (
         "One more logit of each query head's softmax, unscaled, with no value behind it.",
         optional=True,
     ),
+    _experts("W_routers", "router", "[H, E]", "Router: the experts' logits, in float32."),
+    _experts("bias_routers", "bias", "[1, E]", "Added to the router's logits."),
+    _experts(
+        "bias_selections",
+        "bias",
+        "[1, E]",
+        "Added to the values that experts are chosen by, not to their weights; only of "
+        '"sigmoid_topk".',
+    ),
+    _experts("bias_gates", "bias", "[E_held, I_expert]", "Added to the experts' gate products."),
+    _experts("bias_ups", "bias", "[E_held, I_expert]", "Added to the experts' up products."),
+    _experts(
+        "bias_downs",
+        "bias",
+        "[E_held, H]",
+        "Added to the experts' down products, once for all ranks that share an expert.",
+    ),
+    _experts("W_shared_gates", "weight", "[H, I_shared]", "Gate projection of the shared expert."),
+    _experts("W_shared_ups", "weight", "[H, I_shared]", "Up projection of the shared expert."),
+    _experts("W_shared_downs", "weight", "[I_shared, H]", "Its down projection."),
     _for_kinds(
         "context_lengths",
         "index",

@@ -18,8 +18,12 @@ IMPLEMENTATIONS = ("auto", "reference", "cpu", "nki", "simulate", "nkilib")
 SMALLEST_NORMAL = float(np.finfo(np.float32).tiny)
 """Smallest normal float32. A smaller eps becomes 0, which gives 0 / 0 for tokens of zeros."""
 
-ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2")
-"""Values of `activation`. "gelu_tanh" is gelu's approximation by a tanh; relu2(x) = relu(x)**2."""
+ACTIVATIONS = ("silu", "gelu_tanh", "gelu", "relu2", "swiglu_oai")
+"""Values of `activation`. "gelu_tanh" is gelu's approximation by a tanh; relu2(x) = relu(x)**2.
+"swiglu_oai", of gate and up, is that of gpt-oss."""
+
+ROUTINGS = ("softmax_topk", "topk_softmax", "sigmoid_topk")
+"""Values of `routing`."""
 
 REQUIRED = object()
 """Default of an option that must be given."""
@@ -169,6 +173,48 @@ OPTIONS: tuple[Option, ...] = (
         "silu",
         _one_of(*ACTIVATIONS),
         f"The MLP's activation: {_quoted(ACTIVATIONS)}.",
+        arithmetic=True,
+    ),
+    Option(
+        "activation_limit",
+        7.0,
+        _epsilon,
+        'Bound of gate and up in "swiglu_oai".',
+        arithmetic=True,
+    ),
+    Option(
+        "activation_alpha",
+        1.702,
+        _epsilon,
+        'Factor in the sigmoid of "swiglu_oai".',
+        arithmetic=True,
+    ),
+    Option(
+        "experts_per_token",
+        None,
+        _optional_count,
+        "Experts that run for a token, of layers with experts.",
+        arithmetic=True,
+    ),
+    Option(
+        "routing",
+        "softmax_topk",
+        _one_of(*ROUTINGS),
+        f"How experts are chosen and weighted: {_quoted(ROUTINGS)}.",
+        arithmetic=True,
+    ),
+    Option(
+        "normalize_expert_weights",
+        False,
+        _flag,
+        "Divide a token's expert weights by their sum.",
+        arithmetic=True,
+    ),
+    Option(
+        "routed_scale",
+        1.0,
+        _epsilon,
+        "Factor of the expert weights, after that division.",
         arithmetic=True,
     ),
     Option("axis_name", None, _axes, "Axis or axes of the enclosing shard_map to sum over."),

@@ -21,8 +21,8 @@ from jax_tkg.cpu.formulation import is_sliced_without_conversion
 def with_bits(operands: Operands) -> Operands:
     """Operands with `Bits` in place of the arrays that XLA:CPU would convert to move them.
 
-    Those are caches, layer-stacked weights and float8 weights. Lists of bfloat16 weights are left
-    alone: a copy of each costs more than multiplying it as it is.
+    Those are caches, layer-stacked weights, those of experts, and float8 weights. Lists of other
+    bfloat16 weights are left alone: a copy of each costs more than multiplying it as it is.
     """
     caches = {name: _converted(getattr(operands, name)) for name in PER_LAYER_CACHES}
     weights = {name: _converted_weights(getattr(operands, name)) for name in names("weight")}
@@ -40,10 +40,13 @@ def as_given(caches: Any, given: Any) -> Any:
 
 
 def _converted_weights(field: Any) -> Any:
-    if is_stacked(field):
+    if field is None or is_stacked(field):
         return _converted(field)
     return tuple(
-        _converted(weight) if weight.dtype in FLOAT8_DTYPES else weight for weight in field
+        _converted(weight)
+        if weight is not None and (weight.dtype in FLOAT8_DTYPES or weight.ndim > 2)
+        else weight
+        for weight in field
     )
 
 

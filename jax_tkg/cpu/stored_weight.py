@@ -20,7 +20,8 @@ class StoredWeight:
     """A weight [n, m] of which blocks of rows are read, so that a layer is never copied whole.
 
     Attributes:
-      values: an array or `Bits`, [n, m], or [L, n, m] where `layer` is given.
+      values: an array or `Bits`, [n, m], or [L, n, m] where `layer` is given; of experts with a
+        further axis before n.
       layer: uint32 scalar, or None.
     """
 
@@ -32,6 +33,15 @@ class StoredWeight:
         """n and m."""
         n, m = self.values.shape[-2:]
         return n, m
+
+    def expert(self, number: jax.Array) -> StoredWeight:
+        """Matrix `number` (an int32 scalar) of a weight of experts, [E_held, n, m]."""
+        held, *matrix = self.values.shape[-3:]
+        place = number.astype(jnp.uint32)
+        if self.layer is not None:
+            place = self.layer * jnp.uint32(held) + place
+        together = jax.tree.map(lambda stored: stored.reshape(-1, *matrix), self.values)
+        return StoredWeight(together, place)
 
     @property
     def dtype(self) -> np.dtype:
@@ -54,10 +64,10 @@ class StoredWeight:
 
     def whole(self) -> jax.Array:
         """The weight as an array [n, m] of its own dtype."""
-        values = self.values.values() if self.is_bits else self.values
-        if self.layer is None:
-            return values
-        return jax.lax.dynamic_index_in_dim(values, self.layer, keepdims=False)
+        stored = self.values.bits if self.is_bits else self.values
+        if self.layer is not None:
+            stored = jax.lax.dynamic_index_in_dim(stored, self.layer, keepdims=False)
+        return self._in_own_dtype(stored)
 
     def rows(self, start: Any, count: int) -> jax.Array:
         """Rows start..start+count as f32 [count, m], over `factor`."""

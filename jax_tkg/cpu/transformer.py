@@ -26,11 +26,14 @@ def layer_operand(operands: Operands, name: str, layer: Any) -> Any:
     if form is None:
         return operands.layer(name, layer)
     field = getattr(operands, name)
+    if field is None or (not is_stacked(field) and field[layer] is None):
+        return None
     return form(field, jnp.uint32(layer)) if is_stacked(field) else form(field[layer])
 
 
 STAGES = Stages(
     layer_operand=layer_operand,
+    expert_weight=StoredWeight.expert,
     multiply=products.multiply,
     rotation=rope.rotation,
     apply_rope=rope.apply_rope,

@@ -1,4 +1,4 @@
-"""The gated MLP: down(activation(gate(x)) * up(x))."""
+"""The gated MLP: down(activation(gate(x)) * up(x)), or what "swiglu_oai" makes of gate and up."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jax_tkg.reference.linear import Multiply, linear, multiply
 
@@ -36,6 +37,19 @@ class MlpWeights:
     down_scale: jax.Array | None = None
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class MlpBiases:
+    """What is added to the products of an MLP: gate and up [1, I], down [1, H], each or None."""
+
+    gate: jax.Array | None = None
+    up: jax.Array | None = None
+    down: jax.Array | None = None
+
+
+NO_BIASES = MlpBiases()
+
+
 def _relu2(x: jax.Array) -> jax.Array:
     return jax.lax.square(jax.nn.relu(x))
 
@@ -46,7 +60,26 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "relu2": _relu2,
 }
-"""The functions that the option `activation` names."""
+"""The functions of the gate that the option `activation` names."""
+
+
+def gated(
+    gate: jax.Array, up: jax.Array, activation: str, limit: float = 7.0, alpha: float = 1.702
+) -> jax.Array:
+    """The intermediate activation.
+
+    Args:
+      gate: f32, any shape.
+      up: of the same shape.
+      activation: a name in `ACTIVATIONS`, or "swiglu_oai":
+        g * sigmoid(alpha * g) * (u + 1) with g = min(gate, limit), u = clip(up, -limit, limit).
+      limit: the bound of "swiglu_oai".
+      alpha: the factor of "swiglu_oai".
+    """
+    if activation == "swiglu_oai":
+        gate, up = jnp.minimum(gate, limit), jnp.clip(up, -limit, limit)
+        return gate * jax.nn.sigmoid(alpha * gate) * (up + 1)
+    return ACTIVATIONS[activation](gate) * up
 
 
 def mlp(
@@ -55,6 +88,9 @@ def mlp(
     clamp_bound: float = 0.0,
     multiply: Multiply = multiply,
     activation: str = "silu",
+    activation_limit: float = 7.0,
+    activation_alpha: float = 1.702,
+    biases: MlpBiases = NO_BIASES,
 ) -> jax.Array:
     """This rank's part of the MLP's output.
 
@@ -63,12 +99,15 @@ def mlp(
       weights: one layer's weights.
       clamp_bound: where positive, inputs of quantized products are clipped to +-clamp_bound.
       multiply: computes the products.
-      activation: of the gate, a name in `ACTIVATIONS`.
+      activation: as `gated` takes it.
+      activation_limit: the bound of "swiglu_oai".
+      activation_alpha: the factor of "swiglu_oai".
+      biases: added to the products.
 
     Returns:
       [B, S, H] f32, to be summed over the tensor-parallel ranks.
     """
-    gate = linear(x, weights.gate, weights.gate_scale, clamp_bound, multiply)
-    up = linear(x, weights.up, weights.up_scale, clamp_bound, multiply)
-    intermediate = (ACTIVATIONS[activation](gate) * up).astype(x.dtype)
-    return linear(intermediate, weights.down, weights.down_scale, clamp_bound, multiply)
+    gate = linear(x, weights.gate, weights.gate_scale, clamp_bound, multiply, biases.gate)
+    up = linear(x, weights.up, weights.up_scale, clamp_bound, multiply, biases.up)
+    hidden = gated(gate, up, activation, activation_limit, activation_alpha).astype(x.dtype)
+    return linear(hidden, weights.down, weights.down_scale, clamp_bound, multiply, biases.down)

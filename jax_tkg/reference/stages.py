@@ -21,6 +21,8 @@ class Stages:
       layer_operand: takes one layer's array out of a per-layer operand, given operands, name and
         layer (an int, or a uint32 scalar where the layers are a loop). What it returns for weights
         and caches is what `multiply` and `attention` take; all else is an array or None.
+      expert_weight: takes an expert's matrix out of a weight of experts that `layer_operand`
+        returned, given its number (int32 scalar), in the form that `multiply` takes.
       multiply: see `jax_tkg.reference.linear.multiply`.
       rotation: see `jax_tkg.reference.rope.rotation`.
       apply_rope: see `jax_tkg.reference.rope.apply_rope`; takes what `rotation` returns.
@@ -32,6 +34,7 @@ class Stages:
     """
 
     layer_operand: Callable[[Operands, str, Any], Any]
+    expert_weight: Callable[[Any, jax.Array], Any]
     multiply: linear.Multiply
     rotation: Callable[[jax.Array, jax.Array], rope.Rotation]
     apply_rope: Callable[[jax.Array, rope.Rotation], jax.Array]
@@ -45,8 +48,14 @@ def layer_operand(operands: Operands, name: str, layer: Any) -> Any:
     return without_bits(operands.layer(name, layer))
 
 
+def expert_weight(weight: jax.Array, number: jax.Array) -> jax.Array:
+    """Matrix `number` of a weight of experts, [E_held, n, m]."""
+    return jax.lax.dynamic_index_in_dim(weight, number, keepdims=False)
+
+
 PLAIN = Stages(
     layer_operand=layer_operand,
+    expert_weight=expert_weight,
     multiply=linear.multiply,
     rotation=rope.rotation,
     apply_rope=rope.apply_rope,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,9 +18,10 @@ from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.reference.all_reduce import all_reduce
 from jax_tkg.reference.attention import attention_mask
 from jax_tkg.reference.cache_update import Caches, write_slots
+from jax_tkg.reference.experts import ExpertWeights, layer_mlp
 from jax_tkg.reference.linear import linear
 from jax_tkg.reference.masks import with_masks
-from jax_tkg.reference.mlp import MlpWeights, mlp
+from jax_tkg.reference.mlp import MlpBiases, MlpWeights
 from jax_tkg.reference.rms_norm import head_norms, rms_norm
 from jax_tkg.reference.rope import Rotation
 from jax_tkg.reference.stages import PLAIN, Stages
@@ -37,7 +39,7 @@ class _LayerOperands:
     W_out: Any
     W_gamma_qkv: jax.Array
     W_gamma_mlp: jax.Array
-    mlp: MlpWeights
+    mlp: MlpWeights | ExpertWeights
     bias_qkv: jax.Array | None = None
     bias_out: jax.Array | None = None
     W_gamma_q: jax.Array | None = None
@@ -185,7 +187,7 @@ def _layer(
         update = update + own.bias_out.astype(jnp.float32)[None]
     hidden = _add(hidden, update, own.W_gamma_post_attention, parameters.eps)
     normed = rms_norm(hidden, own.W_gamma_mlp, parameters.eps)
-    mlp_part = mlp(normed, own.mlp, parameters.clamp_bound, stages.multiply, parameters.activation)
+    mlp_part = layer_mlp(normed, own.mlp, dimensions, parameters, stages)
     update = all_reduce(mlp_part, parameters)
     hidden = _add(hidden, update, own.W_gamma_post_mlp, parameters.eps)
     return _LayerResult(hidden, key, value)
@@ -244,14 +246,7 @@ class _Model:
             W_out=take("W_outs"),
             W_gamma_qkv=take("W_gamma_qkvs"),
             W_gamma_mlp=take("W_gamma_mlps"),
-            mlp=MlpWeights(
-                gate=take("W_gates"),
-                up=take("W_ups"),
-                down=take("W_downs"),
-                gate_scale=take("W_gate_scales"),
-                up_scale=take("W_up_scales"),
-                down_scale=take("W_down_scales"),
-            ),
+            mlp=_mlp_weights(take),
             bias_qkv=take("bias_qkvs"),
             bias_out=take("bias_outs"),
             W_gamma_q=take("W_gamma_qs"),
@@ -333,6 +328,30 @@ class _Model:
             )
             for caches in zip(*by_kind, strict=True)
         )
+
+
+def _mlp_weights(take: Callable[[str], Any]) -> MlpWeights | ExpertWeights:
+    """A layer's MLP or its experts, given what takes the layer's operand of a name."""
+    weights = MlpWeights(
+        gate=take("W_gates"),
+        up=take("W_ups"),
+        down=take("W_downs"),
+        gate_scale=take("W_gate_scales"),
+        up_scale=take("W_up_scales"),
+        down_scale=take("W_down_scales"),
+    )
+    router = take("W_routers")
+    if router is None:
+        return weights
+    shared = [take(f"W_shared_{name}s") for name in ("gate", "up", "down")]
+    return ExpertWeights(
+        experts=weights,
+        router=router,
+        bias_router=take("bias_routers"),
+        bias_selection=take("bias_selections"),
+        biases=MlpBiases(take("bias_gates"), take("bias_ups"), take("bias_downs")),
+        shared=None if shared[0] is None else MlpWeights(*shared),
+    )
 
 
 def _number(turn: jax.Array, count: int, index: int) -> jax.Array:

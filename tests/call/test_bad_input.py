@@ -166,7 +166,7 @@ SHAPES: dict[str, tuple[Change, list[str]]] = {
             put("W_downs", [zeros(256, 128, dtype=FLOAT8)] * 2),
             put("W_down_scales", [zeros(1, 128), zeros(128)]),
         ),
-        ["W_down_scales[1]", "2 dimensions", "[128, H] or [1, H]", "got 1: [128]"],
+        ["W_down_scales[1]", "2 or 3 dimensions", "[128, H] or [1, H]", "got 1: [128]"],
     ),
     "bias_qkvs": (
         put("bias_qkvs", [zeros(1, 512), zeros(1, 256)]),

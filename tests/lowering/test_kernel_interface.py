@@ -24,6 +24,15 @@ def _operands(**arrays: Any) -> Operands:
 
 OTHER_OPTIONS = {"softmax_scale": 0.1, "attention_softcap": 30.0, "activation": "gelu"}
 
+EXPERT_OPTIONS = {
+    "activation_limit": 3.0,
+    "activation_alpha": 1.0,
+    "experts_per_token": 2,
+    "routing": "sigmoid_topk",
+    "normalize_expert_weights": True,
+    "routed_scale": 2.0,
+}
+
 
 class KernelInterfaceTest(parameterized.TestCase):
     def test_parameters_are_those_of_the_function(self) -> None:
@@ -38,11 +47,23 @@ class KernelInterfaceTest(parameterized.TestCase):
         )
         self.assertEqual((static["eps"], static["num_layers"]), (1e-5, 2))
 
-    def test_the_kernel_takes_every_operand_of_today(self) -> None:
-        everything = _operands(**{row.name: np.zeros(1) for row in OPERANDS})
+    def test_the_kernel_takes_every_operand_but_those_of_experts(self) -> None:
+        rows = [row for row in OPERANDS if not row.needs_experts]
+        everything = _operands(**{row.name: np.zeros(1) for row in rows})
         MEGAKERNEL.check_supported(
             everything, Parameters(1, eps=1e-3, clamp_bound=2.0, **OTHER_OPTIONS)
         )
+
+    @parameterized.parameters(*(row.name for row in OPERANDS if row.needs_experts), *EXPERT_OPTIONS)
+    def test_kernels_refuse_experts(self, option: str) -> None:
+        operands, parameters = _operands(), Parameters(1)
+        if option in EXPERT_OPTIONS:
+            parameters = Parameters(1, **{option: EXPERT_OPTIONS[option]})
+        else:
+            operands = _operands(**{option: (np.zeros(1),)})
+        for kernel_interface in (MEGAKERNEL, interface(NEWEST, _operands())):
+            with self.assertRaisesRegex(ValueError, f"^{option}: .*, which does not take it"):
+                kernel_interface.check_supported(operands, parameters)
 
     @parameterized.parameters(*cases.LAYER_OPTIONS, *OTHER_OPTIONS)
     def test_nkilib_refuses_options_of_a_layer(self, option: str) -> None:
