@@ -34,7 +34,7 @@ class CommandTest(absltest.TestCase):
             names = {row["name"] for row in json.loads(path.read_text())["traceEvents"]}
         self.assertIn("modelled latency of a token", done.stdout)
         self.assertIn("on other machines, modelled:", done.stdout)
-        self.assertRegex(done.stdout, r"W_qkvs +read +512 .* sync, hardware +kernels/layer_tensor")
+        self.assertRegex(done.stdout, r"W_qkvs +read +65536 .* sync, hardware +kernels")
         self.assertIn("all-reduce over 2 ranks with a latency of 17.5 us", done.stdout)
         self.assertLessEqual({"dma_copy", "nc_matmul", "all_reduce"}, names)
 
