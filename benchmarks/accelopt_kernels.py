@@ -107,25 +107,57 @@ def _transposed(tile: Any) -> Any:
     return turned
 
 
+def _product(result: Any, left: list[Any], right: list[Any], first: int = 0) -> None:
+    """result [128, n] on chip = the sum of left[k]^T right[k]: left[k] [128, 128], columns `first`
+    and on of right[k]."""
+    width = result.shape[1]
+    for start in range(0, width, COLUMNS):
+        place = slice(start, min(start + COLUMNS, width))
+        product = _tile(P, place.stop - start, space=nl.psum)
+        for k, (stationary, moving) in enumerate(zip(left, right, strict=True)):
+            nisa.nc_matmul(
+                dst=product,
+                stationary=stationary,
+                moving=moving[:, first + start : first + place.stop],
+                accumulate=k > 0,
+            )
+        _copy_by_scalar(result[:, place], product)
+
+
 def _multiply(out: Any, left: list[Any], right: list[Any], columns: int) -> None:
-    """out [128, n] in HBM = sum of left[k]^T right[k], left[k] [128, 128] and right[k] [128, n]."""
-    width = out.shape[1]
-    for first in range(0, width, columns):
+    """out [128, n] in HBM = the sum of left[k]^T right[k], stored `columns` at a time."""
+    for first in range(0, out.shape[1], columns):
         result = _tile(P, columns)
-        for start in range(first, first + columns, COLUMNS):
-            step = slice(start, min(start + COLUMNS, first + columns))
-            product = _tile(P, step.stop - start, space=nl.psum)
-            for k, (stationary, moving) in enumerate(zip(left, right, strict=True)):
-                nisa.nc_matmul(
-                    dst=product, stationary=stationary, moving=moving[:, step], accumulate=k > 0
-                )
-            place = slice(start - first, step.stop - first)
-            _copy_by_scalar(result[:, place], product)
+        _product(result, left, right, first)
         nisa.dma_copy(dst=out[:, first : first + columns], src=result)
 
 
 def _blocks_of(tile: Any) -> list[Any]:
     return [tile[:, first : first + P] for first in range(0, tile.shape[1], P)]
+
+
+def _spread(row: Any) -> Any:
+    """A row [1, n] of HBM on all partitions, by a product with ones."""
+    ones, spread = _tile(1, P), _tile(P, row.shape[1])
+    nisa.memset(dst=ones, value=1.0)
+    loaded = _load(row)
+    for first in range(0, row.shape[1], COLUMNS):
+        columns = slice(first, first + COLUMNS)
+        product = _tile(P, COLUMNS, space=nl.psum)
+        nisa.nc_matmul(dst=product, stationary=ones, moving=loaded[:, columns], accumulate=False)
+        nisa.tensor_copy(dst=spread[:, columns], src=product)
+    return spread
+
+
+def _normed(tile: Any) -> Any:
+    """RMSNorm of the rows of a tile [128, n], without a gain."""
+    n = tile.shape[1]
+    squares, total, factor, normed = _tile(P, n), _tile(P, 1), _tile(P, 1), _tile(P, n)
+    nisa.activation(dst=squares, op=nl.square, data=tile)
+    nisa.tensor_reduce(dst=total, op=nl.add, data=squares, axis=1)
+    nisa.activation(dst=factor, op=nl.rsqrt, data=total, scale=1.0 / n)
+    nisa.activation(dst=normed, op=nl.copy, data=tile, scale=factor)
+    return normed
 
 
 def rmsnorm_matmul(x: Any, weight: Any, added: Any | None = None, gain: Any | None = None) -> Any:
@@ -136,27 +168,13 @@ def rmsnorm_matmul(x: Any, weight: Any, added: Any | None = None, gain: Any | No
     K, N = weight.shape
     out = _out(x.shape[0], N)
     rows_of_weight = [_load(weight[k : k + P, :]) for k in range(0, K, P)]
-    gains = None
-    if gain is not None:
-        ones, gains = _tile(1, P), _tile(P, K)
-        nisa.memset(dst=ones, value=1.0)
-        row = _load(gain)
-        for first in range(0, K, COLUMNS):
-            columns = slice(first, first + COLUMNS)
-            spread = _tile(P, COLUMNS, space=nl.psum)
-            nisa.nc_matmul(dst=spread, stationary=ones, moving=row[:, columns], accumulate=False)
-            nisa.tensor_copy(dst=gains[:, columns], src=spread)
+    gains = None if gain is None else _spread(gain)
     for first in range(0, x.shape[0], P):
         rows = slice(first, first + P)
         tile = _load(x[rows, :])
         if added is not None:
             tile = _combined(tile, _load(added[rows, :]), nl.add)
-        squares, total, factor = _tile(P, K), _tile(P, 1), _tile(P, 1)
-        nisa.activation(dst=squares, op=nl.square, data=tile)
-        nisa.tensor_reduce(dst=total, op=nl.add, data=squares, axis=1)
-        nisa.activation(dst=factor, op=nl.rsqrt, data=total, scale=1.0 / K)
-        normed = _tile(P, K)
-        nisa.activation(dst=normed, op=nl.copy, data=tile, scale=factor)
+        normed = _normed(tile)
         if gains is not None:
             normed = _combined(normed, gains, nl.multiply)
         _multiply(out[rows, :], _blocks_of(_transposed(normed)), rows_of_weight, COLUMNS)
@@ -166,6 +184,56 @@ def rmsnorm_matmul(x: Any, weight: Any, added: Any | None = None, gain: Any | No
 def add_rmsnorm_matmul(x: Any, weight: Any, added: Any, gain: Any) -> Any:
     """rms_norm(x + added) * gain @ weight."""
     return rmsnorm_matmul(x, weight, added, gain)
+
+
+def matmul_add_rmsnorm(x: Any, weight: Any, added: Any, gain: Any) -> Any:
+    """rms_norm(x @ weight + added) * gain; the weight stays on chip."""
+    K, N = weight.shape
+    out = _out(x.shape[0], N)
+    rows_of_weight = [_load(weight[k : k + P, :]) for k in range(0, K, P)]
+    gains = _spread(gain)
+    for first in range(0, x.shape[0], P):
+        rows = slice(first, first + P)
+        tile = _load(x[rows, :])
+        product = _tile(P, N)
+        _product(product, _blocks_of(_transposed(tile)), rows_of_weight)
+        summed = _combined(product, _load(added[rows, :]), nl.add)
+        nisa.dma_copy(dst=out[rows, :], src=_combined(_normed(summed), gains, nl.multiply))
+    return out
+
+
+def adamw(theta: Any, gradient: Any, mean: Any, square: Any) -> Any:
+    """A step of AdamW on [blocks * 128, 2048], in tiles of 1024 columns and steps of 512.
+
+    What has a scalar runs on the Scalar Engine, as its published share shows.
+    """
+    out = _out(*theta.shape)
+    for row in range(0, theta.shape[0], P):
+        rows = slice(row, row + P)
+        for first in range(0, theta.shape[1], WIDE):
+            columns = slice(first, first + WIDE)
+            tiles = [_load(each[rows, columns]) for each in (theta, mean, square, gradient)]
+            result = _tile(P, WIDE)
+            for step in (slice(0, COLUMNS), slice(COLUMNS, WIDE)):
+                weights, means, squares, gradients = (tile[:, step] for tile in tiles)
+                decayed = _combined(weights, _scaled(weights, nl.multiply, 1e-5), nl.subtract)
+                first_moment = _combined(
+                    _scaled(means, nl.multiply, 0.9),
+                    _scaled(gradients, nl.multiply, 0.1),
+                    nl.add,
+                )
+                second_moment = _combined(
+                    _scaled(squares, nl.multiply, 0.999),
+                    _combined(_scaled(gradients, nl.multiply, 0.001), gradients, nl.multiply),
+                    nl.add,
+                )
+                root, inverse = _tile(P, COLUMNS), _tile(P, COLUMNS)
+                nisa.activation(dst=root, op=nl.sqrt, data=second_moment, scale=1000.0)
+                nisa.reciprocal(dst=inverse, data=_scaled(root, nl.add, 1e-8))
+                moved = _combined(_scaled(first_moment, nl.multiply, 0.01), inverse, nl.multiply)
+                nisa.tensor_tensor(dst=result[:, step], data1=decayed, data2=moved, op=nl.subtract)
+            nisa.dma_copy(dst=out[rows, columns], src=result)
+    return out
 
 
 def transpose_matmul(left: Any, right: Any) -> Any:

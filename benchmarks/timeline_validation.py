@@ -158,6 +158,15 @@ PUBLISHED = (
         lambda n: ((128 * n, 1024), (1024, 2048), (128 * n, 1024), (1, 1024)),
     ),
     _accelopt(
+        "matmul, add, RMSNorm",
+        accelopt.matmul_add_rmsnorm,
+        2667,
+        32,
+        4,
+        lambda n: ((128 * n, 2048), (2048, 2048), (128 * n, 2048), (1, 2048)),
+    ),
+    _accelopt("AdamW", accelopt.adamw, 2000, 86, 4, lambda n: ((128 * n, 2048),) * 4),
+    _accelopt(
         "transposed matmul",
         accelopt.transpose_matmul,
         9610,

@@ -1,5 +1,6 @@
 """The transfers of a layer, against what its sizes make known."""
 
+import pytest
 from absl.testing import absltest
 
 from jax_tkg.profile.layer import record_launches
@@ -12,6 +13,7 @@ from jax_tkg.simulator.timing.stress import FAVORABLE, MACHINES, UNFAVORABLE
 SMALL = Case(B=2, S=1, H=512, I=256, d=64, q=4, k=2, S_ctx=258, tensor_parallel=4)
 
 
+@pytest.mark.thorough
 class LoadsTest(absltest.TestCase):
     @classmethod
     def setUpClass(cls):
