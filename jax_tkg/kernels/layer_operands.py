@@ -108,6 +108,27 @@ def experts_held(W_gates, looped):
     return held
 
 
+def features_of(weights, axes, looped):
+    """Most columns of a weight, among layers whose weight has so many axes; 0 without such layers.
+
+    Args:
+      weights: a tuple of tensors or None, or one tensor with a layer axis if `looped`; or None.
+      axes: of one layer's weight.
+      looped: whether the layers are a loop on the device.
+    """
+    columns = 0
+    if weights == None:
+        return columns
+    if looped:
+        if len(weights.shape) == axes + 1:
+            columns = weights.shape[axes]
+    else:
+        for weight in weights:
+            if weight != None and len(weight.shape) == axes:
+                columns = max(columns, weight.shape[axes - 1])
+    return columns
+
+
 def _layer_weight(weight, number, looped):
     """One layer's `Weight`, or None if the layer has none."""
     if weight == None or weight.tensor == None:

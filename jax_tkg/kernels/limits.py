@@ -79,6 +79,8 @@ def ceiling_divide(numerator, denominator):
 
 def feature_chunks(I):  # noqa: E741 - the letter of the MLP's intermediate size
     """Chunks of equal size of an MLP's I features: the fewest that fit on the partitions."""
+    if I == 0:
+        return 0
     chunks = ceiling_divide(I, PARTITIONS)
     while I % chunks > 0:
         chunks += 1

@@ -3,7 +3,7 @@
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import PARTITIONS, PIECE_ELEMENTS, head_chunks
+from .limits import PARTITIONS, PIECE_ELEMENTS, feature_chunks, head_chunks
 
 
 class Sizes(NKIObject):
@@ -87,8 +87,8 @@ class Sizes(NKIObject):
         return self.H // PARTITIONS
 
     def mlp_chunks(self):
-        """Chunks of 128 MLP features."""
-        return self.I // PARTITIONS
+        """Chunks of the features of a dense MLP or a shared expert, on the partitions."""
+        return feature_chunks(self.I)
 
 
 class Core(NKIObject):

@@ -28,6 +28,8 @@ what two cores swap.
         |      |
         |   mlp: gate, up <- ring <-------------- W_gate, W_up   [partial products]
         |        down <----- ring <-------------- W_down
+        |   or experts: route <-------------------- W_router
+        |        the chosen experts' MLPs, each core every other one [inputs, sums]
         |      |
         |   update_caches, the new keys and values ----> K_cache, V_cache
         |      |
@@ -47,7 +49,8 @@ from .attention import attention
 from .blocks import CacheBlocks
 from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
 from .constants import Constants
-from .layer_operands import LayerOperands
+from .experts import experts
+from .layer_operands import LayerOperands, experts_held, features_of
 from .layer_range import LayerRange
 from .layer_tensor import LayerTensor, Weight, layer_tensor
 from .layout import load_columns, load_tokens, store_tokens
@@ -57,6 +60,7 @@ from .masks import Masks
 from .mlp import mlp
 from .rms_norm import normalize_heads, rms_norm
 from .rope import Rotation, apply_rope
+from .router import Routing
 from .sizes import Context, Core, Sizes
 from .weight_ring import WeightRing
 
@@ -157,10 +161,11 @@ class OffsetTables(NKIObject):
 class Shared(NKIObject):
     """What every layer of a kind uses besides the `Context`."""
 
-    def __init__(self, rotation, masks, reduction):
+    def __init__(self, rotation, masks, reduction, routing):
         self.rotation = rotation
         self.masks = masks
         self.reduction = reduction
+        self.routing = routing
 
 
 class Kind(NKIObject):
@@ -211,6 +216,16 @@ def transformer_tkg(
     W_gamma_post_attentions,
     W_gamma_post_mlps,
     sinks,
+    W_routers,
+    bias_routers,
+    bias_selections,
+    bias_gates,
+    bias_ups,
+    bias_downs,
+    W_shared_gates,
+    W_shared_ups,
+    W_shared_downs,
+    expert_order,
     eps,
     replica_groups,
     sbuf_residual_and_cc,
@@ -218,6 +233,12 @@ def transformer_tkg(
     softmax_scale,
     attention_softcap,
     activation,
+    activation_limit,
+    activation_alpha,
+    experts_per_token,
+    routing,
+    normalize_expert_weights,
+    routed_scale,
     first_layer,
     num_layers,
     stacked_caches,
@@ -240,7 +261,8 @@ def transformer_tkg(
       X: [B, S, H].
       W_qkvs: per layer [H, (q + 2k) * d].
       W_outs: per layer [q * d, H].
-      W_gates: per layer [H, I]; in X's dtype or float8.
+      W_gates: per layer [H, I]; in X's dtype or float8. In a layer with experts [E', H, I], as the
+        next two have E' in front; its scales have it too.
       W_ups: per layer [H, I]; in X's dtype or float8.
       W_downs: per layer [I, H]; in X's dtype or float8.
       W_gamma_qkvs: per layer [1, H].
@@ -269,21 +291,39 @@ def transformer_tkg(
       W_gate_scales: per layer [1 or 128, I] float32 or None; None if no layer has a scale.
       W_up_scales: per layer [1 or 128, I] float32 or None; None if no layer has a scale.
       W_down_scales: per layer [1 or 128, H] float32 or None; None if no layer has a scale.
-      bias_qkvs: per layer [1, (q + 2k) * d] or None. This and the next six are None if no layer has
-        one.
+      bias_qkvs: per layer [1, (q + 2k) * d] or None. This and all that follow are None if no layer
+        has one.
       bias_outs: per layer [1, H] or None.
       W_gamma_qs: per layer [1, d] or None.
       W_gamma_ks: per layer [1, d] or None.
       W_gamma_post_attentions: per layer [1, H] or None.
       W_gamma_post_mlps: per layer [1, H] or None.
       sinks: per layer [1, q] float32 or None.
+      W_routers: per layer [H, E] in X's dtype or float32, or None for a layer without experts, as
+        in the next eight.
+      bias_routers: per layer [1, E] float32 or None.
+      bias_selections: per layer [1, E] float32 or None.
+      bias_gates: per layer [E', I] or None.
+      bias_ups: per layer [E', I] or None.
+      bias_downs: per layer [E', H] or None.
+      W_shared_gates: per layer [H, I of the shared expert] or None.
+      W_shared_ups: per layer, like W_shared_gates.
+      W_shared_downs: per layer [I of the shared expert, H] or None.
+      expert_order: [1, E] float32: for the experts that this rank holds E', E' - 1, ... 1, for
+        others 0; None without experts.
       eps: RMSNorm epsilon.
       replica_groups: tuple of tuples of ranks, or None for no all-reduce.
       sbuf_residual_and_cc: whether the all-reduce goes from SBUF to SBUF, else through HBM.
       clamp_bound: bound of the inputs of float8 products; 0 for none.
       softmax_scale: factor of the scores; None for d**-0.5.
       attention_softcap: bound of the scaled scores, by a tanh; 0 for none.
-      activation: of the MLP's gate: "silu", "gelu_tanh", "gelu" or "relu2".
+      activation: of the MLP's gate: "silu", "gelu_tanh", "gelu", "relu2" or "swiglu_oai".
+      activation_limit: bound of gate and up in "swiglu_oai".
+      activation_alpha: factor in its sigmoid.
+      experts_per_token: experts that each token chooses; None without experts.
+      routing: how: "softmax_topk", "topk_softmax" or "sigmoid_topk".
+      normalize_expert_weights: whether a token's weights are divided by their sum.
+      routed_scale: factor of the weights.
       first_layer: the first layer to run, in tensors with a layer axis; tuples begin with it.
       num_layers: how many layers to run.
       stacked_caches: whether the caches have a layer axis.
@@ -304,6 +344,21 @@ def transformer_tkg(
         group = ReplicaGroup(replica_groups)
     reduction = Reduction(group, sbuf_residual_and_cc)
     several = layer_kinds != None
+    ranks = 1
+    if replica_groups != None:
+        ranks = len(replica_groups[0])
+    chooser = None
+    held = experts_held(W_gates, looped)
+    if held > 0:
+        chooser = Routing(
+            experts_per_token,
+            routing,
+            normalize_expert_weights,
+            routed_scale,
+            held,
+            ranks,
+            expert_order,
+        )
     kinds = []
     context = None
     mask_bytes = 0
@@ -341,6 +396,11 @@ def transformer_tkg(
                 softmax_scale,
                 attention_softcap,
                 activation,
+                activation_limit,
+                activation_alpha,
+                chooser,
+                W_shared_gates,
+                looped,
             )
             cos = _of_kind(RoPE_cos, number, several)
             sin = _of_kind(RoPE_sin, number, several)
@@ -349,6 +409,9 @@ def transformer_tkg(
             mask_bytes = masks.bytes
             if context == None:
                 ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
+                if chooser != None and chooser.may_be_fewer(sizes.T):
+                    ring.clear()
+                    cleared = True
                 context = Context(sizes, core, ring, Constants(sizes))
             if numbers != None and not cleared:
                 ring = context.ring
@@ -361,15 +424,15 @@ def transformer_tkg(
                 numbers,
             )
             own = Context(sizes, core, context.ring, context.constants)
-            kind = Kind(Shared(rotation, masks, reduction), own, tables)
+            kind = Kind(Shared(rotation, masks, reduction, chooser), own, tables)
         kinds.append(kind)
     sizes = context.sizes
     operands = LayerOperands(
         Weight(W_qkvs, bias=bias_qkvs),
         Weight(W_outs, bias=bias_outs),
-        Weight(W_gates, scale=W_gate_scales),
-        Weight(W_ups, scale=W_up_scales),
-        Weight(W_downs, scale=W_down_scales),
+        Weight(W_gates, scale=W_gate_scales, bias=bias_gates),
+        Weight(W_ups, scale=W_up_scales, bias=bias_ups),
+        Weight(W_downs, scale=W_down_scales, bias=bias_downs),
         W_gamma_qkvs,
         W_gamma_mlps,
         W_gamma_q=W_gamma_qs,
@@ -377,6 +440,11 @@ def transformer_tkg(
         W_gamma_post_attention=W_gamma_post_attentions,
         W_gamma_post_mlp=W_gamma_post_mlps,
         sinks=sinks,
+        W_router=Weight(W_routers, bias=bias_routers),
+        bias_selection=bias_selections,
+        W_shared_gate=Weight(W_shared_gates),
+        W_shared_up=Weight(W_shared_ups),
+        W_shared_down=Weight(W_shared_downs),
     )
     x = load_tokens(X, sizes, core)
     if looped:
@@ -402,6 +470,11 @@ def _sizes(
     softmax_scale,
     attention_softcap,
     activation,
+    activation_limit,
+    activation_alpha,
+    chooser,
+    W_shared_gates,
+    looped,
 ):
     B, S, H = X.shape
     block_len = 0
@@ -413,12 +486,18 @@ def _sizes(
     d = K_cache.shape[2]
     S_max = K_cache.shape[3]
     q = W_outs[0].shape[0] // d
-    I = W_gates[0].shape[1]  # noqa: E741
+    # Layers with experts and others may alternate.
+    dense_I = features_of(W_gates, 2, looped)
+    shared_I = features_of(W_shared_gates, 2, looped)
+    expert_I = features_of(W_gates, 3, looped)
+    expert_count = 0
+    if chooser != None:
+        expert_count = chooser.experts
     return Sizes(
         B,
         S,
         H,
-        I,
+        max(dense_I, shared_I),
         d,
         q,
         k,
@@ -433,6 +512,10 @@ def _sizes(
         cache_rows=K_cache.shape[0],
         block_len=block_len,
         n=n,
+        activation_limit=activation_limit,
+        activation_alpha=activation_alpha,
+        experts=expert_count,
+        expert_I=expert_I,
     )
 
 
@@ -501,7 +584,14 @@ def _loop(x, operands, caches, layers, kinds, turns):
                 place = layers.loop_place(turn, index, size, turns)
             own = caches.layer_of_loop(place, layer, layers)
             own.offsets = kind.tables.load(place, looped=True)
-            y = _layer(y, operands.layer(number, looped=True), own, kind.shared, kind.context)
+            y = _layer(
+                y,
+                operands.layer(number, looped=True),
+                own,
+                kind.shared,
+                kind.context,
+                number=number,
+            )
         nisa.tensor_copy(dst=x, src=y)
 
     nl.fori_loop(0, turns, body)
@@ -511,8 +601,11 @@ def _loop(x, operands, caches, layers, kinds, turns):
             masks.leave_loop()
 
 
-def _layer(x, layer, caches, shared, context):
-    """One layer of the residual stream x [128, n, T], of which this core holds n chunks of H."""
+def _layer(x, layer, caches, shared, context, number=None):
+    """One layer of the residual stream x [128, n, T], of which this core holds n chunks of H.
+
+    In a loop on the device, `number` is its `LoopLayer`.
+    """
     normed = rms_norm(x, layer.W_gamma_qkv, context)
     heads = _heads(normed, layer, shared.rotation, context)
     blocks = None
@@ -536,7 +629,10 @@ def _layer(x, layer, caches, shared, context):
     gamma = layer.W_gamma_post_attention
     x = add_reduced(x, partial, shared.reduction, context, bias=W_out.bias, gamma=gamma)
     normed = rms_norm(x, layer.W_gamma_mlp, context)
-    partial = mlp(normed, layer, context)
+    if layer.has_experts():
+        partial = experts(normed, layer, shared.routing, context, number=number)
+    else:
+        partial = mlp(normed, layer, context)
     if offsets.values != None:
         # Only here, so that no load of weights queues behind writes that wait for attention.
         update_caches(caches, heads, values, context)

@@ -59,7 +59,8 @@ class KernelInterface:
       consumed: operands that it gets in another form, among `tensors` under other names.
       options: names of the arithmetic options that it takes.
       operands: makes its tensors, by name, of the primitive's operands, for layers that loop on
-        the device or not, and for the kinds of the layers, if there are several.
+        the device or not, and for the kinds of the layers, if there are several; with the call's
+        parameters they are those of the rank that the traced program runs on, else of the first.
       loops: whether the layers of these operands can loop.
       static_arguments: its other arguments, by name.
       returns_caches: whether it returns the caches after the hidden states, or only writes them.
@@ -70,7 +71,7 @@ class KernelInterface:
     tensors: tuple[str, ...]
     consumed: tuple[str, ...]
     options: tuple[str, ...]
-    operands: Callable[[Operands, bool, tuple[int, ...] | None], dict[str, Any]]
+    operands: Callable[..., dict[str, Any]]
     loops: Callable[[Operands], bool]
     static_arguments: Callable[[Launch], dict[str, Any]]
     returns_caches: bool

@@ -76,6 +76,11 @@ def check_kernel_limits(
             f"X: expected at most {PARTITIONS} tokens for the Neuron kernel (a partition each), "
             f"got B * S = {D.B} * {D.S} = {tokens}"
         )
+    if D.E > limits.MAX_EXPERTS:
+        raise ValueError(
+            f"W_routers: expected E <= {limits.MAX_EXPERTS} for the Neuron kernel (a PSUM bank of "
+            f"counts), got E = {D.E}"
+        )
     if D.q * D.S > PSUM_BANK:
         raise ValueError(
             f"mask_cache: expected q * S <= {PSUM_BANK} for the Neuron kernel (a PSUM bank of "
@@ -120,7 +125,7 @@ def sbuf_bytes(
     tokens = D.B * D.S
     # What one core holds of the residual stream, and all of the MLP's product.
     hidden = _hidden_chunks(D, cores) * tokens
-    mlp = D.I // PARTITIONS * tokens
+    mlp = _mlp_chunks(D) * tokens
     residual = item * hidden
     # Squares, the scaled and the normalized activation, and its gain.
     norm = (2 * FLOAT32 + item) * hidden + 2 * item * (D.H // PARTITIONS)
@@ -130,6 +135,7 @@ def sbuf_bytes(
     swapped = 3 * FLOAT32 * PSUM_BANK
     # The normalized input (also clamped), these, their product, and the down projection's result.
     feed_forward = 2 * item * hidden + 2 * part + swapped + 2 * item * mlp + FLOAT32 * hidden
+    experts = _expert_bytes(D, cores, item)
     # The rows of tokens that are loaded and stored.
     rows = item * PARTITIONS * _hidden_chunks(D, cores) + item * hidden
     # What the all-reduce sums, its result, and the result's squares or the residual after it.
@@ -137,6 +143,8 @@ def sbuf_bytes(
     stages = {
         "normalization": norm,
         "MLP": feed_forward,
+        # A shared expert's MLP runs after the router, and its result is kept.
+        "experts": experts + (feed_forward if D.I_shared else 0),
         "projection of heads": _projection_bytes(D, item, cores) + item * hidden,
         "attention": max(_attention_bytes(kind, item) for kind in kinds) + item * hidden,
         "input and output": rows,
@@ -150,6 +158,7 @@ def sbuf_bytes(
         "constants": limits.CONSTANT_BYTES,
         "tables and masks": len(kinds) * tables
         + sum(4 * D.B * kind.n for kind in kinds)
+        + FLOAT32 * (max(D.E, limits.LEAST_SEARCHED) + 8 if D.E else 0)
         + _resident_mask_bytes(kinds, cores, item),
         "residual": residual,
         largest: stages[largest],
@@ -161,6 +170,18 @@ def _hidden_chunks(D: Dimensions, cores: int) -> int:
     return limits.ceiling_divide(D.H // PARTITIONS, cores)
 
 
+def _mlp_chunks(D: Dimensions) -> int:
+    """Chunks on the partitions of the features of a dense MLP or a shared expert."""
+    return max(limits.feature_chunks(D.I), limits.feature_chunks(D.I_shared))
+
+
+def _expert_bytes(D: Dimensions, cores: int, item: int) -> int:
+    tokens = D.B * D.S
+    hidden = _hidden_chunks(D, cores) * tokens
+    whole = D.H // PARTITIONS * tokens
+    return limits.expert_bytes(hidden, whole, D.I_expert, D.E, tokens, item)
+
+
 def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int) -> int:
     """Masks that stay on chip: all, or as many as there is room for."""
     D = kinds[0]
@@ -168,8 +189,9 @@ def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int) -> 
     needed = chunks * D.B * D.q * D.S
     tokens = D.B * D.S
     hidden = _hidden_chunks(D, cores) * tokens
-    mlp = D.I // PARTITIONS * tokens
-    room = limits.mask_room_bytes(hidden, D.H // PARTITIONS, mlp, item)
+    mlp = _mlp_chunks(D) * tokens
+    experts = _expert_bytes(D, cores, item)
+    room = limits.mask_room_bytes(hidden, D.H // PARTITIONS, mlp, item, experts)
     return max(0, min(needed, room))
 
 

@@ -12,12 +12,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_tkg.call.arguments import PER_KIND, PER_LAYER, PER_LAYER_CACHES, Operands, is_stacked
+from jax_tkg.call.arguments import (
+    PER_KIND,
+    PER_LAYER,
+    PER_LAYER_CACHES,
+    Operands,
+    Parameters,
+    is_stacked,
+)
 from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.integers import as_int32, by_token
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.call.operand_table import OPERANDS
 from jax_tkg.reference.cache_update import write_slots
+from jax_tkg.reference.expert_ranks import first_expert
 
 SKIPPED = 2**32 - 1
 """Offset of a token that is not written: past the end of every cache."""
@@ -38,7 +46,7 @@ CONSUMED = (
 )
 """Operands that the kernel gets in another form."""
 
-PREPARED = (
+_PREPARED_OF_KINDS = (
     "prior_mask",
     "active_mask",
     "context_ranges",
@@ -47,9 +55,11 @@ PREPARED = (
     "key_offsets",
     "value_offsets",
 )
-"""The kernel's tensors that are made of them."""
 
-OF_KINDS = (*PREPARED, *(name for name in PER_KIND if name not in CONSUMED))
+PREPARED = (*_PREPARED_OF_KINDS, "expert_order")
+"""The kernel's tensors that are made of them, and of the rank's number."""
+
+OF_KINDS = (*_PREPARED_OF_KINDS, *(name for name in PER_KIND if name not in CONSUMED))
 """The kernel's tensors that have an entry for each kind of layers, if there are several."""
 
 Offsets = dict[str, jax.Array | None]
@@ -201,10 +211,31 @@ def _offsets(offsets: jax.Array, written: jax.Array) -> jax.Array:
     return kept.reshape(offsets.shape[0], -1)
 
 
+def expert_order(operands: Operands, parameters: Parameters | None) -> jax.Array | None:
+    """[1, E] float32: of the experts that this rank holds E_held, E_held - 1, ... 1; of others 0.
+
+    None without experts.
+
+    Args:
+      operands: of the primitive.
+      parameters: which say what number the rank has; None: it holds the first experts.
+    """
+    D = Dimensions.of(operands)
+    if not D.E:
+        return None
+    first = jnp.int32(0)
+    if parameters is not None and D.E_held < D.E:
+        first = first_expert(parameters, D.E_held)
+    places = jnp.arange(D.E, dtype=jnp.int32) - first
+    is_held = (places >= 0) & (places < D.E_held)
+    return jnp.where(is_held, D.E_held - places, 0).astype(jnp.float32)[None]
+
+
 def kernel_operands(
     operands: Operands,
     looped: bool = False,
     layer_kinds: tuple[int, ...] | None = None,
+    parameters: Parameters | None = None,
     names: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """The kernel's tensors by its parameters' names; per-layer ones as `Operands` holds them.
@@ -215,11 +246,13 @@ def kernel_operands(
       operands: of the primitive.
       looped: whether the layers loop on the device, which `layers_loop` allows.
       layer_kinds: the kinds of the layers, if there are several; `OF_KINDS` are tuples then.
+      parameters: of the call, in its traced program; see `expert_order`.
       names: of the kernel's tensor parameters; None: all operands, and what is prepared.
     """
     tensors = {
         row.name: getattr(operands, row.name) for row in OPERANDS if row.name not in CONSUMED
     }
+    tensors["expert_order"] = expert_order(operands, parameters)
     if layer_kinds is None:
         tensors.update(_of_one_kind(operands, looped))
     else:

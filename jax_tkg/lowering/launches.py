@@ -37,7 +37,7 @@ def run_launches(
     step = parameters.layers_per_launch or total
     looped = launches_loop(operands, parameters, kernel)
     kinds = parameters.layer_kinds
-    tensors = kernel.operands(operands, looped, kinds)
+    tensors = kernel.operands(operands, looped, kinds, parameters)
     groups = parameters.replica_groups
     if groups is not None and len(groups[0]) == 1:
         groups = None
@@ -55,6 +55,9 @@ def run_launches(
             # Stacks for each kind are a tuple too, but not one of layers.
             if not (by_kind and name in PER_LAYER_CACHES):
                 given[name] = value
+        if given.get("W_routers") is None:
+            # A launch without layers of experts.
+            given["expert_order"] = None
         if kinds is not None:
             used = set(kinds[first : first + count])
             names = (*OF_KINDS, *(PER_LAYER_CACHES if by_kind else ()))

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_tkg.call.arguments import PARTITIONS, Operands
+from jax_tkg.call.arguments import PARTITIONS, Operands, Parameters
 from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.operand_table import names
 from jax_tkg.lowering.kernel_interface import KernelInterface, Launch
@@ -56,9 +56,13 @@ def interface(release: Release, operands: Operands) -> KernelInterface:
     uses_ocp = release.selects_float8 and uses_ocp_float8(operands)
 
     def kernel_operands(
-        given: Operands, looped: bool = False, layer_kinds: tuple[int, ...] | None = None
+        given: Operands,
+        looped: bool = False,
+        layer_kinds: tuple[int, ...] | None = None,
+        parameters: Parameters | None = None,
     ) -> dict[str, Any]:
-        del looped, layer_kinds  # It takes a tensor per layer, and layers of one kind.
+        # It takes a tensor per layer, layers of one kind, and nothing that depends on the rank.
+        del looped, layer_kinds, parameters
         plain = {name: getattr(given, name) for name in tensors if name != mask}
         return {
             **plain,

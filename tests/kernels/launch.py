@@ -53,11 +53,14 @@ def run(
     world = tuple(range(len(ranks)))
     groups = (world,) if len(ranks) > 1 else None
     given = []
-    for arguments in ranks:
-        operands, parameters = canonical(
-            cases.stack(arguments, shape.layer_kinds) if stacked else arguments,
-            **cases.options(shape),
-        )
+    mesh = jax.sharding.AbstractMesh((len(ranks),), ("ranks",))
+    for rank, arguments in enumerate(ranks):
+        with jax.sharding.use_abstract_mesh(mesh):
+            operands, parameters = canonical(
+                cases.stack(arguments, shape.layer_kinds) if stacked else arguments,
+                replica_groups=groups,
+                **cases.options(shape),
+            )
         looped = stacked and (shape.L == 1 or launches.launches_loop(operands, parameters))
         launch = launches.Launch(
             dataclasses.replace(parameters, sbuf_residual_and_cc=on_chip),
@@ -71,6 +74,9 @@ def run(
         tensors = jax.tree.map(
             np.asarray, MEGAKERNEL.operands(operands, looped, parameters.layer_kinds)
         )
+        if shape.E_held < shape.E:
+            # Outside of a mesh no rank knows its number.
+            tensors["expert_order"] = np.roll(tensors["expert_order"], rank * shape.E_held)
         given.append(
             {**launches.layer_tuples(tensors, launch), **MEGAKERNEL.static_arguments(launch)}
         )

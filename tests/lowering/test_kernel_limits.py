@@ -28,6 +28,24 @@ SHAPES = {
     "long": cases.Shape(B=2, S=2, q=8, k=2, L=1, S_ctx=2304, S_max=2304),
     "large_heads": cases.Shape(B=16, S=8, q=8, k=8, d=256, L=1),
     "options": cases.Shape(B=8, S=4, H=1024, L=1, dtype="bfloat16", **cases.EVERY_OPTION),
+    "experts": dataclasses.replace(
+        cases.EXPERTS, H=512, B=4, L=1, I_expert=200, I_shared=128, dtype="bfloat16"
+    ),
+    "experts_of_many_tokens": dataclasses.replace(
+        cases.EXPERTS,
+        H=1024,
+        B=16,
+        S=8,
+        q=2,
+        k=1,
+        L=1,
+        I_expert=512,
+        E=40,
+        E_held=40,
+        dtype="bfloat16",
+        experts_per_token=4,
+        activation="swiglu_oai",
+    ),
     "many_tokens": cases.Shape(B=16, S=8, q=2, k=1, H=1024, I=1024, L=1, dtype="bfloat16"),
 }
 

@@ -77,6 +77,39 @@ class OneDeviceTest(parameterized.TestCase):
         shape = dataclasses.replace(cases.KINDS, layer_kinds=(0, 1, 0, 1, 0))
         self._check(shape, stacked, layers_per_launch=layers_per_launch)
 
+    def test_experts(self) -> None:
+        """Launches of one layer: dense ones have none of the experts' tensors."""
+        shape = dataclasses.replace(cases.EXPERTS, L=3, dense_layers=(1,), I_shared=24)
+        self._check(shape, layers_per_launch=1)
+
+    def test_experts_split_by_expert(self) -> None:
+        """Each rank learns in the traced program which experts are its own."""
+        shape = dataclasses.replace(cases.EXPERTS, L=1, E_held=4, S_ctx=4, S_max=8)
+        weights, inputs = _case(dataclasses.replace(shape, E_held=8))
+        specs = jax_tkg.sharding.partition_specs("tp", expert_split="expert")
+        whole = {**weights, **inputs}
+        heads = ("W_qkvs", "W_outs", "K_caches", "V_caches", "mask_cache", "mask_active")
+        alike = dict.fromkeys(heads, jax.sharding.PartitionSpec())
+        in_specs = {name: alike.get(name, getattr(specs, name)) for name in whole}
+
+        def hidden(implementation: str) -> Any:
+            def run(arguments: Any) -> jax.Array:
+                return jax_tkg.transformer_tkg(
+                    **arguments,
+                    **cases.options(shape),
+                    axis_name="tp",
+                    implementation=implementation,
+                ).hidden
+
+            mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:2]), ("tp",))
+            sharded = jax.shard_map(
+                run, mesh=mesh, in_specs=(in_specs,), out_specs=specs.hidden, check_vma=False
+            )
+            return np.asarray(jax.jit(sharded)(whole))
+
+        want = hidden("reference")
+        self.assertLess(np.abs(hidden("simulate") - want).max(), 1e-4 * np.abs(want).max())
+
     def test_kinds_in_one_stack(self) -> None:
         shape = cases.Shape(L=4, layer_kinds=(1, 0, 1, 0), kinds=((20, 24, True, "first"),))
         weights, inputs = _case(shape)

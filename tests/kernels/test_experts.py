@@ -1,0 +1,123 @@
+"""The kernel's layers with experts, in the simulator against the oracle; and what they read."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+
+import pytest
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from jax_tkg import simulator
+from jax_tkg.simulator.timing.pricing import moved
+from tests import cases, parallel_cases
+from tests.kernels import launch
+from tests.stages import drawing
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+NEAR_TIE = {"float32": 1e-4, "bfloat16": 0.04}
+"""Scores that differ by less may be chosen in either order: other values are drawn."""
+
+SHAPE = dataclasses.replace(cases.EXPERTS, q=1, k=1, d=32, S_ctx=4, S_max=8, B=1, S=1)
+
+
+def _check(shape: cases.Shape, ranks: int, seed: int, **how: Any) -> simulator.Result:
+    """Runs the kernel on random ranks without near ties, and compares it with the oracle."""
+    for attempt in range(50):
+        (row,) = parallel_cases.random_ranks(shape, 1, ranks, seed + attempt)
+        gaps: list[float] = []
+        hidden, K, V, written = cases.expected(shape, row, row, gaps)
+        if min(gaps) > NEAR_TIE[shape.dtype]:
+            break
+    else:
+        raise AssertionError(f"all draws of {shape} have near ties")
+    outputs, result = launch.run(shape, row, **how)
+    for index, arguments in enumerate(row):
+        cases.check(outputs[index], shape, arguments, hidden, K[index], V[index], written)
+    return result
+
+
+@st.composite
+def shapes(draw: st.DrawFn, routing: str, ranks: int) -> cases.Shape:
+    dtype = draw(st.sampled_from(("float32", "float32", "bfloat16")))
+    E = ranks * draw(st.sampled_from((3, 8, 70) if dtype == "float32" else (2, 4)))
+    biases = [name for name in cases.EXPERT_OPTIONS if draw(st.booleans())]
+    if routing != "sigmoid_topk":
+        biases = [name for name in biases if name != "bias_selections"]
+    layers: dict[str, Any] = draw(
+        st.sampled_from(({"L": 1}, {"L": 2}, {"L": 3, "dense_layers": (0, 2)}))
+    )
+    if draw(st.integers(0, 2)) == 0:
+        layers["quantized"] = (("float8_e4m3", None, "float8_e5m2"),) * layers["L"]
+    return dataclasses.replace(
+        SHAPE,
+        **layers,
+        H=draw(st.sampled_from((128, 256, 384))),
+        B=draw(st.sampled_from((1, 1, 2, 3))),
+        S=draw(st.sampled_from((1, 1, 2))),
+        E=E,
+        E_held=draw(st.sampled_from((E, E // ranks))),
+        I_expert=draw(st.sampled_from((16, 128, 200))),
+        I_shared=draw(st.sampled_from((0, 0, 24))),
+        experts_per_token=draw(st.integers(1, min(E, 10))),
+        options=tuple(biases),
+        routing=routing,
+        normalize_expert_weights=draw(st.booleans()),
+        routed_scale=draw(st.sampled_from((1.0, 2.5))),
+        activation=draw(st.sampled_from(("silu", "gelu", "swiglu_oai"))),
+        activation_limit=draw(st.sampled_from((7.0, 0.5))),
+        dtype=dtype,
+        clamp_bound=0.5,
+    )
+
+
+class DrawnTest(parameterized.TestCase):
+    """3 routings x 2 numbers of ranks x 10 draws: 60 cases."""
+
+    @parameterized.product(routing=("softmax_topk", "topk_softmax", "sigmoid_topk"), ranks=(1, 2))
+    @pytest.mark.thorough
+    def test_drawn(self, routing: str, ranks: int) -> None:
+        @drawing.examples(f"kernel experts {routing} {ranks}", 10)
+        def run(data: st.DataObject) -> None:
+            shape = data.draw(shapes(routing, ranks))
+            how: dict[str, Any] = {"cores": data.draw(st.sampled_from((1, 2)))}
+            how["stacked"] = not shape.dense_layers and data.draw(st.booleans())
+            how["on_chip"] = data.draw(st.booleans())
+            _check(shape, ranks, data.draw(st.integers(0, 1 << 20)), **how)
+
+        del run
+
+
+class TrafficTest(parameterized.TestCase):
+    @parameterized.parameters((1, False, 1), (2, False, 3), (2, True, 1), (2, True, 3))
+    def test_only_chosen_experts_are_read(self, cores: int, stacked: bool, T: int) -> None:
+        """Bytes read of the experts' weights are those of the distinct experts of each layer."""
+        shape = dataclasses.replace(
+            SHAPE, B=T, H=256, E=32, E_held=32, I_expert=64, L=2, experts_per_token=2
+        )
+        result = _check(shape, 1, 0, cores=cores, stacked=stacked, record=True)
+        names = ("W_gates", "W_ups", "W_downs")
+        read = dict.fromkeys(names, 0)
+        for instruction in itertools.chain.from_iterable(result.record.streams.values()):
+            for access in moved(instruction)[0]:
+                name = access.name.split("[")[0]
+                if name in names:
+                    read[name] += access.nbytes
+        expert = shape.H * shape.I_expert * 4
+        # Several tokens may share experts; each that is read is read once.
+        for name in names:
+            experts, left = divmod(read[name], expert)
+            self.assertEqual(left, 0)
+            self.assertEqual(read[name], read["W_gates"])
+            if T == 1:
+                self.assertEqual(experts, shape.L * shape.experts_per_token)
+            else:
+                self.assertLessEqual(experts, shape.L * T * shape.experts_per_token)
+                self.assertGreater(experts, shape.L)
+
+
+if __name__ == "__main__":
+    absltest.main()
