@@ -9,10 +9,14 @@ import jax
 import jax.numpy as jnp
 
 from jax_tkg.bits import Bits, as_bits
+from jax_tkg.call.integers import as_int32
 from jax_tkg.call.layer_kinds import LayerKinds
 from jax_tkg.call.operand_table import BY_NAME, names
 from jax_tkg.limits import MAX_NEW_TOKENS, SIZE_MULTIPLE
 from jax_tkg.masks import ring_positions
+
+SMALLEST_CONTEXT = 128
+"""Smallest context bucket, in tokens."""
 
 
 def allocate_caches(
@@ -69,6 +73,117 @@ def allocate_caches(
 
     K_caches, V_caches = map(allocated, names("cache"))
     return K_caches, V_caches
+
+
+def allocate_blocks(
+    num_layers: int,
+    *,
+    blocks: int,
+    k: int,
+    d: int,
+    block_len: int,
+    dtype: jax.typing.DTypeLike,
+    stacked: bool = False,
+    sharding: jax.sharding.Sharding | None = None,
+) -> tuple[Any, Any]:
+    """Zeroed caches in blocks, for `block_tables` of `transformer_tkg`.
+
+    Args:
+      num_layers: L.
+      blocks: blocks of all sequences together.
+      k: KV heads, over all ranks where the caches are sharded.
+      d: d_head.
+      block_len: tokens of a block.
+      dtype: dtype of keys and values: X's.
+      stacked: one array with a leading layer axis in place of a list of arrays.
+      sharding: sharding of each array, or None.
+
+    Returns:
+      K_caches (each [blocks, k, d, block_len]) and V_caches (each [blocks, k, block_len, d]), as
+      `allocate_caches` returns caches.
+    """
+    return allocate_caches(
+        num_layers,
+        B=blocks,
+        k=k,
+        d=d,
+        S_max=block_len,
+        dtype=dtype,
+        stacked=stacked,
+        sharding=sharding,
+    )
+
+
+def block_slots(positions: jax.Array, block_tables: jax.Array, block_len: int) -> jax.Array:
+    """The slot of each token in caches in blocks: `position_ids` of `transformer_tkg`.
+
+    Args:
+      positions: [B, S] signed integers, the position of each new token; negative: not written.
+      block_tables: [B, n] signed integers, the blocks of each sequence; negative: none.
+      block_len: tokens of a block.
+
+    Returns:
+      [B, S] int32: block * block_len + offset, or -1 where there is no block.
+    """
+    positions = as_int32(positions)
+    tables = as_int32(block_tables)
+    entry = positions // block_len
+    inside = (positions >= 0) & (entry < tables.shape[1])
+    block = jnp.take_along_axis(tables, jnp.clip(entry, 0, tables.shape[1] - 1), axis=1)
+    return jnp.where(inside & (block >= 0), block * block_len + positions % block_len, -1)
+
+
+def insert(K_caches: Any, V_caches: Any, row: Any, K_new: Any, V_new: Any) -> tuple[Any, Any]:
+    """Puts one sequence's keys and values into a row of a batch's caches, whatever was there.
+
+    Jit it with the caches donated, and nothing but the row is written; `row` may be traced, so that
+    one program serves all rows.
+
+    Args:
+      K_caches: lists of [B, k, d, S_max] arrays or `Bits`, or one stack with a layer axis.
+      V_caches: likewise, of [B, k, S_max, d].
+      row: integer scalar, the sequence's place in the batch. In caches in blocks, a block.
+      K_new: in the form of K_caches, [1, k, d, T] with T <= S_max, keys rotated.
+      V_new: in the form of V_caches, [1, k, T, d].
+
+    Returns:
+      The caches. Slots from T on keep what they hold.
+
+    Raises:
+      ValueError: more new slots than a cache has.
+    """
+    return _inserted(K_caches, row, K_new, -1), _inserted(V_caches, row, V_new, -2)
+
+
+def _inserted(caches: Any, row: Any, new: Any, slot_axis: int) -> Any:
+    if isinstance(caches, list | tuple):
+        pairs = zip(caches, new, strict=True)
+        return type(caches)([_inserted(cache, row, own, slot_axis) for cache, own in pairs])
+    if isinstance(caches, Bits):
+        return Bits(_inserted(caches.bits, row, as_bits(new).bits, slot_axis), caches.dtype)
+    if new.shape[slot_axis] > caches.shape[slot_axis]:
+        raise ValueError(
+            f"{'K_new' if slot_axis == -1 else 'V_new'}: expected at most the "
+            f"{caches.shape[slot_axis]} slots of a cache, got {new.shape[slot_axis]}"
+        )
+    start = [jnp.int32(0)] * caches.ndim
+    start[-4] = jnp.asarray(row, jnp.int32)
+    return jax.lax.dynamic_update_slice(caches, new.astype(caches.dtype), start)
+
+
+def context_bucket(length: int, capacity: int) -> int:
+    """S_ctx for caches that hold `length` tokens: a power of two, at least `SMALLEST_CONTEXT`.
+
+    A sequence of n tokens thus costs at most 1 + log2(n / 128) compilations of each function.
+
+    Args:
+      length: tokens in the longest sequence's cache.
+      capacity: S_max, which S_ctx never exceeds.
+    """
+    bucket = SMALLEST_CONTEXT
+    while bucket < length:
+        bucket *= 2
+    return min(bucket, capacity)
 
 
 def ring_capacity(window: int) -> int:

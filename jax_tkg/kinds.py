@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.caches import ring_slots
-from jax_tkg.masks import active_mask, cache_mask, window_mask
+from jax_tkg.caches import block_slots, ring_slots
+from jax_tkg.masks import active_mask, cache_mask, window_mask, window_ranges
 from jax_tkg.rope import tables_of_frequencies
 
 
@@ -59,13 +59,109 @@ def step_inputs(
       `RoPE_cos`, `RoPE_sin`, `mask_cache`, `mask_active` and `position_ids`, each a tuple with an
       entry for each kind.
     """
-    token = jnp.arange(S_tkg, dtype=jnp.int32)[None]
-    positions = jnp.asarray(lengths, jnp.int32)[:, None] + token
-    written = positions
-    if new_lengths is not None:
-        written = jnp.where(token < new_lengths[:, None], positions, -1)
+    positions, written = _positions(lengths, S_tkg, new_lengths)
     rows = [_inputs(kind, lengths, positions, written, q, S_ctx, new_lengths) for kind in kinds]
     return {name: tuple(row[name] for row in rows) for name in rows[0]}
+
+
+def decode_inputs(
+    lengths: jax.Array,
+    frequencies: np.ndarray,
+    *,
+    S_tkg: int = 1,
+    new_lengths: jax.Array | None = None,
+    window: int | None = None,
+    S_max: int | None = None,
+    block_tables: jax.Array | None = None,
+    block_len: int | None = None,
+    concentrations: np.ndarray | None = None,
+    q: int | None = None,
+) -> dict[str, Any]:
+    """The arguments of one step of a model of equal layers, without masks; usable under `jax.jit`.
+
+    Args:
+      lengths: [B] int32, tokens of each sequence before this step.
+      frequencies: [d/2], radians per position (`jax_tkg.rope.rope_frequencies`).
+      S_tkg: S, new tokens.
+      new_lengths: [B] integers, how many of each sequence's new tokens are real; None: all. Padding
+        is neither attended nor written.
+      window: W, how many tokens a query attends, itself included; None: all.
+      S_max: slots of the caches if they are rings, which need a window; else None.
+      block_tables: [B, n], if the caches are in blocks; else None.
+      block_len: slots of a block, with `block_tables`.
+      concentrations: [d/2], factors of the cosines and sines; None: all are 1.
+      q: query heads, over all ranks where masks are sharded. Needed with `new_lengths` and with a
+        window of fewer tokens than are new: `mask_active` is not causal then.
+
+    Returns:
+      `RoPE_cos`, `RoPE_sin`, `mask_cache` (None), `mask_active`, `context_lengths`,
+      `context_starts`, `block_tables` and `position_ids`, some of them None. `context_bucket` is
+      the caller's to choose (`jax_tkg.caches.context_bucket`).
+
+    Raises:
+      ValueError: `S_max` without `window`, or a ring in blocks, or `block_tables` without
+        `block_len`, or no `q` where it is needed.
+    """
+    if S_max is not None and (window is None or block_tables is not None):
+        raise ValueError(
+            "S_max: expected None without window and with block_tables (it is the size of a ring), "
+            f"got {S_max}"
+        )
+    if (block_tables is None) != (block_len is None):
+        raise ValueError(
+            f"block_len: expected an integer with block_tables, and None without, got {block_len}"
+        )
+    filled = jnp.asarray(lengths, jnp.int32)
+    positions, written = _positions(filled, S_tkg, new_lengths)
+    cos, sin = _tables(positions, frequencies, concentrations)
+    ends, starts = filled, None
+    if window is not None:
+        ends, starts = window_ranges(filled, window, S_tkg, S_max)
+    # Without padding, and with windows of more tokens than are new, it is causal.
+    causal = new_lengths is None and (window is None or window >= S_tkg)
+    active = None
+    if not causal:
+        if q is None:
+            raise ValueError("q: expected the number of query heads with new_lengths, got None")
+        active = active_mask(S_tkg, filled.shape[0], q, new_lengths, window=window)
+    if block_tables is not None:
+        slots = block_slots(written, block_tables, block_len or 1)
+    elif S_max is not None:
+        slots = ring_slots(written, S_max)
+    else:
+        # The first slot alone says that the others follow, which the kernel writes faster.
+        slots = written[:, :1] if new_lengths is None else written
+    return {
+        "RoPE_cos": cos,
+        "RoPE_sin": sin,
+        "mask_cache": None,
+        "mask_active": active,
+        "context_lengths": ends,
+        "context_starts": starts,
+        "block_tables": block_tables,
+        "position_ids": slots,
+    }
+
+
+def _positions(
+    lengths: jax.Array, S_tkg: int, new_lengths: jax.Array | None
+) -> tuple[jax.Array, jax.Array]:
+    """[B, S] each: positions of the new tokens, and of those that are written, else -1."""
+    token = jnp.arange(S_tkg, dtype=jnp.int32)[None]
+    positions = jnp.asarray(lengths, jnp.int32)[:, None] + token
+    if new_lengths is None:
+        return positions, positions
+    return positions, jnp.where(token < new_lengths[:, None], positions, -1)
+
+
+def _tables(
+    positions: jax.Array, frequencies: np.ndarray, concentrations: np.ndarray | None
+) -> tuple[jax.Array, jax.Array]:
+    cos, sin = tables_of_frequencies(positions, frequencies)
+    if concentrations is None:
+        return cos, sin
+    factors = jnp.asarray(concentrations, jnp.float32)[:, None, None]
+    return cos * factors, sin * factors
 
 
 def _inputs(
@@ -80,10 +176,7 @@ def _inputs(
     """The arguments of one kind."""
     B, S = positions.shape
     context = kind.S_max if S_ctx is None else min(S_ctx, kind.S_max)
-    cos, sin = tables_of_frequencies(positions, kind.frequencies)
-    if kind.concentrations is not None:
-        factors = jnp.asarray(kind.concentrations, jnp.float32)[:, None, None]
-        cos, sin = cos * factors, sin * factors
+    cos, sin = _tables(positions, kind.frequencies, kind.concentrations)
     if kind.window is None:
         mask = cache_mask(lengths, context, q, S)
     else:

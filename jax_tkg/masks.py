@@ -107,6 +107,41 @@ def window_mask(
     return jnp.broadcast_to(attended[:, :, None], shape).astype(dtype)
 
 
+def window_ranges(
+    lengths: jax.Array, window: int, S_tkg: int, S_max: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """`context_lengths` and `context_starts` of a sliding window: the ranges of `window_mask`.
+
+    Args:
+      lengths: [B] integers, tokens of each sequence before this step.
+      window: W, in tokens; a query attends W of them at most, itself included.
+      S_tkg: S, new tokens.
+      S_max: slots of a ring, at least W - 1; None: the cache holds position p in slot p.
+
+    Returns:
+      [B, S] int32 each.
+
+    Raises:
+      ValueError: the window is not positive, or S_max < window - 1.
+    """
+    if window < 1:
+        raise ValueError(f"window: expected at least 1, got {window}")
+    if S_max is not None and S_max < window - 1:
+        raise ValueError(f"S_max: expected at least window - 1 = {window - 1}, got {S_max}")
+    filled = jnp.asarray(lengths, jnp.int32)
+    query = filled[:, None] + jnp.arange(S_tkg, dtype=jnp.int32)
+    first = jnp.clip(query - (window - 1), 0, filled[:, None])
+    if S_max is None:
+        return jnp.broadcast_to(filled[:, None], first.shape), first
+    # The end is 1..S_max where there are tokens, so that a start on it has gone round: all slots.
+    end = jnp.where(filled > 0, (filled - 1) % S_max + 1, 0)
+    start = jnp.where(first < filled[:, None], first % S_max, end[:, None])
+    whole = filled[:, None] - first == S_max
+    # Each query's length is the sequence's, and where all slots are attended it is S_max.
+    ends = jnp.where(whole, S_max, end[:, None])
+    return ends, jnp.where(whole, 0, start)
+
+
 def ring_positions(lengths: jax.Array, S_max: int) -> jax.Array:
     """The position that each slot of a ring holds: the latest of those that share the slot.
 

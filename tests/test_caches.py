@@ -10,7 +10,17 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jax_tkg.bits import Bits, as_bits
-from jax_tkg.caches import allocate_caches, fill_ring, ring_capacity, ring_slots
+from jax_tkg.caches import (
+    SMALLEST_CONTEXT,
+    allocate_blocks,
+    allocate_caches,
+    block_slots,
+    context_bucket,
+    fill_ring,
+    insert,
+    ring_capacity,
+    ring_slots,
+)
 
 
 class AllocateCachesTest(absltest.TestCase):
@@ -50,6 +60,62 @@ class AllocateCachesTest(absltest.TestCase):
             for cache in caches:
                 self.assertEqual(cache.sharding, sharding)
                 self.assertEqual(cache.addressable_shards[0].data.shape[1], 2)
+
+
+class BlocksTest(absltest.TestCase):
+    def test_allocated(self) -> None:
+        K_caches, V_caches = allocate_blocks(
+            2, blocks=5, k=4, d=64, block_len=16, dtype=jnp.float32, stacked=True
+        )
+        self.assertEqual(K_caches.shape, (2, 5, 4, 64, 16))
+        self.assertEqual(V_caches.shape, (2, 5, 4, 16, 64))
+
+    def test_slots(self) -> None:
+        tables = jnp.asarray([[7, 2], [3, -1]])
+        positions = jnp.asarray([[0, 5, -1], [3, 4, 9]])
+        got = block_slots(positions, tables, 4)
+        np.testing.assert_array_equal(got, [[28, 9, -1], [15, -1, -1]])
+
+
+class InsertTest(parameterized.TestCase):
+    @parameterized.product(stacked=(False, True), bits=(False, True))
+    def test_a_row(self, stacked: bool, bits: bool) -> None:
+        """One program for all rows; the slots after the new ones keep what they hold."""
+        rng = np.random.default_rng(0)
+
+        def draw(*shape: int) -> Any:
+            layers = [rng.standard_normal(shape).astype(jnp.bfloat16) for _ in range(2)]
+            form = as_bits if bits else jnp.asarray
+            return form(np.stack(layers)) if stacked else [form(layer) for layer in layers]
+
+        old, new = (draw(3, 2, 4, 6), draw(3, 2, 6, 4)), (draw(1, 2, 4, 5), draw(1, 2, 5, 4))
+        # A function of its own: jit's cache belongs to the function.
+        program = jax.jit(lambda *given: insert(*given))
+        for row in (0, 2):
+            got = program(*old, row, *new)
+            for before, after, own, axis in zip(old, got, new, (-1, -2), strict=True):
+                for layer in range(2):
+                    want = np.array(self._layer(before, layer))
+                    room = np.moveaxis(want[row], axis, 0)
+                    room[:5] = np.moveaxis(self._layer(own, layer)[0], axis, 0)
+                    np.testing.assert_array_equal(self._layer(after, layer), want)
+        self.assertEqual(program._cache_size(), 1)
+
+    def _layer(self, caches: Any, layer: int) -> np.ndarray:
+        one = caches[layer]
+        return np.asarray(one.values() if isinstance(one, Bits) else one)
+
+    def test_too_many_slots(self) -> None:
+        old = [jnp.zeros((2, 1, 4, 6))], [jnp.zeros((2, 1, 6, 4))]
+        new = [jnp.zeros((1, 1, 4, 7))], [jnp.zeros((1, 1, 7, 4))]
+        with self.assertRaisesRegex(ValueError, "K_new: expected at most the 6 slots .* got 7"):
+            insert(*old, 0, *new)
+
+
+class ContextBucketTest(absltest.TestCase):
+    def test_powers_of_two_up_to_the_capacity(self) -> None:
+        got = [context_bucket(length, 1000) for length in (0, 128, 129, 513, 1000)]
+        self.assertEqual(got, [SMALLEST_CONTEXT, 128, 256, 1000, 1000])
 
 
 class RingTest(parameterized.TestCase):

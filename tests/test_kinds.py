@@ -14,7 +14,7 @@ from absl.testing import absltest, parameterized
 
 import jax_tkg
 from jax_tkg.caches import allocate_caches
-from jax_tkg.kinds import Kind, step_inputs
+from jax_tkg.kinds import Kind, decode_inputs, step_inputs
 from jax_tkg.rope import rope_frequencies
 from tests import cases
 
@@ -145,6 +145,55 @@ class StepInputsTest(absltest.TestCase):
         )
         np.testing.assert_array_equal(padded["position_ids"][0], [[3, 4], [11, -1]])
         np.testing.assert_array_equal(padded["position_ids"][1], [[3, 4], [23, -1]])
+
+
+class DecodeInputsTest(absltest.TestCase):
+    def test_forms(self) -> None:
+        lengths, rates = jnp.asarray([3, 23]), np.zeros(4)
+        plain = decode_inputs(lengths, rates, S_tkg=2)
+        self.assertIsNone(plain["mask_cache"])
+        self.assertIsNone(plain["mask_active"])
+        np.testing.assert_array_equal(plain["context_lengths"], lengths)
+        np.testing.assert_array_equal(plain["position_ids"], [[3], [23]])
+        np.testing.assert_array_equal(plain["RoPE_cos"], np.ones((4, 2, 2)))
+        padded = decode_inputs(lengths, rates, S_tkg=2, q=3, new_lengths=jnp.asarray([2, 1]))
+        np.testing.assert_array_equal(padded["position_ids"], [[3, 4], [23, -1]])
+        self.assertEqual(padded["mask_active"].shape, (2, 2, 3, 2))
+        ring = decode_inputs(lengths, rates, S_tkg=2, window=4, S_max=12)
+        np.testing.assert_array_equal(ring["position_ids"], [[3, 4], [11, 0]])
+        np.testing.assert_array_equal(ring["context_starts"], [[0, 1], [8, 9]])
+        tables = jnp.asarray([[2, -1], [5, 1]])
+        blocks = decode_inputs(lengths, rates, block_tables=tables, block_len=16)
+        np.testing.assert_array_equal(blocks["position_ids"], [[35], [23]])
+
+    def test_refused(self) -> None:
+        lengths, rates = jnp.asarray([3]), np.zeros(4)
+        for options, message in (
+            ({"S_max": 12}, "S_max: expected None without window"),
+            ({"block_tables": jnp.zeros((1, 1), jnp.int32)}, "block_len: expected an integer"),
+            ({"new_lengths": jnp.asarray([1])}, "q: expected the number of query heads"),
+        ):
+            with self.assertRaisesRegex(ValueError, message):
+                decode_inputs(lengths, rates, **options)
+
+    def test_a_ring_of_lengths_decodes_as_masks_do(self) -> None:
+        shape = dataclasses.replace(SHAPE, L=1, B=2, S=1)
+        rng = np.random.default_rng(2)
+        weights = cases.random_weights(shape, rng)
+        rates, kind = frequencies(1), Kind(8, frequencies(1), WINDOW)
+        states = [allocate_caches(1, B=2, k=1, d=shape.d, S_max=8, dtype=jnp.float32)] * 2
+        run = jax.jit(functools.partial(jax_tkg.transformer_tkg, num_layers=1))
+        for turn in range(12):
+            X = cases.uniform(rng, (2, 1, shape.H), -1, 1)
+            lengths = jnp.asarray([turn, turn + 3])
+            masked = {n: v[0] for n, v in step_inputs((kind,), lengths, S_tkg=1, q=2).items()}
+            ranges = decode_inputs(lengths, rates, window=WINDOW, S_max=8)
+            outs = [
+                run(X, **weights, K_caches=K, V_caches=V, **inputs)
+                for (K, V), inputs in zip(states, (masked, ranges), strict=True)
+            ]
+            np.testing.assert_allclose(outs[0].hidden, outs[1].hidden, rtol=1e-5, atol=1e-5)
+            states = [(out.K_caches, out.V_caches) for out in outs]
 
 
 if __name__ == "__main__":

@@ -66,6 +66,19 @@ class MasksTest(parameterized.TestCase):
         for key, query in itertools.product(range(5), repeat=2):
             self.assertEqual(bool(mask[key, query]), 0 <= query - key < 2)
 
+    @parameterized.parameters((4, 1, 3), (4, 3, 8), (3, 2, 2), (1, 2, 5), (6, 4, None))
+    def test_window_ranges(self, window: int, S: int, ring: int | None) -> None:
+        """The ranges attend what the window's mask does, in rings that went round and in none."""
+        lengths = jnp.arange(0, 17)
+        ends, starts = masks.window_ranges(lengths, window, S, ring)
+        slots = 20 if ring is None else ring
+        got = masks.context_mask(ends, slots, 1, S, starts)
+        np.testing.assert_array_equal(got, masks.window_mask(lengths, window, slots, 1, S))
+
+    def test_window_ranges_of_a_short_ring(self) -> None:
+        with self.assertRaisesRegex(ValueError, "S_max: expected at least window - 1 = 4, got 3"):
+            masks.window_ranges(jnp.arange(2), 5, 1, 3)
+
     @parameterized.parameters((6, 2), (3, 3))
     def test_unified_mask(self, S_ctx: int, S: int) -> None:
         lengths = [0, 2, 9]

@@ -23,10 +23,14 @@ def _blocks() -> list[str]:
 
 @pytest.mark.thorough
 class OperationPageTest(absltest.TestCase):
-    def test_example_of_kinds(self) -> None:
+    def test_lengths_and_kinds(self) -> None:
         page = README.parent / "docs" / "operation.md"
-        (example,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+        of_lengths, example = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
         names: dict[str, Any] = {}
+        exec(compile(of_lengths, str(page), "exec"), names)
+        (filled,) = np.nonzero(np.asarray(names["out"].K_caches[1, 2, 0, 0]))
+        np.testing.assert_array_equal(filled, [200])
+        names = {}
         exec(compile(example, str(page), "exec"), names)
         self.assertEqual([len(stack) for stack in names["out"].K_caches], [7, 1])
         written = [np.flatnonzero(stack[0, 1, 0, 0]) for stack in names["out"].K_caches]

@@ -327,6 +327,9 @@ def _load_block_values(blocks, block, pairs, group, context):
     """Of each segment [rows, count, chunks, d]: the values of its slots, all in one buffer."""
     sizes = context.sizes
     ring = context.ring
+    if block.slot_chunks == 0:
+        # A block of new keys alone.
+        return []
     shape = (pairs.count, block.slot_chunks, sizes.d)
     tile = ring.take(sizes.dtype)[:, 0 : shape[0] * shape[1] * shape[2]]
     if sizes.dtype == nl.float16:

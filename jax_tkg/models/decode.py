@@ -15,14 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_tkg.caches import context_bucket
 from jax_tkg.limits import MAX_NEW_TOKENS
 from jax_tkg.models.executables import Compiled, Executables
 from jax_tkg.models.forward import ModelForward, PlacedParameters
 from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.sampling import Sampling, sample
-
-SMALLEST_CONTEXT = 128
-"""Smallest context bucket, in tokens."""
 
 STEPS_PER_SCAN = 32
 """Steps of one on-device loop: between loops it is seen whether every sequence has finished."""
@@ -32,21 +30,6 @@ STEPS_AHEAD = 64
 
 NO_TOKEN = -1
 """Stands where a sequence that has finished says nothing."""
-
-
-def context_bucket(length: int, capacity: int) -> int:
-    """S_ctx for caches that hold `length` tokens: a power of two, at least `SMALLEST_CONTEXT`.
-
-    A sequence of n tokens thus costs at most 1 + log2(n / 128) compilations of each function.
-
-    Args:
-      length: tokens in the longest sequence's cache.
-      capacity: S_max, which S_ctx never exceeds.
-    """
-    bucket = SMALLEST_CONTEXT
-    while bucket < length:
-        bucket *= 2
-    return min(bucket, capacity)
 
 
 @jax.tree_util.register_dataclass

@@ -52,6 +52,19 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "context", 1024, "Cache slots per sequence, new tokens included.", flag_values=values
     )
+    flags.DEFINE_bool(
+        "lengths",
+        False,
+        "Lengths say what is attended, and the kernel makes its masks.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "block_len",
+        0,
+        "Slots of a block of caches in blocks, a divisor of --context; 0 for flat caches.",
+        lower_bound=0,
+        flag_values=values,
+    )
     flags.DEFINE_integer(
         "layers", 3, "Layers of the launch whose last layer is the figure.", flag_values=values
     )
@@ -157,6 +170,8 @@ def _case(values: flags.FlagValues, model: ModelShape, kind: LayerKind) -> Case:
         context=values.context,
         B=values.batch,
         S=values.s_tkg,
+        lengths=values.lengths,
+        block_len=values.block_len,
         dtype=values.dtype,
         quantized_mlp=values.quantized_mlp,
         lnc=values.lnc,

@@ -117,6 +117,8 @@ class Case:
       looped: the layers are a loop on the device; else each has instructions of its own.
       operands: optional operands of the operation that the model has, by name.
       options: static options of the operation that the model sets, as (name, value).
+      lengths: whether `context_lengths` say what is attended; else a mask.
+      block_len: slots of a block of caches in blocks, which have lengths; 0 for flat caches.
     """
 
     B: int
@@ -137,25 +139,39 @@ class Case:
     attended: int | None = None
     operands: tuple[str, ...] = ()
     options: tuple[tuple[str, Any], ...] = ()
+    lengths: bool = False
+    block_len: int = 0
 
     def __post_init__(self) -> None:
         """Checks the options that are names."""
         known = [str(dtype) for dtype in FLOAT8_DTYPES]
         if self.quantized_mlp is not None and self.quantized_mlp not in known:
             raise ValueError(f"quantized_mlp={self.quantized_mlp!r}: expected one of {known}")
+        if self.block_len and self.S_ctx % self.block_len:
+            raise ValueError(
+                f"block_len={self.block_len}: expected a divisor of the context, {self.S_ctx}"
+            )
 
     def sizes(self) -> dict[str, int]:
         """The letters of the operand table's layouts with their sizes."""
         letters = {letter: getattr(self, letter) for letter in "BSHIdqk"}
-        return {**letters, "S_ctx": self.S_ctx, "S_max": self.S_ctx}
+        n = self.S_ctx // self.block_len if self.block_len else 0
+        blocks = {"n": n, "blocks": self.B * n, "block_len": self.block_len}
+        return {**letters, "S_ctx": self.S_ctx, "S_max": self.S_ctx, **blocks}
+
+    def array_shape(self, row: Operand) -> tuple[int, ...]:
+        """The shape of an operand, of one layer where it is per layer."""
+        layout = row.in_blocks if self.block_len and row.in_blocks else row.layout
+        return layout.shape(self.sizes())
 
     def rows(self) -> tuple[Operand, ...]:
         """The operands that the case has: those that every call has, and the chosen ones."""
         chosen = set(self.operands)
         if self.quantized_mlp is not None:
             chosen.update(names("scale"))
-        if "context_lengths" not in chosen:
-            chosen.add("mask_cache")
+        chosen.add("context_lengths" if self.lengths or self.block_len else "mask_cache")
+        if self.block_len:
+            chosen.add("block_tables")
         return tuple(row for row in OPERANDS if not row.optional or row.name in chosen)
 
     def dtype_of(self, row: Operand) -> str:

@@ -43,6 +43,9 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
     Raises:
       ValueError: the kernel cannot run the case, or there is no checkout of AWS's.
     """
+    if kernel == "nkilib":
+        # It takes masks and flat caches only.
+        case = dataclasses.replace(case, lengths=False, block_len=0)
     # AWS's kernel takes its layers one by one.
     looped = case.looped and kernel == "ours"
     operands = _operands(case, layers, looped)
@@ -120,13 +123,16 @@ def _operands(case: Case, layers: int, stacked: bool) -> Operands:
     or have one with a layer axis if `stacked`."""
     arrays: dict[str, Any] = dict.fromkeys(row.name for row in OPERANDS)
     for row in case.rows():
-        shape = row.layout.shape(case.sizes())
+        shape = case.array_shape(row)
         axis = (layers,) if row.per_layer and stacked else ()
         array = np.zeros((*axis, *shape), _dtype(case.dtype_of(row)))
         arrays[row.name] = (array,) * layers if row.per_layer and not stacked else array
     for name, value in (("mask_cache", 1), ("context_lengths", case.S_ctx)):
         if arrays[name] is not None:
             arrays[name] = np.full_like(arrays[name], value)
+    tables = arrays["block_tables"]
+    if tables is not None:
+        arrays["block_tables"] = np.arange(tables.size, dtype=tables.dtype).reshape(tables.shape)
     arrays["position_ids"] = np.full((case.B, 1), case.S_ctx - case.S, np.int32)
     return Operands(**arrays)
 

@@ -59,6 +59,16 @@ class DrawnTest(parameterized.TestCase):
 
         run()
 
+    @parameterized.parameters((1, 256), (2, 1024))
+    def test_a_block_of_new_keys_alone(self, cores: int, block_len: int) -> None:
+        """Where the last block of cached keys is full, the new keys have one of their own."""
+        slots = 2048 * cores
+        shape = cases.Shape(
+            B=1, S=1, q=2, k=1, d=16, L=1, S_ctx=slots, S_max=slots, block_len=block_len,
+            context="lengths", unified=True,
+        )  # fmt: skip
+        launch.check(shape, cores=cores)
+
 
 if __name__ == "__main__":
     absltest.main()

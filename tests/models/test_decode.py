@@ -14,14 +14,13 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
+from jax_tkg.caches import SMALLEST_CONTEXT, context_bucket
 from jax_tkg.models import gguf, packing
 from jax_tkg.models.decode import (
     NO_TOKEN,
-    SMALLEST_CONTEXT,
     STEPS_AHEAD,
     STEPS_PER_SCAN,
     Decoder,
-    context_bucket,
 )
 from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.sampling import Sampling
