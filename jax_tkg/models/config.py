@@ -46,7 +46,11 @@ LIMITS: Mapping[str, Range] = {
 """The range of each number in `ModelConfig`, beyond which a file is damaged or hostile."""
 
 
+EXPERT_COUNT = Range(1, 1 << 12)
+"""Range of the number of experts of a layer, and of those that run for a token."""
+
 _OPERANDS = {
+    "experts": ("W_routers",),
     "projection_bias": ("bias_qkvs",),
     "output_bias": ("bias_outs",),
     "head_norms": ("W_gamma_qs", "W_gamma_ks"),
@@ -83,6 +87,25 @@ class LayerKind:
 
 
 @dataclasses.dataclass(frozen=True)
+class Experts:
+    """The experts of each layer; see `transformer_tkg` for what they compute.
+
+    Attributes:
+      count: experts of a layer.
+      per_token: how many of them run for a token, at most `count`.
+      intermediate_size: features inside one expert.
+      routing: how they are chosen and weighted.
+      normalize_weights: whether a token's weights are divided by their sum.
+    """
+
+    count: int
+    per_token: int
+    intermediate_size: int
+    routing: str = "softmax_topk"
+    normalize_weights: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Sizes and constants of a model as its checkpoint states them, before any padding.
 
@@ -108,6 +131,7 @@ class ModelConfig:
       residual_scale: factor of each block's output before it is added to the residual.
       logit_scale: factor of the logits.
       logit_softcap: logits become cap * tanh(logits / cap); 0 for none.
+      experts: those of each layer; None: layers are dense.
 
     Raises:
       ConfigError: a value is out of its range (`LIMITS`); the message names it.
@@ -134,6 +158,7 @@ class ModelConfig:
     residual_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
+    experts: Experts | None = None
 
     def __post_init__(self) -> None:
         """Checks the values, which come from a file."""

@@ -97,7 +97,11 @@ class ModelForward:
         self._platform = device.platform
         self._on_cpu = device.platform == "cpu"
         self._stacked = self._on_cpu if stacked is None else stacked
-        self._specs = partition_specs(TENSOR_AXIS, stacked=self._stacked)
+        self._specs = partition_specs(
+            TENSOR_AXIS,
+            stacked=self._stacked,
+            expert_split=None if model.config.experts is None else "intermediate",
+        )
         if mesh is not None:
             self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             self.cache_sharding = jax.sharding.NamedSharding(mesh, self._specs.K_caches)
@@ -286,6 +290,10 @@ def _options(config: ModelConfig) -> dict[str, Any]:
         options["softmax_scale"] = config.softmax_scale
     if config.attention_softcap:
         options["attention_softcap"] = config.attention_softcap
+    if config.experts is not None:
+        options["experts_per_token"] = config.experts.per_token
+        options["routing"] = config.experts.routing
+        options["normalize_expert_weights"] = config.experts.normalize_weights
     if len(config.kinds) > 1:
         options["layer_kinds"] = config.layer_kinds
     return options

@@ -75,6 +75,9 @@ _NEUTRAL: dict[str, Any] = {
     "is_encoder_decoder": False,
     "num_experts": 0,
     "num_local_experts": 0,
+    # Layers without experts among those that have some.
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
 }
 """Keys that change the arithmetic of some family, and the values with which they do not; () for
 none but null. A family that reads a key takes other values."""
@@ -93,6 +96,8 @@ _HARMLESS = frozenset(
         "layer_norm_epsilon",
         "chunk_size_feed_forward",
         "router_aux_loss_coef",
+        "router_jitter_noise",
+        "output_router_logits",
         "scale_attn_weights",
         "use_flash_attention",
         "use_flash_attn",

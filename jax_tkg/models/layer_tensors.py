@@ -23,6 +23,12 @@ FUSED: Mapping[str, tuple[str, ...]] = {
 }
 """Tensors that some families store as one, rows of the first above those of the next."""
 
+_OF_EXPERTS = {"expert_gate": "gate", "expert_up": "up", "expert_down": "down"}
+"""Fields of `LayerTensors` that hold the experts of a layer, by what `Storage` calls these."""
+
+_EXPERT = "{expert}"
+"""In a tensor's name, the number of an expert: each has a tensor of its own."""
+
 _OF_HEADS = ("query", "key", "query_bias", "key_bias", "query_norm", "key_norm")
 _NORMS = (
     "attention_norm",
@@ -37,6 +43,8 @@ _NORMS = (
 @dataclasses.dataclass(frozen=True)
 class LayerTensors:
     """One layer's tensors: matrices are [out, in], NumPy, of any float dtype.
+
+    Of a layer with experts gate, up and down are [experts, out, in], and router is [experts, in].
 
     Features of a query or key head are in the order of contiguous-halves RoPE; see `head_order`.
     """
@@ -58,6 +66,7 @@ class LayerTensors:
     key_norm: np.ndarray | None = None
     post_attention_norm: np.ndarray | None = None
     post_mlp_norm: np.ndarray | None = None
+    router: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +75,9 @@ class Storage:
 
     Attributes:
       names: the name of each tensor, within its layer, by the fields of `LayerTensors` or the keys
-        of `FUSED`. There may be more names than a model has tensors.
+        of `FUSED`; experts are "expert_gate", "expert_up" and "expert_down", of all experts in one
+        tensor, or of one where the name contains "{expert}". There may be more names than a model
+        has tensors.
       interleaved: whether RoPE turns adjacent features, 2i and 2i + 1, and not i and i + r/2 of the
         r features that turn.
       gains_less_one: whether gains of RMSNorms are stored less one.
@@ -82,7 +93,7 @@ class Storage:
 
 
 def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of one layer's tensors, by the fields of `LayerTensors`; absent ones left out."""
+    """The shapes of one layer's tensors, by their keys in `Storage`; absent ones left out."""
     hidden, intermediate = config.hidden_size, config.intermediate_size
     query_rows = config.num_heads * config.head_size
     kv_rows = config.num_kv_heads * config.head_size
@@ -91,12 +102,21 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "key": (kv_rows, hidden),
         "value": (kv_rows, hidden),
         "output": (hidden, query_rows),
-        "gate": (intermediate, hidden),
-        "up": (intermediate, hidden),
-        "down": (hidden, intermediate),
         "attention_norm": (hidden,),
         "mlp_norm": (hidden,),
     }
+    experts = config.experts
+    if experts is None:
+        shapes |= {"gate": (intermediate, hidden), "up": (intermediate, hidden)}
+        shapes |= {"down": (hidden, intermediate)}
+    else:
+        inner = experts.intermediate_size
+        shapes |= {
+            "router": (experts.count, hidden),
+            "expert_gate": (experts.count, inner, hidden),
+            "expert_up": (experts.count, inner, hidden),
+            "expert_down": (experts.count, hidden, inner),
+        }
     if config.projection_bias:
         shapes |= {"query_bias": (query_rows,), "key_bias": (kv_rows,), "value_bias": (kv_rows,)}
     if config.output_bias:
@@ -112,12 +132,19 @@ def stored_shapes(config: ModelConfig, storage: Storage) -> dict[str, tuple[int,
     """The shapes in which files hold one layer, by the tensors' names within the layer."""
     shapes = layer_shapes(config)
     for fused, parts in FUSED.items():
-        if fused in storage.names:
+        if fused in storage.names and parts[0] in shapes:
             rows = sum(shapes[part][0] for part in parts)
             shapes[fused] = (rows, *shapes[parts[0]][1:])
             for part in parts:
                 del shapes[part]
-    return {storage.names[field]: shape for field, shape in shapes.items()}
+    stored: dict[str, tuple[int, ...]] = {}
+    for field, shape in shapes.items():
+        name = storage.names[field]
+        if _EXPERT in name:
+            stored |= {name.format(expert=expert): shape[1:] for expert in range(shape[0])}
+        else:
+            stored[name] = shape
+    return stored
 
 
 def separated(
@@ -125,8 +152,13 @@ def separated(
 ) -> LayerTensors:
     """One layer from its tensors as `stored_shapes` names them."""
     fields = {name: field for field, name in storage.names.items()}
-    tensors = {fields[name]: tensor for name, tensor in stored.items()}
+    tensors = {fields[name]: tensor for name, tensor in stored.items() if name in fields}
     shapes = layer_shapes(config)
+    for field, name in storage.names.items():
+        if _EXPERT in name and field in shapes:
+            each = (stored[name.format(expert=expert)] for expert in range(shapes[field][0]))
+            tensors[field] = np.stack(list(each))
+    tensors = {_OF_EXPERTS.get(field, field): tensor for field, tensor in tensors.items()}
     for fused, parts in FUSED.items():
         if fused in tensors:
             ends = np.cumsum([shapes[part][0] for part in parts])[:-1]

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.limits import SIZE_MULTIPLE
-from jax_tkg.models.config import ModelConfig
+from jax_tkg.models.config import Experts, ModelConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.models.layer_tensors import LayerTensors
 from jax_tkg.weights import TransformerWeights, pack_qkv
@@ -77,6 +77,11 @@ def padded_intermediate_size(config: ModelConfig, ranks: int) -> int:
     """I over all ranks: every rank's share rounded up to whole tiles of 128."""
     share = -(-config.intermediate_size // ranks)
     return ranks * _round_up(share, SIZE_MULTIPLE)
+
+
+def padded_expert_size(experts: Experts, ranks: int) -> int:
+    """I_expert over all ranks: every rank's share rounded up to an integer."""
+    return ranks * -(-experts.intermediate_size // ranks)
 
 
 def check_values(where: str, values: np.ndarray, dtype: jax.typing.DTypeLike) -> None:
@@ -163,10 +168,18 @@ def outline(
     attention = config.num_heads * config.head_size
     packed = (config.num_heads + 2 * config.num_kv_heads) * config.head_size
 
-    def layers(rows: int, columns: int, kind: jax.typing.DTypeLike = dtype) -> Any:
-        return jax.ShapeDtypeStruct((config.num_layers, rows, columns), kind)
+    def stacked(*shape: int, kind: jax.typing.DTypeLike = dtype) -> Any:
+        return jax.ShapeDtypeStruct((config.num_layers, *shape), kind)
 
+    def layers(rows: int, columns: int, kind: jax.typing.DTypeLike = dtype) -> Any:
+        return stacked(rows, columns, kind=kind)
+
+    leading: tuple[int, ...] = ()
+    if config.experts is not None:
+        leading = (config.experts.count,)
+        intermediate = padded_expert_size(config.experts, tensor_parallel)
     options = {
+        "W_routers": stacked(hidden, *leading),
         "bias_qkvs": layers(1, packed),
         "bias_outs": layers(1, hidden),
         "W_gamma_qs": layers(1, config.head_size, jnp.float32),
@@ -179,9 +192,9 @@ def outline(
         layers=TransformerWeights(
             W_qkvs=layers(hidden, packed),
             W_outs=layers(attention, hidden),
-            W_gates=layers(hidden, intermediate),
-            W_ups=layers(hidden, intermediate),
-            W_downs=layers(intermediate, hidden),
+            W_gates=stacked(*leading, hidden, intermediate),
+            W_ups=stacked(*leading, hidden, intermediate),
+            W_downs=stacked(*leading, intermediate, hidden),
             W_gamma_qkvs=layers(1, hidden, jnp.float32),
             W_gamma_mlps=layers(1, hidden, jnp.float32),
             **{name: options[name] for name in config.optional_operands},
@@ -244,6 +257,8 @@ def _pack_layer(
 ) -> dict[str, np.ndarray]:
     hidden = padded_hidden_size(config)
     intermediate = padded_intermediate_size(config, ranks)
+    if config.experts is not None:
+        intermediate = padded_expert_size(config.experts, ranks)
     attention_rows = config.num_heads * config.head_size
     # The norms of heads, which are not padded, get the epsilon of the padded hidden size too; with
     # queries and keys scaled by its root they give the same.
@@ -255,10 +270,13 @@ def _pack_layer(
         "W_outs": _padded(
             _scaled(tensors.output.T, config.residual_scale), attention_rows, hidden, dtype
         ),
-        "W_gates": _padded(tensors.gate.T, hidden, intermediate, dtype),
-        "W_ups": _padded(tensors.up.T, hidden, intermediate, dtype),
+        "W_gates": _padded(tensors.gate.swapaxes(-2, -1), hidden, intermediate, dtype),
+        "W_ups": _padded(tensors.up.swapaxes(-2, -1), hidden, intermediate, dtype),
         "W_downs": _padded(
-            _scaled(tensors.down.T, config.residual_scale), intermediate, hidden, dtype
+            _scaled(tensors.down.swapaxes(-2, -1), config.residual_scale),
+            intermediate,
+            hidden,
+            dtype,
         ),
         "W_gamma_qkvs": _gamma(tensors.attention_norm, hidden),
         "W_gamma_mlps": _gamma(tensors.mlp_norm, hidden),
@@ -270,6 +288,9 @@ def _pack_layer(
     if tensors.output_bias is not None:
         bias = _scaled(tensors.output_bias[np.newaxis], config.residual_scale)
         packed["bias_outs"] = _padded(bias, 1, hidden, dtype)
+    if tensors.router is not None:
+        router = tensors.router.T
+        packed["W_routers"] = _padded(router, hidden, router.shape[1], dtype)
     for name, gain in (
         ("W_gamma_post_attentions", tensors.post_attention_norm),
         ("W_gamma_post_mlps", tensors.post_mlp_norm),
@@ -307,8 +328,10 @@ def _round_up(size: int, multiple: int) -> int:
 
 
 def _padded(matrix: np.ndarray, rows: int, columns: int, dtype: np.dtype) -> np.ndarray:
-    padded = np.zeros((rows, columns), dtype)
-    padded[: matrix.shape[0], : matrix.shape[1]] = matrix.astype(dtype)
+    """A matrix, or several along leading axes, with zeros below and to the right."""
+    height, width = matrix.shape[-2:]
+    padded = np.zeros((*matrix.shape[:-2], rows, columns), dtype)
+    padded[..., :height, :width] = matrix.astype(dtype)
     return padded
 
 

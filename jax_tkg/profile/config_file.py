@@ -34,8 +34,13 @@ def shape_of(config: ModelConfig) -> ModelShape:
     """The shape of a model with this configuration.
 
     Raises:
-      ValueError: its layers have windows of several sizes.
+      ValueError: its layers have windows of several sizes, or experts.
     """
+    if config.experts is not None:
+        raise ValueError(
+            f"--config: expected dense layers, because the kernel does not take experts, got "
+            f"{config.experts.count} experts"
+        )
     windows = [kind.window for kind in config.layers if kind.window is not None]
     if len(set(windows)) > 1:
         raise ValueError(f"--config: expected windows of one size, got {sorted(set(windows))}")

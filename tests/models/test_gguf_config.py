@@ -115,8 +115,15 @@ class ConfigTest(parameterized.TestCase):
     def test_out_of_range(self, changes: dict[str, Any], message: str) -> None:
         self.assert_refused(changes, message)
 
+    @parameterized.parameters(None, 0, 9)
+    def test_experts_per_token(self, count: int | None) -> None:
+        """Of a file with eight experts, as Mixtral's."""
+        self.assert_refused(
+            {"llama.expert_count": 8, "llama.expert_used_count": count},
+            "llama.expert_used_count: expected an integer from 1 to 8",
+        )
+
     @parameterized.named_parameters(
-        ("experts", "llama.expert_count", 8, 0),
         ("window", "llama.attention.sliding_window", 4096, 0),
         ("scale", "llama.attention.scale", 0.5, 0.0),
         ("clamp", "llama.attention.clamp_kqv", 8.0, 0.0),

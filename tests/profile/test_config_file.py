@@ -49,6 +49,15 @@ class ConfigFileTest(absltest.TestCase):
         self.assertEqual(dict(found.options), {"attention_softcap": 0.0, **dict(named.options)})
         self.assertEqual(self._read(GEMMA3_27B, self.path.parent), found)
 
+    def test_experts(self):
+        mixtral = {
+            **{key: GEMMA3_27B[key] for key in GEMMA3_27B if "window" not in key},
+            **{"model_type": "mixtral", "num_local_experts": 8, "hidden_activation": None},
+        }
+        del mixtral["query_pre_attn_scalar"]
+        with self.assertRaisesRegex(ValueError, "--config: expected dense layers, .* 8 experts"):
+            self._read(mixtral)
+
     def test_plain_model(self):
         llama = {
             "model_type": "qwen2",

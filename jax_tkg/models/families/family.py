@@ -49,6 +49,10 @@ NAMES_IN_GGUF: Mapping[str, str] = {
     "key_norm": "attn_k_norm.weight",
     "post_attention_norm": "post_attention_norm.weight",
     "post_mlp_norm": "post_ffw_norm.weight",
+    "router": "ffn_gate_inp.weight",
+    "expert_gate": "ffn_gate_exps.weight",
+    "expert_up": "ffn_up_exps.weight",
+    "expert_down": "ffn_down_exps.weight",
 }
 """The names of a layer's tensors in GGUF files."""
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from jax_tkg.models import rope_scaling
 from jax_tkg.models.config import (
     CONTEXT_LENGTH,
+    EXPERT_COUNT,
+    LIMITS,
     MULTIPLIER,
     ROPE_CONCENTRATION,
     ROPE_FACTOR,
     ROPE_FACTORS,
     ROPE_THETA,
+    Experts,
 )
 from jax_tkg.models.errors import ModelError
 from jax_tkg.models.families.family import Sizes
@@ -64,6 +68,34 @@ def biases(file: GgufFile) -> dict[str, bool]:
         "projection_bias": "blk.0.attn_q.bias" in file.tensor_names,
         "output_bias": "blk.0.attn_output.bias" in file.tensor_names,
     }
+
+
+def experts(file: GgufFile, **options: Any) -> Experts | None:
+    """The experts of each layer; None for a file that says 0 or nothing.
+
+    Args:
+      file: an open file.
+      **options: fields of `Experts` that the family has.
+    """
+    keys, count_key = file.metadata, prefixed(file, "expert_count")
+    if keys.raw(count_key) in (None, 0):
+        return None
+    count = keys.integer(count_key, EXPERT_COUNT)
+    size_key = prefixed(file, "expert_feed_forward_length")
+    if size_key not in keys:
+        size_key = prefixed(file, "feed_forward_length")
+    return Experts(
+        count=count,
+        per_token=keys.integer(
+            prefixed(file, "expert_used_count"), Range(EXPERT_COUNT.minimum, count)
+        ),
+        intermediate_size=keys.integer(size_key, LIMITS["intermediate_size"]),
+        **options,
+    )
+
+
+READS_EXPERTS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
+"""Keys that `experts` reads, without the architecture."""
 
 
 def multiplier(file: GgufFile, key: str) -> float | None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
-from jax_tkg.models.config import MULTIPLIER
+from jax_tkg.models.config import EXPERT_COUNT, LIMITS, MULTIPLIER, Experts
 from jax_tkg.models.typed_keys import Range, TypedKeys
 
 WINDOW = Range(1, 1 << 24)
@@ -78,6 +79,30 @@ def window_from_a_layer_on(
         raise keys.error("layer_types", f"{FULL!r} for each layer, for there is no window")
     return [size if slides else None for slides in sliding]
 
+
+def experts(keys: TypedKeys, size: str, per_token: int, **options: Any) -> Experts:
+    """The experts of each layer.
+
+    Args:
+      keys: of `config.json`.
+      size: the key of the features inside an expert.
+      per_token: how many run for a token in a file that does not say it.
+      **options: fields of `Experts` that the family has.
+    """
+    # transformers writes the second name in place of the first since its version 5.
+    key = next((key for key in ("num_experts", "num_local_experts") if key in keys), "num_experts")
+    count = keys.integer(key, EXPERT_COUNT)
+    most = Range(EXPERT_COUNT.minimum, count)
+    return Experts(
+        count=count,
+        per_token=keys.integer("num_experts_per_tok", most, per_token),
+        intermediate_size=keys.integer(size, LIMITS["intermediate_size"]),
+        **options,
+    )
+
+
+READS_EXPERTS = frozenset({"num_experts", "num_local_experts", "num_experts_per_tok"})
+"""Keys that `experts` reads, without that of the size."""
 
 READS_WINDOWS = frozenset(
     {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}

@@ -14,8 +14,10 @@ JSON_FAMILIES: Mapping[str, JsonFamily] = {
     for family in (
         llama.LLAMA,
         llama.MISTRAL,
+        llama.MIXTRAL,
         qwen.QWEN2,
         qwen.QWEN3,
+        qwen.QWEN3_MOE,
         gemma.GEMMA2,
         gemma.GEMMA3,
         phi.PHI3,
@@ -32,6 +34,7 @@ GGUF_FAMILIES: Mapping[str, GgufFamily] = {
         llama.LLAMA_GGUF,
         qwen.QWEN2_GGUF,
         qwen.QWEN3_GGUF,
+        qwen.QWEN3_MOE_GGUF,
         gemma.GEMMA2_GGUF,
         gemma.GEMMA3_GGUF,
         phi.PHI3_GGUF,
@@ -42,7 +45,7 @@ GGUF_FAMILIES: Mapping[str, GgufFamily] = {
 }
 """The families in GGUF files, by `general.architecture`."""
 
-_EXPERTS = "a mixture of experts"
+_EXPERTS = "a mixture of experts that no test compares"
 _NO_PRE_NORM = "its blocks have no norm before them"
 _PARALLEL = "attention and MLP run in parallel"
 _LATENT = "multi-head latent attention"
@@ -80,11 +83,8 @@ REFUSED: Mapping[str, str] = {
     "qwen2_5_vl": _VISION,
     "qwen3_vl": _VISION,
     "phi4_multimodal": _VISION,
-    "mixtral": _EXPERTS,
     "qwen2_moe": _EXPERTS,
     "qwen2moe": _EXPERTS,
-    "qwen3_moe": _EXPERTS,
-    "qwen3moe": _EXPERTS,
     "phimoe": _EXPERTS,
     "olmoe": _EXPERTS,
     "granitemoe": _EXPERTS,

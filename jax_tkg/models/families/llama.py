@@ -1,4 +1,4 @@
-"""Llama 2 and 3, SmolLM2 and their like, and Mistral."""
+"""Llama 2 and 3, SmolLM2 and their like, Mistral and Mixtral."""
 
 from __future__ import annotations
 
@@ -34,9 +34,19 @@ def _mistral(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def _mixtral(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
+    rope = read_rope(keys, sizes.head_size)
+    return {
+        "layers": sizes.alike(rope, json_layers.window(keys)),
+        "activation": json_layers.activation(keys),
+        "experts": json_layers.experts(keys, "intermediate_size", 2, normalize_weights=True),
+    }
+
+
 def _gguf(file: GgufFile, sizes: Sizes) -> dict[str, Any]:
     return {
         "layers": sizes.alike(gguf_layers.read_rope(file, sizes)),
+        "experts": gguf_layers.experts(file, normalize_weights=True),
         **gguf_layers.biases(file),
     }
 
@@ -56,9 +66,25 @@ MISTRAL = JsonFamily(
     read=_mistral,
     reads=frozenset({"sliding_window"}),
 )
+MIXTRAL = JsonFamily(
+    model_type="mixtral",
+    classes=("MixtralForCausalLM",),
+    storage=Storage(
+        {
+            **NAMES_IN_JSON,
+            "router": "block_sparse_moe.gate.weight",
+            "expert_gate": "block_sparse_moe.experts.{expert}.w1.weight",
+            "expert_up": "block_sparse_moe.experts.{expert}.w3.weight",
+            "expert_down": "block_sparse_moe.experts.{expert}.w2.weight",
+        }
+    ),
+    read=_mixtral,
+    reads=json_layers.READS_EXPERTS | {"sliding_window"},
+)
 LLAMA_GGUF = GgufFamily(
-    # Also Mistral's, whose window llama.cpp does not know.
+    # Also Mistral's, whose window llama.cpp does not know, and Mixtral's.
     architecture="llama",
     storage=Storage(NAMES_IN_GGUF, interleaved=True),
     read=_gguf,
+    reads=gguf_layers.READS_EXPERTS,
 )

@@ -1,4 +1,4 @@
-"""Qwen2, Qwen2.5 and Qwen3, dense."""
+"""Qwen2, Qwen2.5 and Qwen3, dense, and Qwen3-MoE."""
 
 from __future__ import annotations
 
@@ -42,6 +42,23 @@ def _qwen3(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def _qwen3_moe(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
+    slides = keys.boolean("use_sliding_window", False)
+    window = json_layers.window(keys, 4096) if slides else None
+    return {
+        "layers": sizes.alike(read_rope(keys, sizes.head_size), window),
+        "activation": json_layers.activation(keys),
+        "head_norms": True,
+        "experts": json_layers.experts(
+            keys,
+            "moe_intermediate_size",
+            8,
+            normalize_weights=keys.boolean("norm_topk_prob", False),
+        ),
+        **json_layers.biases(keys),
+    }
+
+
 def _qwen2_gguf(file: GgufFile, sizes: Sizes) -> dict[str, Any]:
     return {
         "layers": sizes.alike(gguf_layers.read_rope(file, sizes)),
@@ -51,6 +68,13 @@ def _qwen2_gguf(file: GgufFile, sizes: Sizes) -> dict[str, Any]:
 
 def _qwen3_gguf(file: GgufFile, sizes: Sizes) -> dict[str, Any]:
     return _qwen2_gguf(file, sizes) | {"head_norms": True}
+
+
+def _qwen3_moe_gguf(file: GgufFile, sizes: Sizes) -> dict[str, Any]:
+    experts = gguf_layers.experts(file, normalize_weights=True)
+    if experts is None:
+        raise file.metadata.error(gguf_layers.prefixed(file, "expert_count"), "at least 1")
+    return _qwen3_gguf(file, sizes) | {"experts": experts}
 
 
 QWEN2 = JsonFamily(
@@ -68,5 +92,30 @@ QWEN3 = JsonFamily(
     reads=json_layers.READS_WINDOWS | {"attention_bias"},
     head_size=128,
 )
+QWEN3_MOE = JsonFamily(
+    model_type="qwen3_moe",
+    classes=("Qwen3MoeForCausalLM",),
+    storage=Storage(
+        {
+            **NAMES_IN_JSON,
+            "router": "mlp.gate.weight",
+            "expert_gate": "mlp.experts.{expert}.gate_proj.weight",
+            "expert_up": "mlp.experts.{expert}.up_proj.weight",
+            "expert_down": "mlp.experts.{expert}.down_proj.weight",
+        }
+    ),
+    read=_qwen3_moe,
+    reads=json_layers.READS_EXPERTS
+    | {
+        "attention_bias",
+        "moe_intermediate_size",
+        "norm_topk_prob",
+        "sliding_window",
+        "use_sliding_window",
+    },
+)
 QWEN2_GGUF = GgufFamily("qwen2", Storage(NAMES_IN_GGUF), _qwen2_gguf)
 QWEN3_GGUF = GgufFamily("qwen3", Storage(NAMES_IN_GGUF), _qwen3_gguf)
+QWEN3_MOE_GGUF = GgufFamily(
+    "qwen3moe", Storage(NAMES_IN_GGUF), _qwen3_moe_gguf, gguf_layers.READS_EXPERTS
+)

@@ -7,6 +7,7 @@ Names come from the gguf package's own table; what converters do beyond that (ll
 from __future__ import annotations
 
 import pathlib
+import re
 from typing import Any
 
 import gguf
@@ -46,6 +47,17 @@ def _tensors(model: Any, architecture: str) -> dict[str, np.ndarray]:
                 values = halves.swapaxes(1, 2).reshape(values.shape)
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
             values = values + 1
+        if ".experts." in name:
+            layer, which = re.findall(r"layers\.(\d+)\..*experts\.(\w+)", name)[0]
+            parts = {"down": values}
+            if which == "gate_up_proj":
+                gate, up = np.split(values, 2, axis=1)
+                parts = {"gate": gate, "up": up}
+            for part, matrices in parts.items():
+                stored = f"blk.{layer}.ffn_{part}_exps.weight"
+                tensors[stored] = np.ascontiguousarray(matrices)
+            continue
+        name = name.replace("block_sparse_moe", "mlp")
         stored = names.get_name(name, (".weight", ".bias"))
         assert stored is not None, name
         tensors[stored] = np.ascontiguousarray(values)
@@ -93,6 +105,11 @@ def _metadata(config: Any, architecture: str) -> dict[str, Any]:
     if architecture == "gemma3":
         fields["attention.sliding_window_pattern"] = 3
         fields["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
+    if hasattr(config, "num_experts_per_tok"):
+        fields["expert_count"] = config.num_local_experts
+        fields["expert_used_count"] = config.num_experts_per_tok
+    if hasattr(config, "moe_intermediate_size"):
+        fields["expert_feed_forward_length"] = config.moe_intermediate_size
     if architecture == "phi3":
         original = config.original_max_position_embeddings
         fields["rope.scaling.original_context_length"] = original

@@ -8,7 +8,7 @@ from typing import Any
 from absl.testing import absltest, parameterized
 
 from jax_tkg.models import json_config
-from jax_tkg.models.config import ModelConfig
+from jax_tkg.models.config import Experts, ModelConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.models.families.known import JSON_FAMILIES, REFUSED
 from jax_tkg.models.typed_keys import TypedKeys
@@ -56,6 +56,20 @@ PUBLISHED = {
         "mistral", "MistralForCausalLM", "40 5120 14336 32 8 131072 131072",
         head_dim=128, hidden_act="silu", rope_theta=1000000.0, sliding_window=None,
         tie_word_embeddings=False,
+    ),
+    "mixtral_8x7b": _published(
+        "mixtral", "MixtralForCausalLM", "32 4096 14336 32 8 32000 32768",
+        hidden_act="silu", num_experts_per_tok=2, num_local_experts=8, output_router_logits=False,
+        rope_theta=1000000.0, router_aux_loss_coef=0.02, sliding_window=None,
+        tie_word_embeddings=False,
+    ),
+    "qwen3_30b_a3b": _published(
+        "qwen3_moe", "Qwen3MoeForCausalLM", "48 2048 6144 32 4 151936 40960",
+        attention_bias=False, decoder_sparse_step=1, head_dim=128, hidden_act="silu",
+        max_window_layers=48, mlp_only_layers=[], moe_intermediate_size=768, norm_topk_prob=True,
+        num_experts=128, num_experts_per_tok=8, output_router_logits=False, rope_scaling=None,
+        rope_theta=1000000.0, router_aux_loss_coef=0.001, sliding_window=None,
+        tie_word_embeddings=False, use_sliding_window=False,
     ),
     "qwen2_5_7b": _published(
         "qwen2", "Qwen2ForCausalLM", "28 3584 18944 28 4 152064 32768",
@@ -133,6 +147,10 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+def _experts(count: int, per_token: int, size: int) -> dict[str, Any]:
+    return dataclasses.asdict(Experts(count, per_token, size, normalize_weights=True))
+
+
 def _read(**members: Any) -> ModelConfig:
     return json_config.read_config(TypedKeys("config.json", members))
 
@@ -142,6 +160,14 @@ class PublishedTest(parameterized.TestCase):
         ("llama_3_1_8b", 0, (None,), 128, {}),
         ("mistral_7b_0_1", 0, (4096,), 128, {}),
         ("mistral_nemo", 0, (None,), 128, {"head_size": 128}),
+        ("mixtral_8x7b", 0, (None,), 128, {"experts": _experts(8, 2, 14336)}),
+        (
+            "qwen3_30b_a3b",
+            0,
+            (None,),
+            128,
+            {"experts": _experts(128, 8, 768), "head_norms": True},
+        ),
         ("qwen2_5_7b", 0, (None,), 128, {"projection_bias": True, "output_bias": False}),
         ("qwen3_8b", 0, (None,), 128, {"head_norms": True, "projection_bias": False}),
         (
@@ -225,6 +251,11 @@ class RefusedTest(parameterized.TestCase):
         ("qwen2_5_7b", "layer_types", ["sliding_attention"] * 28),
         ("qwen3_8b", "layer_types", ["full_attention"]),
         ("qwen3_8b", "num_experts", 128),
+        ("qwen3_30b_a3b", "decoder_sparse_step", 2),
+        ("qwen3_30b_a3b", "mlp_only_layers", [0]),
+        ("qwen3_30b_a3b", "num_experts_per_tok", 129),
+        ("mixtral_8x7b", "num_local_experts", 0),
+        ("mixtral_8x7b", "num_shared_experts", 2),
         ("gemma_2_9b", "sliding_window_size", 2048),
         ("gemma_2_9b", "hidden_activation", "relu"),
         ("gemma_2_9b", "query_pre_attn_scalar", 0),

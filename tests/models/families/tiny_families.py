@@ -66,6 +66,11 @@ class Family:
     changes: dict[str, Any]
     architecture: str | None
 
+    @property
+    def has_experts(self) -> bool:
+        """Whether its layers have experts, which the Neuron kernel does not take."""
+        return "num_experts_per_tok" in self.changes
+
     def model(self) -> Any:
         """The model, in float32."""
         sizes = _SIZES | {"rope_parameters": dict(_ROPE)} | self.changes
@@ -97,6 +102,22 @@ FAMILIES = {
     "qwen2": Family("Qwen2", {"tie_word_embeddings": True}, "qwen2"),
     # The hidden size is padded here, which the norms of heads must not notice.
     "qwen3": Family("Qwen3", {"hidden_size": 96, "head_dim": 32, "rms_norm_eps": 0.1}, "qwen3"),
+    "mixtral": Family(
+        "Mixtral",
+        {"num_local_experts": 6, "num_experts_per_tok": 2, "intermediate_size": 72},
+        "llama",
+    ),
+    "qwen3_moe": Family(
+        "Qwen3Moe",
+        {
+            "hidden_size": 96,
+            "num_experts": 9,
+            "num_experts_per_tok": 3,
+            "moe_intermediate_size": 40,
+            "norm_topk_prob": True,
+        },
+        "qwen3moe",
+    ),
     "gemma2": Family(
         "Gemma2",
         {
