@@ -26,7 +26,7 @@ NEEDED = {"jax": (0, 9, 0), "ml_dtypes": (0, 5), "numpy": (1, 26), "threadpoolct
 """The packages that jax_tkg depends on, and the oldest version of each."""
 
 EXTRAS = {
-    "models": ("absl", "gguf", "jinja2", "rich", "safetensors", "tokenizers"),
+    "models": ("absl", "filelock", "gguf", "jinja2", "rich", "safetensors", "tokenizers"),
     "profile": ("absl", "matplotlib"),
 }
 """The names under which the packages of each extra are imported."""

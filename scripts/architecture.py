@@ -64,8 +64,8 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
     ),
     (
         (
-            "hardware, limits, installed_nki, command_line",
-            ("hardware", "limits", "installed_nki", "command_line", "errors"),
+            "hardware, limits, installed_nki, user_cache, command_line",
+            ("hardware", "limits", "installed_nki", "user_cache", "command_line", "errors"),
             0,
             24,
         ),
@@ -76,8 +76,8 @@ DESCRIPTIONS = {
     "generate, doctor": "Commands: a model writes text.",
     "masks caches rope kinds weights quantize sharding": "Helpers of a decode loop.",
     "api, output_head": "transformer_tkg, explain; a model's logits.",
-    "hardware, limits, installed_nki, command_line": "Trainium's numbers; sizes; whether AWS's nki "
-    "is here; how commands end.",
+    "hardware, limits, installed_nki, user_cache, command_line": "Trainium's numbers; sizes; "
+    "whether AWS's nki is here; the user's cache; how commands end.",
     "simulator: commands, launch, install": "Runs kernels of any module; takes the place of nki.",
 }
 """Of boxes that are several modules, or whose module's first sentence is too long."""

@@ -8,10 +8,13 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from tests import compiled_programs
+
 
 def environment(**changes: str) -> dict[str, str]:
     """Variables with which a process imports the package that these tests import."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **changes}
+    own = {"PYTHONPATH": os.pathsep.join(sys.path), **compiled_programs.variables()}
+    return {**os.environ, **own, **changes}
 
 
 def command(module: str, *flags: str | bytes) -> list[str | bytes]:

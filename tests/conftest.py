@@ -14,9 +14,17 @@ import hypothesis
 import pytest
 
 from jax_tkg import simulator
+from tests import compiled_programs
 
 if importlib.util.find_spec("jax") is not None:
-    from tests.with_jax import forget_compiled_programs, quick_compilation  # noqa: F401
+    from tests.with_jax import (  # noqa: F401
+        forget_compiled_programs,
+        programs_of_this_run,
+        quick_compilation,
+    )
+
+# Before there are workers, which inherit it.
+compiled_programs.make_folder()
 
 # Kernels import nki.
 simulator.install()

@@ -331,8 +331,8 @@ class InterruptTest(parameterized.TestCase):
         self.model = files.folder(self) / "model.gguf"
         tiny.write_tiny(self.model)
 
-    def _start(self) -> _OnTerminal:
-        return _OnTerminal(f"--model={self.model}", "--prompt=the cat", "--max_tokens=500")
+    def _start(self, *flags: str) -> _OnTerminal:
+        return _OnTerminal(f"--model={self.model}", "--prompt=the cat", "--max_tokens=500", *flags)
 
     def _assert_ends(self, process: _OnTerminal) -> None:
         process.send_signal(signal.SIGINT)
@@ -344,7 +344,7 @@ class InterruptTest(parameterized.TestCase):
 
     @parameterized.parameters("Loading layers", "Compiling")
     def test_before_the_text(self, title: str) -> None:
-        with self._start() as process:
+        with self._start("--compilation_cache=off") as process:
             while title not in process.drawn():
                 self.assertIsNone(process.poll(), process.drawn())
                 time.sleep(0.01)

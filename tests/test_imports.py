@@ -20,6 +20,7 @@ ROOMS = (
     "jax_tkg.command_line",
     "jax_tkg.hardware",
     "jax_tkg.limits",
+    "jax_tkg.user_cache",
     "jax_tkg.installed_nki",
     "jax_tkg.kernels",
     # The simulator, which needs no JAX.

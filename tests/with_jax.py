@@ -1,6 +1,7 @@
 """JAX as the tests need it: eight CPU devices for those under shard_map, set before JAX starts."""
 
 import functools
+import os
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -8,6 +9,9 @@ from unittest import mock
 import jax
 import pytest
 from jax._src import compiler
+from jax.experimental.compilation_cache import compilation_cache
+
+from tests import compiled_programs
 
 jax.config.update("jax_num_cpu_devices", 8)
 
@@ -54,3 +58,20 @@ def quick_compilation() -> Iterator[None]:
     with mock.patch.object(compiler, "get_compile_options", get_compile_options):
         yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def programs_of_this_run() -> Iterator[None]:
+    """Compiled programs are shared by all modules with this fixture and by commands."""
+    settings = {
+        "jax_compilation_cache_dir": os.environ[compiled_programs.FOLDER_VARIABLE],
+        **compiled_programs.SETTINGS,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        # JAX looks at the settings once.
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield

@@ -21,6 +21,7 @@ from absl import flags
 from jax_tkg.call.options import IMPLEMENTATIONS
 from jax_tkg.command_line import CommandError, note
 from jax_tkg.generate.answer import Answer
+from jax_tkg.generate.compilation_cache import use_compilation_cache
 from jax_tkg.generate.conversation import talk
 from jax_tkg.generate.progress import Bar, bars
 from jax_tkg.lowering.host_call import own_exceptions
@@ -124,6 +125,13 @@ def define_flags(values: flags.FlagValues) -> None:
         "What transformer_tkg runs; 'simulate' is the Neuron kernel in the NKI simulator, slowly.",
         flag_values=values,
     )
+    flags.DEFINE_string(
+        "compilation_cache",
+        None,
+        "Folder in which JAX keeps compiled programs for the next run, or 'off'; default: "
+        "JAX_COMPILATION_CACHE_DIR, or ~/.cache/jax_tkg/compiled.",
+        flag_values=values,
+    )
 
 
 def main(values: flags.FlagValues) -> None:
@@ -133,6 +141,7 @@ def main(values: flags.FlagValues) -> None:
       CommandError: a flag has a value that cannot be used.
       ModelError: the model cannot be used.
     """
+    use_compilation_cache(values.compilation_cache)
     # An interrupt of the simulator ends the command as one outside of it does.
     with own_exceptions():
         _generate(values)

@@ -27,6 +27,7 @@ from jax_tkg.lowering.kernel_interface import (
     Launch,
 )
 from jax_tkg.lowering.static_values import imported_names
+from jax_tkg.user_cache import make_private, user_cache
 
 ENTRY_NAME = "transformer_tkg_entry"
 
@@ -110,9 +111,7 @@ def entry_directory() -> pathlib.Path:
     named = os.environ.get(DIRECTORY_VARIABLE)
     if named:
         return pathlib.Path(named).expanduser().absolute()
-    cache = os.environ.get("XDG_CACHE_HOME")
-    folder = pathlib.Path(cache) if cache else pathlib.Path("~/.cache").expanduser()
-    return folder.absolute() / "jax_tkg" / "kernels"
+    return user_cache("kernels")
 
 
 def check_directory() -> None:
@@ -121,7 +120,7 @@ def check_directory() -> None:
     Raises:
       OSError: it cannot be made, is another user's, or others can write to it.
     """
-    _make_private(entry_directory())
+    make_private(entry_directory())
 
 
 def load_entry(source: str) -> Any:
@@ -139,7 +138,7 @@ def load_entry(source: str) -> Any:
     digest = hashlib.sha256(contents).hexdigest()[:24]
     try:
         folder = entry_directory()
-        _make_private(folder)
+        make_private(folder)
         path = folder / f"{ENTRY_NAME}_{digest}.py"
         if _read(path) != contents:
             _write(path, contents)
@@ -157,17 +156,6 @@ def _execute(source: str, path: str) -> types.ModuleType:
     module.__file__ = path
     exec(compile(source, path, "exec", dont_inherit=True), module.__dict__)
     return module
-
-
-def _make_private(folder: pathlib.Path) -> None:
-    """Makes the folder, or checks that nobody else can replace files in the one there is."""
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = folder.stat()
-    if found.st_uid != os.geteuid():
-        raise PermissionError(f"{folder}, which belongs to user {found.st_uid}")
-    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        mode = stat.S_IMODE(found.st_mode)
-        raise PermissionError(f"{folder}, which others can write to (mode {mode:o})")
 
 
 def _read(path: pathlib.Path) -> bytes | None:

@@ -17,7 +17,11 @@ from jax_tkg.models.checkpoint import Checkpoint, open_checkpoint
 from jax_tkg.models.decode import Decoder
 from tests.models import devices
 
-pytestmark = [pytest.mark.model, pytest.mark.slow]
+pytestmark = [
+    pytest.mark.model,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("programs_of_this_run"),
+]
 
 QUESTIONS = (
     "What is the capital of France?",

@@ -1,0 +1,69 @@
+"""JAX's persistent compilation cache for a command: what one run compiles, later ones load."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pathlib
+import platform
+
+import jax
+
+from jax_tkg.command_line import note
+from jax_tkg.user_cache import make_private, user_cache
+
+OFF = "off"
+"""What the flag says for no cache."""
+
+MOST_BYTES = 1 << 30
+"""Size of a folder beyond which JAX removes the entries that were used least recently."""
+
+
+def use_compilation_cache(named: str | None) -> None:
+    """Turns the cache on for this process, before it compiles anything.
+
+    Where JAX has been told of a folder already (JAX_COMPILATION_CACHE_DIR) and none is named, its
+    settings stay as they are. A folder that cannot be used is noted on standard error, and
+    nothing is cached. JAX locks the folder, so that processes can share it.
+
+    Args:
+      named: a folder; `OFF` for no cache; None for the one in the user's cache directory.
+    """
+    if named == OFF:
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if named is None and given:
+        return
+    try:
+        # Loading an entry runs what others wrote into it.
+        parent = user_cache("compiled") if named is None else pathlib.Path(named).expanduser()
+        make_private(parent)
+        folder = parent.absolute() / _processor()
+        make_private(folder)
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"{folder}, which cannot be written to")
+    except (OSError, RuntimeError) as error:
+        note(f"note: --compilation_cache: expected a folder of your own, got {error}; not used")
+        jax.config.update("jax_enable_compilation_cache", False)
+        return
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    # By default JAX keeps nothing that compiles in less than a second.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _processor() -> str:
+    """A name for this kind of processor: XLA compiles for the instructions that it has.
+
+    Home directories may be shared by machines of several kinds.
+    """
+    features = {platform.machine(), platform.processor()}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            features |= {line for line in file if line.startswith(("flags", "Features"))}
+    except OSError:
+        # Not Linux; the names have to do.
+        features.add(platform.system())
+    digest = hashlib.sha256("".join(sorted(features)).encode()).hexdigest()
+    return f"{platform.machine()}-{digest[:12]}"
