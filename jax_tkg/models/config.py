@@ -51,12 +51,16 @@ EXPERT_COUNT = Range(1, 1 << 12)
 
 _OPERANDS = {
     "experts": ("W_routers",),
+    "sinks": ("sinks",),
     "projection_bias": ("bias_qkvs",),
     "output_bias": ("bias_outs",),
     "head_norms": ("W_gamma_qs", "W_gamma_ks"),
     "post_norms": ("W_gamma_post_attentions", "W_gamma_post_mlps"),
 }
 """The arguments of `transformer_tkg` that a flag of `ModelConfig` stands for."""
+
+_EXPERT_BIASES = ("bias_routers", "bias_gates", "bias_ups", "bias_downs")
+"""Those that `Experts.biases` stands for."""
 
 
 class ConfigError(ModelError):
@@ -96,6 +100,7 @@ class Experts:
       intermediate_size: features inside one expert.
       routing: how they are chosen and weighted.
       normalize_weights: whether a token's weights are divided by their sum.
+      biases: whether the router, and gate, up and down of each expert, have biases.
     """
 
     count: int
@@ -103,6 +108,7 @@ class Experts:
     intermediate_size: int
     routing: str = "softmax_topk"
     normalize_weights: bool = False
+    biases: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +131,7 @@ class ModelConfig:
       attention_softcap: soft cap of the scores; 0 for none.
       projection_bias: whether queries, keys and values have biases.
       output_bias: whether attention's output has one.
+      sinks: whether the softmax of each query head has one more logit.
       head_norms: whether an RMSNorm of each query and key head precedes RoPE.
       post_norms: whether an RMSNorm of each block's output precedes the residual's addition.
       embedding_scale: factor of the embeddings.
@@ -152,6 +159,7 @@ class ModelConfig:
     attention_softcap: float = 0.0
     projection_bias: bool = False
     output_bias: bool = False
+    sinks: bool = False
     head_norms: bool = False
     post_norms: bool = False
     embedding_scale: float = 1.0
@@ -212,9 +220,10 @@ class ModelConfig:
     @property
     def optional_operands(self) -> tuple[str, ...]:
         """The optional per-layer arguments of `transformer_tkg` that the model has."""
-        return tuple(
-            name for flag, names in _OPERANDS.items() if getattr(self, flag) for name in names
-        )
+        found = [name for flag, names in _OPERANDS.items() if getattr(self, flag) for name in names]
+        if self.experts is not None and self.experts.biases:
+            found += _EXPERT_BIASES
+        return tuple(found)
 
     @property
     def rotary_size(self) -> int:

@@ -34,6 +34,8 @@ _READ = {
         "quantization_status",
         "version",
     },
+    # Its weights are in dtypes of their own; see `mxfp4_tensors`.
+    "mxfp4": {"modules_to_not_convert"},
 }
 """The methods whose weights are float8 with scales, and their keys."""
 

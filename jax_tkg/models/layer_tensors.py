@@ -23,7 +23,14 @@ FUSED: Mapping[str, tuple[str, ...]] = {
 }
 """Tensors that some families store as one, rows of the first above those of the next."""
 
-_OF_EXPERTS = {"expert_gate": "gate", "expert_up": "up", "expert_down": "down"}
+_OF_EXPERTS = {
+    "expert_gate": "gate",
+    "expert_up": "up",
+    "expert_down": "down",
+    "expert_gate_bias": "gate_bias",
+    "expert_up_bias": "up_bias",
+    "expert_down_bias": "down_bias",
+}
 """Fields of `LayerTensors` that hold the experts of a layer, by what `Storage` calls these."""
 
 _EXPERT = "{expert}"
@@ -67,6 +74,11 @@ class LayerTensors:
     post_attention_norm: np.ndarray | None = None
     post_mlp_norm: np.ndarray | None = None
     router: np.ndarray | None = None
+    router_bias: np.ndarray | None = None
+    gate_bias: np.ndarray | None = None
+    up_bias: np.ndarray | None = None
+    down_bias: np.ndarray | None = None
+    sinks: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,11 +93,14 @@ class Storage:
       interleaved: whether RoPE turns adjacent features, 2i and 2i + 1, and not i and i + r/2 of the
         r features that turn.
       gains_less_one: whether gains of RMSNorms are stored less one.
+      experts_by_column: whether matrices of experts are [in, out], with gate and up in one tensor,
+        "expert_gate_up", whose columns are theirs in turn; its bias is "expert_gate_up_bias".
     """
 
     names: Mapping[str, str]
     interleaved: bool = False
     gains_less_one: bool = False
+    experts_by_column: bool = False
 
     def gain(self, stored: np.ndarray) -> np.ndarray:
         """The gain of an RMSNorm as it multiplies."""
@@ -117,6 +132,15 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
             "expert_up": (experts.count, inner, hidden),
             "expert_down": (experts.count, hidden, inner),
         }
+        if experts.biases:
+            shapes |= {
+                "router_bias": (experts.count,),
+                "expert_gate_bias": (experts.count, inner),
+                "expert_up_bias": (experts.count, inner),
+                "expert_down_bias": (experts.count, hidden),
+            }
+    if config.sinks:
+        shapes |= {"sinks": (config.num_heads,)}
     if config.projection_bias:
         shapes |= {"query_bias": (query_rows,), "key_bias": (kv_rows,), "value_bias": (kv_rows,)}
     if config.output_bias:
@@ -137,6 +161,14 @@ def stored_shapes(config: ModelConfig, storage: Storage) -> dict[str, tuple[int,
             shapes[fused] = (rows, *shapes[parts[0]][1:])
             for part in parts:
                 del shapes[part]
+    if storage.experts_by_column and config.experts is not None:
+        count, inner, _ = shapes.pop("expert_gate")
+        del shapes["expert_up"]
+        shapes["expert_gate_up"] = (count, config.hidden_size, 2 * inner)
+        shapes["expert_down"] = (count, inner, config.hidden_size)
+        if shapes.pop("expert_gate_bias", None):
+            del shapes["expert_up_bias"]
+            shapes["expert_gate_up_bias"] = (count, 2 * inner)
     stored: dict[str, tuple[int, ...]] = {}
     for field, shape in shapes.items():
         name = storage.names[field]
@@ -158,6 +190,8 @@ def separated(
         if _EXPERT in name and field in shapes:
             each = (stored[name.format(expert=expert)] for expert in range(shapes[field][0]))
             tensors[field] = np.stack(list(each))
+    if storage.experts_by_column:
+        tensors |= _by_row(tensors)
     tensors = {_OF_EXPERTS.get(field, field): tensor for field, tensor in tensors.items()}
     for fused, parts in FUSED.items():
         if fused in tensors:
@@ -172,6 +206,17 @@ def separated(
             if field in tensors:
                 tensors[field] = _reordered(tensors[field], order)
     return LayerTensors(**tensors)
+
+
+def _by_row(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Takes tensors of `Storage.experts_by_column` out, and gives those that they stand for."""
+    found = {"expert_down": tensors.pop("expert_down").swapaxes(1, 2)}
+    both = tensors.pop("expert_gate_up").swapaxes(1, 2)
+    found |= {"expert_gate": both[:, ::2], "expert_up": both[:, 1::2]}
+    bias = tensors.pop("expert_gate_up_bias", None)
+    if bias is not None:
+        found |= {"expert_gate_bias": bias[:, ::2], "expert_up_bias": bias[:, 1::2]}
+    return found
 
 
 def head_order(head_size: int, rotary_size: int, interleaved: bool) -> np.ndarray | None:

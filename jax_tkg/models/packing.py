@@ -180,6 +180,11 @@ def outline(
         intermediate = padded_expert_size(config.experts, tensor_parallel)
     options = {
         "W_routers": stacked(hidden, *leading),
+        "bias_routers": stacked(1, *leading),
+        "bias_gates": stacked(*leading, intermediate),
+        "bias_ups": stacked(*leading, intermediate),
+        "bias_downs": stacked(*leading, hidden),
+        "sinks": layers(1, config.num_heads, jnp.float32),
         "bias_qkvs": layers(1, packed),
         "bias_outs": layers(1, hidden),
         "W_gamma_qs": layers(1, config.head_size, jnp.float32),
@@ -291,6 +296,18 @@ def _pack_layer(
     if tensors.router is not None:
         router = tensors.router.T
         packed["W_routers"] = _padded(router, hidden, router.shape[1], dtype)
+    if tensors.router_bias is not None:
+        packed["bias_routers"] = tensors.router_bias[np.newaxis].astype(dtype)
+    for name, added, size in (
+        ("bias_gates", tensors.gate_bias, intermediate),
+        ("bias_ups", tensors.up_bias, intermediate),
+        ("bias_downs", tensors.down_bias, hidden),
+    ):
+        if added is not None:
+            factor = config.residual_scale if name == "bias_downs" else 1.0
+            packed[name] = _padded(_scaled(added, factor), added.shape[0], size, dtype)
+    if tensors.sinks is not None:
+        packed["sinks"] = tensors.sinks[np.newaxis].astype(np.float32)
     for name, gain in (
         ("W_gamma_post_attentions", tensors.post_attention_norm),
         ("W_gamma_post_mlps", tensors.post_mlp_norm),

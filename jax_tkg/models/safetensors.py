@@ -16,7 +16,7 @@ import jax
 import numpy as np
 import safetensors
 
-from jax_tkg.models import float8_tensors, json_config, packing
+from jax_tkg.models import float8_tensors, json_config, mxfp4_tensors, packing
 from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.families import known
@@ -91,6 +91,10 @@ class _Tensors:
         scales = {}
         for tensor, (path, file) in self._where.items():
             stored = file.get_slice(tensor)
+            if self._is_mxfp4(tensor.removesuffix(mxfp4_tensors.BLOCKS)) or self._is_mxfp4(
+                tensor.removesuffix(mxfp4_tensors.SCALES)
+            ):
+                continue
             dtype, is_matrix = stored.get_dtype(), len(stored.get_shape()) == 2
             names = [tensor + suffix for suffix in float8_tensors.SCALE_SUFFIXES]
             scale = next((name for name in names if name in self._where), None)
@@ -105,12 +109,43 @@ class _Tensors:
 
     @property
     def names(self) -> list[str]:
-        """The names of all tensors but scales."""
+        """The names of all tensors but scales; of an MXFP4 weight, its own."""
         scales = set(self._scales.values())
-        return [name for name in self._where if name not in scales]
+        found = []
+        for name in self._where:
+            weight = name.removesuffix(mxfp4_tensors.BLOCKS)
+            if self._is_mxfp4(weight):
+                found.append(weight)
+            elif name not in scales and not self._is_mxfp4(name.removesuffix(mxfp4_tensors.SCALES)):
+                found.append(name)
+        return found
+
+    def _is_mxfp4(self, name: str) -> bool:
+        """Whether the weight of this name is stored in two tensors of MXFP4."""
+        parts = [name + mxfp4_tensors.BLOCKS, name + mxfp4_tensors.SCALES]
+        if name in self._where or not all(part in self._where for part in parts):
+            return False
+        slices = [self._where[part][1].get_slice(part) for part in parts]
+        return all(stored.get_dtype() == mxfp4_tensors.DTYPE for stored in slices)
+
+    def _read_mxfp4(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
+        parts = [name + mxfp4_tensors.BLOCKS, name + mxfp4_tensors.SCALES]
+        (path, _), _ = (self._where[part] for part in parts)
+        blocks, scales = (self._where[part][1].get_tensor(part) for part in parts)
+        found = [blocks.shape[0], blocks.shape[2] * 32, blocks.shape[1]] if blocks.ndim == 4 else []
+        if not mxfp4_tensors.is_shape(blocks.shape, scales.shape) or found != list(shape):
+            raise ModelError(
+                f"{path}: tensor {parts[0]}: expected blocks and scales of a weight {list(shape)}, "
+                f"got {list(blocks.shape)} and {list(scales.shape)}"
+            )
+        return mxfp4_tensors.multiplied(blocks, scales)
 
     def read(self, name: str, shape: tuple[int, ...], dtype: jax.typing.DTypeLike) -> np.ndarray:
         """A tensor that must have the given shape, and values that the model's dtype can hold."""
+        if self._is_mxfp4(name):
+            values = self._read_mxfp4(name, shape)
+            packing.check_values(f"{self._folder.path}: tensor {name}", values, dtype)
+            return values
         if name not in self._where:
             raise ModelError(
                 f"{self._folder.path}: tensor {name}: expected shape {list(shape)}, but it is "

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from jax_tkg.models.errors import ModelError
-from jax_tkg.models.families import gemma, glm4, granite, llama, phi, qwen, smollm3
+from jax_tkg.models.families import gemma, glm4, gpt_oss, granite, llama, phi, qwen, smollm3
 from jax_tkg.models.families.family import GgufFamily, JsonFamily
 from jax_tkg.models.typed_keys import TypedKeys
 
@@ -24,6 +24,7 @@ JSON_FAMILIES: Mapping[str, JsonFamily] = {
         smollm3.SMOLLM3,
         granite.GRANITE,
         glm4.GLM4,
+        gpt_oss.GPT_OSS,
     )
 }
 """The families in the format of Hugging Face transformers, by `model_type`."""
@@ -93,8 +94,7 @@ REFUSED: Mapping[str, str] = {
     "granitehybrid": _RECURRENT,
     "glm4_moe": _EXPERTS,
     "glm4moe": _EXPERTS,
-    "gpt_oss": f"{_EXPERTS} with sinks",
-    "gpt-oss": f"{_EXPERTS} with sinks",
+    "gpt-oss": "read from safetensors only; llama.cpp turns its heads by other frequencies",
     "dbrx": _EXPERTS,
     "deepseek_v2": f"{_LATENT} and {_EXPERTS}",
     "deepseek_v3": f"{_LATENT} and {_EXPERTS}",

@@ -86,7 +86,7 @@ class Family:
             for name, parameter in model.named_parameters():
                 if name.endswith("norm.weight"):
                     parameter.uniform_(0.5 - less_one, 1.5 - less_one)
-                elif name.endswith(".bias") or (
+                elif name.endswith((".bias", "_bias", "sinks")) or (
                     "embed_tokens" in name and self.name.startswith("Gemma")
                 ):
                     parameter.normal_(0, 0.5)
@@ -117,6 +117,26 @@ FAMILIES = {
             "norm_topk_prob": True,
         },
         "qwen3moe",
+    ),
+    "gpt_oss": Family(
+        "GptOss",
+        {
+            "hidden_size": 96,
+            "num_local_experts": 8,
+            "num_experts_per_tok": 3,
+            "intermediate_size": 72,
+            "sliding_window": WINDOW,
+            "rope_parameters": {
+                "rope_type": "yarn",
+                "rope_theta": 500.0,
+                "factor": 8.0,
+                "beta_fast": 32.0,
+                "beta_slow": 1.0,
+                "truncate": False,
+                "original_max_position_embeddings": 64,
+            },
+        },
+        None,
     ),
     "gemma2": Family(
         "Gemma2",
