@@ -133,7 +133,11 @@ def _operands(case: Case, layers: int, stacked: bool) -> Operands:
     tables = arrays["block_tables"]
     if tables is not None:
         arrays["block_tables"] = np.arange(tables.size, dtype=tables.dtype).reshape(tables.shape)
-    arrays["position_ids"] = np.full((case.B, 1), case.S_ctx - case.S, np.int32)
+    first = np.zeros((case.B, 1), np.int32)
+    if tables is not None:
+        # Slots of the pool: each sequence writes to blocks of its own.
+        first += case.S_ctx * np.arange(case.B, dtype=np.int32)[:, None]
+    arrays["position_ids"] = first + np.int32(case.S_ctx - case.S)
     return Operands(**arrays)
 
 

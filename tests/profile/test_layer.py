@@ -36,6 +36,20 @@ class LayerFiguresTest(parameterized.TestCase):
         written = 2 * SMALL.B * SMALL.S * SMALL.k * SMALL.d * 2
         self.assertEqual(self.figures.hbm_bytes["cache"], SMALL.cache_bytes() + written)
 
+    @parameterized.parameters({"lengths": True}, {"block_len": 64})
+    def test_lengths_and_blocks_read_the_slots_once(self, **changes):
+        case = dataclasses.replace(SMALL, S_ctx=256, **changes)
+        found = layer_figures(record_launches(case)).hbm_bytes
+        # S_ctx cached slots beside the new ones, of which a mask would count S among the S_ctx.
+        slots = case.cache_bytes() // (case.S_ctx - case.S) * case.S_ctx
+        written = 2 * case.B * case.S * case.k * case.d * 2
+        self.assertEqual(found["cache"], slots + written)
+        self.assertEqual(found["other"], 0)
+
+    def test_blocks_divide_the_context(self):
+        with self.assertRaisesRegex(ValueError, "block_len=60: expected a divisor of the context"):
+            dataclasses.replace(SMALL, block_len=60)
+
     def test_all_reduces_are_counted_apart(self):
         """Two of them, each of H * T float32 numbers of which a rank sends 3/4 twice."""
         without = layer_figures(self.launches, collectives=False)
