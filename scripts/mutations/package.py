@@ -390,8 +390,8 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "scales are not split over ranks",
         "sharding.py",
-        "if row.tensor_axis is not None:",
-        'if row.tensor_axis is not None and row.kind != "scale":',
+        "if split is not None:",
+        'if split is not None and row.kind != "scale":',
         ("test_parallel.py::ParallelTest",),
     ),
     Mutation(
