@@ -38,7 +38,7 @@ def shape_of(config: ModelConfig) -> ModelShape:
     """
     if config.experts is not None:
         raise ValueError(
-            f"--config: expected dense layers, because the kernel does not take experts, got "
+            f"--config: expected dense layers, because the profile has no model of experts, got "
             f"{config.experts.count} experts"
         )
     windows = [kind.window for kind in config.layers if kind.window is not None]

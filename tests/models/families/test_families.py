@@ -155,9 +155,7 @@ class FamiliesTest(parameterized.TestCase):
 
 
 class SimulatedKernelTest(parameterized.TestCase):
-    @parameterized.named_parameters(
-        (name, family) for name, family in FAMILIES.items() if not family.has_experts
-    )
+    @parameterized.named_parameters(FAMILIES.items())
     def test_one_layer_or_two(self, family: Family) -> None:
         """The Neuron kernel computes layers as transformers does, of Gemma 2 both kinds."""
         folder = files.folder(self)

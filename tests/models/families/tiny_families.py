@@ -66,11 +66,6 @@ class Family:
     changes: dict[str, Any]
     architecture: str | None
 
-    @property
-    def has_experts(self) -> bool:
-        """Whether its layers have experts, which the Neuron kernel does not take."""
-        return "num_experts_per_tok" in self.changes
-
     def model(self) -> Any:
         """The model, in float32."""
         sizes = _SIZES | {"rope_parameters": dict(_ROPE)} | self.changes
