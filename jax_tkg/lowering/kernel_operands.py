@@ -220,15 +220,17 @@ def expert_order(operands: Operands, parameters: Parameters | None) -> jax.Array
       operands: of the primitive.
       parameters: which say what number the rank has; None: it holds the first experts.
     """
-    D = Dimensions.of(operands)
-    if not D.E:
+    routers = operands.layer_shapes("W_routers")
+    if not routers:
         return None
+    E = routers[0][1]
+    held = next(shape[0] for shape in operands.layer_shapes("W_gates") if len(shape) == 3)
     first = jnp.int32(0)
-    if parameters is not None and D.E_held < D.E:
-        first = first_expert(parameters, D.E_held)
-    places = jnp.arange(D.E, dtype=jnp.int32) - first
-    is_held = (places >= 0) & (places < D.E_held)
-    return jnp.where(is_held, D.E_held - places, 0).astype(jnp.float32)[None]
+    if parameters is not None and held < E:
+        first = first_expert(parameters, held)
+    places = jnp.arange(E, dtype=jnp.int32) - first
+    is_held = (places >= 0) & (places < held)
+    return jnp.where(is_held, held - places, 0).astype(jnp.float32)[None]
 
 
 def kernel_operands(
