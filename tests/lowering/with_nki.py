@@ -70,11 +70,13 @@ def on_mesh(arguments: Any, mesh: Any, specs: Any) -> Any:
     """Arguments laid out over a mesh."""
 
     def place(array: Any, spec: Any) -> Any:
+        if array is None:
+            return None
         return jax.device_put(array, jax.sharding.NamedSharding(mesh, spec))
 
     return {
         name: [place(entry, getattr(specs, name)) for entry in value]
         if isinstance(value, list)
-        else place(np.asarray(value), getattr(specs, name))
+        else place(None if value is None else np.asarray(value), getattr(specs, name))
         for name, value in arguments.items()
     }
