@@ -26,47 +26,55 @@ module @jit__lambda attributes {mhlo.num_partitions = 4 : i32, mhlo.num_replicas
       %19 = stablehlo.and %16, %18 : tensor<1x1xi1>
       %c_2 = stablehlo.constant dense<8> : tensor<i32>
       %20 = func.call @_where(%19, %arg45, %c_2) : (tensor<1x1xi1>, tensor<1x1xi32>, tensor<i32>) -> tensor<1x1xi32>
-      %c_3 = stablehlo.constant dense<8> : tensor<i32>
-      %21 = stablehlo.broadcast_in_dim %c_3, dims = [] : (tensor<i32>) -> tensor<1x1xi32>
-      %22 = stablehlo.compare LT, %20, %21, SIGNED : (tensor<1x1xi32>, tensor<1x1xi32>) -> tensor<1x1xi1>
-      %23 = stablehlo.broadcast_in_dim %20, dims = [0, 1] : (tensor<1x1xi32>) -> tensor<1x1x1xi32>
-      %24 = stablehlo.broadcast_in_dim %20, dims = [0, 2] : (tensor<1x1xi32>) -> tensor<1x1x1xi32>
-      %25 = stablehlo.compare EQ, %23, %24, SIGNED : (tensor<1x1x1xi32>, tensor<1x1x1xi32>) -> tensor<1x1x1xi1>
-      %26 = func.call @triu(%25) : (tensor<1x1x1xi1>) -> tensor<1x1x1xi1>
-      %c_4 = stablehlo.constant dense<false> : tensor<i1>
-      %27 = stablehlo.reduce(%26 init: %c_4) applies stablehlo.or across dimensions = [2] : (tensor<1x1x1xi1>, tensor<i1>) -> tensor<1x1xi1>
-      %28 = stablehlo.not %27 : tensor<1x1xi1>
-      %29 = stablehlo.and %22, %28 : tensor<1x1xi1>
-      %30 = stablehlo.iota dim = 0 : tensor<1xui32>
+      %21 = stablehlo.broadcast_in_dim %20, dims = [0, 1] : (tensor<1x1xi32>) -> tensor<1x1x1xi32>
+      %22 = stablehlo.broadcast_in_dim %20, dims = [0, 2] : (tensor<1x1xi32>) -> tensor<1x1x1xi32>
+      %23 = stablehlo.compare EQ, %21, %22, SIGNED : (tensor<1x1x1xi32>, tensor<1x1x1xi32>) -> tensor<1x1x1xi1>
+      %24 = func.call @triu(%23) : (tensor<1x1x1xi1>) -> tensor<1x1x1xi1>
+      %c_3 = stablehlo.constant dense<false> : tensor<i1>
+      %25 = stablehlo.reduce(%24 init: %c_3) applies stablehlo.or across dimensions = [2] : (tensor<1x1x1xi1>, tensor<i1>) -> tensor<1x1xi1>
+      %26 = stablehlo.iota dim = 0 : tensor<1xi32>
+      %27 = stablehlo.broadcast_in_dim %26, dims = [0] : (tensor<1xi32>) -> tensor<1x1xi32>
+      %c_4 = stablehlo.constant dense<8> : tensor<i32>
+      %28 = stablehlo.broadcast_in_dim %c_4, dims = [] : (tensor<i32>) -> tensor<1x1xi32>
+      %29 = stablehlo.compare LT, %20, %28, SIGNED : (tensor<1x1xi32>, tensor<1x1xi32>) -> tensor<1x1xi1>
+      %30 = stablehlo.not %25 : tensor<1x1xi1>
+      %31 = stablehlo.and %29, %30 : tensor<1x1xi1>
+      %32 = stablehlo.iota dim = 0 : tensor<1xui32>
+      %33 = stablehlo.broadcast_in_dim %32, dims = [0] : (tensor<1xui32>) -> tensor<1x1x1xui32>
       %c_5 = stablehlo.constant dense<1> : tensor<ui32>
-      %31 = stablehlo.broadcast_in_dim %c_5, dims = [] : (tensor<ui32>) -> tensor<1xui32>
-      %32 = stablehlo.multiply %30, %31 : tensor<1xui32>
-      %33 = stablehlo.reshape %32 : (tensor<1xui32>) -> tensor<1x1x1xui32>
-      %34 = stablehlo.convert %20 : (tensor<1x1xi32>) -> tensor<1x1xui32>
-      %35 = stablehlo.broadcast_in_dim %34, dims = [1, 2] : (tensor<1x1xui32>) -> tensor<1x1x1xui32>
-      %c_6 = stablehlo.constant dense<512> : tensor<ui32>
-      %36 = stablehlo.broadcast_in_dim %c_6, dims = [] : (tensor<ui32>) -> tensor<1x1x1xui32>
-      %37 = stablehlo.multiply %33, %36 : tensor<1x1x1xui32>
-      %38 = stablehlo.add %37, %35 : tensor<1x1x1xui32>
-      %c_7 = stablehlo.constant dense<8> : tensor<ui32>
-      %39 = stablehlo.broadcast_in_dim %c_7, dims = [] : (tensor<ui32>) -> tensor<1x1x1xui32>
-      %40 = stablehlo.multiply %33, %39 : tensor<1x1x1xui32>
-      %41 = stablehlo.add %40, %35 : tensor<1x1x1xui32>
-      %c_8 = stablehlo.constant dense<false> : tensor<i1>
-      %42 = stablehlo.broadcast_in_dim %c_8, dims = [] : (tensor<i1>) -> tensor<1x1xi1>
-      %c_9 = stablehlo.constant dense<8> : tensor<i32>
-      %43 = stablehlo.broadcast_in_dim %c_9, dims = [] : (tensor<i32>) -> tensor<1x1xi32>
-      %44 = stablehlo.compare LT, %20, %43, SIGNED : (tensor<1x1xi32>, tensor<1x1xi32>) -> tensor<1x1xi1>
-      %45 = stablehlo.broadcast_in_dim %44, dims = [1, 2] : (tensor<1x1xi1>) -> tensor<1x1x1xi1>
-      %c_10 = stablehlo.constant dense<4294967295> : tensor<ui32>
-      %46 = func.call @_where_0(%45, %38, %c_10) : (tensor<1x1x1xi1>, tensor<1x1x1xui32>, tensor<ui32>) -> tensor<1x1x1xui32>
-      %47 = stablehlo.reshape %46 : (tensor<1x1x1xui32>) -> tensor<1x1xui32>
-      %48 = stablehlo.broadcast_in_dim %29, dims = [1, 2] : (tensor<1x1xi1>) -> tensor<1x1x1xi1>
+      %34 = stablehlo.broadcast_in_dim %c_5, dims = [] : (tensor<ui32>) -> tensor<1x1x1xui32>
+      %35 = stablehlo.multiply %33, %34 : tensor<1x1x1xui32>
+      %36 = stablehlo.convert %27 : (tensor<1x1xi32>) -> tensor<1x1xui32>
+      %37 = stablehlo.broadcast_in_dim %36, dims = [1, 2] : (tensor<1x1xui32>) -> tensor<1x1x1xui32>
+      %38 = stablehlo.add %35, %37 : tensor<1x1x1xui32>
+      %c_6 = stablehlo.constant dense<1> : tensor<ui32>
+      %39 = stablehlo.broadcast_in_dim %c_6, dims = [] : (tensor<ui32>) -> tensor<1x1x1xui32>
+      %40 = stablehlo.multiply %38, %39 : tensor<1x1x1xui32>
+      %41 = stablehlo.convert %20 : (tensor<1x1xi32>) -> tensor<1x1xui32>
+      %42 = stablehlo.broadcast_in_dim %41, dims = [1, 2] : (tensor<1x1xui32>) -> tensor<1x1x1xui32>
+      %c_7 = stablehlo.constant dense<512> : tensor<ui32>
+      %43 = stablehlo.broadcast_in_dim %c_7, dims = [] : (tensor<ui32>) -> tensor<1x1x1xui32>
+      %44 = stablehlo.multiply %40, %43 : tensor<1x1x1xui32>
+      %45 = stablehlo.add %44, %42 : tensor<1x1x1xui32>
+      %c_8 = stablehlo.constant dense<8> : tensor<ui32>
+      %46 = stablehlo.broadcast_in_dim %c_8, dims = [] : (tensor<ui32>) -> tensor<1x1x1xui32>
+      %47 = stablehlo.multiply %40, %46 : tensor<1x1x1xui32>
+      %48 = stablehlo.add %47, %42 : tensor<1x1x1xui32>
+      %c_9 = stablehlo.constant dense<false> : tensor<i1>
+      %49 = stablehlo.broadcast_in_dim %c_9, dims = [] : (tensor<i1>) -> tensor<1x1xi1>
+      %c_10 = stablehlo.constant dense<true> : tensor<i1>
+      %50 = stablehlo.reduce(%31 init: %c_10) applies stablehlo.and across dimensions = [1] : (tensor<1x1xi1>, tensor<i1>) -> tensor<1xi1>
+      %51 = stablehlo.broadcast_in_dim %50, dims = [0] : (tensor<1xi1>) -> tensor<1x1xi1>
+      %52 = stablehlo.broadcast_in_dim %51, dims = [1, 2] : (tensor<1x1xi1>) -> tensor<1x1x1xi1>
       %c_11 = stablehlo.constant dense<4294967295> : tensor<ui32>
-      %49 = func.call @_where_0(%48, %41, %c_11) : (tensor<1x1x1xi1>, tensor<1x1x1xui32>, tensor<ui32>) -> tensor<1x1x1xui32>
-      %50 = stablehlo.reshape %49 : (tensor<1x1x1xui32>) -> tensor<1x1xui32>
-      %51:5 = stablehlo.custom_call @AwsNeuronCustomNativeKernel(%arg43, %arg39, %arg40, %arg37, %arg38, %arg35, %arg36, %arg41, %arg42, %arg29, %arg30, %arg33, %arg34, %arg31, %arg32, %arg23, %arg24, %arg27, %arg28, %arg25, %arg26, %3, %14, %47, %50) {api_version = 2 : i32, backend_config = "eyJmdW5jX25hbWUiOiAidHJhbnNmb3JtZXJfdGtnX2VudHJ5IiwgInBsYXRmb3JtX3RhcmdldCI6IDMsICJrZXJuZWxfZm9ybWF0IjogImJpciIsICJrZXJuZWxfdmVyc2lvbiI6IDEsICJrbGlyX2JpbmFyeSI6IHsiYmluYXJ5IjogIiIsICJpbnB1dF9uYW1lcyI6IFsiWCIsICJXX3FrdnNfMCIsICJXX3FrdnNfMSIsICJXX291dHNfMCIsICJXX291dHNfMSIsICJXX2dhdGVzXzAiLCAiV19nYXRlc18xIiwgIldfdXBzXzAiLCAiV191cHNfMSIsICJXX2Rvd25zXzAiLCAiV19kb3duc18xIiwgIldfZ2FtbWFfcWt2c18wIiwgIldfZ2FtbWFfcWt2c18xIiwgIldfZ2FtbWFfbWxwc18wIiwgIldfZ2FtbWFfbWxwc18xIiwgIktfY2FjaGVzXzAubXVzdF9hbGlhc19pbnB1dCIsICJLX2NhY2hlc18xLm11c3RfYWxpYXNfaW5wdXQiLCAiVl9jYWNoZXNfMC5tdXN0X2FsaWFzX2lucHV0IiwgIlZfY2FjaGVzXzEubXVzdF9hbGlhc19pbnB1dCIsICJSb1BFX2NvcyIsICJSb1BFX3NpbiIsICJwcmlvcl9tYXNrIiwgImFjdGl2ZV9tYXNrIiwgIndpbmRvd19vZmZzZXRzIiwgInZhbHVlX29mZnNldHMiXSwgIm91dHB1dF9uYW1lcyI6IFsiaGlkZGVuIiwgIktfY2FjaGVzXzAiLCAiS19jYWNoZXNfMSIsICJWX2NhY2hlc18wIiwgIlZfY2FjaGVzXzEiXSwgInZlcnNpb25faWRlbnRpZmllciI6ICIiLCAiYWxpYXNlcyI6IFtbMTUsIDFdLCBbMTYsIDJdLCBbMTcsIDNdLCBbMTgsIDRdXX0sICJncmlkIjogMiwgImhhc19jb2xsZWN0aXZlcyI6IHRydWUsICJtYWNfY291bnQiOiAxNjU4ODgsICJyZXBsaWNhX2dyb3VwcyI6IFtbMCwgMSwgMiwgM11dLCAibnVtX2xheWVycyI6IDJ9", operand_layouts = [dense<[2, 1, 0]> : tensor<3xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[2, 1, 0]> : tensor<3xindex>, dense<[2, 1, 0]> : tensor<3xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>], output_operand_aliases = [#stablehlo.output_operand_alias<output_tuple_indices = [1], operand_index = 15, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [2], operand_index = 16, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [3], operand_index = 17, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [4], operand_index = 18, operand_tuple_indices = []>], result_layouts = [dense<[2, 1, 0]> : tensor<3xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>]} : (tensor<1x1x128xf32>, tensor<128x192xf32>, tensor<128x192xf32>, tensor<64x128xf32>, tensor<64x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x1x64x8xf32>, tensor<1x1x64x8xf32>, tensor<1x1x8x64xf32>, tensor<1x1x8x64xf32>, tensor<32x1x1xf32>, tensor<32x1x1xf32>, tensor<7x1xui8>, tensor<1x1xui8>, tensor<1x1xui32>, tensor<1x1xui32>) -> (tensor<1x1x128xf32>, tensor<1x1x64x8xf32>, tensor<1x1x64x8xf32>, tensor<1x1x8x64xf32>, tensor<1x1x8x64xf32>)
-      sdy.return %51#0, %51#1, %51#2, %51#3, %51#4 : tensor<1x1x128xf32>, tensor<1x1x64x8xf32>, tensor<1x1x64x8xf32>, tensor<1x1x8x64xf32>, tensor<1x1x8x64xf32>
+      %53 = func.call @_where_0(%52, %45, %c_11) : (tensor<1x1x1xi1>, tensor<1x1x1xui32>, tensor<ui32>) -> tensor<1x1x1xui32>
+      %54 = stablehlo.reshape %53 : (tensor<1x1x1xui32>) -> tensor<1x1xui32>
+      %55 = stablehlo.broadcast_in_dim %31, dims = [1, 2] : (tensor<1x1xi1>) -> tensor<1x1x1xi1>
+      %c_12 = stablehlo.constant dense<4294967295> : tensor<ui32>
+      %56 = func.call @_where_0(%55, %48, %c_12) : (tensor<1x1x1xi1>, tensor<1x1x1xui32>, tensor<ui32>) -> tensor<1x1x1xui32>
+      %57 = stablehlo.reshape %56 : (tensor<1x1x1xui32>) -> tensor<1x1xui32>
+      %58:5 = stablehlo.custom_call @AwsNeuronCustomNativeKernel(%arg43, %arg39, %arg40, %arg37, %arg38, %arg35, %arg36, %arg41, %arg42, %arg29, %arg30, %arg33, %arg34, %arg31, %arg32, %arg23, %arg24, %arg27, %arg28, %arg25, %arg26, %3, %14, %54, %57) {api_version = 2 : i32, backend_config = "eyJmdW5jX25hbWUiOiAidHJhbnNmb3JtZXJfdGtnX2VudHJ5IiwgInBsYXRmb3JtX3RhcmdldCI6IDMsICJrZXJuZWxfZm9ybWF0IjogImJpciIsICJrZXJuZWxfdmVyc2lvbiI6IDEsICJrbGlyX2JpbmFyeSI6IHsiYmluYXJ5IjogIiIsICJpbnB1dF9uYW1lcyI6IFsiWCIsICJXX3FrdnNfMCIsICJXX3FrdnNfMSIsICJXX291dHNfMCIsICJXX291dHNfMSIsICJXX2dhdGVzXzAiLCAiV19nYXRlc18xIiwgIldfdXBzXzAiLCAiV191cHNfMSIsICJXX2Rvd25zXzAiLCAiV19kb3duc18xIiwgIldfZ2FtbWFfcWt2c18wIiwgIldfZ2FtbWFfcWt2c18xIiwgIldfZ2FtbWFfbWxwc18wIiwgIldfZ2FtbWFfbWxwc18xIiwgIktfY2FjaGVzXzAubXVzdF9hbGlhc19pbnB1dCIsICJLX2NhY2hlc18xLm11c3RfYWxpYXNfaW5wdXQiLCAiVl9jYWNoZXNfMC5tdXN0X2FsaWFzX2lucHV0IiwgIlZfY2FjaGVzXzEubXVzdF9hbGlhc19pbnB1dCIsICJSb1BFX2NvcyIsICJSb1BFX3NpbiIsICJwcmlvcl9tYXNrIiwgImFjdGl2ZV9tYXNrIiwgIndpbmRvd19vZmZzZXRzIiwgInZhbHVlX29mZnNldHMiXSwgIm91dHB1dF9uYW1lcyI6IFsiaGlkZGVuIiwgIktfY2FjaGVzXzAiLCAiS19jYWNoZXNfMSIsICJWX2NhY2hlc18wIiwgIlZfY2FjaGVzXzEiXSwgInZlcnNpb25faWRlbnRpZmllciI6ICIiLCAiYWxpYXNlcyI6IFtbMTUsIDFdLCBbMTYsIDJdLCBbMTcsIDNdLCBbMTgsIDRdXX0sICJncmlkIjogMiwgImhhc19jb2xsZWN0aXZlcyI6IHRydWUsICJtYWNfY291bnQiOiAxNjU4ODgsICJyZXBsaWNhX2dyb3VwcyI6IFtbMCwgMSwgMiwgM11dLCAibnVtX2xheWVycyI6IDJ9", operand_layouts = [dense<[2, 1, 0]> : tensor<3xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[2, 1, 0]> : tensor<3xindex>, dense<[2, 1, 0]> : tensor<3xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>, dense<[1, 0]> : tensor<2xindex>], output_operand_aliases = [#stablehlo.output_operand_alias<output_tuple_indices = [1], operand_index = 15, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [2], operand_index = 16, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [3], operand_index = 17, operand_tuple_indices = []>, #stablehlo.output_operand_alias<output_tuple_indices = [4], operand_index = 18, operand_tuple_indices = []>], result_layouts = [dense<[2, 1, 0]> : tensor<3xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>, dense<[3, 2, 1, 0]> : tensor<4xindex>]} : (tensor<1x1x128xf32>, tensor<128x192xf32>, tensor<128x192xf32>, tensor<64x128xf32>, tensor<64x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<128x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x1x64x8xf32>, tensor<1x1x64x8xf32>, tensor<1x1x8x64xf32>, tensor<1x1x8x64xf32>, tensor<32x1x1xf32>, tensor<32x1x1xf32>, tensor<7x1xui8>, tensor<1x1xui8>, tensor<1x1xui32>, tensor<1x1xui32>) -> (tensor<1x1x128xf32>, tensor<1x1x64x8xf32>, tensor<1x1x64x8xf32>, tensor<1x1x8x64xf32>, tensor<1x1x8x64xf32>)
+      sdy.return %58#0, %58#1, %58#2, %58#3, %58#4 : tensor<1x1x128xf32>, tensor<1x1x64x8xf32>, tensor<1x1x64x8xf32>, tensor<1x1x8x64xf32>, tensor<1x1x8x64xf32>
     } : (tensor<1x4x64x8xf32>, tensor<1x4x64x8xf32>, tensor<32x1x1xf32>, tensor<32x1x1xf32>, tensor<1x4x8x64xf32>, tensor<1x4x8x64xf32>, tensor<512x128xf32>, tensor<512x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<1x128xf32>, tensor<128x512xf32>, tensor<128x512xf32>, tensor<256x128xf32>, tensor<256x128xf32>, tensor<128x768xf32>, tensor<128x768xf32>, tensor<128x512xf32>, tensor<128x512xf32>, tensor<1x1x128xf32>, tensor<8x1x4x1xi1>, tensor<1x1xi32>) -> (tensor<1x1x128xf32>, tensor<1x4x64x8xf32>, tensor<1x4x64x8xf32>, tensor<1x4x8x64xf32>, tensor<1x4x8x64xf32>)
     return %0#0, %0#1, %0#2, %0#3, %0#4 : tensor<1x1x128xf32>, tensor<1x4x64x8xf32>, tensor<1x4x64x8xf32>, tensor<1x4x8x64xf32>, tensor<1x4x8x64xf32>
   }
