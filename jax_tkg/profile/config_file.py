@@ -34,21 +34,21 @@ def shape_of(config: ModelConfig) -> ModelShape:
     """The shape of a model with this configuration.
 
     Raises:
-      ValueError: its layers have windows of several sizes, or experts.
+      ValueError: its layers have windows of several sizes.
     """
-    if config.experts is not None:
-        raise ValueError(
-            f"--config: expected dense layers, because the profile has no model of experts, got "
-            f"{config.experts.count} experts"
-        )
     windows = [kind.window for kind in config.layers if kind.window is not None]
     if len(set(windows)) > 1:
         raise ValueError(f"--config: expected windows of one size, got {sorted(set(windows))}")
     options: dict[str, Any] = {name: getattr(config, name) for name in OPTIONS}
+    experts = config.experts
+    if experts is not None:
+        options["experts_per_token"] = experts.per_token
+        options["routing"] = experts.routing
+        options["normalize_expert_weights"] = experts.normalize_weights
     return ModelShape(
         layers=config.num_layers,
         hidden=config.hidden_size,
-        intermediate=config.intermediate_size,
+        intermediate=config.intermediate_size if experts is None else experts.intermediate_size,
         query_heads=config.num_heads,
         kv_heads=config.num_kv_heads,
         head_size=config.head_size,
@@ -56,4 +56,5 @@ def shape_of(config: ModelConfig) -> ModelShape:
         options=tuple(options.items()),
         window=windows[0] if windows else None,
         window_layers=len(windows),
+        experts=0 if experts is None else experts.count,
     )

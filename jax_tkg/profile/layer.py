@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 from jax_tkg.profile.model_shapes import Case
@@ -98,7 +99,7 @@ def layer_figures(
     return LayerFigures(
         latency=latency,
         start_up=longer.latency - launches.layers * latency,
-        hbm_bytes={kind: _bytes(longer, kind) - _bytes(shorter, kind) for kind in KINDS},
+        hbm_bytes=_bytes(case, shorter, longer),
         busy={name: time - shorter.busy()[name] for name, time in longer.busy().items()},
         instructions=_instructions(longer) - _instructions(shorter),
         critical=_difference(_critical(longer), _critical(shorter)),
@@ -111,8 +112,11 @@ def _instructions(timeline: Timeline) -> int:
     return len({e.instruction.index for e in timeline.events if e.instruction.core == 0})
 
 
-def _bytes(timeline: Timeline, kind: str) -> int:
-    return timeline.hbm_bytes(kind_of).get(kind, 0)
+def _bytes(case: Case, shorter: Timeline, longer: Timeline) -> dict[str, int]:
+    """What a layer reads and writes, by kind."""
+    classify = functools.partial(kind_of, experts=case.experts > 0)
+    before, after = (timeline.hbm_bytes(classify) for timeline in (shorter, longer))
+    return {kind: after.get(kind, 0) - before.get(kind, 0) for kind in KINDS}
 
 
 def _critical(timeline: Timeline) -> dict[str, float]:
@@ -126,7 +130,10 @@ def _difference(longer: dict[str, float], shorter: dict[str, float]) -> list[tup
 
 
 def required_bytes(case: Case) -> int:
-    """What a layer cannot do without: each weight and each attended cache entry read once."""
+    """What a layer cannot do without: each weight and each attended cache entry read once.
+
+    Of experts, those that its tokens choose.
+    """
     return case.weight_bytes() + case.cache_bytes()
 
 

@@ -7,12 +7,10 @@ import dataclasses
 from collections.abc import Iterator
 
 from jax_tkg.profile.layer import Launches
-from jax_tkg.profile.traffic import kind_of
+from jax_tkg.profile.traffic import LASTING, kind_of
 from jax_tkg.simulator.machine.record import Instruction, Record
 from jax_tkg.simulator.timing import pricing
 from jax_tkg.simulator.timing.costs import TARGETS, Costs
-
-_SHOWN = ("weights", "cache")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -77,7 +75,7 @@ def _loads(stream: list[Instruction], costs: Costs) -> Iterator[tuple[Load, int]
         _, transfer = pricing.transfer_of(costs, instruction)
         sources, destinations = pricing.moved(instruction)
         for access in (*sources, *destinations):
-            if access.space != "hbm" or kind_of(access.name) not in _SHOWN:
+            if access.space != "hbm" or kind_of(access.name) not in LASTING:
                 continue
             load = Load(
                 access.name.split("[")[0],

@@ -11,6 +11,7 @@ import numpy as np
 from jax_tkg.caches import ring_capacity
 from jax_tkg.call.arguments import FLOAT8_DTYPES, PARTITIONS
 from jax_tkg.call.operand_table import OPERANDS, WEIGHT_KINDS, Operand, names
+from jax_tkg.profile.traffic import kind_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,13 +34,14 @@ class ModelShape:
     Attributes:
       layers: transformer layers.
       hidden: H.
-      intermediate: I of all ranks together.
+      intermediate: I of all ranks together; of one expert, in layers with experts.
       query_heads, kv_heads: of all ranks together.
       head_size: d.
       operands: optional operands of the operation that the model has, by name.
       options: static options of the operation that the model sets, as (name, value).
       window: slots that a query of a sliding-window layer attends, or None.
       window_layers: how many of the layers have that window.
+      experts: of each layer; 0 for dense layers. Ranks split their intermediate size.
     """
 
     layers: int
@@ -52,6 +54,7 @@ class ModelShape:
     options: tuple[tuple[str, Any], ...] = ()
     window: int | None = None
     window_layers: int = 0
+    experts: int = 0
 
     def kinds(self) -> tuple[LayerKind, ...]:
         """The kinds of layers: those that attend the whole context first."""
@@ -69,6 +72,13 @@ DIMENSIONS = tuple(
 
 _HEAD_NORMS = ("W_gamma_qs", "W_gamma_ks")
 _POST_NORMS = ("W_gamma_post_attentions", "W_gamma_post_mlps")
+_GPT_OSS = (
+    *("bias_qkvs", "bias_outs", "sinks"),
+    *("W_routers", "bias_routers", "bias_gates", "bias_ups", "bias_downs"),
+)
+_GPT_OSS_OPTIONS = (
+    *(("activation", "swiglu_oai"), ("experts_per_token", 4), ("routing", "topk_softmax")),
+)
 
 MODELS = {
     "llama3_70b": ModelShape(80, 8192, 28672, 64, 8, 128),
@@ -95,6 +105,34 @@ MODELS = {
     ),
     "phi4_14b": ModelShape(40, 5120, 17920, 40, 10, 128),
     "granite3_8b": ModelShape(40, 4096, 12800, 32, 8, 128, (), (("softmax_scale", 1 / 128),)),
+    "mixtral_8x7b": ModelShape(
+        *(32, 4096, 14336, 32, 8, 128),
+        ("W_routers",),
+        (("experts_per_token", 2), ("normalize_expert_weights", True)),
+        experts=8,
+    ),
+    "qwen3_30b_a3b": ModelShape(
+        *(48, 2048, 768, 32, 4, 128),
+        (*_HEAD_NORMS, "W_routers"),
+        (("experts_per_token", 8), ("normalize_expert_weights", True)),
+        experts=128,
+    ),
+    "gpt_oss_20b": ModelShape(
+        *(24, 2880, 2880, 64, 8, 64),
+        _GPT_OSS,
+        _GPT_OSS_OPTIONS,
+        window=128,
+        window_layers=12,
+        experts=32,
+    ),
+    "gpt_oss_120b": ModelShape(
+        *(36, 2880, 2880, 64, 8, 64),
+        _GPT_OSS,
+        _GPT_OSS_OPTIONS,
+        window=128,
+        window_layers=18,
+        experts=128,
+    ),
 }
 """From the models' published configurations."""
 
@@ -104,7 +142,7 @@ class Case:
     """What is profiled: one rank's sizes, in letters of `jax_tkg.call.arguments`, and the machine.
 
     Attributes:
-      B, S, H, I, d, q, k: sizes per rank.
+      B, S, H, I, d, q, k: sizes per rank; with experts, I is of one of them.
       S_ctx: slots that the kernel reads, those of the new tokens included; also the caches'
         capacity.
       attended: slots that a query attends, where they are fewer than S_ctx, as in a ring.
@@ -119,6 +157,7 @@ class Case:
       options: static options of the operation that the model sets, as (name, value).
       lengths: whether `context_lengths` say what is attended; else a mask.
       block_len: slots of a block of caches in blocks, which have lengths; 0 for flat caches.
+      experts: of a layer, of each of which the rank holds I features; 0 for a dense layer.
     """
 
     B: int
@@ -141,6 +180,7 @@ class Case:
     options: tuple[tuple[str, Any], ...] = ()
     lengths: bool = False
     block_len: int = 0
+    experts: int = 0
 
     def __post_init__(self) -> None:
         """Checks the options that are names."""
@@ -157,11 +197,16 @@ class Case:
         letters = {letter: getattr(self, letter) for letter in "BSHIdqk"}
         n = self.S_ctx // self.block_len if self.block_len else 0
         blocks = {"n": n, "blocks": self.B * n, "block_len": self.block_len}
-        return {**letters, "S_ctx": self.S_ctx, "S_max": self.S_ctx, **blocks}
+        experts = {"E": self.experts, "E_held": self.experts, "I_expert": self.I}
+        return {**letters, "S_ctx": self.S_ctx, "S_max": self.S_ctx, **blocks, **experts}
 
     def array_shape(self, row: Operand) -> tuple[int, ...]:
         """The shape of an operand, of one layer where it is per layer."""
-        layout = row.in_blocks if self.block_len and row.in_blocks else row.layout
+        layout = row.layout
+        if self.block_len and row.in_blocks is not None:
+            layout = row.in_blocks
+        if self.experts and row.of_experts is not None:
+            layout = row.of_experts
         return layout.shape(self.sizes())
 
     def rows(self) -> tuple[Operand, ...]:
@@ -184,15 +229,31 @@ class Case:
     def weight_bytes(self) -> int:
         """Bytes of one layer's weights, gains, biases and scales on one rank, each counted once.
 
-        Of a scale's equal rows one is counted.
+        Of a scale's equal rows one is counted, of experts those that tokens choose.
         """
         total = 0
         for row in self.rows():
             if row.kind in WEIGHT_KINDS:
-                shape = row.layout.shape(self.sizes())
-                count = shape[-1] if row.kind == "scale" else math.prod(shape)
-                total += count * itemsize(self.dtype_of(row))
+                shape = self.array_shape(row)
+                if self.experts and kind_of(row.name, experts=True) == "experts":
+                    shape = (self.experts_read(), *shape[1:])
+                elif row.kind == "scale":
+                    shape = shape[-1:]
+                total += math.prod(shape) * itemsize(self.dtype_of(row))
         return total
+
+    def chosen_experts(self) -> np.ndarray:
+        """[B * S, experts_per_token]: the experts of each token.
+
+        Uniformly drawn, always the same: which ones a trained router chooses depends on the text.
+        """
+        rng = np.random.default_rng(0)
+        count = dict(self.options)["experts_per_token"]
+        return np.array([rng.permutation(self.experts)[:count] for _ in range(self.B * self.S)])
+
+    def experts_read(self) -> int:
+        """How many different experts a layer's tokens choose."""
+        return len(np.unique(self.chosen_experts()))
 
     def cache_bytes(self) -> int:
         """Bytes of one layer's caches that its new tokens attend on one rank, each counted once."""
@@ -210,8 +271,8 @@ def itemsize(dtype: str) -> int:
 def rank_sizes(model: ModelShape, tensor_parallel: int) -> dict[str, int]:
     """H, I, d, q and k of one rank.
 
-    Where there are more ranks than KV heads, several ranks hold the same KV head. I is rounded up
-    to whole tiles of 128.
+    Where there are more ranks than KV heads, several ranks hold the same KV head. H, and I of dense
+    layers, are rounded up to whole tiles of 128.
 
     Raises:
       ValueError: heads do not divide among the ranks.
@@ -229,12 +290,16 @@ def rank_sizes(model: ModelShape, tensor_parallel: int) -> dict[str, int]:
         )
     share = -(-model.intermediate // tensor_parallel)
     return {
-        "H": model.hidden,
-        "I": -(-share // PARTITIONS) * PARTITIONS,
+        "H": _tiles(model.hidden),
+        "I": share if model.experts else _tiles(share),
         "d": model.head_size,
         "q": model.query_heads // tensor_parallel,
         "k": max(1, kv_heads),
     }
+
+
+def _tiles(size: int) -> int:
+    return -(-size // PARTITIONS) * PARTITIONS
 
 
 def layer_case(
@@ -264,6 +329,7 @@ def layer_case(
         tensor_parallel=tensor_parallel,
         operands=model.operands,
         options=model.options,
+        experts=model.experts,
         **sizes,
         **others,
     )

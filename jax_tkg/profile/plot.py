@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 
 from jax_tkg.profile.layer import LayerFigures
-from jax_tkg.profile.traffic import kind_of
+from jax_tkg.profile.traffic import LASTING, kind_of
 from jax_tkg.simulator.timing.timeline import Event, Timeline
 from jax_tkg.simulator.timing.timeline_plot import Bar, busy_spans, draw
 
@@ -44,7 +44,7 @@ def _label(event: Event, loaded: dict[int, str]) -> str:
     """The name of what is worked on; `loaded` tells which HBM tensor each tile was filled from."""
     instruction = event.instruction
     for access in instruction.reads:
-        if access.space == "hbm" and kind_of(access.name) in ("weights", "cache"):
+        if access.space == "hbm" and kind_of(access.name) in LASTING:
             label = access.name.split("[")[0]
             for written in instruction.writes:
                 loaded[written.storage] = label

@@ -32,7 +32,8 @@ names."""
 def record(case: Case, layers: int, kernel: str = "ours") -> Record:
     """The instructions of a launch of `layers` equal layers.
 
-    All weights and caches are zero, for the instructions do not depend on them. One rank runs; its
+    All weights and caches are zero, for the instructions do not depend on them; but for a router
+    that has the tokens choose `Case.chosen_experts` in every layer. One rank runs; its
     all-reduces have a group of that rank alone, which `schedule(group_size=...)` makes larger.
 
     Args:
@@ -130,6 +131,14 @@ def _operands(case: Case, layers: int, stacked: bool) -> Operands:
     for name, value in (("mask_cache", 1), ("context_lengths", case.S_ctx)):
         if arrays[name] is not None:
             arrays[name] = np.full_like(arrays[name], value)
+    if case.experts:
+        tokens, router = _routed(case)
+        arrays["X"] = tokens.astype(arrays["X"].dtype).reshape(arrays["X"].shape)
+        arrays["W_routers"] = jax.tree.map(
+            lambda zeros: np.broadcast_to(router, zeros.shape).astype(zeros.dtype),
+            arrays["W_routers"],
+        )
+        arrays["W_gamma_mlps"] = jax.tree.map(np.ones_like, arrays["W_gamma_mlps"])
     tables = arrays["block_tables"]
     if tables is not None:
         arrays["block_tables"] = np.arange(tables.size, dtype=tables.dtype).reshape(tables.shape)
@@ -139,6 +148,19 @@ def _operands(case: Case, layers: int, stacked: bool) -> Operands:
         first += case.S_ctx * np.arange(case.B, dtype=np.int32)[:, None]
     arrays["position_ids"] = first + np.int32(case.S_ctx - case.S)
     return Operands(**arrays)
+
+
+def _routed(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens [B * S, H], and a router [H, E] whose logits for them are large for chosen experts.
+
+    Layers whose other weights are zero add nothing to the tokens, so all choose alike.
+    """
+    count = case.B * case.S
+    tokens = np.random.default_rng(0).standard_normal((count, case.H))
+    logits = np.zeros((count, case.experts))
+    np.put_along_axis(logits, case.chosen_experts(), 8.0, axis=1)
+    rms = np.sqrt(np.square(tokens).mean(axis=1, keepdims=True))
+    return tokens, np.linalg.pinv(tokens / rms) @ logits
 
 
 def _dtype(name: str) -> np.dtype:

@@ -41,7 +41,14 @@ def describe(case: Case, figures: LayerFigures, name: str) -> str:
         f"  modelled HBM traffic of a layer  {total:10d} bytes, "
         f"{total / required_bytes(case) - 1:+.2%} over each weight and attended cache byte once",
     ]
-    lines += [f"    {kind:12} {count:14d} bytes" for kind, count in figures.hbm_bytes.items()]
+    lines += [
+        f"    {kind:12} {count:14d} bytes" for kind, count in figures.hbm_bytes.items() if count
+    ]
+    if case.experts:
+        lines.append(
+            f"    experts read: {case.experts_read()} of {case.experts}, chosen at random by "
+            f"{case.B * case.S} tokens"
+        )
     lines.append(f"  instructions of a modelled layer {figures.instructions:10d} on the first core")
     lines.append("  modelled busy time of a layer (first core; DMA: mean of its engines)")
     lines += [

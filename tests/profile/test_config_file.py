@@ -55,8 +55,10 @@ class ConfigFileTest(absltest.TestCase):
             **{"model_type": "mixtral", "num_local_experts": 8, "hidden_activation": None},
         }
         del mixtral["query_pre_attn_scalar"]
-        with self.assertRaisesRegex(ValueError, "--config: expected dense layers, .* 8 experts"):
-            self._read(mixtral)
+        found = self._read({**mixtral, "num_experts_per_tok": 3})
+        self.assertEqual((found.experts, found.intermediate), (8, mixtral["intermediate_size"]))
+        self.assertEqual(dict(found.options)["experts_per_token"], 3)
+        self.assertEqual(found.operands, ("W_routers",))
 
     def test_plain_model(self):
         llama = {

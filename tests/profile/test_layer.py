@@ -46,6 +46,22 @@ class LayerFiguresTest(parameterized.TestCase):
         self.assertEqual(found["cache"], slots + written)
         self.assertEqual(found["other"], 0)
 
+    @parameterized.parameters(1, 6)
+    def test_chosen_experts_are_read_once(self, tokens):
+        case = dataclasses.replace(
+            SMALL,
+            **{"B": tokens, "S": 1, "H": 256, "I": 96, "experts": 16, "tensor_parallel": 1},
+            operands=("W_routers",),
+            options=(("experts_per_token", 3),),
+        )
+        found = layer_figures(record_launches(case)).hbm_bytes
+        read = len({expert for chosen in case.chosen_experts() for expert in chosen})
+        self.assertBetween(read, 3, 3 * tokens)
+        self.assertEqual(found["experts"], 2 * read * 3 * 256 * 96)
+        self.assertEqual(found["router"], 2 * 256 * 16)
+        weights = found["weights"] + found["router"] + found["experts"]
+        self.assertEqual(weights, case.weight_bytes())
+
     def test_blocks_divide_the_context(self):
         with self.assertRaisesRegex(ValueError, "block_len=60: expected a divisor of the context"):
             dataclasses.replace(SMALL, block_len=60)

@@ -17,6 +17,7 @@ class RankSizesTest(parameterized.TestCase):
         ("llama3_8b", 32, {"H": 4096, "I": 512, "d": 128, "q": 1, "k": 1}),
         ("gemma2_9b", 8, {"H": 3584, "I": 1792, "d": 256, "q": 2, "k": 1}),
         ("gemma3_27b", 8, {"H": 5376, "I": 2688, "d": 128, "q": 4, "k": 2}),
+        ("gpt_oss_120b", 8, {"H": 2944, "I": 360, "d": 64, "q": 8, "k": 1}),
     )
     def test_sizes(self, model, ranks, expected):
         self.assertEqual(rank_sizes(MODELS[model], ranks), expected)

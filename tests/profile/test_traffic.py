@@ -20,6 +20,18 @@ class KindOfTest(parameterized.TestCase):
         self.assertEqual(kind_of(name), kind)
         self.assertIn(kind, KINDS)
 
+    @parameterized.parameters(
+        ("W_gates[3]", "experts"),
+        ("bias_downs[0]", "experts"),
+        ("W_up_scales[0]", "experts"),
+        ("W_routers[0]", "router"),
+        ("bias_routers[0]", "router"),
+        ("W_shared_ups[0]", "weights"),
+        ("W_qkvs[0]", "weights"),
+    )
+    def test_kind_with_experts(self, name, kind):
+        self.assertEqual(kind_of(name, experts=True), kind)
+
 
 if __name__ == "__main__":
     absltest.main()
