@@ -5,7 +5,8 @@
 Nothing here was measured on a device: `jax_tkg.simulator.timing.timeline` schedules what the
 simulator recorded. Figures are latencies over the HBM bound: of a layer of each kind, with
 all-reduces that take no time and with those of the table of constants, 17.5 us; and of the layers
-of a token, with the latter, down to that line.
+of a token, with the latter, down to that line. Of experts the bound counts those that tokens choose
+at random.
 """
 
 from __future__ import annotations
@@ -49,7 +50,9 @@ def _rows(name: str, model: ModelShape, ranks: int, batch: int) -> Iterator[dict
         slow = layer_figures(launches).latency
         least += kind.layers * bound(case)
         token += kind.layers * slow
+        row["experts read"] = case.experts_read() if case.experts else None
         row["bound, us"] = round(bound(case) / 1e3, 1)
+        row["layer, us"] = round(slow / 1e3, 1)
         row["layer / bound"] = round(free / bound(case), 2)
         row["with all-reduces"] = round(slow / bound(case), 2)
         row["token / bound"] = round(token / least, 2)

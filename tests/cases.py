@@ -8,10 +8,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from jax_tkg.bits import as_bits
 from jax_tkg.call.dimensions import SOLVING_ORDER
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand, names
 from tests import oracle
@@ -374,6 +376,12 @@ def stack(arguments: dict[str, Any], layer_kinds: tuple[int, ...] = ()) -> dict[
         return None if value[0] is None else np.stack(value)
 
     return {name: join(name, value) for name, value in arguments.items()}
+
+
+def held_as_bits(arguments: dict[str, Any]) -> dict[str, Any]:
+    """The matrices and caches among the arguments, as `Bits`."""
+    found = [name for name in names("weight", "cache") if name in arguments]
+    return {name: jax.tree.map(as_bits, arguments[name]) for name in found}
 
 
 def by_layer(caches: Any, layer_kinds: tuple[int, ...]) -> Any:

@@ -14,7 +14,6 @@ from absl.testing import absltest, parameterized
 
 import jax_tkg
 from jax_tkg import bits, masks, quantize, rope, weights
-from jax_tkg.call.operand_table import names
 from tests import cases
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -54,8 +53,8 @@ class StrictPromotionTest(parameterized.TestCase):
         arguments = {**given, **inputs}
         if stacked:
             arguments = cases.stack(arguments)
-        for name in names("weight", "cache") if held else ():
-            arguments[name] = jax.tree.map(bits.as_bits, arguments[name])
+        if held:
+            arguments |= cases.held_as_bits(arguments)
         run = functools.partial(jax_tkg.transformer_tkg, **cases.options(shape), **options)
         got = bits.without_bits(jax.jit(run)(**arguments))
         hidden, K, V, written = cases.expected(shape, [given], [inputs])

@@ -11,8 +11,6 @@ import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
-from jax_tkg.bits import as_bits
-from jax_tkg.call.operand_table import names
 from tests import cases, hlo
 
 FLOAT8 = "float8_e4m3fn"
@@ -34,7 +32,7 @@ def _compiled(dtype: str, B: int, layers: int, stacked: bool) -> Any:
     arguments["position_ids"] = np.zeros((B, 1), np.int32)  # The drawn ones vary in dtype.
     if stacked:
         arguments = cases.stack(arguments)
-    held = {name: jax.tree.map(as_bits, arguments[name]) for name in names("weight", "cache")}
+    held = cases.held_as_bits(arguments)
 
     def step(arguments: dict[str, Any]) -> Any:
         return tuple(jax_tkg.transformer_tkg(**arguments, **cases.options(shape)))

@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
-from jax_tkg.bits import as_bits, without_bits
+from jax_tkg.bits import without_bits
 from jax_tkg.call.operand_table import names
 from tests import cases, hlo
 
@@ -47,10 +47,7 @@ class ImplementationsTest(parameterized.TestCase):
         """Donated caches are updated where they are: nothing as large as one of them is copied."""
         dtype = "bfloat16" if bits else "float32"
         arguments = _arguments(dtype, stacked)
-        held = dict(arguments)
-        if bits:
-            for name in names("weight", "cache"):
-                held[name] = jax.tree.map(as_bits, arguments[name])
+        held = {**arguments, **(cases.held_as_bits(arguments) if bits else {})}
         caches = {name: jax.tree.map(jnp.asarray, held.pop(name)) for name in names("cache")}
         results = {}
         for implementation in BOTH:
