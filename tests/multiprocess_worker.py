@@ -48,6 +48,8 @@ def main(coordinator: str, processes: int, process: int) -> None:
     mine = ranks[0][process]
     arguments, in_specs = {}, {}
     for name, value in mine.items():
+        if value is None:
+            continue
         in_specs[name] = getattr(specs, name)
         if name in PER_LAYER:
             arguments[name] = [_place(mesh, in_specs[name], layer) for layer in value]

@@ -213,7 +213,9 @@ def _check_cache_forms(arguments: Mapping[str, Any]) -> None:
         if got != wanted:
             raise ValueError(f"{name}: expected the form of {first}, {wanted}, got {got}")
     for name in ("position_ids", "block_tables"):
-        if is_stacked(arguments[first]) and isinstance(arguments[name], Sequence):
+        value = arguments[name]
+        several = isinstance(value, Sequence) and any(entry is not None for entry in value)
+        if several and is_stacked(arguments[first]):
             raise ValueError(
                 f"{name}: expected one array for all kinds where {first} is one stack of all "
                 "layers, got a sequence; give the caches as one stack for each kind"

@@ -55,7 +55,7 @@ def run_launches(
             # Stacks for each kind are a tuple too, but not one of layers.
             if not (by_kind and name in PER_LAYER_CACHES):
                 given[name] = value
-        if given.get("W_routers") is None:
+        if "expert_order" in given and given["W_routers"] is None:
             # A launch without layers of experts.
             given["expert_order"] = None
         if kinds is not None:
