@@ -50,8 +50,13 @@ def copy_project(folder: pathlib.Path) -> None:
     shutil.copytree(ROOT, folder, ignore=ignore, dirs_exist_ok=True)
 
 
-def run_tests(folder: pathlib.Path, tests: Sequence[str]) -> tuple[bool, str]:
+def run_tests(folder: pathlib.Path, tests: Sequence[str], workers: int = 1) -> tuple[bool, str]:
     """Whether tests pass on a copy of the project, and pytest's line on the first that fails.
+
+    Args:
+      folder: the copy.
+      tests: files and test cases below `tests`.
+      workers: processes that share the tests.
 
     Raises:
       RuntimeError: pytest could not run them, as where there is no such test.
@@ -60,6 +65,7 @@ def run_tests(folder: pathlib.Path, tests: Sequence[str]) -> tuple[bool, str]:
         [
             *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
             *("-o", f"timeout={TIMEOUT_SECONDS}", "--tb=no"),
+            *(("-n", str(workers), "--dist", "worksteal") if workers > 1 else ()),
             *(f"tests/{test}" for test in tests),
         ],
         cwd=folder,
@@ -77,13 +83,13 @@ def run_tests(folder: pathlib.Path, tests: Sequence[str]) -> tuple[bool, str]:
     return done.returncode == 0, lines[0] if lines else "ran out of time"
 
 
-def check_unchanged(mutations: Sequence[Mutation]) -> str:
+def check_unchanged(mutations: Sequence[Mutation], jobs: int = 1) -> str:
     """Runs all tests of the mutations on the unchanged project; empty, or what fails."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         copy_project(folder)
         tests = sorted({test for mutation in mutations for test in mutation.tests})
-        passed, line = run_tests(folder, tests)
+        passed, line = run_tests(folder, tests, jobs)
         return "" if passed else line
 
 
@@ -132,7 +138,7 @@ def run(mutations: Sequence[Mutation], jobs: int = 1) -> int:
     The status is 1 if a mutation survives that must not, is killed though the table says why it
     cannot be, or no longer applies to the source, or if the tests fail without any.
     """
-    if failure := check_unchanged(mutations):
+    if failure := check_unchanged(mutations, jobs):
         print(f"on the unchanged source: {failure}")
         return 1
     found = []
