@@ -79,8 +79,10 @@ def run_tests(folder: pathlib.Path, tests: Sequence[str], workers: int = 1) -> t
     # 1: a test failed or ran out of time; 2: a module could not be imported.
     if done.returncode not in (0, 1, 2):
         raise RuntimeError(f"pytest on {' '.join(tests)} could not run:\n{shown}")
+    if done.returncode == 0:
+        return True, ""
     lines = [line for line in shown.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return done.returncode == 0, lines[0] if lines else "ran out of time"
+    return False, lines[0] if lines else "ran out of time"
 
 
 def check_unchanged(mutations: Sequence[Mutation], jobs: int = 1) -> str:
