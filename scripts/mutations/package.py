@@ -500,27 +500,21 @@ PACKAGE: tuple[Mutation, ...] = (
         "models/safetensors.py",
         "if tied or tied is None:",
         "if tied:",
-        (
-            "models/test_safetensors.py",
-            "models/test_checkpoint.py",
-        ),
+        ("models/test_safetensors_files.py",),
     ),
     Mutation(
         "two descriptions of RoPE may differ",
         "models/json_rope.py",
         "if len(described) == 2 and described[0] != described[1]:",
         "if False:",
-        (
-            "models/test_safetensors.py",
-            "models/test_checkpoint.py",
-        ),
+        ("models/test_json_config.py",),
     ),
     Mutation(
         "GGUF drops linear scaling beside factors",
         "models/families/gguf_layers.py",
         "[factor * divisor for divisor in stored]",
         "stored",
-        ("models/test_gguf.py",),
+        ("models/test_gguf_config.py",),
     ),
     Mutation(
         "padding of a chunk is written",

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import tempfile
 from collections.abc import Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
@@ -251,6 +253,14 @@ class StateTest(absltest.TestCase):
                     axis=tuple(a for a in range(3) if a != axis - 1)
                 )
                 self.assertEqual((written > 0).tolist(), [t < length for t in range(200)])
+
+    def test_a_finished_sequence_stays_as_long_as_it_is(self) -> None:
+        decoder = _decoder()
+        state = decoder.start([PROMPTS[9], PROMPTS[1]])
+        state = dataclasses.replace(state, finished=jnp.array([True, False]))
+        after = decoder.step(state, SMALLEST_CONTEXT)
+        self.assertEqual(after.lengths.tolist(), [9, 2])
+        self.assertEqual(int(after.tokens[0]), NO_TOKEN)
 
     def test_progress(self) -> None:
         seen: list[tuple[int, int]] = []
