@@ -45,11 +45,11 @@ _BAD_NUMBERS: tuple[Any, ...] = (
 _OTHER: dict[str, tuple[Any, ...]] = {
     "model_type": ("mistral", 1, ["llama"], {}, "\ud800"),
     "architectures": (["LlamaForSequenceClassification"], "LlamaForCausalLM", [1], {}),
-    "hidden_act": ("gelu", 1, [], True),
+    "hidden_act": ("quick_gelu", 1, [], True),
     "attention_bias": (True, 0, "no", [False]),
     "mlp_bias": (True, 0.0),
     "tie_word_embeddings": ("yes", 1, [], {}),
-    "quantization_config": ({"quant_method": "fp8"}, [], "gptq"),
+    "quantization_config": ({"quant_method": "awq"}, [], "gptq"),
     "sliding_window": (4096, "none"),
     "partial_rotary_factor": (0.5, "1"),
     "rope_interleaved": (True, 1),
@@ -59,7 +59,7 @@ _OTHER: dict[str, tuple[Any, ...]] = {
 }
 _ROPE: tuple[Any, ...] = (
     True, "linear", [], [1], 2.0,
-    {"type": "yarn", "factor": 2.0}, {"rope_type": 1}, {"rope_type": None, "factor": 2.0},
+    {"type": "yarn", "factor": 0}, {"rope_type": 1}, {"rope_type": None, "factor": 2.0},
     {"type": "linear"}, {"type": "linear", "factor": 0}, {"type": "linear", "factor": -1.0},
     {"type": "linear", "factor": math.nan}, {"type": "linear", "factor": "2"},
     {"type": "linear", "factor": [2.0]}, {"type": "linear", "factor": 2.0, "beta_fast": 32},

@@ -172,6 +172,11 @@ _OFF = {
     "general.alignment": (0, 3, 2**31, "32", 32.0, -32),
     "split.count": (3, -1, 10**6, "1", 2.0),
 }
+_NAMED = {
+    "llama.expert_count": "llama.expert_used_count",
+    "llama.rope.scaling.type": "llama.rope.scaling.",
+}
+"""What a refusal names in place of a key: a key that its value asks for and that is missing."""
 _BAD_SIZES: tuple[Any, ...] = (
     0, -1, -(2**31), 2**31, 2**40, 2**64 - 1, 2.0, math.nan, "2", "", True, [1, 2], [], ["a"],
 )  # fmt: skip
@@ -195,7 +200,7 @@ def _other_arithmetic(rng: random.Random, model: Image) -> Mutation:
 
 def _set(model: Image, key: str, value: Any) -> Mutation:
     model.put(key, *encoded(value))
-    return refused(f"{key} = {value!r}", key)
+    return refused(f"{key} = {value!r}", _NAMED.get(key, key))
 
 
 def _missing_key(rng: random.Random, model: Image) -> Mutation:
