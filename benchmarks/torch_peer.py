@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -91,5 +92,18 @@ def candidate(model: Any, batch: int, length: int) -> Candidate:
         with torch.inference_mode():
             model(input_ids=tokens, past_key_values=cache, use_cache=True)
             cache.crop(-1)
+
+    return Candidate(NAME, run)
+
+
+def prompt_candidate(model: Any, prompt: Sequence[int]) -> Candidate:
+    """Reading a prompt at once into a fresh cache, and the logits after its last token."""
+    import torch
+
+    tokens = torch.tensor([list(prompt)])
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(input_ids=tokens, use_cache=True, logits_to_keep=1).logits.argmax(-1)
 
     return Candidate(NAME, run)

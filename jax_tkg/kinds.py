@@ -64,6 +64,47 @@ def step_inputs(
     return {name: tuple(row[name] for row in rows) for name in rows[0]}
 
 
+def prefill_inputs(
+    kinds: Sequence[Kind],
+    lengths: jax.Array,
+    *,
+    S: int,
+    new_lengths: jax.Array | None = None,
+) -> dict[str, tuple[Any, ...]]:
+    """The per-kind arguments of `jax_tkg.prefill.transformer_prefill`; usable under `jax.jit`.
+
+    Args:
+      kinds: the kinds 0, 1 and so on of `layer_kinds`; their windows are its `windows`.
+      lengths: [B] int32, tokens of each sequence before these.
+      S: new tokens.
+      new_lengths: [B] integers, how many of each sequence's new tokens are real; None: all. Padding
+        is not written.
+
+    Returns:
+      `RoPE_cos`, `RoPE_sin`, `context_lengths`, `context_starts` and `position_ids`, each a tuple
+      with an entry for each kind; `context_starts` are None for kinds without a window.
+    """
+    filled = jnp.asarray(lengths, jnp.int32)
+    positions, written = _positions(filled, S, new_lengths)
+    inputs: dict[str, list[Any]] = {}
+    for kind in kinds:
+        cos, sin = _tables(positions, kind.frequencies, kind.concentrations)
+        ends, starts, slots = filled, None, written
+        if kind.window is not None:
+            ends, starts = window_ranges(filled, kind.window, S, kind.S_max)
+            slots = ring_slots(written, kind.S_max)
+        own = {
+            "RoPE_cos": cos,
+            "RoPE_sin": sin,
+            "context_lengths": ends,
+            "context_starts": starts,
+            "position_ids": slots,
+        }
+        for name, value in own.items():
+            inputs.setdefault(name, []).append(value)
+    return {name: tuple(entries) for name, entries in inputs.items()}
+
+
 def decode_inputs(
     lengths: jax.Array,
     frequencies: np.ndarray,

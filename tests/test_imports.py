@@ -55,6 +55,7 @@ ROOMS = (
     # The operation, and what computes it.
     "jax_tkg.reference",
     "jax_tkg.cpu",
+    "jax_tkg.prefill",
     "jax_tkg.output_head",
     "jax_tkg.lowering",
     "jax_tkg.api",

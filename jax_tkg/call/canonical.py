@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jax_tkg.bits import Bits
 from jax_tkg.call.arguments import (
+    MAX_NEW_TOKENS,
     PER_KIND,
     PER_LAYER_CACHES,
     Operands,
@@ -28,12 +29,15 @@ RunOperation = Callable[[Operands, Parameters], tuple[jax.Array, Any, Any]]
 """Runs the operation; gives hidden states, key caches and value caches as `Operands` holds them."""
 
 
-def run_checked(run: RunOperation, arguments: Mapping[str, Any]) -> tuple[jax.Array, Any, Any]:
+def run_checked(
+    run: RunOperation, arguments: Mapping[str, Any], max_new_tokens: int | None = MAX_NEW_TOKENS
+) -> tuple[jax.Array, Any, Any]:
     """Checks the public arguments, runs the operation on them, and restores the caches' form.
 
     Args:
       run: the operation.
       arguments: a value for every public argument, by name.
+      max_new_tokens: the largest S; None: any.
 
     Returns:
       Hidden states, key caches and value caches; the caches in the container and rank of the given
@@ -52,6 +56,7 @@ def run_checked(run: RunOperation, arguments: Mapping[str, Any]) -> tuple[jax.Ar
         options["layer_kinds"],
         options["context_bucket"],
         RoutingOptions.of(options),
+        max_new_tokens,
     )
     operands = Operands(
         **{name: _canonical(name, value, num_layers) for name, value in arrays.items()}

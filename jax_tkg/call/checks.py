@@ -52,6 +52,7 @@ def check_operands(
     layer_kinds: tuple[int, ...] | None = None,
     context_bucket: int | tuple[int | None, ...] | None = None,
     routing: RoutingOptions = NO_EXPERTS,
+    max_new_tokens: int | None = MAX_NEW_TOKENS,
 ) -> None:
     """Checks the arrays of a call.
 
@@ -61,6 +62,7 @@ def check_operands(
       layer_kinds: the canonical kinds of the layers, or None.
       context_bucket: S_ctx where `context_lengths` is in place of a mask, or one for each kind.
       routing: the options that layers with experts depend on.
+      max_new_tokens: the largest S; None: any.
 
     Raises:
       TypeError: an argument is missing or no array, or has a dtype that it may not have.
@@ -94,7 +96,7 @@ def check_operands(
         for kind, D in enumerate(dimensions):
             _check_shapes(row, arguments, D, kinds, kind)
     for kind, D in enumerate(dimensions):
-        _check_sizes(arguments, D, kinds, kind)
+        _check_sizes(arguments, D, kinds, kind, max_new_tokens)
     check_expert_options(layers, dimensions[0], routing)
     for row in OPERANDS:
         if row.scaled_by is not None:
@@ -406,14 +408,22 @@ def _described(layouts: Sequence[Any], sizes: Mapping[str, int]) -> str:
     return " = ".join(dict.fromkeys(" or ".join(form) for form in forms))
 
 
-def _check_sizes(arguments: Mapping[str, Any], D: Dimensions, kinds: LayerKinds, kind: int) -> None:
+def _check_sizes(
+    arguments: Mapping[str, Any],
+    D: Dimensions,
+    kinds: LayerKinds,
+    kind: int,
+    max_new_tokens: int | None,
+) -> None:
     """The limits of each letter, said of the argument that shows it best."""
     masks = _entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind)
     mask = masks[0][0] if masks else None
     if D.B < 1:
         raise ValueError(f"X: expected B >= 1 in [B, S, H], got B = {D.B}")
-    if not 1 <= D.S <= MAX_NEW_TOKENS:
-        raise ValueError(f"X: expected 1 <= S <= {MAX_NEW_TOKENS} in [B, S, H], got S = {D.S}")
+    largest = D.S if max_new_tokens is None else max_new_tokens
+    if not 1 <= D.S <= largest:
+        wanted = "S >= 1" if max_new_tokens is None else f"1 <= S <= {max_new_tokens}"
+        raise ValueError(f"X: expected {wanted} in [B, S, H], got S = {D.S}")
     has_dense_layers = any(
         len(gate.shape) == len(BY_NAME["W_gates"].layout.axes)
         for _, gate in _entries(BY_NAME["W_gates"], arguments["W_gates"], kinds, kind)

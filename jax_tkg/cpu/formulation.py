@@ -59,6 +59,13 @@ SMALLEST_BLOCK_ELEMENTS = 1 << 14
 """Elements of the weight in one block of `Form.BLOCKS`, at least; smaller weights are one dot."""
 
 
+MANY_ROWS_BLOCK_ELEMENTS = 1 << 23
+"""Elements of the weight in one block of a product of many rows, at most: 32 MiB in f32.
+
+Arithmetic bounds such a product, so a block that leaves the processor's caches costs little, and
+each further one costs an addition of all sums.
+"""
+
 ATTENTION_ELEMENTS = 1 << 19
 """Elements of a cache of keys, or of values, that attention converts at once, at most.
 
@@ -145,6 +152,19 @@ def group_rows(inner: int, columns: int) -> int:
     each = inner // TERMS
     enough = [size for size in _divisors(each) if TERMS * size * columns >= SUMMED_ELEMENTS]
     return min(enough, default=each)
+
+
+def many_rows_block(weight: StoredWeight) -> int:
+    """Rows of the weight in one block of a product of many rows: a divisor of n.
+
+    A weight of a list that is held in other elements than f32 has two blocks at least, as in
+    `block_rows`.
+    """
+    inner, columns = weight.shape
+    sizes = _divisors(inner)
+    if weight.layer is None and weight.dtype != jnp.float32:
+        sizes = sizes[:-1] or sizes
+    return max((s for s in sizes if s * columns <= MANY_ROWS_BLOCK_ELEMENTS), default=1)
 
 
 def block_rows(inner: int, columns: int) -> int:

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jax_tkg.cpu import formulation
 from jax_tkg.cpu.formulation import Form
@@ -86,11 +87,32 @@ def _summed(rows: jax.Array, weight: StoredWeight) -> jax.Array:
     return dot(ones, partial.reshape(group, -1))[0].reshape(rows.shape[0], columns)
 
 
-def _in_blocks(rows: jax.Array, weight: StoredWeight) -> jax.Array:
-    """One dot for each block of rows of the weight, which is decoded into cache memory."""
+def multiply_many(rows: jax.Array, weight: StoredWeight) -> jax.Array:
+    """As `multiply`, for hundreds of rows: dots of f32 with weights that are decoded to f32.
+
+    With 256 rows and a weight [640, 1536], XLA:CPU multiplies f32 1.3 times as fast as bfloat16,
+    and one block 1.2 times as fast as two.
+    """
+    return _in_blocks(rows, weight, formulation.many_rows_block(weight), jnp.dtype(jnp.float32))
+
+
+def _in_blocks(
+    rows: jax.Array,
+    weight: StoredWeight,
+    size: int | None = None,
+    dtype: np.dtype | None = None,
+) -> jax.Array:
+    """One dot for each block of rows of the weight, which is decoded into cache memory.
+
+    Args:
+      rows: [R, n].
+      weight: [n, m].
+      size: rows of a block, a divisor of n; None: as for few rows of activations.
+      dtype: in which blocks are multiplied; None: likewise.
+    """
     inner, columns = weight.shape
-    size = formulation.block_rows(inner, columns)
-    dtype = formulation.multiplication_dtype(rows.dtype, weight.dtype)
+    size = size or formulation.block_rows(inner, columns)
+    dtype = dtype or formulation.multiplication_dtype(rows.dtype, weight.dtype)
     scaled = (rows.astype(jnp.float32) * weight.factor).astype(dtype)
 
     def add(block: jax.Array, total: jax.Array) -> jax.Array:
@@ -98,6 +120,8 @@ def _in_blocks(rows: jax.Array, weight: StoredWeight) -> jax.Array:
         mine = jax.lax.dynamic_slice_in_dim(scaled, start, size, axis=1)
         return total + dot(mine, weight.rows_in(dtype, start, size))
 
+    if size == inner:
+        return dot(scaled, weight.rows_in(dtype, 0, inner))
     # Opaque zeros: XLA would make plain ones of all products of all layers before the first, and
     # read them from memory later.
     zero = jax.lax.bitcast_convert_type(opaque_zero(rows), jnp.float32)

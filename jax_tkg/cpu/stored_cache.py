@@ -37,9 +37,15 @@ class StoredCache:
         return jnp.dtype(self.values.dtype)
 
     def slots(
-        self, slot_axis: int, context: int, start: jax.Array, count: int, after: jax.Array
+        self,
+        slot_axis: int,
+        context: int,
+        start: jax.Array,
+        count: int,
+        after: jax.Array,
+        first: jax.Array | None = None,
     ) -> jax.Array:
-        """The first slots of heads start..start+count of the B*k.
+        """T slots of heads start..start+count of the B*k.
 
         Args:
           slot_axis: the axis of the slots, -1 or -2.
@@ -47,16 +53,18 @@ class StoredCache:
           start: uint32 scalar.
           count: heads.
           after: uint32 0, before which nothing is copied or converted.
+          first: the first of the slots, a uint32 scalar; None: 0.
 
         Returns:
           [count, d, T] or [count, T, d], as `slot_axis` says, in the cache's own dtype.
         """
         cache, layer = self.values, self.layer
         one = cache.bits if isinstance(cache, Bits) else cache
-        *_, batch, k, first, second = one.shape
-        one = one.reshape(*one.shape[:-4], batch * k, first, second)
-        place, sizes = [start, jnp.uint32(0), jnp.uint32(0)], [count, first, second]
-        place[slot_axis], sizes[slot_axis] = after, context
+        *_, batch, k, rows, columns = one.shape
+        one = one.reshape(*one.shape[:-4], batch * k, rows, columns)
+        place, sizes = [start, jnp.uint32(0), jnp.uint32(0)], [count, rows, columns]
+        place[slot_axis] = after if first is None else first + after
+        sizes[slot_axis] = context
         if layer is not None:
             place, sizes = [layer + after, *place], [1, *sizes]
         if isinstance(cache, Bits) and tuple(sizes) == one.shape:

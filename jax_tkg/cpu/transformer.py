@@ -12,6 +12,7 @@ from jax_tkg.call.operand_table import BY_NAME
 from jax_tkg.cpu import attention, blocks, cache_update, prepare, products, rope
 from jax_tkg.cpu.stored_cache import StoredCache
 from jax_tkg.cpu.stored_weight import StoredWeight
+from jax_tkg.reference import expert_runs, masks
 from jax_tkg.reference.cache_update import Caches
 from jax_tkg.reference.stages import Stages
 from jax_tkg.reference.transformer import transformer as transformer_of_stages
@@ -37,16 +38,20 @@ STAGES = Stages(
     multiply=products.multiply,
     rotation=rope.rotation,
     apply_rope=rope.apply_rope,
+    attended_keys=masks.attended_keys,
     attention=attention.attention,
     gather_blocks=blocks.gather_blocks,
+    run_experts=expert_runs.run_experts,
     write_caches=cache_update.write_caches,
 )
 
 
-def transformer(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Caches, Caches]:
+def transformer(
+    operands: Operands, parameters: Parameters, stages: Stages = STAGES
+) -> tuple[jax.Array, Caches, Caches]:
     """As `jax_tkg.reference.transformer.transformer`, written for XLA:CPU; not differentiable."""
     prepared = prepare.with_bits(operands)
-    hidden, K_caches, V_caches = transformer_of_stages(prepared, parameters, STAGES)
+    hidden, K_caches, V_caches = transformer_of_stages(prepared, parameters, stages)
     return (
         hidden,
         prepare.as_given(K_caches, operands.K_caches),

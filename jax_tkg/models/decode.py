@@ -1,7 +1,7 @@
-"""Prefill and decode of a batch of prompts, through `transformer_tkg` only.
+"""Decoding of a batch of prompts, one token a step.
 
-A prompt is read in chunks of up to 8 tokens, the most one call takes; then one token a step. The
-context bucket S_ctx, which is a shape and so costs a compilation, grows in powers of two.
+Prompts are read by `jax_tkg.models.prompts`. The context bucket S_ctx of a step, which is a shape
+and so costs a compilation, grows in powers of two.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.caches import context_bucket
-from jax_tkg.limits import MAX_NEW_TOKENS
-from jax_tkg.models.executables import Compiled, Executables
+from jax_tkg.models.executables import Compiled, Executables, on_mesh
 from jax_tkg.models.forward import ModelForward, PlacedParameters
 from jax_tkg.models.packing import PackedModel
+from jax_tkg.models.prompts import PromptReader
 from jax_tkg.models.sampling import Sampling, sample
 
 STEPS_PER_SCAN = 32
@@ -71,6 +71,9 @@ class Decoder:
       sampling: how tokens are chosen; None for greedy.
       stop_tokens: ids that end a sequence.
       implementation: of `transformer_tkg`.
+      prefill: whether prompts are read by `jax_tkg.prefill`, in chunks of up to 256 tokens, or by
+        `transformer_tkg`, 8 tokens a call. None: by the former unless the implementation is a
+        kernel's, or the platform is Neuron.
 
     Raises:
       ValueError: the mesh does not fit the model, or the capacity is no positive number within
@@ -85,6 +88,7 @@ class Decoder:
         sampling: Sampling | None = None,
         stop_tokens: Sequence[int] = (),
         implementation: str = "auto",
+        prefill: bool | None = None,
     ):
         if not 1 <= capacity <= model.config.context_length:
             raise ValueError(
@@ -99,26 +103,15 @@ class Decoder:
         whole, cached = self._forward.replicated, self._forward.cache_sharding
         seen = whole if self.sampling.penalizes else None
         state = DecodeState(whole, whole, whole, whole, cached, cached, seen)
-        self._read_chunk = Executables(
-            self._traced_chunk,
-            ("S_ctx",),
-            donate_argnums=(4, 5),
-            **_options(mesh, (cached, cached)),
-        )
-        self._every_logit = Executables(
-            self._traced_logits,
-            ("S_ctx",),
-            donate_argnums=(4, 5),
-            **_options(mesh, (whole, cached, cached)),
-        )
+        self._prompts = PromptReader(self._forward, capacity, prefill)
         self._step = Executables(
-            self._traced_step, ("S_ctx",), donate_argnums=(1,), **_options(mesh, state)
+            self._traced_step, ("S_ctx",), donate_argnums=(1,), **on_mesh(mesh, state)
         )
         self._steps = Executables(
             self._traced_steps,
             ("S_ctx",),
             donate_argnums=(1,),
-            **_options(mesh, (state, whole)),
+            **on_mesh(mesh, (state, whole)),
         )
 
     @property
@@ -134,8 +127,7 @@ class Decoder:
     @property
     def _functions(self) -> tuple[Executables, ...]:
         return (
-            self._read_chunk,
-            self._every_logit,
+            *self._prompts.functions,
             self._step,
             self._steps,
         )
@@ -190,16 +182,8 @@ class Decoder:
             state = dataclasses.replace(
                 state, seen=shape(batch, self._vocabulary_size, dtype=jnp.bool_)
             )
-        counts = np.zeros(batch, np.int32)
-        chunk = np.zeros((batch, MAX_NEW_TOKENS), np.int32)
-        starts = range(0, longest - 1, MAX_NEW_TOKENS)
         parameters = self._forward.parameters
-        prepared = [
-            self._read_chunk.prepare(
-                threads, parameters, chunk, counts, counts, *caches, S_ctx=S_ctx
-            )
-            for S_ctx in sorted({context_bucket(start, self.capacity) for start in starts})
-        ]
+        prepared = self._prompts.prepare(threads, batch, longest - 1)
         S_ctx = context_bucket(longest, self.capacity)
         prepared.insert(1, self._step.prepare(threads, parameters, state, S_ctx=S_ctx))
         if device_loop:
@@ -240,19 +224,12 @@ class Decoder:
             state = dataclasses.replace(state, seen=self._placed(self._seen(prompts)))
         # The last token of each prompt is left to a step, which chooses the next one.
         beginnings = [prompt[:-1] for prompt in prompts]
-        for start in range(0, longest - 1, MAX_NEW_TOKENS):
-            chunk, counts = _chunk(beginnings, start)
-            caches = self._read_chunk(
-                self._forward.parameters,
-                chunk,
-                np.asarray([min(len(prompt), start) for prompt in beginnings], np.int32),
-                counts,
-                *caches,
-                S_ctx=context_bucket(start, self.capacity),
-            )
+
+        def report(done: int) -> None:
             if progress is not None:
-                progress(min(start + MAX_NEW_TOKENS, longest - 1), longest)
-        K_caches, V_caches = caches
+                progress(done, longest)
+
+        K_caches, V_caches = self._prompts.read(beginnings, *caches, report)
         state = dataclasses.replace(
             state,
             lengths=self._placed(np.asarray([len(prompt) for prompt in beginnings], np.int32)),
@@ -346,21 +323,7 @@ class Decoder:
           ValueError: there is no token or there are too many, or one is outside the vocabulary.
         """
         self._check_prompts([tokens], room=0)
-        K_caches, V_caches = self._forward.caches(1)
-        rows = []
-        for start in range(0, len(tokens), MAX_NEW_TOKENS):
-            chunk, counts = _chunk([tokens], start)
-            logits, K_caches, V_caches = self._every_logit(
-                self._forward.parameters,
-                chunk,
-                np.asarray([start], np.int32),
-                counts,
-                K_caches,
-                V_caches,
-                S_ctx=context_bucket(start, self.capacity),
-            )
-            rows.append(np.asarray(logits)[0, : counts[0]])
-        return np.concatenate(rows)
+        return self._prompts.logits(tokens)
 
     def _state(
         self, key: jax.Array, tokens: Sequence[int], K_caches: Any, V_caches: Any
@@ -412,36 +375,6 @@ class Decoder:
         is_stop = jnp.isin(tokens, jnp.asarray(self.stop_tokens, jnp.int32))
         return is_stop | (lengths + 1 >= self.capacity)
 
-    def _traced_chunk(
-        self,
-        parameters: PlacedParameters,
-        tokens: jax.Array,
-        lengths: jax.Array,
-        counts: jax.Array,
-        K_caches: Any,
-        V_caches: Any,
-        S_ctx: int,
-    ) -> tuple[Any, Any]:
-        _, K_caches, V_caches = self._forward.hidden(
-            parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx
-        )
-        return K_caches, V_caches
-
-    def _traced_logits(
-        self,
-        parameters: PlacedParameters,
-        tokens: jax.Array,
-        lengths: jax.Array,
-        counts: jax.Array,
-        K_caches: Any,
-        V_caches: Any,
-        S_ctx: int,
-    ) -> tuple[jax.Array, Any, Any]:
-        hidden, K_caches, V_caches = self._forward.hidden(
-            parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx
-        )
-        return self._forward.logits(parameters, hidden), K_caches, V_caches
-
     def _traced_step(
         self, parameters: PlacedParameters, state: DecodeState, S_ctx: int
     ) -> DecodeState:
@@ -484,19 +417,3 @@ class Decoder:
 
 def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
-
-
-def _options(mesh: jax.sharding.Mesh | None, shardings: Any) -> dict[str, Any]:
-    """Options of `Executables`, so that a state always comes back as it was given."""
-    return {} if mesh is None else {"mesh": mesh, "out_shardings": shardings}
-
-
-def _chunk(prompts: Sequence[Sequence[int]], start: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens [B, 8] of the prompts from `start`, padded with 0, and how many are real [B]."""
-    tokens = np.zeros((len(prompts), MAX_NEW_TOKENS), np.int32)
-    counts = np.zeros(len(prompts), np.int32)
-    for index, prompt in enumerate(prompts):
-        piece = list(prompt[start : start + MAX_NEW_TOKENS])
-        tokens[index, : len(piece)] = piece
-        counts[index] = len(piece)
-    return tokens, counts

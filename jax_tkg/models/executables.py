@@ -120,3 +120,8 @@ class Executables:
         # Whatever it is, callers in other threads wait for it.
         except BaseException as error:
             future.set_exception(error)
+
+
+def on_mesh(mesh: jax.sharding.Mesh | None, shardings: Any) -> dict[str, Any]:
+    """Options of `Executables` so that results have these shardings; none without a mesh."""
+    return {} if mesh is None else {"mesh": mesh, "out_shardings": shardings}

@@ -14,11 +14,12 @@ import numpy as np
 from jax_tkg.api import transformer_tkg
 from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.caches import allocate_caches, ring_capacity
-from jax_tkg.kinds import Kind, step_inputs
+from jax_tkg.kinds import Kind, prefill_inputs, step_inputs
 from jax_tkg.models.config import LayerKind, ModelConfig
 from jax_tkg.models.packing import ModelParameters, PackedModel
 from jax_tkg.models.vocabulary import Vocabulary
 from jax_tkg.output_head import rms_norm
+from jax_tkg.prefill import transformer_prefill
 from jax_tkg.sharding import partition_specs
 from jax_tkg.weights import TransformerWeights, unstack_layers
 
@@ -61,6 +62,7 @@ class ModelForward:
     Attributes:
       model: as given.
       parameters: the model's arrays on the devices.
+      platform: of its devices, such as "cpu".
       replicated: sharding of an array that every device has whole, or None without a mesh.
       cache_sharding: sharding of each cache, or None without a mesh.
 
@@ -94,7 +96,7 @@ class ModelForward:
         self.replicated: jax.sharding.Sharding | None = None
         self.cache_sharding: jax.sharding.Sharding | None = None
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-        self._platform = device.platform
+        self.platform = device.platform
         self._on_cpu = device.platform == "cpu"
         self._stacked = self._on_cpu if stacked is None else stacked
         self._specs = partition_specs(
@@ -168,21 +170,56 @@ class ModelForward:
             S_ctx=S_ctx,
             new_lengths=counts,
         )
+        arguments = self._arguments(parameters, tokens, K_caches, V_caches, by_kind)
+        return self._run(transformer_tkg, arguments, implementation=self.implementation)
+
+    def prefill(
+        self,
+        parameters: PlacedParameters,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        counts: jax.Array,
+        K_caches: Any,
+        V_caches: Any,
+    ) -> tuple[jax.Array, Any, Any]:
+        """As `hidden`, for any number S of new tokens, and with no context bucket.
+
+        Runs `jax_tkg.prefill.transformer_prefill` whatever the implementation is. Memory grows with
+        S, not with the context, and so does compiling: one program serves every context.
+
+        Returns:
+          Hidden states [B, S, H] before the last RMSNorm, of which those of padding mean nothing,
+          and the updated caches.
+        """
+        by_kind = prefill_inputs(self._kinds, lengths, S=tokens.shape[1], new_lengths=counts)
+        arguments = self._arguments(parameters, tokens, K_caches, V_caches, by_kind)
+        windows = [kind.window for kind in self._kinds]
+        return self._run(transformer_prefill, arguments, windows=windows, platform=self.platform)
+
+    def _arguments(
+        self,
+        parameters: PlacedParameters,
+        tokens: jax.Array,
+        K_caches: Any,
+        V_caches: Any,
+        by_kind: dict[str, tuple[Any, ...]],
+    ) -> dict[str, Any]:
+        """The array arguments of the operation, without those that are None."""
         alike = len(self._kinds) == 1
         arguments = {
             "X": self._embedded(parameters, tokens),
-            **{n: a for n, a in parameters.layers.arguments().items() if a is not None},
+            **parameters.layers.arguments(),
             "K_caches": K_caches,
             "V_caches": V_caches,
             **{name: entries[0] if alike else entries for name, entries in by_kind.items()},
         }
-        return self._transformer(arguments)
+        return {name: given for name, given in arguments.items() if given is not None}
 
     def logits(self, parameters: PlacedParameters, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] float32 of hidden states [..., H]."""
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         normed = rms_norm(rows, parameters.final_gamma, self.model.eps)
-        platform = self._platform if self.mesh is None else None
+        platform = self.platform if self.mesh is None else None
         logits = parameters.vocabulary.logits(normed, platform)
         config = self.model.config
         if config.logit_scale != 1:
@@ -198,24 +235,28 @@ class ModelForward:
         scale = self.model.config.embedding_scale
         return embedded if scale == 1 else embedded * jnp.asarray(scale, embedded.dtype)
 
-    def _transformer(self, arguments: dict[str, Any]) -> tuple[jax.Array, Any, Any]:
+    def _run(
+        self, operation: Callable[..., Any], arguments: dict[str, Any], **options: Any
+    ) -> tuple[jax.Array, Any, Any]:
+        """Runs the operation, `transformer_tkg` or another with its arguments, on the mesh."""
         call = functools.partial(
-            transformer_tkg,
+            operation,
             num_layers=self.model.config.num_layers,
             eps=self.model.eps,
-            implementation=self.implementation,
             **self._options,
+            **options,
         )
+        named = {"mask_cache": None, "mask_active": None, **arguments}
         if self.mesh is None:
-            return tuple(call(**arguments))
+            return tuple(call(**named))
         specs = self._specs
         parallel = jax.shard_map(
             lambda named: tuple(call(**named, axis_name=TENSOR_AXIS)),
             mesh=self.mesh,
-            in_specs=({name: getattr(specs, name) for name in arguments},),
+            in_specs=({name: getattr(specs, name) for name in named},),
             out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
         )
-        return parallel(arguments)
+        return parallel(named)
 
     def place(self, model: PackedModel) -> bool:
         """Puts a model on the devices, in place of the arrays or shapes held so far, and waits.
@@ -244,7 +285,7 @@ class ModelForward:
         layers = weights_as_bits(layers) if self._on_cpu else layers
         head, embedding = parameters.head, parameters.embedding
         # Where the head is split the embedding is not, and Trainium gathers rows, not columns.
-        if embedding is None and (self.mesh is not None or self._platform == "neuron"):
+        if embedding is None and (self.mesh is not None or self.platform == "neuron"):
             embedding = np.ascontiguousarray(head.T) if isinstance(head, np.ndarray) else head.T
         vocabulary = Vocabulary(as_bits(head) if self._on_cpu else head, embedding)
         return PlacedParameters(layers, vocabulary, parameters.final_gamma)

@@ -71,20 +71,26 @@ def rows_by_head(
     sinks: jax.Array | None,
 ) -> HeadRows:
     """Arguments of `attention` by KV head: the query heads of one are rows beside each other."""
-    batch, tokens, q, d = query.shape
+    batch, tokens, q, _ = query.shape
     k = key.shape[2]
     heads, rows = batch * k, q // k * tokens
-    grouped = query.reshape(batch, tokens, k, q // k, d).transpose(0, 2, 3, 1, 4)
     return HeadRows(
-        query=grouped.reshape(heads, rows, d),
+        query=rows_of_queries(query, k),
         new_keys=merge_heads(key.transpose(0, 2, 3, 1)),
         new_values=merge_heads(value.transpose(0, 2, 1, 3)),
         mask=mask.reshape(heads, rows, mask.shape[-1]),
-        sinks=None if sinks is None else _sink_of_each_row(sinks, batch, k, tokens),
+        sinks=None if sinks is None else sink_of_each_row(sinks, batch, k, tokens),
     )
 
 
-def _sink_of_each_row(sinks: jax.Array, batch: int, k: int, tokens: int) -> jax.Array:
+def rows_of_queries(query: jax.Array, k: int) -> jax.Array:
+    """[B, S, q, d] as [B*k, q // k * S, d]: the query heads of a KV head one after the other."""
+    batch, tokens, q, d = query.shape
+    grouped = query.reshape(batch, tokens, k, q // k, d).transpose(0, 2, 3, 1, 4)
+    return grouped.reshape(batch * k, q // k * tokens, d)
+
+
+def sink_of_each_row(sinks: jax.Array, batch: int, k: int, tokens: int) -> jax.Array:
     """[1, q] as [B*k, q // k * S, 1]."""
     grouped = sinks.astype(jnp.float32).reshape(1, k, -1, 1)
     g = sinks.shape[1] // k

@@ -13,7 +13,6 @@ from jax_tkg.reference.expert_ranks import first_expert, ranks_of
 from jax_tkg.reference.mlp import NO_BIASES, MlpBiases, MlpWeights, mlp
 from jax_tkg.reference.router import route
 from jax_tkg.reference.stages import Stages
-from jax_tkg.reference.varying_axes import vary_with
 
 
 @jax.tree_util.register_dataclass
@@ -48,22 +47,21 @@ def experts(
 ) -> jax.Array:
     """This rank's part of the weighted sum of the chosen experts' results.
 
-    Where few experts are chosen, each pair of a token and an expert is a step that reads that
-    expert; otherwise each expert is a step, on all tokens. Experts of other ranks have weight 0.
+    Experts of other ranks have weight 0.
 
     Args:
       x: [B, S, H], already normalized, in the compute dtype.
       weights: one layer's weights.
       dimensions: of the call.
       parameters: of the call.
-      stages: which multiply, and take an expert's weights out of a layer's.
+      stages: which run experts, multiply, and take an expert's weights out of a layer's.
 
     Returns:
       [B, S, H] f32, to be summed over the tensor-parallel ranks.
     """
     B, S, H = x.shape
-    T, k, held = B * S, parameters.experts_per_token, dimensions.E_held
-    rows = x.reshape(T, H)
+    held = dimensions.E_held
+    rows = x.reshape(B * S, H)
     chosen, shares = route(
         rows, weights.router, weights.bias_router, weights.bias_selection, parameters
     )
@@ -85,19 +83,7 @@ def experts(
         )
         return _mlp(tokens[None], own, parameters, stages, own_biases)[0]
 
-    if T * k < held:
-        pairs = (jnp.repeat(rows[:, None], k, axis=0), chosen.reshape(-1), shares.reshape(-1))
-        parts = jax.lax.map(lambda pair: pair[2] * run(pair[0], pair[1])[0], pairs)
-        total = parts.reshape(T, k, H).sum(axis=1)
-    else:
-
-        def add(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
-            share = jnp.where(chosen == number, shares, 0).sum(axis=1, keepdims=True)
-            return total + share * run(rows, number), None
-
-        zeros = jnp.zeros((T, H), jnp.float32)
-        zeros = vary_with(zeros, rows, chosen, shares, weights.experts, biases)
-        total, _ = jax.lax.scan(add, zeros, jnp.arange(held, dtype=jnp.int32))
+    total = stages.run_experts(run, rows, chosen, shares, held, (weights.experts, biases))
     total = total.reshape(B, S, H)
     if weights.shared is not None:
         total = total + _mlp(x, weights.shared, parameters, stages)

@@ -51,7 +51,7 @@ def joint_softmax(
       [N, R, d] in the queries' dtype; zeros where no key is attended.
     """
     query, sinks = rows.query, rows.sinks
-    both = (_batched_product(query, keys), _batched_product(query, rows.new_keys))
+    both = (batched_product(query, keys), batched_product(query, rows.new_keys))
     scores = jnp.concatenate(both, axis=-1)
     scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
     if softcap > 0:
@@ -67,12 +67,12 @@ def joint_softmax(
     if sinks is not None:
         total = total + jnp.exp(sinks - largest)
     cached, new = jnp.split(weights, [keys.shape[-1]], axis=-1)
-    summed = _batched_product(cached, values) + _batched_product(new, rows.new_values)
+    summed = batched_product(cached, values) + batched_product(new, rows.new_values)
     attended = jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)
     return attended.astype(query.dtype)
 
 
-def _batched_product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
+def batched_product(rows: jax.Array, matrix: jax.Array) -> jax.Array:
     """[N, R, n] times [N, n, m] in f32: [N, R, m]."""
     return jnp.matmul(
         rows.astype(jnp.float32),

@@ -10,7 +10,8 @@ import jax
 
 from jax_tkg.bits import without_bits
 from jax_tkg.call.arguments import Operands
-from jax_tkg.reference import attention, blocks, cache_update, linear, rope
+from jax_tkg.call.dimensions import Dimensions
+from jax_tkg.reference import attention, blocks, cache_update, expert_runs, linear, masks, rope
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,9 +27,12 @@ class Stages:
       multiply: see `jax_tkg.reference.linear.multiply`.
       rotation: see `jax_tkg.reference.rope.rotation`.
       apply_rope: see `jax_tkg.reference.rope.apply_rope`; takes what `rotation` returns.
+      attended_keys: see `jax_tkg.reference.masks.attended_keys`; what it returns is `attention`'s
+        argument `mask`.
       attention: see `jax_tkg.reference.attention.attention`.
       gather_blocks: see `jax_tkg.reference.blocks.gather_blocks`; takes and returns caches as
         `layer_operand` returns them.
+      run_experts: see `jax_tkg.reference.expert_runs.run_experts`.
       write_caches: see `jax_tkg.reference.cache_update.write_caches`; caches in the form in which
         they are passed to the operation.
     """
@@ -38,8 +42,10 @@ class Stages:
     multiply: linear.Multiply
     rotation: Callable[[jax.Array, jax.Array], rope.Rotation]
     apply_rope: Callable[[jax.Array, rope.Rotation], jax.Array]
+    attended_keys: Callable[[Operands, Dimensions, int], Any]
     attention: Callable[..., jax.Array]
     gather_blocks: Callable[[Any, jax.Array, int], Any]
+    run_experts: expert_runs.RunExperts
     write_caches: Callable[..., tuple[cache_update.Caches, cache_update.Caches]]
 
 
@@ -59,8 +65,10 @@ PLAIN = Stages(
     multiply=linear.multiply,
     rotation=rope.rotation,
     apply_rope=rope.apply_rope,
+    attended_keys=masks.attended_keys,
     attention=attention.attention,
     gather_blocks=blocks.gather_blocks,
+    run_experts=expert_runs.run_experts,
     write_caches=cache_update.write_caches,
 )
 """Plain jax.numpy, differentiable, for every platform."""

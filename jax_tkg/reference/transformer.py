@@ -16,11 +16,9 @@ from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.integers import as_int32
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.reference.all_reduce import all_reduce
-from jax_tkg.reference.attention import attention_mask
 from jax_tkg.reference.cache_update import Caches, write_slots
 from jax_tkg.reference.experts import ExpertWeights, layer_mlp
 from jax_tkg.reference.linear import linear
-from jax_tkg.reference.masks import with_masks
 from jax_tkg.reference.mlp import MlpBiases, MlpWeights
 from jax_tkg.reference.rms_norm import head_norms, rms_norm
 from jax_tkg.reference.rope import Rotation
@@ -55,7 +53,7 @@ class _Shared:
     """What every layer of a kind reads."""
 
     rotation: Rotation
-    mask: jax.Array
+    mask: Any
     block_tables: jax.Array | None = None
 
 
@@ -81,10 +79,9 @@ class _Kind:
         kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
         own = operands.of_kind(kind, kinds)
         dimensions = Dimensions.of(own, parameters.bucket_of_kind(kind))
-        own = with_masks(own, dimensions)
         shared = _Shared(
             rotation=stages.rotation(own.RoPE_cos, own.RoPE_sin),
-            mask=attention_mask(own.mask_cache, own.mask_active, dimensions.k),
+            mask=stages.attended_keys(own, dimensions, kind),
             block_tables=None if own.block_tables is None else as_int32(own.block_tables),
         )
         return cls(own, shared, dimensions, stages)

@@ -1,4 +1,7 @@
-"""Every family, judged by transformers: chunks of a prompt, single steps, GGUF files, two ranks."""
+"""Every family, judged by transformers: chunks of a prompt, single steps, GGUF files, two ranks.
+
+The long chunks of `jax_tkg.prefill` too.
+"""
 
 from __future__ import annotations
 
@@ -29,6 +32,9 @@ GIVEN, CHOSEN = 136, 64
 
 CAPACITY = 256
 CHUNK = 8
+
+LONG_CHUNK = 140
+"""More tokens than a ring of these families has slots; two of them are more than the text."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,24 @@ def _chunks(forward: ModelForward, text: np.ndarray) -> np.ndarray:
     return np.concatenate(run(forward.parameters, forward.caches(1), chunks))
 
 
+def _prefilled(forward: ModelForward, text: np.ndarray) -> np.ndarray:
+    """Logits [n, V] of a text that is read `LONG_CHUNK` tokens at once, the last ones padded."""
+
+    @jax.jit
+    def run(parameters: Any, caches: Any, tokens: jax.Array, length: int, count: int) -> Any:
+        lengths, counts = jnp.full((1,), length), jnp.full((1,), count)
+        hidden, *caches = forward.prefill(parameters, tokens[None], lengths, counts, *caches)
+        return forward.logits(parameters, hidden)[0], tuple(caches)
+
+    caches, rows = forward.caches(1), []
+    for start in range(0, len(text), LONG_CHUNK):
+        piece = text[start : start + LONG_CHUNK]
+        padded = np.pad(piece, (0, LONG_CHUNK - len(piece))).astype(np.int32)
+        logits, caches = run(forward.parameters, caches, padded, start, len(piece))
+        rows.append(logits[: len(piece)])
+    return np.concatenate(rows)
+
+
 def _steps(forward: ModelForward, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Tokens [n] and logits [n, V] where each call reads one token and chooses the next."""
 
@@ -124,6 +148,28 @@ class FamiliesTest(parameterized.TestCase):
                 path = folder / "model.gguf"
                 gguf_files.write(path, model, family.architecture)
                 self.assert_same(path, forward.model)
+
+    @parameterized.parameters("gemma2", "gpt_oss")
+    def test_prefill_equals_transformers(self, name: str) -> None:
+        """Post norms, soft caps and head sizes; sinks, biases and experts; windows in rings."""
+        self._check_prefill(FAMILIES[name])
+
+    @parameterized.named_parameters(
+        (name, family) for name, family in FAMILIES.items() if name not in ("gemma2", "gpt_oss")
+    )
+    @pytest.mark.exhaustive
+    def test_prefill_of_every_other_family(self, family: Family) -> None:
+        self._check_prefill(family)
+
+    def _check_prefill(self, family: Family) -> None:
+        folder = files.folder(self)
+        model = family.model()
+        model.save_pretrained(folder)
+        expected = _expected(model)
+        split = ModelForward(
+            safetensors.load(folder, "float32", 2), devices.mesh(2), capacity=CAPACITY
+        )
+        self.assert_close(_prefilled(split, expected.tokens), expected.logits)
 
     def test_decoder_on_two_ranks(self) -> None:
         """The loop that users run, with caches of two kinds."""

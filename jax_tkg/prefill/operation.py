@@ -1,0 +1,73 @@
+"""The operation for many new tokens: arguments, checks, and the stages that compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.call.canonical import run_checked
+from jax_tkg.call.results import TransformerTkgOutput
+from jax_tkg.call.signature import bind_arguments
+from jax_tkg.cpu import transformer as cpu
+from jax_tkg.prefill.stages import stages_for
+from jax_tkg.reference.transformer import transformer
+
+
+def transformer_prefill(
+    *args: Any,
+    windows: Sequence[int | None] | None = None,
+    platform: str | None = None,
+    **kwargs: Any,
+) -> TransformerTkgOutput:
+    """`jax_tkg.transformer_tkg` for any number S of new tokens; for use inside `jax.jit`.
+
+    Plain jax.numpy, and not differentiable. Attention goes over the cache in pieces and leaves the
+    piece where the longest of `context_lengths` ends, so one compiled program serves every context,
+    and time follows the lengths. The tokens of an expert are multiplied together.
+
+    New tokens attend each other causally. Padding after the real ones of a sequence is harmless:
+    give it negative `position_ids`, and disregard its hidden states.
+
+    Args:
+      args: as `jax_tkg.transformer_tkg` takes them, with S of any size, but `mask_cache` and
+        `mask_active` are None: `context_lengths` and `context_starts` say which slots are attended,
+        per sequence or per token. Flat caches, rings and `block_tables` alike; where several new
+        tokens have the same slot (S more than a ring's), the last one stays.
+      windows: W for each kind of layers, how many tokens a query attends, itself included, or None
+        for all; limits which new tokens attend each other (`context_starts` does it for the cache).
+        None: no kind has a window.
+      platform: "cpu": written as XLA:CPU runs it fastest. "neuron": loops have a fixed number of
+        turns, over all S_ctx slots. None: plain jax.numpy.
+      kwargs: as `jax_tkg.transformer_tkg` takes them; `implementation` and the options of kernels
+        do not count.
+
+    Returns:
+      As `jax_tkg.transformer_tkg`.
+
+    Raises:
+      TypeError: as `jax_tkg.transformer_tkg`.
+      ValueError: as `jax_tkg.transformer_tkg`; or a mask is given, or `windows` has not one entry
+        for each kind of layers.
+    """
+    arguments = bind_arguments(*args, **kwargs)
+    for name in ("mask_cache", "mask_active"):
+        if arguments[name] is not None:
+            raise ValueError(
+                f"{name}: expected None (transformer_prefill takes context_lengths, "
+                "context_starts and windows), got a mask"
+            )
+    kinds = max(arguments["layer_kinds"] or (0,)) + 1
+    windows = (None,) * kinds if windows is None else tuple(windows)
+    if len(windows) != kinds:
+        raise ValueError(
+            f"windows: expected an entry for each kind of layers, {kinds}, got {len(windows)}"
+        )
+    stages = stages_for(platform, windows)
+
+    def run(operands: Operands, parameters: Parameters) -> tuple[Any, Any, Any]:
+        if platform == "cpu":
+            return cpu.transformer(operands, parameters, stages)
+        return transformer(operands, parameters, stages)
+
+    return TransformerTkgOutput(*run_checked(run, arguments, max_new_tokens=None))

@@ -1,0 +1,32 @@
+"""The stages of `jax_tkg.reference.transformer` for many new tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jax_tkg.cpu import products
+from jax_tkg.cpu import transformer as cpu
+from jax_tkg.prefill.attended_keys import AttendedKeys
+from jax_tkg.prefill.attention import attention
+from jax_tkg.prefill.expert_groups import run_experts
+from jax_tkg.reference.stages import PLAIN, Stages
+
+
+def stages_for(platform: str | None, windows: tuple[int | None, ...]) -> Stages:
+    """The stages that a platform runs.
+
+    Args:
+      platform: "cpu", "neuron", or None for any.
+      windows: of each kind of layers, or None.
+    """
+    # AWS's compiler wants to know how often a loop turns.
+    fixed = platform == "neuron"
+    base = PLAIN
+    if platform == "cpu":
+        base = dataclasses.replace(cpu.STAGES, multiply=products.multiply_many)
+    return dataclasses.replace(
+        base,
+        attended_keys=AttendedKeys(windows, fixed),
+        attention=attention,
+        run_experts=base.run_experts if fixed else run_experts,
+    )

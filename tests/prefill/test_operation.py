@@ -1,0 +1,150 @@
+"""Many new tokens at once, against the float64 oracle and against calls of the operation."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jax_tkg import prefill
+from jax_tkg.prefill import attention
+from tests import cases
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+VALUES_PER_SHAPE = 4
+
+NEAR_TIE = {"float32": 1e-4, "bfloat16": 0.04}
+"""Scores of experts that differ by less may be chosen in either order: other values are drawn."""
+
+LONG = cases.Shape(
+    S=24, q=6, d=16, S_ctx=600, S_max=610, context="each_range", unified=True, positions="each"
+)
+"""Three blocks of slots, the last of which is cut off."""
+
+SHAPES = {
+    "every_option": dataclasses.replace(LONG, bare_layers=(0,), **cases.EVERY_OPTION),
+    "lengths": dataclasses.replace(LONG, S=70, S_ctx=30, S_max=40, context="lengths"),
+    "bfloat16_in_blocks": dataclasses.replace(
+        LONG,
+        S_ctx=320,
+        S_max=320,
+        block_len=16,
+        dtype="bfloat16",
+        context="lengths",
+        options=("sinks",),
+        quantized=(("float8_e4m3", None, "float8_e5m2"), ("float8_e4m3fn",) * 3),
+        clamp_bound=0.5,
+    ),
+    "experts": dataclasses.replace(
+        LONG,
+        S=48,
+        S_ctx=20,
+        S_max=50,
+        E=6,
+        E_held=6,
+        I_expert=24,
+        I_shared=16,
+        experts_per_token=2,
+        options=cases.EXPERT_OPTIONS,
+        routing="sigmoid_topk",
+        quantized=(("float8_e4m3", None, "float8_e5m2"),) * 2,
+    ),
+}
+WINDOW = 7
+
+
+def _window_mask(shape: cases.Shape, window: int) -> np.ndarray:
+    """[S, B, q, S]: what `windows` says of the new tokens, for the oracle."""
+    key, query = np.arange(shape.S)[:, None], np.arange(shape.S)
+    mask = (key <= query) & (key > query - window)
+    return np.tile(mask[:, None, None], (1, shape.B, shape.q, 1))
+
+
+def _draws(shape: cases.Shape, weights: dict[str, Any]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """Inputs and the oracle's answer, without near ties between experts."""
+    rng = np.random.default_rng(1)
+    for _ in range(VALUES_PER_SHAPE):
+        for _ in range(50):
+            inputs = cases.random_inputs(shape, rng)
+            gaps: list[float] = []
+            answer = cases.expected(shape, [weights], [inputs], gaps)
+            if min(gaps, default=1.0) > NEAR_TIE[shape.dtype]:
+                break
+        else:
+            raise AssertionError("near ties in every draw")
+        if inputs["position_ids"] is not None:
+            inputs["position_ids"] = np.asarray(inputs["position_ids"]).astype(np.int32)
+        yield inputs, answer
+
+
+def _compiled(shape: cases.Shape, **options: Any) -> Any:
+    return jax.jit(
+        functools.partial(prefill.transformer_prefill, **cases.options(shape), **options)
+    )
+
+
+@pytest.mark.thorough
+class OracleTest(parameterized.TestCase):
+    @parameterized.product(name=SHAPES, platform=("cpu", None))
+    def test_equals_the_oracle(self, name: str, platform: str | None) -> None:
+        shape = SHAPES[name]
+        weights = cases.random_weights(shape, np.random.default_rng(0))
+        # Few scores at once, so that heads are taken in turns.
+        with mock.patch.object(attention, "SCORE_ELEMENTS", 1 << 14):
+            run = _compiled(shape, platform=platform)
+            for inputs, (hidden, K, V, written) in _draws(shape, weights):
+                actual = run(**weights, **inputs)
+                cases.check(actual, shape, inputs, hidden, K[0], V[0], written)
+
+    def test_windows_of_two_kinds_and_fixed_loops(self) -> None:
+        """The second kind's window limits which new tokens attend each other."""
+        shape = dataclasses.replace(
+            LONG, L=3, layer_kinds=(0, 1, 0), kinds=((300, 310, True, "each"),)
+        )
+        weights = cases.random_weights(shape, np.random.default_rng(0))
+        run = _compiled(shape, platform="neuron", windows=(None, WINDOW))
+        rng = np.random.default_rng(1)
+        for _ in range(VALUES_PER_SHAPE):
+            inputs = cases.random_inputs(shape, rng)
+            given = {**inputs, "mask_active": None}
+            inputs["mask_active"] = (None, _window_mask(shape, WINDOW))
+            hidden, K, V, written = cases.expected(shape, [weights], [inputs])
+            cases.check(run(**weights, **given), shape, inputs, hidden, K[0], V[0], written)
+
+
+class ErrorsTest(absltest.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        rng = np.random.default_rng(0)
+        shape = dataclasses.replace(LONG, L=1, S=9, S_ctx=20, S_max=20)
+        self.arguments = {
+            **cases.random_weights(shape, rng),
+            **cases.random_inputs(shape, rng),
+            **cases.options(shape),
+        }
+
+    def test_masks(self) -> None:
+        arguments = {**self.arguments, "mask_active": np.ones((9, 2, 6, 9), np.bool_)}
+        with self.assertRaisesRegex(ValueError, r"mask_active: expected None .*, got a mask"):
+            prefill.transformer_prefill(**arguments)
+
+    def test_windows(self) -> None:
+        with self.assertRaisesRegex(ValueError, "windows: expected .* layers, 1, got 2"):
+            prefill.transformer_prefill(**self.arguments, windows=(None, 4))
+
+    def test_lengths(self) -> None:
+        arguments = {**self.arguments, "context_lengths": None, "context_starts": None}
+        with self.assertRaisesRegex(TypeError, "context_lengths"):
+            prefill.transformer_prefill(**arguments)
+
+
+if __name__ == "__main__":
+    absltest.main()
