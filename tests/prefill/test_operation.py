@@ -93,7 +93,7 @@ def _compiled(shape: cases.Shape, **options: Any) -> Any:
 
 @pytest.mark.thorough
 class OracleTest(parameterized.TestCase):
-    @parameterized.product(name=SHAPES, platform=("cpu", None))
+    @parameterized.product(name=tuple(SHAPES), platform=("cpu", None))
     def test_equals_the_oracle(self, name: str, platform: str | None) -> None:
         shape = SHAPES[name]
         weights = cases.random_weights(shape, np.random.default_rng(0))
