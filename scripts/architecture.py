@@ -28,7 +28,8 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
     ),
     (("api, output_head", ("api", "output_head"), 0, 13),),
     (
-        ("lowering", ("lowering",), 0, 13),
+        ("lowering", ("lowering",), 0, 9),
+        ("prefill", ("prefill",), 9, 13),
         (
             "simulator: commands, launch, install",
             ("simulator.launch", "simulator.install", "simulator.commands", "simulator"),
