@@ -67,10 +67,11 @@ class AttendedKeys:
     def __call__(self, operands: Operands, dimensions: Dimensions, kind: int) -> Ranges:
         """The ranges of the layers of a kind."""
         D = dimensions
-        ends = jnp.clip(by_token(as_int32(operands.context_lengths)), 0, D.S_ctx)
+        # Beyond the context they still say whether a range wraps.
+        ends = jnp.maximum(by_token(as_int32(operands.context_lengths)), 0)
         starts = jnp.zeros_like(ends)
         if operands.context_starts is not None:
-            starts = jnp.clip(by_token(as_int32(operands.context_starts)), 0, D.S_ctx)
+            starts = jnp.maximum(by_token(as_int32(operands.context_starts)), 0)
         starts, ends = jnp.broadcast_arrays(starts, ends)
         ranges = Ranges(
             starts=_rows(starts, D),
@@ -82,9 +83,9 @@ class AttendedKeys:
         )
         if self.fixed or not D.S_ctx:
             return ranges
-        slots = jnp.where(starts > ends, D.S_ctx, ends).max().astype(jnp.uint32)
-        size = jnp.uint32(ranges.block)
-        return dataclasses.replace(ranges, last=(slots + size - jnp.uint32(1)) // size)
+        slots = jnp.where(starts > ends, D.S_ctx, jnp.minimum(ends, D.S_ctx)).max()
+        last = (slots + (ranges.block - 1)) // ranges.block
+        return dataclasses.replace(ranges, last=last.astype(jnp.uint32))
 
 
 def _rows(numbers: jax.Array, D: Dimensions) -> jax.Array:

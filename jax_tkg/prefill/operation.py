@@ -52,7 +52,9 @@ def transformer_prefill(
     """
     arguments = bind_arguments(*args, **kwargs)
     for name in ("mask_cache", "mask_active"):
-        if arguments[name] is not None:
+        given = arguments[name]
+        entries = given if isinstance(given, Sequence) else (given,)
+        if any(entry is not None for entry in entries):
             raise ValueError(
                 f"{name}: expected None (transformer_prefill takes context_lengths, "
                 "context_starts and windows), got a mask"

@@ -31,7 +31,7 @@ LONG = cases.Shape(
 
 SHAPES = {
     "every_option": dataclasses.replace(LONG, bare_layers=(0,), **cases.EVERY_OPTION),
-    "lengths": dataclasses.replace(LONG, S=70, S_ctx=30, S_max=40, context="lengths"),
+    "lengths": dataclasses.replace(LONG, S=70, S_ctx=30, S_max=80, context="lengths"),
     "bfloat16_in_blocks": dataclasses.replace(
         LONG,
         S_ctx=320,
