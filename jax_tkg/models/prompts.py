@@ -168,7 +168,7 @@ class PromptReader:
     ) -> tuple[jax.Array, Any, Any]:
         if S_ctx is None:
             return self._forward.prefill(parameters, *arrays)
-        return self._forward.hidden(parameters, *arrays, S_ctx)
+        return self._forward.hidden(parameters, *arrays, S_ctx=S_ctx)
 
     def _traced_chunk(
         self,
