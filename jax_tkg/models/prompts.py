@@ -164,11 +164,19 @@ class PromptReader:
         return np.concatenate(rows)
 
     def _traced_hidden(
-        self, parameters: PlacedParameters, *arrays: Any, S_ctx: int | None
+        self,
+        parameters: PlacedParameters,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        counts: jax.Array,
+        K_caches: Any,
+        V_caches: Any,
+        S_ctx: int | None,
     ) -> tuple[jax.Array, Any, Any]:
+        forward = self._forward
         if S_ctx is None:
-            return self._forward.prefill(parameters, *arrays)
-        return self._forward.hidden(parameters, *arrays, S_ctx=S_ctx)
+            return forward.prefill(parameters, tokens, lengths, counts, K_caches, V_caches)
+        return forward.hidden(parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx)
 
     def _traced_chunk(
         self,
@@ -181,7 +189,7 @@ class PromptReader:
         S_ctx: int | None,
     ) -> tuple[Any, Any]:
         _, K_caches, V_caches = self._traced_hidden(
-            parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx=S_ctx
+            parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx
         )
         return K_caches, V_caches
 
@@ -196,7 +204,7 @@ class PromptReader:
         S_ctx: int | None,
     ) -> tuple[jax.Array, Any, Any]:
         hidden, K_caches, V_caches = self._traced_hidden(
-            parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx=S_ctx
+            parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx
         )
         return self._forward.logits(parameters, hidden), K_caches, V_caches
 
