@@ -62,8 +62,7 @@ SMALLEST_BLOCK_ELEMENTS = 1 << 14
 MANY_ROWS_BLOCK_ELEMENTS = 1 << 23
 """Elements of the weight in one block of a product of many rows, at most: 32 MiB in f32.
 
-Arithmetic bounds such a product, so a block that leaves the processor's caches costs little, and
-each further one costs an addition of all sums.
+It bounds the memory for decoded weights. Each further block costs an addition of all sums.
 """
 
 ATTENTION_ELEMENTS = 1 << 19

@@ -24,8 +24,8 @@ CHUNK_SIZES = (32, 64, 128, 256)
 """Tokens of a chunk. A prompt is read in chunks of one size: the smallest that holds all of it, or
 the largest. Its last chunk is padded.
 
-On two cores of an AMD EPYC arithmetic bounds products of 256 rows, so larger chunks need memory and
-gain nothing.
+On two cores of an AMD EPYC, float32 products of 256 rows run at 0.7 to 0.9 of the rate of
+1,024 rows, and memory for activations and scores grows with the chunk.
 """
 
 
