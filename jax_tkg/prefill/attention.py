@@ -119,7 +119,7 @@ def attention(
                 cache.slots(axis, size, start, count, zero, first)
                 for cache, axis in zip(caches, (-1, -2), strict=True)
             )
-            slot = first.astype(jnp.int32) + jnp.arange(size, dtype=jnp.int32)
+            slot = first.astype(jnp.int32) + jnp.arange(size, dtype=jnp.int32)[None, None, :]
             attended = _attends(own, slot) & (slot >= begin.astype(jnp.int32))
             scores = _capped(batched_product(own.query, keys), softcap)
             return sums.and_more(jnp.where(attended, scores, -jnp.inf), values)
@@ -153,13 +153,13 @@ def _heads_at_once(heads: int, scores: int) -> int:
 
 def _new_tokens(own: _Heads, mask: Ranges, softcap: float) -> _Sums:
     """The new tokens, of which each row attends its own at least, and the sinks."""
-    key = jnp.arange(mask.tokens, dtype=jnp.int32)
+    key = jnp.arange(mask.tokens, dtype=jnp.int32)[None, :]
     query = jnp.arange(own.query.shape[1], dtype=jnp.int32)[:, None] % mask.tokens
     attended = key <= query
     if mask.window is not None:
         attended &= key > query - mask.window
     scores = _capped(batched_product(own.query, own.new_keys), softcap)
-    scores = jnp.where(attended, scores, -jnp.inf)
+    scores = jnp.where(attended[None], scores, -jnp.inf)
     if own.sinks is None:
         largest = scores.max(axis=-1, keepdims=True)
         none = _Sums(largest, jnp.zeros_like(largest), jnp.zeros_like(own.query))
@@ -169,7 +169,7 @@ def _new_tokens(own: _Heads, mask: Ranges, softcap: float) -> _Sums:
 
 
 def _attends(own: _Heads, slot: jax.Array) -> jax.Array:
-    """[n, R, T] bool: whether each row attends each of the slots [T]."""
+    """[n, R, T] bool: whether each row attends each of the slots [1, 1, T]."""
     below, begun = slot < own.ends, slot >= own.starts
     return jnp.where(own.starts > own.ends, below | begun, below & begun)
 

@@ -93,6 +93,12 @@ def _compiled(shape: cases.Shape, **options: Any) -> Any:
 
 @pytest.mark.thorough
 class OracleTest(parameterized.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        # Callers may have set them.
+        self.enterContext(jax.numpy_rank_promotion("raise"))
+        self.enterContext(jax.numpy_dtype_promotion("strict"))
+
     @parameterized.product(name=tuple(SHAPES), platform=("cpu", None))
     def test_equals_the_oracle(self, name: str, platform: str | None) -> None:
         shape = SHAPES[name]
