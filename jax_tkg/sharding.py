@@ -40,7 +40,8 @@ def partition_specs(
     """PartitionSpecs that split heads and MLP columns over one axis and the batch over another.
 
     The arrays are the whole model's: W_qkv packed for the ranks by `jax_tkg.weights.pack_qkv`,
-    masks over all query heads, caches over all KV heads (with their KV-head axis).
+    masks over all query heads, caches over all KV heads (with their KV-head axis). Where ranks
+    share a KV head, caches have a copy of it for each (`jax_tkg.weights.split_heads`).
 
     Args:
       tensor_axis: mesh axis or axes over which heads and I are split; None for none.

@@ -92,6 +92,58 @@ def unstack_layers(weights: TransformerWeights) -> TransformerWeights:
     return TransformerWeights(**{name: unstack(v) for name, v in weights.arguments().items()})
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadSplit:
+    """How the heads of attention are split over tensor-parallel ranks; see `split_heads`.
+
+    Attributes:
+      ranks: how many there are.
+      q: query heads of a rank.
+      k: KV heads of a rank.
+      copies: ranks that hold each KV head; 1 unless there are more ranks than KV heads.
+    """
+
+    ranks: int
+    q: int
+    k: int
+    copies: int
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads over all ranks, copies included: the KV-head axis of caches before the split."""
+        return self.ranks * self.k
+
+
+def split_heads(heads: int, kv_heads: int, ranks: int, name: str = "ranks") -> HeadSplit:
+    """The heads of each rank: query heads in order, and the KV heads that these attend.
+
+    With more ranks than KV heads, `ranks // kv_heads` neighboring ranks hold a copy of the same KV
+    head, in W_qkv and in the caches. Each writes its own, so the copies stay equal.
+
+    Args:
+      heads: query heads of the model.
+      kv_heads: KV heads of the model, a divisor of `heads`.
+      ranks: tensor-parallel ranks: a divisor of `heads`, and a divisor or a multiple of `kv_heads`.
+      name: what an error calls `ranks`.
+
+    Raises:
+      ValueError: the heads do not split evenly.
+    """
+    if ranks < 1:
+        raise ValueError(f"{name}: expected at least 1, got {ranks}")
+    if heads % ranks:
+        raise ValueError(
+            f"{name}: expected a divisor of the {heads} query heads, got {ranks} "
+            f"({heads} % {ranks} = {heads % ranks})"
+        )
+    if kv_heads % ranks and ranks % kv_heads:
+        raise ValueError(
+            f"{name}: expected a divisor or a multiple of the {kv_heads} KV heads, got {ranks}"
+        )
+    copies = max(1, ranks // kv_heads)
+    return HeadSplit(ranks, q=heads // ranks, k=kv_heads * copies // ranks, copies=copies)
+
+
 def pack_qkv(
     W_query: jax.Array, W_key: jax.Array, W_value: jax.Array, d_head: int, ranks: int = 1
 ) -> jax.Array:
@@ -101,7 +153,8 @@ def pack_qkv(
 
     Args:
       W_query: [H, heads*d], columns by query head, heads = ranks*q.
-      W_key: [H, kv_heads*d], columns by KV head, kv_heads = ranks*k.
+      W_key: [H, kv_heads*d], columns by KV head, kv_heads = ranks*k; or fewer, of which each is
+        copied to several ranks (`split_heads`).
       W_value: [H, kv_heads*d].
       d_head: d.
       ranks: tensor-parallel ranks the columns will be sharded over.
@@ -115,15 +168,21 @@ def pack_qkv(
       ValueError: columns do not divide into heads, or heads into ranks.
     """
     for name, weight in (("W_query", W_query), ("W_key", W_key), ("W_value", W_value)):
-        if weight.ndim != 2 or weight.shape[1] % (d_head * ranks):
+        if weight.ndim != 2 or not weight.shape[1] or weight.shape[1] % d_head:
             raise ValueError(
-                f"{name}: expected [H, heads*d] with heads*d a multiple of d * ranks = "
-                f"{d_head} * {ranks} = {d_head * ranks}, got {list(weight.shape)}"
+                f"{name}: expected [H, heads*d] with heads*d a multiple of d = {d_head}, "
+                f"got {list(weight.shape)}"
             )
     if W_key.shape != W_value.shape:
         raise ValueError(
             f"W_value: expected the shape of W_key, {list(W_key.shape)}, got {list(W_value.shape)}"
         )
     hidden = W_query.shape[0]
-    by_rank = [weight.reshape(hidden, ranks, -1) for weight in (W_query, W_key, W_value)]
+    split = split_heads(W_query.shape[1] // d_head, W_key.shape[1] // d_head, ranks)
+
+    def copied(weight: jax.Array) -> jax.Array:
+        return jnp.repeat(weight.reshape(hidden, -1, d_head), split.copies, axis=1)
+
+    parts = (W_query, copied(W_key), copied(W_value))
+    by_rank = [weight.reshape(hidden, ranks, -1) for weight in parts]
     return jnp.concatenate(by_rank, axis=2).reshape(hidden, -1)

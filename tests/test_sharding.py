@@ -89,13 +89,21 @@ class SpecsTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, "expert_layers: expected None"):
                 sharding.partition_specs("tp", expert_layers=(True,), **options)
 
-    @parameterized.product(stacked=(False, True), mesh=((1, 2), (2, 2)))
+    @parameterized.parameters(
+        (False, (1, 2)), (False, (2, 2)), (True, (1, 2)), (True, (2, 2)), (False, (2, 4))
+    )
     def test_the_whole_model(self, stacked: bool, mesh: tuple[int, int]) -> None:
-        """A float8 model with arrays as for one device, split by the specs over several."""
+        """A float8 model with arrays as for one device, split by the specs over several.
+
+        Four ranks share its two KV heads.
+        """
         rng = np.random.default_rng(0)
         whole, inputs = cases.random_weights(WHOLE, rng), cases.random_inputs(WHOLE, rng)
-        packed = {**whole, "W_qkvs": [_packed(layer) for layer in whole["W_qkvs"]]}
+        copies = weights.split_heads(WHOLE.q, WHOLE.k, mesh[1]).copies
+        packed = {**whole, "W_qkvs": [_packed(layer, mesh[1]) for layer in whole["W_qkvs"]]}
         arguments = {**packed, **inputs}
+        for name in ("K_caches", "V_caches"):
+            arguments[name] = [np.repeat(cache, copies, axis=1) for cache in inputs[name]]
         if stacked:
             arguments = cases.stack(arguments)
         specs = sharding.partition_specs("tp", "dp", stacked=stacked)
@@ -111,15 +119,19 @@ class SpecsTest(parameterized.TestCase):
             in_specs=({name: getattr(specs, name) for name in arguments},),
             out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
         )
-        got = jax_tkg.TransformerTkgOutput(*jax.jit(run)(arguments))
+        hidden_states, *updated = jax.jit(run)(arguments)
         hidden, K, V, written = cases.expected(WHOLE, [whole], [inputs])
-        cases.check(got, WHOLE, inputs, hidden, K[0], V[0], written)
+        for copy in range(copies):
+            # Layers come first where they are stacked.
+            mine = jax.tree.map(lambda cache, copy=copy: cache[..., copy::copies, :, :], updated)
+            got = jax_tkg.TransformerTkgOutput(hidden_states, *mine)
+            cases.check(got, WHOLE, inputs, hidden, K[0], V[0], written)
 
 
-def _packed(W_qkv: np.ndarray) -> jax.Array:
-    """The columns of one device's W_qkv in the order for two ranks."""
+def _packed(W_qkv: np.ndarray, ranks: int) -> jax.Array:
+    """The columns of one device's W_qkv in the order for several ranks."""
     ends = (WHOLE.q * WHOLE.d, (WHOLE.q + WHOLE.k) * WHOLE.d)
-    return weights.pack_qkv(*np.split(W_qkv, ends, axis=1), WHOLE.d, 2)
+    return weights.pack_qkv(*np.split(W_qkv, ends, axis=1), WHOLE.d, ranks)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,14 @@ from jax_tkg.call.operand_table import BY_NAME
 
 
 class PackQkvTest(parameterized.TestCase):
-    @parameterized.parameters((1, 4, 2), (2, 4, 2), (3, 9, 3), (1, 6, 1))
+    @parameterized.parameters(
+        (1, 4, 2), (2, 4, 2), (3, 9, 3), (1, 6, 1), (4, 4, 2), (4, 8, 1), (6, 12, 2)
+    )
     def test_column_by_column(self, ranks: int, heads: int, kv_heads: int) -> None:
         d, hidden = 4, 3
-        q, k = heads // ranks, kv_heads // ranks
+        q, k = heads // ranks, max(1, kv_heads // ranks)
+        split = weights.split_heads(heads, kv_heads, ranks)
+        self.assertEqual((split.q, split.k, split.kv_heads), (q, k, max(kv_heads, ranks)))
 
         def named(kind: int, count: int) -> np.ndarray:
             # Every column says what it is: kind, head, position in the head.
@@ -27,13 +31,19 @@ class PackQkvTest(parameterized.TestCase):
         expected = []
         for rank in range(ranks):
             for kind, count in ((1, q), (2, k), (3, k)):
-                for head in range(rank * count, (rank + 1) * count):
+                for index in range(count):
+                    head = rank * count + index
+                    if kind > 1:
+                        # The KV head that the rank's first query head attends, and those after it.
+                        head = rank * q // (heads // kv_heads) + index
                     expected += [kind * 1000 + head * 10 + i for i in range(d)]
         np.testing.assert_array_equal(packed, np.tile(expected, (hidden, 1)))
 
     @parameterized.named_parameters(
         ("heads", (8, 12), (8, 8), (8, 8), 1, "W_query"),
-        ("ranks", (8, 16), (8, 8), (8, 8), 2, "W_key"),
+        ("ranks", (8, 48), (8, 24), (8, 24), 2, "ranks"),
+        ("query_heads", (8, 24), (8, 8), (8, 8), 2, "ranks"),
+        ("no_rank", (8, 24), (8, 8), (8, 8), 0, "ranks"),
         ("rank_of_array", (8, 16), (8,), (8, 8), 1, "W_key"),
         ("values", (8, 16), (8, 8), (8, 16), 1, "W_value"),
     )

@@ -119,7 +119,7 @@ class ModelForward:
         caches = allocate_caches(
             config.num_layers,
             B=batch,
-            k=config.num_kv_heads,
+            k=self.model.kv_heads,
             d=config.head_size,
             S_max=[kind.S_max for kind in self._kinds],
             dtype=self.model.parameters.head.dtype,

@@ -37,7 +37,7 @@ def load(
     Args:
       file: an open file.
       dtype: dtype of the weights.
-      tensor_parallel: ranks to pack for; a divisor of the numbers of heads.
+      tensor_parallel: ranks to pack for; see `jax_tkg.weights.split_heads`.
       progress: called after each layer.
 
     Raises:

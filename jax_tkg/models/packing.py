@@ -19,7 +19,7 @@ from jax_tkg.limits import SIZE_MULTIPLE
 from jax_tkg.models.config import Experts, ModelConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.models.layer_tensors import LayerTensors
-from jax_tkg.weights import TransformerWeights, pack_qkv
+from jax_tkg.weights import HeadSplit, TransformerWeights, pack_qkv, split_heads
 
 Progress = Callable[[int, int], None]
 """Called with the number of layers read so far and the number of all layers."""
@@ -61,6 +61,11 @@ class PackedModel:
     def hidden_size(self) -> int:
         """H, the padded hidden size."""
         return padded_hidden_size(self.config)
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads over all ranks, which its caches have: copies included."""
+        return head_split(self.config, self.tensor_parallel).kv_heads
 
     @property
     def eps(self) -> float:
@@ -130,19 +135,24 @@ def check_layers_present(
 
 
 def check_tensor_parallel(config: ModelConfig, ranks: int) -> None:
-    """Checks that the model's heads split evenly over the ranks.
+    """Checks that the model's heads split evenly over the ranks; see `head_split`.
 
     Raises:
       ModelError: they do not.
     """
-    if ranks < 1:
-        raise ModelError(f"tensor_parallel: expected at least 1, got {ranks}")
-    for name, heads in (("query heads", config.num_heads), ("KV heads", config.num_kv_heads)):
-        if heads % ranks:
-            raise ModelError(
-                f"tensor_parallel: expected a divisor of the model's {heads} {name}, "
-                f"got {ranks} ({heads} % {ranks} = {heads % ranks})"
-            )
+    head_split(config, ranks)
+
+
+def head_split(config: ModelConfig, ranks: int) -> HeadSplit:
+    """The model's heads by rank: several ranks share a KV head where there are more of them.
+
+    Raises:
+      ModelError: the heads do not split evenly.
+    """
+    try:
+        return split_heads(config.num_heads, config.num_kv_heads, ranks, "tensor_parallel")
+    except ValueError as error:
+        raise ModelError(str(error)) from None
 
 
 def outline(
@@ -162,11 +172,11 @@ def outline(
     Raises:
       ModelError: the model's heads do not split evenly over the ranks.
     """
-    check_tensor_parallel(config, tensor_parallel)
+    split = head_split(config, tensor_parallel)
     hidden = padded_hidden_size(config)
     intermediate = padded_intermediate_size(config, tensor_parallel)
     attention = config.num_heads * config.head_size
-    packed = (config.num_heads + 2 * config.num_kv_heads) * config.head_size
+    packed = (config.num_heads + 2 * split.kv_heads) * config.head_size
 
     def stacked(*shape: int, kind: jax.typing.DTypeLike = dtype) -> Any:
         return jax.ShapeDtypeStruct((config.num_layers, *shape), kind)

@@ -200,7 +200,7 @@ def load(
     Args:
       folder: holds `config.json` and the tensors.
       dtype: dtype of the weights.
-      tensor_parallel: ranks to pack for; a divisor of the numbers of heads.
+      tensor_parallel: ranks to pack for; see `jax_tkg.weights.split_heads`.
       progress: called after each layer.
 
     Raises:

@@ -12,6 +12,7 @@ from jax_tkg.caches import ring_capacity
 from jax_tkg.call.arguments import FLOAT8_DTYPES, PARTITIONS
 from jax_tkg.call.operand_table import OPERANDS, WEIGHT_KINDS, Operand, names
 from jax_tkg.profile.traffic import kind_of
+from jax_tkg.weights import split_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,24 +278,16 @@ def rank_sizes(model: ModelShape, tensor_parallel: int) -> dict[str, int]:
     Raises:
       ValueError: heads do not divide among the ranks.
     """
-    if tensor_parallel < 1 or model.query_heads % tensor_parallel:
-        raise ValueError(
-            f"tensor_parallel={tensor_parallel}: expected a divisor of the model's "
-            f"{model.query_heads} query heads"
-        )
-    kv_heads, left = divmod(model.kv_heads, tensor_parallel)
-    if left and tensor_parallel % model.kv_heads:
-        raise ValueError(
-            f"tensor_parallel={tensor_parallel}: expected a divisor or a multiple of the model's "
-            f"{model.kv_heads} KV heads"
-        )
+    split = split_heads(
+        model.query_heads, model.kv_heads, tensor_parallel, f"tensor_parallel={tensor_parallel}"
+    )
     share = -(-model.intermediate // tensor_parallel)
     return {
         "H": _tiles(model.hidden),
         "I": share if model.experts else _tiles(share),
         "d": model.head_size,
-        "q": model.query_heads // tensor_parallel,
-        "k": max(1, kv_heads),
+        "q": split.q,
+        "k": split.k,
     }
 
 

@@ -78,7 +78,7 @@ class GreedyTest(parameterized.TestCase):
         tokens = _streamed(_decoder(), [PROMPTS[length]], 8)
         self.assertEqual(tokens.tolist(), [_expected(length, 8)])
 
-    @parameterized.parameters(1, 2)
+    @parameterized.parameters(1, 2, 6)
     def test_prompts_of_different_lengths(self, ranks: int) -> None:
         lengths = (23, 1, 9, 8, 130)
         tokens = _streamed(_decoder(ranks), [PROMPTS[length] for length in lengths], 8)

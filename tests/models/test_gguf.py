@@ -140,7 +140,7 @@ class ErrorsTest(parameterized.TestCase):
 
     def test_ranks(self) -> None:
         tiny.write_tiny(self.path)
-        self.assert_error("KV heads, got 3 (2 % 3 = 2)", ranks=3)
+        self.assert_error("a multiple of the 2 KV heads, got 3", ranks=3)
         self.assert_error("query heads, got 4 (6 % 4 = 2)", ranks=4)
         self.assert_error("tensor_parallel: expected at least 1, got 0", ranks=0)
 

@@ -180,7 +180,7 @@ class ErrorsTest(parameterized.TestCase):
         )
 
     def test_ranks(self) -> None:
-        self.assert_error("KV heads, got 3 (2 % 3 = 2)", ranks=3)
+        self.assert_error("a multiple of the 2 KV heads, got 3", ranks=3)
 
     @parameterized.parameters(0, 7, 300, 100_000)
     def test_truncated(self, size: int) -> None:
