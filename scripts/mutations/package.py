@@ -446,8 +446,8 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "values are packed before keys",
         "weights.py",
-        "for weight in (W_query, W_key, W_value)]",
-        "for weight in (W_query, W_value, W_key)]",
+        "parts = (W_query, copied(W_key), copied(W_value))",
+        "parts = (W_query, copied(W_value), copied(W_key))",
         ("test_weights.py",),
     ),
     Mutation(
