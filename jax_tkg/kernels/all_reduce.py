@@ -5,7 +5,7 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .layout import load_columns
+from .layout import load_features
 from .limits import PARTITIONS
 from .rms_norm import normalize_update
 from .sizes import pieces
@@ -43,8 +43,8 @@ def add_reduced(x, partial, reduction, context, bias=None, gamma=None):
     sizes = context.sizes
     share = context.hidden_share()
     # Before the reduction, so that they are there when it ends.
-    bias_columns = load_columns(bias, share.first, share.count)
-    gain_columns = load_columns(gamma, share.first, share.count)
+    bias_columns = load_features(bias, context)
+    gain_columns = load_features(gamma, context)
     reduced = partial
     if reduction.group != None:
         if reduction.on_chip:

@@ -5,6 +5,7 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .exchange import add_other_core
+from .feature_order import FeatureOrder
 from .layout import store_tokens
 from .limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, feature_chunks
 from .linear import Columns, linear
@@ -147,12 +148,14 @@ class ExpertVectors(NKIObject):
         features = W_gate.tensor.view.shape[2]
         chunks = feature_chunks(features)
         width = features // chunks
-        self.gate_scale = _columns_of_experts(W_gate.scale, batch, width)
-        self.gate_bias = _columns_of_experts(W_gate.bias, batch, width)
-        self.up_scale = _columns_of_experts(W_up.scale, batch, width)
-        self.up_bias = _columns_of_experts(W_up.bias, batch, width)
-        self.down_scale = _columns_of_experts(W_down.scale, batch, PARTITIONS)
-        self.down_bias = _columns_of_experts(W_down.bias, batch, PARTITIONS)
+        order = FeatureOrder(width)
+        self.gate_scale = _columns_of_experts(W_gate.scale, batch, order)
+        self.gate_bias = _columns_of_experts(W_gate.bias, batch, order)
+        self.up_scale = _columns_of_experts(W_up.scale, batch, order)
+        self.up_bias = _columns_of_experts(W_up.bias, batch, order)
+        order = context.hidden_order()
+        self.down_scale = _columns_of_experts(W_down.scale, batch, order)
+        self.down_bias = _columns_of_experts(W_down.bias, batch, order)
         if self.down_bias != None and routing.sharing > 1:
             nisa.tensor_scalar(
                 dst=self.down_bias,
@@ -162,15 +165,17 @@ class ExpertVectors(NKIObject):
             )
 
 
-def _columns_of_experts(vectors, batch, width):
+def _columns_of_experts(vectors, batch, order):
     """[width, n / width, count] float32 of a `LayerTensor` of all experts, [E', n] or [E', 1, n].
 
-    One transfer brings the rows of all experts of a `Batch`. None if `vectors` is None.
+    The features are where the `FeatureOrder` says. One transfer brings the rows of all experts of a
+    `Batch`. None if `vectors` is None.
     """
     if vectors == None:
         return None
     shape = vectors.view.shape
     size = shape[len(shape) - 1]
+    width = order.width
     count = batch.count
     rows = nl.ndarray((count, size), dtype=vectors.view.dtype, buffer=nl.sbuf)
     mode = nisa.oob_mode.error
@@ -189,7 +194,7 @@ def _columns_of_experts(vectors, batch, width):
         turned = nl.ndarray((width, count), dtype=vectors.view.dtype, buffer=nl.psum)
         nisa.nc_transpose(
             dst=turned,
-            data=rows[:, chunk * width : (chunk + 1) * width],
+            data=order.columns(rows, 0, chunk),
             engine=nisa.engine.tensor,
         )
         nisa.tensor_copy(dst=columns[:, chunk, :], src=turned, engine=nisa.engine.scalar)
@@ -275,7 +280,8 @@ class Expert(NKIObject):
         """[width, count, T] float32: `count` chunks of x @ weight."""
         sizes = context.sizes
         product = nl.ndarray((self.width, count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-        linear(product, x.tile, weight, columns, context, normed=x, by_partition=True)
+        order = FeatureOrder(PARTITIONS, groups=[(0, sizes.hidden_chunks())])
+        linear(product, x.tile, weight, columns, context, normed=x, rows=order)
         return product
 
     def contract_into(self, summed, context):
@@ -290,7 +296,7 @@ class Expert(NKIObject):
         if scale != None:
             hidden = clamped(hidden, sizes)
         out = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
-        columns = Columns(0, PARTITIONS, scale=scale, bias=bias)
+        columns = Columns(0, PARTITIONS, scale=scale, bias=bias, order=context.hidden_order())
         linear(out, hidden, self.W_down, columns, context)
         by_chunk = self.weights.expand_dim(1).broadcast(1, chunks)
         nisa.tensor_tensor(dst=out, data1=out, data2=by_chunk, op=nl.multiply)

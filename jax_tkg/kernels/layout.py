@@ -4,13 +4,14 @@ import nki.isa as nisa
 import nki.language as nl
 
 from .limits import PARTITIONS
-from .sizes import hidden_share
+from .sizes import hidden_order, hidden_share
 
 
 def load_tokens(X, sizes, core):
     """X [B, S, H] in HBM as a tile [128, n, T]: the chunks of H that this core holds."""
     T = sizes.T
     share = hidden_share(sizes, core)
+    order = hidden_order(sizes, core)
     first = share.first * PARTITIONS
     rows = nl.ndarray((T, share.count * PARTITIONS), dtype=sizes.dtype, buffer=nl.sbuf)
     columns = X.reshape((T, sizes.H))
@@ -25,7 +26,7 @@ def load_tokens(X, sizes, core):
         turned = nl.ndarray((PARTITIONS, T), dtype=sizes.dtype, buffer=nl.psum)
         nisa.nc_transpose(
             dst=turned,
-            data=rows[:, chunk * PARTITIONS : (chunk + 1) * PARTITIONS],
+            data=order.columns(rows, share.first, share.first + chunk),
             engine=nisa.engine.tensor,
         )
         nisa.tensor_copy(dst=tile[:, chunk, :], src=turned)
@@ -36,6 +37,7 @@ def store_tokens(out, tile, sizes, core, engine=nisa.engine.vector):
     """Writes a tile [128, n, T] to its columns of `out` [B, S, H] in HBM; `engine` copies."""
     T = sizes.T
     share = hidden_share(sizes, core)
+    order = hidden_order(sizes, core)
     # If both cores hold the middle chunk, the first core stores it.
     count = share.count - share.skipped
     first = share.first + share.skipped
@@ -46,7 +48,7 @@ def store_tokens(out, tile, sizes, core, engine=nisa.engine.vector):
             nisa.nc_transpose(
                 dst=turned, data=tile[:, share.skipped + index, :], engine=nisa.engine.tensor
             )
-            piece = rows[:, index * PARTITIONS : (index + 1) * PARTITIONS]
+            piece = order.columns(rows, first, first + index)
             nisa.tensor_copy(dst=piece, src=turned, engine=engine)
         columns = out.reshape((T, sizes.H))
         nisa.dma_copy(
@@ -55,6 +57,42 @@ def store_tokens(out, tile, sizes, core, engine=nisa.engine.vector):
             dge_mode=nisa.dge_mode.hwdge,
             engine=nisa.engine.scalar,
         )
+
+
+def load_features(vector, context):
+    """This core's elements of row 0 of a vector, laid like the residual stream: a tile [128, n].
+
+    Args:
+      vector: `LayerTensor` [rows, H]; or None.
+      context: the launch's `Context`.
+
+    Returns:
+      The tile, in the vector's dtype, or None if the vector is None.
+    """
+    if vector == None:
+        return None
+    share = context.hidden_share()
+    order = context.hidden_order()
+    row = vector.view[0:1, :]
+    tile = nl.ndarray((PARTITIONS, share.count), dtype=row.dtype, buffer=nl.sbuf)
+    for groups in order.equal_groups(share.first, share.count):
+        begin, size, number = groups
+        # A row for each group, of which a transpose takes a chunk of all groups.
+        shape = (number, size * PARTITIONS)
+        rows = nl.ndarray(shape, dtype=row.dtype, buffer=nl.sbuf)
+        first = begin * PARTITIONS
+        vector.load(rows, row[:, first : first + shape[0] * shape[1]].reshape(shape))
+        turned = nl.ndarray((PARTITIONS, size, number), dtype=row.dtype, buffer=nl.psum)
+        for chunk in range(size):
+            nisa.nc_transpose(
+                dst=turned[:, chunk, :],
+                data=order.columns(rows, begin, begin + chunk),
+                engine=nisa.engine.tensor,
+            )
+        start = begin - share.first
+        of_groups = tile[:, start : start + number * size].reshape_dim(1, (number, size))
+        nisa.tensor_copy(dst=of_groups, src=turned.permute((0, 2, 1)))
+    return tile
 
 
 def load_columns(vector, first, count, width=PARTITIONS, dtype=None):

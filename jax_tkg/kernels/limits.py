@@ -32,6 +32,10 @@ fit in PSUM; merging blocks costs work per column and block."""
 PIECE_ELEMENTS = 512
 """Elements per partition of the pieces in which the residual stream moves from engine to engine."""
 
+FREE_STRIDE_BYTES = 16
+"""Bytes from element to element that an engine reads at its full rate; on NeuronCore-v2 larger ones
+halve it (Trainium/Inferentia2 architecture guide, accessing SBUF and PSUM)."""
+
 MASK_ROOM_BYTES = 118000
 """Bytes per partition for masks and the activations of the largest stage: what constants, ring and
 tables leave."""
@@ -75,6 +79,15 @@ float32."""
 def ceiling_divide(numerator, denominator):
     """The quotient, rounded up."""
     return (numerator + denominator - 1) // denominator
+
+
+def tiles_of_a_product(T, width, item):
+    """Tiles of `width` columns of a weight that are multiplied together, for T tokens.
+
+    Their products share the banks of one accumulation, and one row of them fits in a buffer of the
+    ring, `item` bytes an element.
+    """
+    return min(PSUM_BANK // T * PSUM_GROUP_BANKS, RING_SLOT_BYTES // (width * item))
 
 
 def feature_chunks(I):  # noqa: E741 - the letter of the MLP's intermediate size

@@ -9,7 +9,8 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .exchange import add_other_core, tiles_at_once
-from .limits import PSUM_BANK, PSUM_GROUP_BANKS, ceiling_divide
+from .feature_order import FeatureOrder
+from .limits import PSUM_BANK, ceiling_divide, tiles_of_a_product
 from .sizes import bytes_of
 
 
@@ -19,29 +20,46 @@ class Columns(NKIObject):
     Attributes:
       scale: the factor of each column, [width, tiles] float32 on chip, or None.
       bias: what is added to each column, [width, tiles] on chip, or None.
+      order: the `FeatureOrder` of all of the weight's columns, of which a tile has a chunk; None:
+        a tile's columns are neighbors.
     """
 
-    def __init__(self, first, width, scale=None, bias=None):
+    def __init__(self, first, width, scale=None, bias=None, order=None):
         self.first = first
         self.width = width
         self.scale = scale
         self.bias = bias
+        self.order = order
+
+    def tiles_at_once(self, done, most):
+        """How many tiles from tile `done` on, at most `most`, are neighbors in the weight."""
+        if self.order == None:
+            return most
+        return self.order.whole_groups(self.first // self.width + done, most)
+
+    def tile(self, loaded, begun, tile):
+        """[n, width]: a tile's columns, of rows [n, m] that begin with those of tile `begun`."""
+        if self.order == None:
+            start = (tile - begun) * self.width
+            return loaded[:, start : start + self.width]
+        chunk = self.first // self.width
+        return self.order.columns(loaded, chunk + begun, chunk + tile)
 
 
-def linear(dst, x, weight, columns, context, normed=None, first_chunk=0, by_partition=False):
+def linear(dst, x, weight, columns, context, normed=None, first_chunk=0, rows=None):
     """dst = (x^T @ weight[:, columns])^T, accumulated in float32.
 
     Args:
-      dst: [width, tiles, T]: column `columns.first` + tile * width + partition of the product.
-      x: [rows, chunks, T]: feature (first_chunk + chunk) * rows + partition of the contraction.
+      dst: [width, tiles, T]: the product's columns, where `columns` says.
+      x: [width of `rows`, chunks, T]: features of the contraction.
       weight: `LayerTensor` [n * rows, m], in x's dtype or float8.
       columns: which columns.
       context: the launch's `Context`.
       normed: the `Normed` that x is a tile of, if products are multiplied by its tokens' factors;
         or None.
       first_chunk: chunk of the weight's rows where x begins.
-      by_partition: whether feature partition * chunks + chunk of all of the contraction is there
-        in x, so that each partition's rows of the weight are neighbors in HBM.
+      rows: the `FeatureOrder` of the weight's rows, of which x has chunks; None: feature
+        chunk * width + partition, of the width of x.
     """
     ring = context.ring
     T = dst.shape[2]
@@ -50,16 +68,15 @@ def linear(dst, x, weight, columns, context, normed=None, first_chunk=0, by_part
     per_bank = PSUM_BANK // T
     # A result is read out in the pieces in which it is then swapped, or which a bank holds.
     at_once = min(per_bank, tiles_at_once(tiles, T))
-    # The products of a group share PSUM, and one chunk of rows of its columns fits in a buffer.
-    item = bytes_of(weight.view.dtype)
-    group = min(per_bank * PSUM_GROUP_BANKS, ring.slot_bytes // (width * item))
+    group = tiles_of_a_product(T, width, bytes_of(weight.view.dtype))
+    if rows == None:
+        rows = FeatureOrder(x.shape[0])
     done = 0
     while done < tiles:
-        count = min(group, tiles - done)
+        count = columns.tiles_at_once(done, min(group, tiles - done))
         banks = ceiling_divide(count, per_bank)
         product = nl.ndarray((width, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-        start = columns.first + done * width
-        loads = RowLoads(weight, x, start, count, width, first_chunk, ring, by_partition)
+        loads = RowLoads(weight, x, columns, done, count, rows, first_chunk, ring)
         _accumulate(product, x, loads, context, normed)
         factor = None
         if normed != None:
@@ -92,7 +109,7 @@ def linear_of_shares(dst, normed, weight, columns, context, multiplier=None, urg
     Each core multiplies the features that it holds, and adds the other core's product.
 
     Args:
-      dst: [width, tiles, T]: column `columns.first` + tile * width + partition of the product.
+      dst: [width, tiles, T]: the product's columns, where `columns` says.
       normed: the `Normed` x: this core's share of the features.
       weight: `LayerTensor` [H, m], in x's dtype or float8.
       columns: which columns.
@@ -101,22 +118,23 @@ def linear_of_shares(dst, normed, weight, columns, context, multiplier=None, urg
       urgent: whether the next stage waits for the product.
     """
     core = context.core
+    order = context.hidden_order()
     if core.count == 1 and multiplier == None:
-        linear(dst, normed.tile, weight, columns, context, normed=normed)
+        linear(dst, normed.tile, weight, columns, context, normed=normed, rows=order)
         return
     partial = nl.ndarray(dst.shape, dtype=nl.float32, buffer=nl.sbuf)
     if core.count == 1:
-        linear(partial, normed.tile, weight, columns, context, normed=normed)
+        linear(partial, normed.tile, weight, columns, context, normed=normed, rows=order)
         nisa.tensor_tensor(dst=dst, data1=partial, data2=multiplier, op=nl.multiply)
         return
     share = context.hidden_share()
     if core.index > 0:
         # The first core adds the bias.
-        columns = Columns(columns.first, columns.width, scale=columns.scale)
+        columns = Columns(columns.first, columns.width, scale=columns.scale, order=columns.order)
     if share.count > share.skipped:
         x = normed.tile[:, share.skipped : share.count, :]
         chunk = share.first + share.skipped
-        linear(partial, x, weight, columns, context, normed=normed, first_chunk=chunk)
+        linear(partial, x, weight, columns, context, normed=normed, first_chunk=chunk, rows=order)
     else:
         nisa.memset(dst=partial, value=0.0)
     add_other_core(dst, partial, core, multiplier=multiplier, urgent=urgent)
@@ -154,53 +172,54 @@ def _store_product(dst, summed, scale, factor, bias):
 
 
 class RowLoads(NKIObject):
-    """The loads of the rows of a weight for `count` tiles of columns, block by block.
+    """The loads of the rows of a weight for some tiles of columns, block by block.
 
     Attributes:
-      count, width: tiles of columns, and columns of a tile.
-      by_partition: whether chunk c of x has row p * chunks + c of the weight on partition p, not
-        row c * rows + p.
-      blocks: (first, size) of the chunks of rows that each load brings, in blocks of similar size.
+      columns: `Columns`.
+      done, count: `count` tiles of them, from tile `done` on.
+      rows: the `FeatureOrder` of the weight's rows.
+      first_chunk: chunk of `rows` where x begins.
+      blocks: (first, size) of the chunks of x whose rows each load brings.
     """
 
-    def __init__(self, weight, x, first_column, count, width, first_chunk, ring, by_partition):
+    def __init__(self, weight, x, columns, done, count, rows, first_chunk, ring):
         self.weight = weight
-        self.rows = x.shape[0]
         self.dtype = x.dtype
-        self.first_column = first_column
+        self.columns = columns
+        self.done = done
         self.count = count
-        self.width = width
+        self.rows = rows
         self.first_chunk = first_chunk
         self.ring = ring
-        self.by_partition = by_partition
-        self.blocks = row_blocks(weight.view.dtype, count * width, x.shape[1], ring)
+        row_bytes = count * columns.width * bytes_of(weight.view.dtype)
+        self.blocks = rows.blocks(first_chunk, x.shape[1], max(1, ring.slot_bytes // row_bytes))
 
     def load(self, block):
-        """[rows, size, count * width]: a block's rows, in a dtype that x can be multiplied with."""
+        """[width, size, columns]: a block's rows, in a dtype that x can be multiplied with."""
         start, size = block
         rows = self.rows
-        columns = self.count * self.width
+        width = self.columns.width
+        count = self.count * width
+        first = self.columns.first + self.done * width
         weight = self.weight
         view = weight.view
         ring = self.ring
         buffer = ring.take(view.dtype)
-        loaded = buffer[0:rows, 0 : size * columns].reshape_dim(1, (size, columns))
-        chunk = self.first_chunk + start
-        first = self.first_column
-        if self.by_partition:
-            by_rows = view.reshape((rows, view.shape[0] // rows, view.shape[1]))
-            source = by_rows[:, chunk : chunk + size, first : first + columns]
-        else:
-            by_chunk = view.reshape((view.shape[0] // rows, rows, view.shape[1]))
-            chunks = by_chunk[chunk : chunk + size, :, first : first + columns]
-            source = chunks.permute((1, 0, 2))
-        weight.load(loaded, source)
+        loaded = buffer[0 : rows.width, 0 : size * count].reshape_dim(1, (size, count))
+        of_rows = rows.rows(view, self.first_chunk + start, size)
+        target = loaded.reshape_dim(1, (of_rows.shape[1], of_rows.shape[2]))
+        weight.load(target, of_rows[:, :, :, first : first + count])
         if self.dtype == nl.float32 and view.dtype != nl.float32:
             # The Tensor Engine multiplies float32 with nothing else.
-            wide = nl.ndarray((rows, size, columns), dtype=nl.float32, buffer=nl.sbuf)
+            wide = nl.ndarray((rows.width, size, count), dtype=nl.float32, buffer=nl.sbuf)
             nisa.tensor_copy(dst=wide, src=loaded)
             return wide
         return loaded
+
+    def tile(self, loaded, chunk, tile):
+        """[width, columns of a tile]: a chunk of a loaded block, tile `tile` of `count`."""
+        columns = self.columns
+        return columns.tile(loaded[:, chunk, :], self.done, self.done + tile)
 
 
 def _accumulate(product, x, loads, context, normed):
@@ -217,35 +236,22 @@ def _accumulate(product, x, loads, context, normed):
             # The first rows of x may be ready before the others.
             for chunk in range(size):
                 for tile in range(loads.count):
-                    _multiply(product, loaded, x, start, chunk, tile, loads.width)
+                    _multiply(product, loads, loaded, x, start, chunk, tile)
         else:
             # Tile by tile, so that the first is read out while the others are multiplied.
             for tile in range(loads.count):
                 for chunk in range(size):
-                    _multiply(product, loaded, x, start, chunk, tile, loads.width)
+                    _multiply(product, loads, loaded, x, start, chunk, tile)
 
 
-def _multiply(product, loaded, x, start, chunk, tile, width):
+def _multiply(product, loads, loaded, x, start, chunk, tile):
     """Adds the product of one tile of the weight: of chunk `chunk` of the loaded block."""
     T = x.shape[2]
     per_bank = PSUM_BANK // T
     place = (tile % per_bank) * T
     nisa.nc_matmul(
         dst=product[:, tile // per_bank, place : place + T],
-        stationary=loaded[:, chunk, tile * width : (tile + 1) * width],
+        stationary=loads.tile(loaded, chunk, tile),
         moving=x[:, start + chunk, :],
         accumulate=start + chunk > 0,
     )
-
-
-def row_blocks(dtype, columns, chunks, ring):
-    """(first, count) of the chunks of rows that are loaded together, in blocks of similar size."""
-    at_once = max(1, ring.slot_bytes // (columns * bytes_of(dtype)))
-    number = ceiling_divide(chunks, at_once)
-    blocks = []
-    first = 0
-    for index in range(number):
-        last = (index + 1) * chunks // number
-        blocks.append((first, last - first))
-        first = last
-    return blocks

@@ -3,7 +3,7 @@
 import nki.isa as nisa
 import nki.language as nl
 
-from .layout import load_columns
+from .layout import load_columns, load_features
 from .limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, feature_chunks
 from .linear import Columns, linear, linear_of_shares
 from .rms_norm import clamped
@@ -115,10 +115,12 @@ def _columns(first, last, scale, width):
 def _down(hidden, weight, context):
     sizes = context.sizes
     share = context.hidden_share()
-    scale = load_columns(weight.scale, share.first, share.count)
+    scale = load_features(weight.scale, context)
     if scale != None:
         hidden = clamped(hidden, sizes)
     out = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-    columns = Columns(share.first * PARTITIONS, PARTITIONS, scale=scale)
+    columns = Columns(
+        share.first * PARTITIONS, PARTITIONS, scale=scale, order=context.hidden_order()
+    )
     linear(out, hidden, weight.tensor, columns, context)
     return out

@@ -5,7 +5,7 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .exchange import add_other_core
-from .layout import load_columns
+from .layout import load_columns, load_features
 from .limits import PARTITIONS, PSUM_BANK
 from .sizes import pieces
 
@@ -75,7 +75,7 @@ def rms_norm(x, gamma, context):
     share = context.hidden_share()
     chunks = share.count
     T = sizes.T
-    gain = load_columns(gamma, share.first, chunks).expand_dim(2).broadcast(2, T)
+    gain = load_features(gamma, context).expand_dim(2).broadcast(2, T)
     normed = nl.ndarray((PARTITIONS, chunks, T), dtype=sizes.dtype, buffer=nl.sbuf)
     # Clamping needs the complete norm, and x * gamma may exceed the range of float16.
     complete = sizes.clamp_bound > 0.0 or sizes.dtype == nl.float16

@@ -3,7 +3,14 @@
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import PARTITIONS, PIECE_ELEMENTS, feature_chunks, head_chunks
+from .feature_order import FeatureOrder, even_blocks
+from .limits import (
+    FREE_STRIDE_BYTES,
+    PARTITIONS,
+    PIECE_ELEMENTS,
+    feature_chunks,
+    head_chunks,
+)
 
 
 class Sizes(NKIObject):
@@ -143,10 +150,31 @@ class Context(NKIObject):
         """The chunks of the residual stream that this core holds."""
         return hidden_share(self.sizes, self.core)
 
+    def hidden_order(self):
+        """The `FeatureOrder` of the residual stream's chunks, of both cores."""
+        return hidden_order(self.sizes, self.core)
+
 
 def hidden_share(sizes, core):
     """The `Share` of the residual stream's chunks that a core holds."""
     return Share(sizes.hidden_chunks(), core)
+
+
+def hidden_order(sizes, core):
+    """The `FeatureOrder` of the residual stream, alike on both cores.
+
+    A core's chunks are groups of as many as `FREE_STRIDE_BYTES` allow. A middle chunk that both
+    cores hold is a group of its own.
+    """
+    total = sizes.hidden_chunks()
+    most = FREE_STRIDE_BYTES // bytes_of(sizes.dtype)
+    if core.count == 1:
+        return FeatureOrder(PARTITIONS, even_blocks(0, total, most))
+    half = total // 2
+    groups = even_blocks(0, half, most)
+    groups.extend(even_blocks(half, total - 2 * half, most))
+    groups.extend(even_blocks(total - half, half, most))
+    return FeatureOrder(PARTITIONS, groups)
 
 
 def pieces(count, T):

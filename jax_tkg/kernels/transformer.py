@@ -662,6 +662,6 @@ def _project_out(attended, W_out, context):
     sizes = context.sizes
     share = context.hidden_share()
     partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-    columns = Columns(share.first * PARTITIONS, PARTITIONS)
+    columns = Columns(share.first * PARTITIONS, PARTITIONS, order=context.hidden_order())
     linear(partial, attended, W_out.tensor, columns, context)
     return partial

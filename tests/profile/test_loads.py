@@ -27,8 +27,9 @@ class LoadsTest(absltest.TestCase):
             sum(count.nbytes for count in read), SMALL.weight_bytes() + SMALL.cache_bytes()
         )
         by_tensor = {count.load.tensor: count.load for count in read}
-        # All columns of a row of the weight are one run of bfloat16.
-        self.assertEqual(by_tensor["W_qkvs"].run, 2 * (SMALL.q + 2 * SMALL.k) * SMALL.d)
+        # All rows of a core's half of H are one run of bfloat16.
+        heads = (SMALL.q + 2 * SMALL.k) * SMALL.d
+        self.assertEqual(by_tensor["W_qkvs"].run, 2 * heads * SMALL.H // 2)
         for load in by_tensor.values():
             self.assertEqual((load.trigger, load.descriptors), ("sync", "hardware"), load)
         written = {count.load.tensor: count.load for count in counts if count.load.written}
@@ -36,7 +37,7 @@ class LoadsTest(absltest.TestCase):
         self.assertEqual(written["K_caches"].trigger, "scalar")
         self.assertEqual(written["V_caches"].trigger, "gpsimd")
         text = describe_loads(counts, "jax_tkg")
-        self.assertRegex(text, r"W_qkvs +read +1024 .* sync, hardware +kernels/layer_tensor.py:\d+")
+        self.assertRegex(text, r"W_qkvs +read +262144 .* sync, hardware +kernels/layer_tensor.py")
 
     def test_every_copy_names_its_descriptors(self):
         """What is left to the compiler may be triggered by the GpSimd Engine."""

@@ -11,17 +11,14 @@ import numpy as np
 from jax_tkg.kernels.experts import experts
 from jax_tkg.kernels.layer_operands import LayerOperands
 from jax_tkg.kernels.layer_tensor import LayerTensor, LoopLayer, Weight
-from jax_tkg.kernels.limits import PARTITIONS
 from jax_tkg.kernels.rms_norm import Normed
 from jax_tkg.kernels.router import Routing
 from jax_tkg.kernels.sizes import Context
 from tests.stages.kernel_stages import (
     TARGETS,
     KernelStages,
-    joined,
     load_share,
     store,
-    turned,
 )
 
 
@@ -101,7 +98,7 @@ def run_experts(
     target = max(
         TARGETS.get(array.dtype.name, "trn2") for array in arrays.values() if array is not None
     )
-    given = {"x": turned(x), "order": order, **arrays}
+    given = {"x": stages.residual(x), "order": order, **arrays}
     numbers = {"B": T, "H": H, "activation": activation, "clamp_bound": clamp_bound}
     (out,) = stages.run(body, [given], target, **numbers, dtype=x.dtype.name)
-    return joined(out, H // PARTITIONS)
+    return stages.joined(out, H, x.dtype.name)

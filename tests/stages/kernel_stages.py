@@ -1,12 +1,14 @@
 """The kernel's stages, each run alone in a small simulated kernel, on arrays as the reference has.
 
 The kernel keeps activations transposed, [128, n, T] for n * 128 features of T tokens; here they are
-turned before and after, so that tests of stages share no code with the kernel's own layout.
+turned before and after, so that tests of stages share no code with the kernel's own layout, but for
+the groups of chunks into which it divides the residual stream.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,7 +39,7 @@ from jax_tkg.kernels.masks import Masks
 from jax_tkg.kernels.mlp import mlp
 from jax_tkg.kernels.rms_norm import Normed, normalize_heads, rms_norm
 from jax_tkg.kernels.rope import Rotation, apply_rope
-from jax_tkg.kernels.sizes import Context, Core, Sizes
+from jax_tkg.kernels.sizes import Context, Core, Sizes, hidden_order
 from jax_tkg.kernels.softmax import (
     SoftmaxState,
     column_peaks,
@@ -52,6 +54,12 @@ from jax_tkg.kernels.weight_ring import WeightRing
 from jax_tkg.lowering.kernel_operands import context_ranges
 
 _NOTHING = Operands(**{field.name: None for field in dataclasses.fields(Operands)})
+
+_NUMBERS = {
+    **{"B": 1, "S": 1, "H": 128, "I": 128, "d": 64, "q": 1, "k": 1, "S_prior": 0, "S_max": 1},
+    **{"dtype": nl.float32, "eps": 1e-6, "clamp_bound": 0},
+}
+"""Arguments of `Sizes` for stages to which they do not matter."""
 
 TARGETS = {"float8_e4m3fn": "trn3"}
 """The machine that a dtype needs, where the oldest has it not."""
@@ -101,18 +109,6 @@ def store(tile: Any, context: Context) -> Any:
     return out
 
 
-def joined(parts: np.ndarray, chunks: int) -> np.ndarray:
-    """[T, chunks * 128] of the cores' shares [cores, 128, n, T], which may overlap in a chunk."""
-    whole = np.full((PARTITIONS, chunks, parts.shape[-1]), np.nan, np.float64)
-    for core, part in enumerate(parts):
-        first = core * (chunks - part.shape[1])
-        target = whole[:, first : first + part.shape[1]]
-        both = ~np.isnan(target)
-        np.testing.assert_allclose(part[both].astype(np.float64), target[both], rtol=1e-6)
-        target[...] = part
-    return turned_back(whole)
-
-
 def same(parts: np.ndarray) -> np.ndarray:
     """What all cores must hold alike."""
     for part in parts[1:]:
@@ -125,6 +121,40 @@ class KernelStages:
     """The stages on one or two cores; arrays and results are those of `ReferenceStages`."""
 
     cores: int
+
+    def features(self, H: int, T: int, dtype: str) -> np.ndarray:
+        """[128, H/128]: which feature each place of the residual stream's tile has."""
+        sizes = Sizes(**{**_NUMBERS, "B": T, "H": H, "dtype": dtype})
+        places = np.full((PARTITIONS, H // PARTITIONS), -1)
+        for first, count in hidden_order(sizes, types.SimpleNamespace(count=self.cores)).groups:
+            within = np.arange(count * PARTITIONS).reshape(PARTITIONS, count)
+            places[:, first : first + count] = first * PARTITIONS + within
+        return places
+
+    def residual(self, rows: np.ndarray) -> np.ndarray:
+        """[T, H] in the launch's dtype as the residual stream's tile [128, H/128, T]."""
+        T, H = rows.shape
+        return np.ascontiguousarray(rows.T[self.features(H, T, rows.dtype.name)])
+
+    def joined(self, parts: np.ndarray, H: int, dtype: str) -> np.ndarray:
+        """[T, H] of the cores' shares [cores, 128, n, T], which may overlap in a chunk.
+
+        Args:
+          parts: the shares.
+          H: features.
+          dtype: the launch's.
+        """
+        T = parts.shape[-1]
+        places = self.features(H, T, dtype)
+        whole = np.full((H, T), np.nan, np.float64)
+        for core, part in enumerate(parts):
+            chunks = part.shape[1]
+            first = core * (H // PARTITIONS - chunks)
+            own = places[:, first : first + chunks]
+            both = ~np.isnan(whole[own])
+            np.testing.assert_allclose(part[both].astype(np.float64), whole[own][both], rtol=1e-6)
+            whole[own] = part
+        return whole.T
 
     def run(
         self,
@@ -141,8 +171,7 @@ class KernelStages:
           target: the simulated machine.
           **changes: numbers of `Sizes`; those that do not matter have defaults.
         """
-        unused = {"d": 64, "q": 1, "k": 1, "S_prior": 0, "S_max": 1, "eps": 1e-6, "clamp_bound": 0}
-        numbers = {**unused, "B": 1, "S": 1, "H": 128, "I": 128, "dtype": nl.float32, **changes}
+        numbers = {**_NUMBERS, **changes}
 
         def kernel(**tensors: Any) -> Any:
             sizes = Sizes(**numbers)
@@ -170,11 +199,11 @@ class KernelStages:
                 return store(normed.clamped(context.sizes).tile, context), None
             return store(normed.tile, context), store(factor, context)
 
-        given = {"x": turned(x.reshape(B * S, H)), "gamma": gamma}
+        given = {"x": self.residual(x.reshape(B * S, H)), "gamma": gamma}
         ((tile, factor),) = self.run(
             body, [given], B=B, S=S, H=H, dtype=x.dtype.name, eps=eps, clamp_bound=clamp_bound
         )
-        normed = joined(tile, H // PARTITIONS)
+        normed = self.joined(tile, H, x.dtype.name)
         if factor is not None:
             # Alike on all partitions; applied to the products of the tile.
             normed = normed * same(same(factor))[:, None]
@@ -219,7 +248,7 @@ class KernelStages:
     ) -> np.ndarray:
         """x @ weight by `linear`; `rows` features of x are on the partitions at once.
 
-        Each core makes its share of the columns, in tiles of 128.
+        Each core makes its share of the columns, in the order of the residual stream.
         """
         B, S, inner = x.shape
         columns = weight.shape[1]
@@ -231,18 +260,20 @@ class KernelStages:
             factors = None
             if scale is not None:
                 factors = load(scale[:, share.first : share.first + share.count])
-            chosen = Columns(share.first * PARTITIONS, PARTITIONS, scale=factors)
+            order = context.hidden_order()
+            chosen = Columns(share.first * PARTITIONS, PARTITIONS, scale=factors, order=order)
             linear(dst, load(x), LayerTensor(weight), chosen, context)
             return store(dst, context)
 
+        places = self.features(columns, B * S, x.dtype.name)
         given = {
             "x": turned(x.reshape(B * S, inner), rows),
             "weight": weight,
-            "scale": None if scale is None else turned(scale[:1])[:, :, 0],
+            "scale": None if scale is None else scale[0][places],
         }
         target = TARGETS.get(weight.dtype.name, "trn2")
         (tile,) = self.run(body, [given], target, B=B, S=S, H=columns, dtype=x.dtype.name)
-        return joined(tile, columns // PARTITIONS).reshape(B, S, columns)
+        return self.joined(tile, columns, x.dtype.name).reshape(B, S, columns)
 
     def linear_of_shares(
         self,
@@ -285,7 +316,7 @@ class KernelStages:
             )
             return store(dst, context)
 
-        tile = turned(x.reshape(B * S, inner))
+        tile = self.residual(x.reshape(B * S, inner))
         given = {
             "x": tile,
             "weight": weight,
@@ -466,7 +497,7 @@ class KernelStages:
             return store(mlp(normed, layer, context), context)
 
         given = {
-            "x": turned(x.reshape(B * S, H)),
+            "x": self.residual(x.reshape(B * S, H)),
             "weights": tuple(weights),
             "scales": tuple(scales),
         }
@@ -474,7 +505,7 @@ class KernelStages:
         numbers = {"B": B, "S": S, "H": H, "I": weights[0].shape[1]}
         numbers |= {"clamp_bound": clamp_bound, "activation": activation}
         (out,) = self.run(body, [given], target, **numbers, dtype=x.dtype.name)
-        return joined(out, H // PARTITIONS).reshape(B, S, H)
+        return self.joined(out, H, x.dtype.name).reshape(B, S, H)
 
     def add_reduced(
         self,
@@ -503,17 +534,19 @@ class KernelStages:
             )
             return store(after, context)
 
+        dtype = xs[0].dtype.name
+        places = self.features(H, B * S, dtype)
         given = [
             {
-                "x": turned(x.reshape(B * S, H)),
-                "partial": turned(partial.reshape(B * S, H)),
+                "x": self.residual(x.reshape(B * S, H)),
+                "partial": np.ascontiguousarray(partial.reshape(B * S, H).T[places]),
                 "bias": bias,
                 "gamma": gamma,
             }
             for x, partial in zip(xs, partials, strict=True)
         ]
-        parts = self.run(body, given, B=B, S=S, H=H, dtype=xs[0].dtype.name)
-        return [joined(part, H // PARTITIONS).reshape(B, S, H) for part in parts]
+        parts = self.run(body, given, B=B, S=S, H=H, dtype=dtype)
+        return [self.joined(part, H, dtype).reshape(B, S, H) for part in parts]
 
     def write_caches(
         self,

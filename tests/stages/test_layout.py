@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from jax_tkg.kernels.layer_tensor import LayerTensor
 from jax_tkg.kernels.layout import load_columns, load_tokens, store_tokens
-from jax_tkg.kernels.limits import PARTITIONS
 from jax_tkg.kernels.sizes import Context
 from tests.stages import drawing, kernel_stages
 from tests.stages.kernel_stages import KernelStages
@@ -36,8 +35,9 @@ class LayoutTest(parameterized.TestCase):
                 store_tokens(out, tile, sizes, core)
                 return kernel_stages.store(tile, context), out
 
-            ((tile, out),) = KernelStages(cores).run(body, [{"X": X}], B=B, S=S, H=H, dtype=dtype)
-            joined = kernel_stages.joined(tile, H // PARTITIONS)
+            stages = KernelStages(cores)
+            ((tile, out),) = stages.run(body, [{"X": X}], B=B, S=S, H=H, dtype=dtype)
+            joined = stages.joined(tile, H, dtype)
             np.testing.assert_array_equal(joined.reshape(B, S, H), X.astype(np.float64))
             np.testing.assert_array_equal(out, X)
 

@@ -16,7 +16,7 @@ from jax_tkg.kernels.router import Choice, Routing, router_logits
 from jax_tkg.kernels.sizes import Context
 from jax_tkg.reference.router import route
 from tests.stages import drawing
-from tests.stages.kernel_stages import KernelStages, load_share, same, store, turned
+from tests.stages.kernel_stages import KernelStages, load_share, same, store
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -67,7 +67,7 @@ def _by_kernel(
 
     order = np.arange(E, 0, -1, dtype=np.float32)[None]
     given = {
-        "x": turned(x),
+        "x": stages.residual(x),
         "order": order,
         "router": router,
         "bias": bias,
