@@ -20,6 +20,7 @@ from absl import flags
 
 from jax_tkg.call.options import IMPLEMENTATIONS
 from jax_tkg.command_line import CommandError, note
+from jax_tkg.generate import processes
 from jax_tkg.generate.answer import Answer
 from jax_tkg.generate.compilation_cache import use_compilation_cache
 from jax_tkg.generate.conversation import talk
@@ -132,6 +133,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "JAX_COMPILATION_CACHE_DIR, or ~/.cache/jax_tkg/compiled.",
         flag_values=values,
     )
+    processes.define_flags(values)
 
 
 def main(values: flags.FlagValues) -> None:
@@ -143,7 +145,7 @@ def main(values: flags.FlagValues) -> None:
     """
     use_compilation_cache(values.compilation_cache)
     # An interrupt of the simulator ends the command as one outside of it does.
-    with own_exceptions():
+    with own_exceptions(), processes.joined(values):
         _generate(values)
 
 
@@ -160,6 +162,7 @@ def _generate(values: flags.FlagValues) -> None:
     with bars() as bar:
         capacity = _capacity(values, checkpoint, encoded)
         mesh = _mesh(values, checkpoint)
+        processes.check_agreement(values, encoded, checkpoint.config)
         keys = _keys(seeds)
         decoder, ready_seconds = _ready(
             values, checkpoint, mesh, capacity, lengths, threads, keys, bar
@@ -360,14 +363,9 @@ def _mesh(values: flags.FlagValues, checkpoint: Checkpoint) -> jax.sharding.Mesh
     if ranks == 1:
         return None
     # Takes effect only before JAX starts its CPU backend, and for that backend only.
-    jax.config.update("jax_num_cpu_devices", ranks)
-    devices = jax.devices()
-    if len(devices) < ranks:
-        raise CommandError(
-            f"--tensor_parallel: expected at most {len(devices)} (the devices there are), "
-            f"got {ranks}"
-        )
-    return jax.sharding.Mesh(np.asarray(devices[:ranks]), (TENSOR_AXIS,))
+    count = processes.count(values)
+    jax.config.update("jax_num_cpu_devices", ranks // count)
+    return jax.sharding.Mesh(np.asarray(processes.devices(ranks, count)), (TENSOR_AXIS,))
 
 
 def _seeds(seeds: Sequence[int], prompts: int) -> Sequence[int]:

@@ -19,6 +19,7 @@ from jax_tkg.caches import context_bucket
 from jax_tkg.models.executables import Compiled, Executables, on_mesh
 from jax_tkg.models.forward import ModelForward, PlacedParameters
 from jax_tkg.models.packing import PackedModel
+from jax_tkg.models.placing import put
 from jax_tkg.models.prompts import PromptReader
 from jax_tkg.models.sampling import Sampling, sample
 
@@ -352,7 +353,7 @@ class Decoder:
 
     def _placed(self, array: Any) -> jax.Array:
         """An array as the steps return theirs: whole on every device."""
-        return jax.device_put(array, self._forward.replicated)
+        return put(array, self._forward.replicated)
 
     def _check_prompts(self, prompts: Sequence[Sequence[int]], room: int = 1) -> None:
         if not prompts:

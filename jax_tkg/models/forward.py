@@ -17,6 +17,7 @@ from jax_tkg.caches import allocate_caches, ring_capacity
 from jax_tkg.kinds import Kind, prefill_inputs, step_inputs
 from jax_tkg.models.config import LayerKind, ModelConfig
 from jax_tkg.models.packing import ModelParameters, PackedModel
+from jax_tkg.models.placing import put
 from jax_tkg.models.vocabulary import Vocabulary
 from jax_tkg.output_head import rms_norm
 from jax_tkg.prefill import transformer_prefill
@@ -277,7 +278,7 @@ class ModelForward:
         if isinstance(parameters.head, jax.ShapeDtypeStruct):
             arranged = jax.eval_shape(self._arranged, parameters)
             return self._with_shardings(arranged, _described)
-        return self._with_shardings(self._arranged(parameters), jax.device_put)
+        return self._with_shardings(self._arranged(parameters), put)
 
     def _arranged(self, parameters: ModelParameters) -> PlacedParameters:
         """The parameters in the form in which the devices read them fastest."""
@@ -359,7 +360,7 @@ def _shape(leaf: Any) -> tuple[Any, ...]:
 
 
 def _described(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
-    """Shapes with a sharding, where `jax.device_put` would put arrays."""
+    """Shapes with a sharding, where `put` would put arrays."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )
