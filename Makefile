@@ -3,6 +3,8 @@
 # make test           all tests but those that PyTorch and transformers judge
 # make test-all       those too (installs PyTorch and transformers), other versions of JAX, and AWS's
 #                     kernels where NKILIB names a checkout of them
+# make docs           the site, in build/docs
+# make dist           source distribution and wheel, in dist
 PYTHON ?= python3
 VENV ?= .venv
 PROMPT ?= What is the capital of France?
@@ -10,7 +12,7 @@ DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo check test test-all test-oracle test-exhaustive test-nkilib test-simulator-without-jax mutation-check fuzz lint versions clean
+.PHONY: demo check test test-all test-oracle test-exhaustive test-nkilib test-simulator-without-jax mutation-check fuzz lint versions docs dist clean
 
 demo: $(VENV)/.models
 	$(BIN)/python -m jax_tkg.fetch_model
@@ -29,7 +31,7 @@ test: $(VENV)/.test lint
 test-exhaustive: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "exhaustive and not oracle" $(PYTEST_FLAGS)
 
-test-all: test test-oracle test-exhaustive test-simulator-without-jax versions test-nkilib
+test-all: test test-oracle test-exhaustive test-simulator-without-jax versions test-nkilib docs
 
 # BUILD.md says how to get a build of PyTorch without CUDA.
 test-oracle: $(VENV)/.oracle
@@ -64,6 +66,15 @@ lint: $(VENV)/.test
 versions: $(VENV)/.test
 	$(BIN)/nox
 
+# Every reference must resolve, links to headings included. Links to other sites are not followed.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -b html -n -W --keep-going -j auto docs build/docs
+
+dist: $(VENV)/.test
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/nox -s source-distribution
+
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
@@ -77,8 +88,12 @@ $(VENV)/.test: $(VENV)/.models
 	touch $@
 
 $(VENV)/.oracle: $(VENV)/.test
-	$(BIN)/python -m pip install --quiet --editable ".[oracle]"
+	$(BIN)/python -m pip install --quiet --editable ".[oracle,notebook]"
+	touch $@
+
+$(VENV)/.docs: $(VENV)/.models
+	$(BIN)/python -m pip install --quiet --editable ".[models,docs]"
 	touch $@
 
 clean:
-	rm -rf $(VENV) .nox .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .nox build dist .pytest_cache .mypy_cache .ruff_cache

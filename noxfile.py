@@ -1,6 +1,6 @@
 """The tests on the oldest, a middle and the newest JAX, and the simulator's without JAX.
 
-`nox` runs all sessions, `nox -s simulator-without-jax` one.
+`nox` runs all sessions but the last, `nox -s simulator-without-jax` one.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import pathlib
 import re
 import shutil
 import subprocess
+import tarfile
 
 import nox
 
@@ -62,6 +63,19 @@ def _define() -> None:
 
 
 _define()
+
+
+@nox.session(name="source-distribution", default=False)
+def source_distribution(session: nox.Session) -> None:
+    """The fast tests of what `make dist` made, where there is nothing else."""
+    (archive,) = pathlib.Path("dist").glob("jax_tkg-*.tar.gz")
+    folder = pathlib.Path(session.create_tmp()).resolve()
+    with tarfile.open(archive) as file:
+        file.extractall(folder, filter="data")
+    session.chdir(folder / archive.name.removesuffix(".tar.gz"))
+    session.install(".[models,profile,test]")
+    marks = "not thorough and not exhaustive and not slow and not model and not oracle"
+    session.run("python", "-m", "pytest", "-n", "2", "-m", marks, *session.posargs)
 
 
 @nox.session(name="simulator-without-jax")

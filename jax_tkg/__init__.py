@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from jax_tkg.api import dry_run, explain, transformer_tkg
     from jax_tkg.call.results import TransformerTkgOutput
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "TransformerTkgOutput",

@@ -278,7 +278,8 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Choice:
     """Says which implementation a call of `transformer_tkg` lowers to, and why.
 
     Args:
-      *args: the call's arguments; arrays may be `jax.ShapeDtypeStruct`s inside `jax.eval_shape`.
+      *args: the call's arguments; arrays may be `jax.ShapeDtypeStruct` objects inside
+        `jax.eval_shape`.
       platform: what is lowered for; None: the default backend's platform.
       **kwargs: the call's keyword arguments.
 
@@ -309,7 +310,7 @@ def dry_run(function: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
 
     Args:
       function: jitted or not.
-      *args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+      *args: its arguments, arrays or `jax.ShapeDtypeStruct` objects.
       **kwargs: its keyword arguments.
 
     Returns:
