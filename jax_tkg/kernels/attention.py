@@ -8,7 +8,12 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .attention_blocks import attention_tasks, sequence_groups
+from .attention_blocks import (
+    attention_tasks,
+    divides_sequences,
+    sequence_groups,
+    sequence_share,
+)
 from .cache_update import token_rows
 from .exchange import swap
 from .limits import PARTITIONS, PSUM_BANK, ceiling_divide
@@ -62,7 +67,8 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None):
     """
     sizes = context.sizes
     core = context.core
-    shape = (sizes.head_rows, sizes.q * sizes.head_chunks, sizes.T)
+    _, count = sequence_share(sizes, core)
+    shape = (sizes.head_rows, sizes.q * sizes.head_chunks, count * sizes.S)
     attended = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
     scale = sizes.softmax_scale
     if sizes.attention_softcap > 0.0:
@@ -72,10 +78,10 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None):
     tasks = attention_tasks(sizes, core)
     if len(tasks) == 0:
         # Without cache slots the second core has nothing to attend.
-        for group in sequence_groups(sizes):
+        for group in sequence_groups(sizes, core):
             state = _new_state(group, sizes)
             set_unattended(state)
-            AttendedGroup(state, group, core, sink_rows).store(attended, scale, sizes)
+            AttendedGroup(state, group, context, sink_rows).store(attended, scale, context)
         return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
     product = _products(tasks[0], heads, K_cache, context, blocks)
     values = token_rows(heads, sizes.q + sizes.k, sizes)
@@ -90,18 +96,35 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None):
             before = tasks[index - 1]
             state = _add(state, result, before, scale, sizes)
             if before.ends:
-                ended = AttendedGroup(state, before.group, core, sink_rows)
+                ended = AttendedGroup(state, before.group, context, sink_rows)
                 state = None
         if index + 1 < len(tasks):
             product = _products(tasks[index + 1], heads, K_cache, context, blocks)
         result = _attend(task, scores, peaks, values, V_cache, scale, context, blocks)
         if ended != None:
             # Only here, because by now the other core's part has arrived.
-            ended.store(attended, scale, sizes)
+            ended.store(attended, scale, context)
     last = tasks[len(tasks) - 1]
     state = _add(state, result, last, scale, sizes)
-    AttendedGroup(state, last.group, core, sink_rows).store(attended, scale, sizes)
-    return (attended, values)
+    AttendedGroup(state, last.group, context, sink_rows).store(attended, scale, context)
+    return (_of_all_sequences(attended, context), values)
+
+
+def _of_all_sequences(attended, context):
+    """[rows, q * chunks, T], of what this core has of its sequences."""
+    sizes = context.sizes
+    core = context.core
+    if not divides_sequences(sizes, core):
+        return attended
+    rows, heads, own = attended.shape
+    theirs = nl.ndarray((rows, heads, own), dtype=sizes.dtype, buffer=nl.sbuf)
+    swap(attended, theirs, core)
+    whole = nl.ndarray((rows, heads, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    first = core.index * own
+    nisa.tensor_copy(dst=whole[:, :, first : first + own], src=attended, engine=nisa.engine.scalar)
+    other = (1 - core.index) * own
+    nisa.tensor_copy(dst=whole[:, :, other : other + own], src=theirs)
+    return whole
 
 
 def _add(state, result, task, scale, sizes):
@@ -117,27 +140,34 @@ def _new_state(group, sizes):
 
 
 class AttendedGroup(NKIObject):
-    """A group whose keys on this core are attended; its state travels to the other core."""
+    """A group whose keys on this core are attended.
 
-    def __init__(self, state, group, core, sink_rows):
+    If the cores divide the slots, its state travels to the other core.
+    """
+
+    def __init__(self, state, group, context, sink_rows):
+        core = context.core
         self.state = state
         self.group = group
         self.sink_rows = sink_rows
         self.received = None
-        if core.count > 1:
+        if core.count > 1 and not divides_sequences(context.sizes, core):
             shape = state.packed.shape
             self.received = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
             swap(state.packed, self.received, core)
 
-    def store(self, attended, scale, sizes):
+    def store(self, attended, scale, context):
         """Merges the other core's state, normalizes, and writes to `attended`."""
+        sizes = context.sizes
         if self.received != None:
             merge_packed(self.state, self.received, scale)
         if self.sink_rows != None:
-            # Columns are (sequence, head, token). Both cores have the whole softmax by now.
+            # Columns are (sequence, head, token). The softmax is whole by now.
             sinks = self.sink_rows.expand_dim(1).broadcast(1, self.group.count)
             add_sinks(self.state, sinks.expand_dim(3).broadcast(3, sizes.S), scale)
-        _store_attended(attended, self.state, self.group, sizes)
+        first, _ = sequence_share(sizes, context.core)
+        token = (self.group.first - first) * sizes.S
+        _store_attended(attended, self.state, self.group, token, sizes)
 
 
 def _load_sinks(sinks, context):
@@ -250,13 +280,14 @@ def _pairs_at_once(block, group, context):
     """All pairs of a group, as `Pairs` whose keys or values fit in a buffer of the ring."""
     sizes = context.sizes
     ring = context.ring
+    # All segments of keys have one buffer.
     slots = 0
     values = 0
     for segment in block.segments:
-        slots = max(slots, segment.slots * sizes.head_chunks)
+        slots += segment.slots * sizes.head_chunks
         values = max(values, segment.chunks * sizes.d)
     if sizes.block_len > 0:
-        # All segments have one buffer.
+        # Those of values too.
         values = block.slot_chunks * sizes.d
     item = bytes_of(sizes.dtype)
     total = group.count * sizes.k
@@ -279,19 +310,31 @@ def _caches_of(cache, pairs, group, sizes):
     return by_pair[first : first + pairs.count]
 
 
-def _load_keys(K_cache, segment, pairs, group, context, blocks):
-    """[rows, count, chunks, slots]: the keys of a segment's slots."""
+def _load_keys(K_cache, block, pairs, group, context, blocks):
+    """[rows, count, chunks, slots]: the keys of the slots of a block's segments, one after another.
+
+    None for a block of new keys alone.
+    """
     sizes = context.sizes
     ring = context.ring
     chunks = sizes.head_chunks
-    columns = pairs.count * chunks * segment.slots
+    if len(block.segments) == 0:
+        return None
+    start = block.segments[0].start
+    slots = 0
+    for segment in block.segments:
+        slots += segment.slots
+    columns = pairs.count * chunks * slots
     keys = ring.take(sizes.dtype)[0 : sizes.head_rows, 0:columns]
-    keys = keys.reshape_dim(1, (pairs.count, chunks, segment.slots))
+    keys = keys.reshape_dim(1, (pairs.count, chunks, slots))
     if blocks != None:
-        blocks.load_keys(keys, segment, pairs, group, sizes)
+        for segment in block.segments:
+            first = segment.start - start
+            own = keys[:, :, :, first : first + segment.slots]
+            blocks.load_keys(own, segment, pairs, group, sizes)
         return keys
     source = _caches_of(K_cache.view, pairs, group, sizes)
-    source = source[:, :, segment.start : segment.start + segment.slots]
+    source = source[:, :, start : start + slots]
     source = source.reshape_dim(1, (chunks, sizes.head_rows))
     nisa.dma_copy(
         dst=keys,
@@ -353,10 +396,11 @@ def _products(task, heads, K_cache, context, blocks):
     banks = ceiling_divide(block.chunks, group.per_bank)
     product = nl.ndarray((block.rows, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
     for pairs in _pairs_at_once(block, group, context):
+        keys = _load_keys(K_cache, block, pairs, group, context, blocks)
         for segment in block.segments:
-            keys = _load_keys(K_cache, segment, pairs, group, context, blocks)
+            start = segment.start - block.segments[0].start
             for pair in range(pairs.first, pairs.first + pairs.count):
-                by_chunk = keys[:, pair - pairs.first, :, :]
+                by_chunk = keys[:, pair - pairs.first, :, start : start + segment.slots]
                 by_chunk = by_chunk.reshape_dim(2, (segment.rows, segment.chunks))
                 queries = _queries(heads, group, pair // sizes.k, 1, pair % sizes.k, sizes)
                 for chunk in range(segment.chunks):
@@ -428,12 +472,14 @@ def _copy_attended(scores, product, mask, first_chunk, group, sizes):
         done += count
 
 
-def _store_attended(attended, state, group, sizes):
-    """Normalizes, and writes columns (sequence, head, token) to [rows, (head, chunk), token]."""
+def _store_attended(attended, state, group, token, sizes):
+    """Normalizes, and writes columns (sequence, head, token) to [rows, (head, chunk), token].
+
+    The group's tokens begin with `token`.
+    """
     chunks = sizes.head_chunks
     part = nl.ndarray(state.weighted.shape, dtype=sizes.dtype, buffer=nl.sbuf)
     normalize(part, state)
-    token = group.first * sizes.S
     by_head = attended.reshape_dim(1, (sizes.q, chunks))
     for chunk in range(chunks):
         own = part[:, chunk, :]

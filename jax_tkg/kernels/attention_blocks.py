@@ -94,9 +94,25 @@ def context_blocks(first, last, chunks, active_rows, run=0):
     return blocks
 
 
+def divides_sequences(sizes, core):
+    """Whether each of two cores attends half of the sequences, and not half of their slots.
+
+    Then it reads twice as many neighboring slots at once, and has the whole softmax.
+    """
+    return core.count > 1 and sizes.B % core.count == 0
+
+
+def sequence_share(sizes, core):
+    """(first, count) of the sequences that this core attends."""
+    if divides_sequences(sizes, core):
+        count = sizes.B // core.count
+        return (core.index * count, count)
+    return (0, sizes.B)
+
+
 def context_share(sizes, core):
-    """(first, last) of the slots that this core attends: half of them if there are two cores."""
-    if core.count == 1:
+    """(first, last) of the slots that this core attends: half if two cores divide them."""
+    if core.count == 1 or divides_sequences(sizes, core):
         return (0, sizes.S_prior)
     half = ceiling_divide(ceiling_divide(sizes.S_prior, 2), PARTITIONS) * PARTITIONS
     half = min(half, sizes.S_prior)
@@ -107,9 +123,9 @@ def context_share(sizes, core):
 
 def key_blocks(group, sizes, core):
     """The blocks of keys that this core attends for a group."""
-    # The first core attends the new keys.
+    # Of two cores that divide the slots, the first attends the new keys.
     active_rows = 0
-    if core.index == 0:
+    if core.index == 0 or divides_sequences(sizes, core):
         active_rows = sizes.T
     first, last = context_share(sizes, core)
     run = 0
@@ -118,14 +134,15 @@ def key_blocks(group, sizes, core):
     return context_blocks(first, last, group.chunks, active_rows, run=run)
 
 
-def sequence_groups(sizes):
-    """The groups of sequences that are attended together."""
-    at_once = sequences_at_once(sizes.B, sizes.q * sizes.S)
+def sequence_groups(sizes, core):
+    """The groups of sequences that this core attends together."""
+    first, count = sequence_share(sizes, core)
+    at_once = sequences_at_once(count, sizes.q * sizes.S)
     groups = []
-    first = 0
-    while first < sizes.B:
-        groups.append(Group(first, min(at_once, sizes.B - first), sizes))
-        first += at_once
+    done = 0
+    while done < count:
+        groups.append(Group(first + done, min(at_once, count - done), sizes))
+        done += at_once
     return groups
 
 
@@ -178,7 +195,7 @@ class Task(NKIObject):
 def attention_tasks(sizes, core):
     """All tasks of this core, group after group."""
     tasks = []
-    groups = sequence_groups(sizes)
+    groups = sequence_groups(sizes, core)
     for number in range(len(groups)):
         blocks = key_blocks(groups[number], sizes, core)
         for index in range(len(blocks)):

@@ -60,7 +60,7 @@ class Masks(NKIObject):
         self.bytes = others
         self.tiles = []
         self.all_on_chip = True
-        for group in sequence_groups(sizes):
+        for group in sequence_groups(sizes, core):
             of_group = []
             for block in key_blocks(group, sizes, core):
                 needed = 0

@@ -214,8 +214,8 @@ def _attention_bytes(D: Dimensions, item: int) -> int:
         PSUM_BANK // columns * PSUM_GROUP_BANKS,
         1 + limits.ceiling_divide(D.S_ctx, PARTITIONS),
     )
-    # Queries, keys and values, the new values as rows, and what the queries attended.
-    heads = item * (2 * D.q + 2 * D.k) * _head_elements(D) + item * D.k * D.d
+    # Queries, keys and values, the new values as rows, and what the queries attended, also by core.
+    heads = item * (3 * D.q + 2 * D.k) * _head_elements(D) + item * D.k * D.d
     tiles = limits.SOFTMAX_TILES + (limits.head_chunks(D.d) - 1) * limits.SOFTMAX_VALUE_TILES
     # Mask, scores and their exponentials.
     scores = (1 + FLOAT32 + item) * chunks * columns
