@@ -49,8 +49,10 @@ LIMITS: Mapping[str, Range] = {
 EXPERT_COUNT = Range(1, 1 << 12)
 """Range of the number of experts of a layer, and of those that run for a token."""
 
+SHARED_SIZE = Range(0, LIMITS["intermediate_size"].maximum)
+"""Range of the features inside a shared expert."""
+
 _OPERANDS = {
-    "experts": ("W_routers",),
     "sinks": ("sinks",),
     "projection_bias": ("bias_qkvs",),
     "output_bias": ("bias_outs",),
@@ -61,6 +63,9 @@ _OPERANDS = {
 
 _EXPERT_BIASES = ("bias_routers", "bias_gates", "bias_ups", "bias_downs")
 """Those that `Experts.biases` stands for."""
+
+_SHARED_EXPERT = ("W_shared_gates", "W_shared_ups", "W_shared_downs")
+"""Those that `Experts.shared_size` stands for."""
 
 
 class ConfigError(ModelError):
@@ -101,6 +106,7 @@ class Experts:
       routing: how they are chosen and weighted.
       normalize_weights: whether a token's weights are divided by their sum.
       biases: whether the router, and gate, up and down of each expert, have biases.
+      shared_size: features inside the shared expert, which runs for every token; 0 for none.
     """
 
     count: int
@@ -109,6 +115,7 @@ class Experts:
     routing: str = "softmax_topk"
     normalize_weights: bool = False
     biases: bool = False
+    shared_size: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,7 +145,8 @@ class ModelConfig:
       residual_scale: factor of each block's output before it is added to the residual.
       logit_scale: factor of the logits.
       logit_softcap: logits become cap * tanh(logits / cap); 0 for none.
-      experts: those of each layer; None: layers are dense.
+      experts: those of each layer that has some; None: all layers are dense.
+      dense_layers: with `experts`, the layers that have none, in ascending order.
 
     Raises:
       ConfigError: a value is out of its range (`LIMITS`); the message names it.
@@ -167,6 +175,7 @@ class ModelConfig:
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     experts: Experts | None = None
+    dense_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Checks the values, which come from a file."""
@@ -217,12 +226,22 @@ class ModelConfig:
         kinds = self.kinds
         return tuple(kinds.index(kind) for kind in self.layers)
 
+    def experts_of(self, layer: int) -> Experts | None:
+        """The experts of a layer; None where it is dense."""
+        return None if layer in self.dense_layers else self.experts
+
     @property
     def optional_operands(self) -> tuple[str, ...]:
         """The optional per-layer arguments of `transformer_tkg` that the model has."""
+        return self.operands_of(self.experts)
+
+    def operands_of(self, experts: Experts | None) -> tuple[str, ...]:
+        """Those that a layer with these experts, or a dense one, has."""
         found = [name for flag, names in _OPERANDS.items() if getattr(self, flag) for name in names]
-        if self.experts is not None and self.experts.biases:
-            found += _EXPERT_BIASES
+        if experts is not None:
+            found += ["W_routers"]
+            found += _EXPERT_BIASES if experts.biases else ()
+            found += _SHARED_EXPERT if experts.shared_size else ()
         return tuple(found)
 
     @property

@@ -55,7 +55,8 @@ class ModelForward:
         device.
       implementation: of `transformer_tkg`.
       stacked: whether weights and caches have a layer axis or are lists of arrays. None: a layer
-        axis on CPUs, where that is quick to compile and to call, and lists elsewhere.
+        axis on CPUs, where that is quick to compile and to call, and lists elsewhere and where only
+        some layers have experts.
       capacity: the longest sequence in tokens: S_max of all caches but those of layers with
         shorter windows, which are rings. It also decides which frequencies of LongRoPE apply.
         None: the model's context length.
@@ -68,7 +69,7 @@ class ModelForward:
       cache_sharding: sharding of each cache, or None without a mesh.
 
     Raises:
-      ValueError: the mesh does not fit the model.
+      ValueError: the mesh does not fit the model, or layers that differ are to be stacked.
     """
 
     def __init__(
@@ -99,11 +100,20 @@ class ModelForward:
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         self.platform = device.platform
         self._on_cpu = device.platform == "cpu"
-        self._stacked = self._on_cpu if stacked is None else stacked
+        if stacked and model.config.dense_layers:
+            raise ValueError(
+                "stacked: expected False or None, because only some layers of the model have "
+                "experts, got True"
+            )
+        alike = not model.config.dense_layers
+        self._stacked = self._on_cpu and alike if stacked is None else stacked
         self._specs = partition_specs(
             TENSOR_AXIS,
             stacked=self._stacked,
             expert_split=None if model.config.experts is None else "intermediate",
+            expert_layers=None
+            if alike
+            else [model.config.experts_of(n) is not None for n in range(model.config.num_layers)],
         )
         if mesh is not None:
             self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
@@ -304,7 +314,10 @@ class ModelForward:
         if mesh is None:
             return put(parameters, None)
 
-        def place(array: Any, spec: jax.sharding.PartitionSpec) -> Any:
+        def place(array: Any, spec: Any) -> Any:
+            if isinstance(spec, list):
+                # Layers that differ have a spec each.
+                return list(map(place, array, spec))
             return put(array, jax.sharding.NamedSharding(mesh, spec))
 
         whole = jax.sharding.PartitionSpec()

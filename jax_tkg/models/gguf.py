@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from jax_tkg.models import packing
-from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.models.families import known
 from jax_tkg.models.families.gguf_layers import OTHER_TENSORS
@@ -18,9 +17,7 @@ from jax_tkg.models.gguf_file import GgufFile
 from jax_tkg.models.layer_tensors import (
     LAYER_NUMBER,
     LayerTensors,
-    Storage,
-    separated,
-    stored_shapes,
+    StoredLayers,
 )
 
 __all__ = ["GgufFile", "load", "read_config"]
@@ -46,17 +43,18 @@ def load(
     """
     config = read_config(file)
     storage = known.gguf_family(file.metadata).storage
-    names = stored_shapes(config, storage)
-    _check_names(file, config, names)
-    templates = [f"blk.{{layer}}.{tensor}" for tensor in names]
-    packing.check_layers_present(file.path, set(file.tensor_names), templates, config.num_layers)
+    stored = StoredLayers(config, storage)
+    _check_names(file, stored)
+    packing.check_layers_present(
+        file.path, set(file.tensor_names), stored, config.num_layers, "blk"
+    )
     vocabulary = (config.vocabulary_size, config.hidden_size)
     tied = "output.weight" not in file.tensor_names
     packing.check_tensor_parallel(config, tensor_parallel)
     final_norm = _checked(file, "output_norm.weight", (config.hidden_size,), dtype)
     return packing.build(
         config,
-        layers=_read_layers(file, config, storage, dtype),
+        layers=_read_layers(file, stored, dtype),
         embedding=_checked(file, "token_embd.weight", vocabulary, dtype),
         head=None if tied else _checked(file, "output.weight", vocabulary, dtype),
         final_norm=storage.gain(final_norm),
@@ -75,25 +73,25 @@ def _checked(
     return values
 
 
-def _check_names(file: GgufFile, config: ModelConfig, known_names: Collection[str]) -> None:
+def _check_names(file: GgufFile, stored: StoredLayers) -> None:
     """Refuses tensors that would be left out, such as biases: the model would be another one."""
     for name in file.tensor_names:
         layer = re.fullmatch(rf"blk\.({LAYER_NUMBER})\.(.+)", name)
-        expected = layer and layer[2] in known_names and int(layer[1]) < config.num_layers
+        expected = layer and stored.holds(int(layer[1]), layer[2])
         if not expected and name not in OTHER_TENSORS:
             architecture = file.metadata.raw("general.architecture")
             raise ModelError(
                 f"{file.path}: tensor {name}: expected no tensor of that name in a {architecture} "
-                f"model of {config.num_layers} layers, got one"
+                f"model of {stored.config.num_layers} layers, got one"
             )
 
 
 def _read_layers(
-    file: GgufFile, config: ModelConfig, storage: Storage, dtype: jax.typing.DTypeLike
+    file: GgufFile, stored: StoredLayers, dtype: jax.typing.DTypeLike
 ) -> Iterator[LayerTensors]:
-    for index in range(config.num_layers):
-        stored = {
+    for index in range(stored.config.num_layers):
+        arrays = {
             name: _checked(file, f"blk.{index}.{name}", shape, dtype)
-            for name, shape in stored_shapes(config, storage).items()
+            for name, shape in stored.shapes(index).items()
         }
-        yield separated(config, storage, stored)
+        yield stored.separated(index, arrays)

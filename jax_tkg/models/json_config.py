@@ -78,6 +78,7 @@ _NEUTRAL: dict[str, Any] = {
     # Layers without experts among those that have some.
     "decoder_sparse_step": 1,
     "mlp_only_layers": [],
+    "shared_intermediate_size": 0,
 }
 """Keys that change the arithmetic of some family, and the values with which they do not; () for
 none but null. A family that reads a key takes other values."""
@@ -120,8 +121,11 @@ _ARITHMETIC = re.compile(
 )
 """Words of the names of keys that change the arithmetic of some model."""
 
-_OFF: tuple[Any, ...] = (False, 0, 1.0, {}, [], "", "none")
+_OFF: tuple[Any, ...] = (False, 0, {}, [], "", "none")
 """Values with which an unknown option is likely to be off."""
+
+_FACTOR = re.compile(r"(?:^|[^a-z])(?:factor|multiplier|scalar|scale|scaling|tp)(?:$|[^a-z])")
+"""Words of the names of factors and divisors, which are off at 1 too: 1 of anything else is one."""
 
 
 def read_config(keys: TypedKeys) -> ModelConfig:
@@ -210,7 +214,8 @@ def _check_arithmetic(keys: TypedKeys, family: JsonFamily) -> None:
             keys.check_neutral(key, _NEUTRAL[key])
         elif key not in _HARMLESS and _ARITHMETIC.search(key.lower()):
             try:
-                keys.check_neutral(key, _OFF)
+                is_factor = _FACTOR.search(key.lower()) is not None
+                keys.check_neutral(key, (*_OFF, 1) if is_factor else _OFF)
             except ModelError:
                 expected = "no such key, for it may change the arithmetic and is not known"
                 raise keys.error(key, expected) from None

@@ -1,18 +1,19 @@
 """One layer as checkpoints hold it, brought into the form that is packed: whatever the family.
 
 Checkpoints differ in names, in which matrices are fused, in the order of a head's features and in
-whether gains are stored less one. `Storage` says how one format holds one family; `separated`
+whether gains are stored less one. `Storage` says how one format holds one family; `StoredLayers`
 undoes it.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 
 import numpy as np
 
-from jax_tkg.models.config import ModelConfig
+from jax_tkg.models.config import Experts, ModelConfig
 
 LAYER_NUMBER = r"0|[1-9][0-9]{0,5}"
 """Regular expression of a layer's number in a tensor's name: no leading zeros."""
@@ -20,8 +21,11 @@ LAYER_NUMBER = r"0|[1-9][0-9]{0,5}"
 FUSED: Mapping[str, tuple[str, ...]] = {
     "query_key_value": ("query", "key", "value"),
     "gate_up": ("gate", "up"),
+    "shared_gate_up": ("shared_gate", "shared_up"),
+    "expert_gate_up": ("expert_gate", "expert_up"),
 }
-"""Tensors that some families store as one, rows of the first above those of the next."""
+"""Tensors that some families store as one, rows of the first above those of the next; of experts,
+those of each expert."""
 
 _OF_EXPERTS = {
     "expert_gate": "gate",
@@ -75,6 +79,9 @@ class LayerTensors:
     post_mlp_norm: np.ndarray | None = None
     router: np.ndarray | None = None
     router_bias: np.ndarray | None = None
+    shared_gate: np.ndarray | None = None
+    shared_up: np.ndarray | None = None
+    shared_down: np.ndarray | None = None
     gate_bias: np.ndarray | None = None
     up_bias: np.ndarray | None = None
     down_bias: np.ndarray | None = None
@@ -107,8 +114,13 @@ class Storage:
         return stored.astype(np.float32) + 1 if self.gains_less_one else stored
 
 
-def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of one layer's tensors, by their keys in `Storage`; absent ones left out."""
+def layer_shapes(config: ModelConfig, experts: Experts | None) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors of a layer, by their keys in `Storage`; absent ones left out.
+
+    Args:
+      config: the model.
+      experts: the layer's; None if it is dense.
+    """
     hidden, intermediate = config.hidden_size, config.intermediate_size
     query_rows = config.num_heads * config.head_size
     kv_rows = config.num_kv_heads * config.head_size
@@ -120,7 +132,6 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         "attention_norm": (hidden,),
         "mlp_norm": (hidden,),
     }
-    experts = config.experts
     if experts is None:
         shapes |= {"gate": (intermediate, hidden), "up": (intermediate, hidden)}
         shapes |= {"down": (hidden, intermediate)}
@@ -139,6 +150,9 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
                 "expert_up_bias": (experts.count, inner),
                 "expert_down_bias": (experts.count, hidden),
             }
+        if shared := experts.shared_size:
+            shapes |= {"shared_gate": (shared, hidden), "shared_up": (shared, hidden)}
+            shapes |= {"shared_down": (hidden, shared)}
     if config.sinks:
         shapes |= {"sinks": (config.num_heads,)}
     if config.projection_bias:
@@ -152,16 +166,50 @@ def layer_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def stored_shapes(config: ModelConfig, storage: Storage) -> dict[str, tuple[int, ...]]:
-    """The shapes in which files hold one layer, by the tensors' names within the layer."""
-    shapes = layer_shapes(config)
-    for fused, parts in FUSED.items():
-        if fused in storage.names and parts[0] in shapes:
-            rows = sum(shapes[part][0] for part in parts)
-            shapes[fused] = (rows, *shapes[parts[0]][1:])
+@dataclasses.dataclass(frozen=True)
+class StoredLayers:
+    """How the files of one format hold the layers of one model.
+
+    Attributes:
+      config: the model.
+      storage: how its family is stored.
+    """
+
+    config: ModelConfig
+    storage: Storage
+
+    def shapes(self, layer: int) -> Mapping[str, tuple[int, ...]]:
+        """The shapes in which files hold a layer, by the tensors' names within the layer."""
+        return self._dense if self.config.experts_of(layer) is None else self._with_experts
+
+    def holds(self, layer: int, name: str) -> bool:
+        """Whether the model has such a layer, and this such a tensor."""
+        return layer < self.config.num_layers and name in self.shapes(layer)
+
+    def separated(self, layer: int, stored: Mapping[str, np.ndarray]) -> LayerTensors:
+        """A layer from its tensors as `shapes` names them."""
+        return _separated(self.config, self.storage, stored, self.config.experts_of(layer))
+
+    @functools.cached_property
+    def _dense(self) -> Mapping[str, tuple[int, ...]]:
+        return _stored_shapes(self.config, self.storage, None)
+
+    @functools.cached_property
+    def _with_experts(self) -> Mapping[str, tuple[int, ...]]:
+        return _stored_shapes(self.config, self.storage, self.config.experts)
+
+
+def _stored_shapes(
+    config: ModelConfig, storage: Storage, experts: Experts | None
+) -> dict[str, tuple[int, ...]]:
+    shapes = layer_shapes(config, experts)
+    for fused, parts in _fused_by_row(storage).items():
+        if parts[0] in shapes:
+            *leading, _, columns = shapes[parts[0]]
+            shapes[fused] = (*leading, sum(shapes[part][-2] for part in parts), columns)
             for part in parts:
                 del shapes[part]
-    if storage.experts_by_column and config.experts is not None:
+    if storage.experts_by_column and experts is not None:
         count, inner, _ = shapes.pop("expert_gate")
         del shapes["expert_up"]
         shapes["expert_gate_up"] = (count, config.hidden_size, 2 * inner)
@@ -179,24 +227,36 @@ def stored_shapes(config: ModelConfig, storage: Storage) -> dict[str, tuple[int,
     return stored
 
 
-def separated(
-    config: ModelConfig, storage: Storage, stored: Mapping[str, np.ndarray]
+def _fused_by_row(storage: Storage) -> dict[str, tuple[str, ...]]:
+    """The entries of `FUSED` that a family has."""
+    by_column = ("expert_gate_up",) if storage.experts_by_column else ()
+    return {
+        fused: parts
+        for fused, parts in FUSED.items()
+        if fused in storage.names and fused not in by_column
+    }
+
+
+def _separated(
+    config: ModelConfig,
+    storage: Storage,
+    stored: Mapping[str, np.ndarray],
+    experts: Experts | None,
 ) -> LayerTensors:
-    """One layer from its tensors as `stored_shapes` names them."""
     fields = {name: field for field, name in storage.names.items()}
     tensors = {fields[name]: tensor for name, tensor in stored.items() if name in fields}
-    shapes = layer_shapes(config)
+    shapes = layer_shapes(config, experts)
     for field, name in storage.names.items():
         if _EXPERT in name and field in shapes:
             each = (stored[name.format(expert=expert)] for expert in range(shapes[field][0]))
             tensors[field] = np.stack(list(each))
-    if storage.experts_by_column:
+    if storage.experts_by_column and experts is not None:
         tensors |= _by_row(tensors)
-    tensors = {_OF_EXPERTS.get(field, field): tensor for field, tensor in tensors.items()}
-    for fused, parts in FUSED.items():
+    for fused, parts in _fused_by_row(storage).items():
         if fused in tensors:
-            ends = np.cumsum([shapes[part][0] for part in parts])[:-1]
-            tensors |= zip(parts, np.split(tensors.pop(fused), ends), strict=True)
+            ends = np.cumsum([shapes[part][-2] for part in parts])[:-1]
+            tensors |= zip(parts, np.split(tensors.pop(fused), ends, axis=-2), strict=True)
+    tensors = {_OF_EXPERTS.get(field, field): tensor for field, tensor in tensors.items()}
     for field in _NORMS:
         if field in tensors:
             tensors[field] = storage.gain(tensors[field])

@@ -8,7 +8,7 @@ h, is corrected by gamma' = gamma * sqrt(h/H) and eps' = eps * h/H.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -18,7 +18,7 @@ import numpy as np
 from jax_tkg.limits import SIZE_MULTIPLE
 from jax_tkg.models.config import Experts, ModelConfig
 from jax_tkg.models.errors import ModelError
-from jax_tkg.models.layer_tensors import LayerTensors
+from jax_tkg.models.layer_tensors import LayerTensors, StoredLayers
 from jax_tkg.weights import HeadSplit, TransformerWeights, pack_qkv, split_heads
 
 Progress = Callable[[int, int], None]
@@ -31,7 +31,8 @@ class ModelParameters:
     """The arrays of a model; H and I are the padded sizes. A pytree.
 
     Attributes:
-      layers: weights of the layers, stacked; W_qkvs are packed for the tensor-parallel ranks.
+      layers: weights of the layers, stacked, or lists where only some layers have experts; W_qkvs
+        are packed for the tensor-parallel ranks.
       embedding: [V, H], or None if it is tied: then the head's columns are the embedding.
       head: [H, V].
       final_gamma: [1, H] of the last RMSNorm.
@@ -84,9 +85,9 @@ def padded_intermediate_size(config: ModelConfig, ranks: int) -> int:
     return ranks * _round_up(share, SIZE_MULTIPLE)
 
 
-def padded_expert_size(experts: Experts, ranks: int) -> int:
-    """I_expert over all ranks: every rank's share rounded up to an integer."""
-    return ranks * -(-experts.intermediate_size // ranks)
+def padded_expert_size(features: int, ranks: int) -> int:
+    """I_expert or I_shared over all ranks: every rank's share rounded up to an integer."""
+    return ranks * -(-features // ranks)
 
 
 def check_values(where: str, values: np.ndarray, dtype: jax.typing.DTypeLike) -> None:
@@ -112,22 +113,23 @@ def check_values(where: str, values: np.ndarray, dtype: jax.typing.DTypeLike) ->
 
 
 def check_layers_present(
-    where: str, names: Collection[str], templates: Collection[str], layers: int
+    where: str, names: Collection[str], stored: StoredLayers, layers: int, prefix: str
 ) -> None:
     """Checks that a checkpoint has all tensors of all layers, before room is made for them.
 
     Args:
       where: the checkpoint, for the message.
       names: of the checkpoint's tensors.
-      templates: names of one layer's tensors, with {layer} for the layer's number.
+      stored: which tensors a layer has.
       layers: how many there are said to be.
+      prefix: what stands before a layer's number and name.
 
     Raises:
       ModelError: the first tensor that is missing.
     """
     for layer in range(layers):
-        for template in templates:
-            if (name := template.format(layer=layer)) not in names:
+        for tensor in stored.shapes(layer):
+            if (name := f"{prefix}.{layer}.{tensor}") not in names:
                 raise ModelError(
                     f"{where}: tensor {name}: expected in a model of {layers} layers, but it is "
                     f"missing"
@@ -172,53 +174,92 @@ def outline(
     Raises:
       ModelError: the model's heads do not split evenly over the ranks.
     """
-    split = head_split(config, tensor_parallel)
-    hidden = padded_hidden_size(config)
-    intermediate = padded_intermediate_size(config, tensor_parallel)
-    attention = config.num_heads * config.head_size
-    packed = (config.num_heads + 2 * split.kv_heads) * config.head_size
-
-    def stacked(*shape: int, kind: jax.typing.DTypeLike = dtype) -> Any:
-        return jax.ShapeDtypeStruct((config.num_layers, *shape), kind)
-
-    def layers(rows: int, columns: int, kind: jax.typing.DTypeLike = dtype) -> Any:
-        return stacked(rows, columns, kind=kind)
-
-    leading: tuple[int, ...] = ()
-    if config.experts is not None:
-        leading = (config.experts.count,)
-        intermediate = padded_expert_size(config.experts, tensor_parallel)
-    options = {
-        "W_routers": stacked(hidden, *leading),
-        "bias_routers": stacked(1, *leading),
-        "bias_gates": stacked(*leading, intermediate),
-        "bias_ups": stacked(*leading, intermediate),
-        "bias_downs": stacked(*leading, hidden),
-        "sinks": layers(1, config.num_heads, jnp.float32),
-        "bias_qkvs": layers(1, packed),
-        "bias_outs": layers(1, hidden),
-        "W_gamma_qs": layers(1, config.head_size, jnp.float32),
-        "W_gamma_ks": layers(1, config.head_size, jnp.float32),
-        "W_gamma_post_attentions": layers(1, hidden, jnp.float32),
-        "W_gamma_post_mlps": layers(1, hidden, jnp.float32),
-    }
-    vocabulary = config.vocabulary_size
+    check_tensor_parallel(config, tensor_parallel)
+    hidden, vocabulary = padded_hidden_size(config), config.vocabulary_size
     parameters = ModelParameters(
-        layers=TransformerWeights(
-            W_qkvs=layers(hidden, packed),
-            W_outs=layers(attention, hidden),
-            W_gates=stacked(*leading, hidden, intermediate),
-            W_ups=stacked(*leading, hidden, intermediate),
-            W_downs=stacked(*leading, intermediate, hidden),
-            W_gamma_qkvs=layers(1, hidden, jnp.float32),
-            W_gamma_mlps=layers(1, hidden, jnp.float32),
-            **{name: options[name] for name in config.optional_operands},
+        layers=_of_all_layers(
+            config,
+            (
+                _layer_outline(config, config.experts_of(layer), dtype, tensor_parallel)
+                for layer in range(config.num_layers)
+            ),
         ),
         embedding=None if tied else jax.ShapeDtypeStruct((vocabulary, hidden), dtype),
         head=jax.ShapeDtypeStruct((hidden, vocabulary), dtype),
         final_gamma=jax.ShapeDtypeStruct((1, hidden), jnp.float32),
     )
     return PackedModel(config, parameters, tensor_parallel)
+
+
+def _layer_outline(
+    config: ModelConfig, experts: Experts | None, dtype: jax.typing.DTypeLike, ranks: int
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """The shapes of what `_pack_layer` makes of a layer with these experts, or of a dense one."""
+    hidden = padded_hidden_size(config)
+    intermediate = padded_intermediate_size(config, ranks)
+    attention = config.num_heads * config.head_size
+    packed = (config.num_heads + 2 * head_split(config, ranks).kv_heads) * config.head_size
+    leading: tuple[int, ...] = ()
+    shared = 0
+    if experts is not None:
+        leading = (experts.count,)
+        intermediate = padded_expert_size(experts.intermediate_size, ranks)
+        shared = padded_expert_size(experts.shared_size, ranks)
+
+    def array(*shape: int, kind: jax.typing.DTypeLike = dtype) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, kind)
+
+    def gains(count: int) -> jax.ShapeDtypeStruct:
+        return array(1, count, kind=jnp.float32)
+
+    options = {
+        "W_routers": array(hidden, *leading),
+        "bias_routers": array(1, *leading),
+        "bias_gates": array(*leading, intermediate),
+        "bias_ups": array(*leading, intermediate),
+        "bias_downs": array(*leading, hidden),
+        "W_shared_gates": array(hidden, shared),
+        "W_shared_ups": array(hidden, shared),
+        "W_shared_downs": array(shared, hidden),
+        "sinks": gains(config.num_heads),
+        "bias_qkvs": array(1, packed),
+        "bias_outs": array(1, hidden),
+        "W_gamma_qs": gains(config.head_size),
+        "W_gamma_ks": gains(config.head_size),
+        "W_gamma_post_attentions": gains(hidden),
+        "W_gamma_post_mlps": gains(hidden),
+    }
+    return {
+        "W_qkvs": array(hidden, packed),
+        "W_outs": array(attention, hidden),
+        "W_gates": array(*leading, hidden, intermediate),
+        "W_ups": array(*leading, hidden, intermediate),
+        "W_downs": array(*leading, intermediate, hidden),
+        "W_gamma_qkvs": gains(hidden),
+        "W_gamma_mlps": gains(hidden),
+        **{name: options[name] for name in config.operands_of(experts)},
+    }
+
+
+def _of_all_layers(config: ModelConfig, layers: Iterable[dict[str, Any]]) -> TransformerWeights:
+    """The layers' arrays in stacks, or in lists where layers differ; shapes likewise.
+
+    A stack is made before its layers are read, so that no array is held twice.
+    """
+    fields: dict[str, Any] = {}
+    for index, arrays in enumerate(layers):
+        for name, array in arrays.items():
+            if config.dense_layers:
+                fields.setdefault(name, [None] * config.num_layers)[index] = array
+                continue
+            shape = (config.num_layers, *array.shape)
+            if isinstance(array, jax.ShapeDtypeStruct):
+                fields[name] = jax.ShapeDtypeStruct(shape, array.dtype)
+                continue
+            if name not in fields:
+                fields[name] = np.empty(shape, array.dtype)
+            fields[name][index] = array
+    return TransformerWeights(**fields)
 
 
 def build(
@@ -247,19 +288,20 @@ def build(
       ModelError: the model's heads do not split evenly over the ranks.
     """
     check_tensor_parallel(config, tensor_parallel)
-    stacks: dict[str, np.ndarray] = {}
-    for index, tensors in enumerate(layers):
-        for name, array in _pack_layer(config, tensors, jnp.dtype(dtype), tensor_parallel).items():
-            if not index:
-                stacks[name] = np.empty((config.num_layers, *array.shape), array.dtype)
-            stacks[name][index] = array
-        if progress is not None:
-            progress(index + 1, config.num_layers)
+
+    def packed() -> Iterator[dict[str, np.ndarray]]:
+        for index, tensors in enumerate(layers):
+            experts = config.experts_of(index)
+            yield _pack_layer(config, experts, tensors, jnp.dtype(dtype), tensor_parallel)
+            if progress is not None:
+                progress(index + 1, config.num_layers)
+
+    stacks = _of_all_layers(config, packed())
     hidden = padded_hidden_size(config)
     kind, tied = jnp.dtype(dtype), head is None
     columns = (embedding if head is None else head).T
     parameters = ModelParameters(
-        layers=TransformerWeights(**stacks),
+        layers=stacks,
         embedding=None if tied else _padded(embedding, embedding.shape[0], hidden, kind),
         head=_padded(columns, hidden, columns.shape[1], kind),
         final_gamma=_gamma(final_norm, hidden),
@@ -268,12 +310,16 @@ def build(
 
 
 def _pack_layer(
-    config: ModelConfig, tensors: LayerTensors, dtype: np.dtype, ranks: int
+    config: ModelConfig,
+    experts: Experts | None,
+    tensors: LayerTensors,
+    dtype: np.dtype,
+    ranks: int,
 ) -> dict[str, np.ndarray]:
     hidden = padded_hidden_size(config)
     intermediate = padded_intermediate_size(config, ranks)
-    if config.experts is not None:
-        intermediate = padded_expert_size(config.experts, ranks)
+    if experts is not None:
+        intermediate = padded_expert_size(experts.intermediate_size, ranks)
     attention_rows = config.num_heads * config.head_size
     # The norms of heads, which are not padded, get the epsilon of the padded hidden size too; with
     # queries and keys scaled by its root they give the same.
@@ -316,6 +362,17 @@ def _pack_layer(
         if added is not None:
             factor = config.residual_scale if name == "bias_downs" else 1.0
             packed[name] = _padded(_scaled(added, factor), added.shape[0], size, dtype)
+    if experts is not None and experts.shared_size:
+        assert tensors.shared_gate is not None
+        assert tensors.shared_up is not None
+        assert tensors.shared_down is not None
+        shared = padded_expert_size(experts.shared_size, ranks)
+        down = _scaled(tensors.shared_down.T, config.residual_scale)
+        packed |= {
+            "W_shared_gates": _padded(tensors.shared_gate.T, hidden, shared, dtype),
+            "W_shared_ups": _padded(tensors.shared_up.T, hidden, shared, dtype),
+            "W_shared_downs": _padded(down, shared, hidden, dtype),
+        }
     if tensors.sinks is not None:
         packed["sinks"] = tensors.sinks[np.newaxis].astype(np.float32)
     for name, gain in (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import pathlib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -25,9 +25,7 @@ from jax_tkg.models.folder import ModelFolder
 from jax_tkg.models.layer_tensors import (
     LAYER_NUMBER,
     LayerTensors,
-    Storage,
-    separated,
-    stored_shapes,
+    StoredLayers,
 )
 from jax_tkg.models.typed_keys import shown
 
@@ -214,16 +212,17 @@ def load(
         tensors = _Tensors(files, stack, float8_tensors.read_float8(keys))
         family = known.json_family(keys)
         storage = family.storage
-        names = stored_shapes(config, storage)
+        stored = StoredLayers(config, storage)
         whose = f"a {family.model_type} model of {config.num_layers} layers"
-        _check_names(folder, tensors.names, config.num_layers, names, whose)
-        templates = [f"model.layers.{{layer}}.{tensor}" for tensor in names]
-        packing.check_layers_present(str(folder), set(tensors.names), templates, config.num_layers)
+        _check_names(folder, tensors.names, stored, whose)
+        packing.check_layers_present(
+            str(folder), set(tensors.names), stored, config.num_layers, "model.layers"
+        )
         embedding, head = _vocabulary(tensors, config, json_config.ties_embeddings(keys), dtype)
         final_norm = tensors.read(_FINAL_NORM, (config.hidden_size,), dtype)
         return packing.build(
             config,
-            layers=_read_layers(tensors, config, storage, dtype),
+            layers=_read_layers(tensors, stored, dtype),
             embedding=embedding,
             head=head,
             final_norm=storage.gain(final_norm),
@@ -251,17 +250,11 @@ def _vocabulary(
     return embedding, tensors.read(_HEAD, shape, dtype)
 
 
-def _check_names(
-    folder: pathlib.Path,
-    names: list[str],
-    num_layers: int,
-    known_names: Collection[str],
-    whose: str,
-) -> None:
+def _check_names(folder: pathlib.Path, names: list[str], stored: StoredLayers, whose: str) -> None:
     """Refuses tensors that would be left out, such as biases: the model would be another one."""
     for name in names:
         layer = re.fullmatch(rf"model\.layers\.({LAYER_NUMBER})\.(.+)", name)
-        expected = layer and layer[2] in known_names and int(layer[1]) < num_layers
+        expected = layer and stored.holds(int(layer[1]), layer[2])
         # Old checkpoints store the RoPE frequencies, which follow from the configuration.
         derived = name.endswith(".rotary_emb.inv_freq")
         if not (expected or derived or name in (_EMBEDDING, _HEAD, _FINAL_NORM)):
@@ -271,11 +264,11 @@ def _check_names(
 
 
 def _read_layers(
-    tensors: _Tensors, config: ModelConfig, storage: Storage, dtype: jax.typing.DTypeLike
+    tensors: _Tensors, stored: StoredLayers, dtype: jax.typing.DTypeLike
 ) -> Iterator[LayerTensors]:
-    for index in range(config.num_layers):
-        stored = {
+    for index in range(stored.config.num_layers):
+        arrays = {
             name: tensors.read(f"model.layers.{index}.{name}", shape, dtype)
-            for name, shape in stored_shapes(config, storage).items()
+            for name, shape in stored.shapes(index).items()
         }
-        yield separated(config, storage, stored)
+        yield stored.separated(index, arrays)

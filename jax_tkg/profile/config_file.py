@@ -22,7 +22,7 @@ def read_model(path: str) -> ModelShape:
 
     Raises:
       ModelError: there is no such file, or the model is refused; see `json_config.read_config`.
-      ValueError: its layers have windows of several sizes.
+      ValueError: its layers have windows of several sizes, or only some of them experts.
     """
     file = pathlib.Path(path)
     if file.is_dir():
@@ -34,8 +34,13 @@ def shape_of(config: ModelConfig) -> ModelShape:
     """The shape of a model with this configuration.
 
     Raises:
-      ValueError: its layers have windows of several sizes.
+      ValueError: its layers have windows of several sizes, or only some of them experts.
     """
+    if config.dense_layers:
+        raise ValueError(
+            f"--config: expected experts in all layers or in none, got the dense layers "
+            f"{list(config.dense_layers)}"
+        )
     windows = [kind.window for kind in config.layers if kind.window is not None]
     if len(set(windows)) > 1:
         raise ValueError(f"--config: expected windows of one size, got {sorted(set(windows))}")
@@ -57,4 +62,5 @@ def shape_of(config: ModelConfig) -> ModelShape:
         window=windows[0] if windows else None,
         window_layers=len(windows),
         experts=0 if experts is None else experts.count,
+        shared=0 if experts is None else experts.shared_size,
     )

@@ -43,6 +43,7 @@ class ModelShape:
       window: slots that a query of a sliding-window layer attends, or None.
       window_layers: how many of the layers have that window.
       experts: of each layer; 0 for dense layers. Ranks split their intermediate size.
+      shared: I of all ranks together of the shared expert; 0 for none.
     """
 
     layers: int
@@ -56,6 +57,7 @@ class ModelShape:
     window: int | None = None
     window_layers: int = 0
     experts: int = 0
+    shared: int = 0
 
     def kinds(self) -> tuple[LayerKind, ...]:
         """The kinds of layers: those that attend the whole context first."""
@@ -159,6 +161,7 @@ class Case:
       lengths: whether `context_lengths` say what is attended; else a mask.
       block_len: slots of a block of caches in blocks, which have lengths; 0 for flat caches.
       experts: of a layer, of each of which the rank holds I features; 0 for a dense layer.
+      shared: features that the rank holds of the shared expert; 0 for none.
     """
 
     B: int
@@ -182,6 +185,7 @@ class Case:
     lengths: bool = False
     block_len: int = 0
     experts: int = 0
+    shared: int = 0
 
     def __post_init__(self) -> None:
         """Checks the options that are names."""
@@ -199,6 +203,7 @@ class Case:
         n = self.S_ctx // self.block_len if self.block_len else 0
         blocks = {"n": n, "blocks": self.B * n, "block_len": self.block_len}
         experts = {"E": self.experts, "E_held": self.experts, "I_expert": self.I}
+        experts["I_shared"] = self.shared
         return {**letters, "S_ctx": self.S_ctx, "S_max": self.S_ctx, **blocks, **experts}
 
     def array_shape(self, row: Operand) -> tuple[int, ...]:
@@ -323,6 +328,7 @@ def layer_case(
         operands=model.operands,
         options=model.options,
         experts=model.experts,
+        shared=-(-model.shared // tensor_parallel),
         **sizes,
         **others,
     )

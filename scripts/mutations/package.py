@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from scripts.mutations.experts import EXPERTS
 from scripts.mutations.mutation import Mutation
 
 PACKAGE: tuple[Mutation, ...] = (
@@ -599,4 +600,5 @@ PACKAGE: tuple[Mutation, ...] = (
         "scale = scale[:, 0 : last - first]",
         ("stages/test_mlp.py",),
     ),
+    *EXPERTS,
 )

@@ -130,6 +130,7 @@ class LimitsTest(parameterized.TestCase):
 
     @parameterized.named_parameters(
         ("tokens", {"B": 43, "S": 3}, ["X:", "at most 128 tokens", "43 * 3 = 129"]),
+        ("experts", {"E": 513, "E_held": 513}, ["W_routers: expected E <= 512", "got E = 513"]),
         ("scores", {"q": 96, "S": 8}, ["mask_cache:", "q * S <= 512", "96 * 8 = 768"]),
         (
             "cache",

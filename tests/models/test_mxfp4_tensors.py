@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 
+import gguf
 import jax
 import numpy as np
 import pytest
 import safetensors.numpy
 from absl.testing import absltest
 
-from jax_tkg.models import mxfp4_tensors
+from jax_tkg.models import gguf_file, mxfp4_tensors
 from jax_tkg.models import safetensors as folders
 from jax_tkg.models.errors import ModelError
 from tests.models import files
@@ -36,6 +37,26 @@ class Mxfp4Test(absltest.TestCase):
         scales = scales.astype(np.uint8)
         got = mxfp4_tensors.multiplied(blocks, scales)
         np.testing.assert_array_equal(got, _expected(blocks, scales))
+
+    def test_gguf(self) -> None:
+        """A block in GGUF: its scale, then the first half of its numbers beside the other."""
+        rng = np.random.default_rng(0)
+        blocks = rng.integers(0, 256, (3, 8, 2, 16), np.uint8)
+        scales = rng.integers(100, 150, (3, 8, 2), np.uint8)
+        numbers = np.stack([blocks & 0xF, blocks >> 4], axis=-1).reshape(3, 8, 2, 32)
+        halves = numbers[..., :16] | numbers[..., 16:] << 4
+        stored = np.concatenate([scales[..., np.newaxis], halves], axis=-1).reshape(3, 8, -1)
+        path = files.folder(self) / "model.gguf"
+        writer = gguf.GGUFWriter(path, "gpt-oss")
+        name = "blk.0.ffn_down_exps.weight"
+        writer.add_tensor(name, stored, raw_dtype=gguf.GGMLQuantizationType.MXFP4)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        got = gguf_file.GgufFile(path).tensor(name, (3, 8, 64))
+        want = mxfp4_tensors.multiplied(blocks, scales).swapaxes(1, 2)
+        np.testing.assert_array_equal(got, want)
 
     def test_folder(self) -> None:
         """A folder with MXFP4 experts gives the model of one with their values."""

@@ -8,7 +8,7 @@ import tempfile
 from absl.testing import absltest
 
 from jax_tkg.models.errors import ModelError
-from jax_tkg.profile import config_file
+from jax_tkg.profile import config_file, model_shapes
 from jax_tkg.profile.model_shapes import MODELS
 
 GEMMA3_27B = {
@@ -59,6 +59,26 @@ class ConfigFileTest(absltest.TestCase):
         self.assertEqual((found.experts, found.intermediate), (8, mixtral["intermediate_size"]))
         self.assertEqual(dict(found.options)["experts_per_token"], 3)
         self.assertEqual(found.operands, ("W_routers",))
+
+    def test_a_shared_expert(self):
+        sizes = ("num_attention_heads", "num_hidden_layers", "num_key_value_heads", "vocab_size")
+        granite = {key: GEMMA3_27B[key] for key in (*sizes, "rms_norm_eps")}
+        granite |= {"model_type": "granitemoeshared", "num_local_experts": 8, "hidden_size": 512}
+        granite |= {"intermediate_size": 64, "max_position_embeddings": 4096}
+        model = self._read({**granite, "shared_intermediate_size": 96})
+        self.assertEqual((model.experts, model.shared), (8, 96))
+        case = model_shapes.layer_case(
+            model, model.kinds()[0], tensor_parallel=2, context=64, B=1, S=1
+        )
+        row = next(row for row in case.rows() if row.name == "W_shared_downs")
+        self.assertEqual(case.array_shape(row), (48, 512))
+        self.assertGreater(case.weight_bytes(), 0)
+
+    def test_experts_in_some_layers(self):
+        qwen = {key: GEMMA3_27B[key] for key in GEMMA3_27B if "query" not in key}
+        qwen |= {"model_type": "qwen3_moe", "num_experts": 8, "moe_intermediate_size": 64}
+        with self.assertRaisesRegex(ValueError, r"--config: .*, got the dense layers \[1, 60\]"):
+            self._read({**qwen, "mlp_only_layers": [60, 1], "hidden_activation": None})
 
     def test_plain_model(self):
         llama = {

@@ -53,6 +53,9 @@ NAMES_IN_GGUF: Mapping[str, str] = {
     "expert_gate": "ffn_gate_exps.weight",
     "expert_up": "ffn_up_exps.weight",
     "expert_down": "ffn_down_exps.weight",
+    "shared_gate": "ffn_gate_shexp.weight",
+    "shared_up": "ffn_up_shexp.weight",
+    "shared_down": "ffn_down_shexp.weight",
 }
 """The names of a layer's tensors in GGUF files."""
 

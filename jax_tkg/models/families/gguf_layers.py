@@ -94,6 +94,18 @@ def experts(file: GgufFile, **options: Any) -> Experts | None:
     )
 
 
+def some_experts(file: GgufFile, **options: Any) -> Experts:
+    """The same for a family whose layers all have experts.
+
+    Raises:
+      ModelError: the file says 0 or nothing.
+    """
+    found = experts(file, **options)
+    if found is None:
+        raise file.metadata.error(prefixed(file, "expert_count"), "at least 1")
+    return found
+
+
 READS_EXPERTS = frozenset({"expert_count", "expert_used_count", "expert_feed_forward_length"})
 """Keys that `experts` reads, without the architecture."""
 
@@ -106,7 +118,13 @@ def multiplier(file: GgufFile, key: str) -> float | None:
     return keys.number(key, MULTIPLIER)
 
 
-def read_rope(file: GgufFile, sizes: Sizes, scaled: bool = True, theta: float = 10000.0) -> Rope:
+def read_rope(
+    file: GgufFile,
+    sizes: Sizes,
+    scaled: bool = True,
+    theta: float = 10000.0,
+    truncate: bool = True,
+) -> Rope:
     """RoPE as llama.cpp reads it.
 
     A factor without a type is one of linear scaling, and a factor is nothing where the type is
@@ -117,6 +135,7 @@ def read_rope(file: GgufFile, sizes: Sizes, scaled: bool = True, theta: float = 
       sizes: the model's.
       scaled: whether the scaling that the file states holds for these layers.
       theta: the base of a file that does not say it.
+      truncate: whether YaRN widens its limits to whole pairs; files do not say it.
 
     Raises:
       ModelError: a value is not as expected.
@@ -124,7 +143,9 @@ def read_rope(file: GgufFile, sizes: Sizes, scaled: bool = True, theta: float = 
     keys = file.metadata
     theta = keys.number(prefixed(file, "rope.freq_base"), ROPE_THETA, theta)
     size = rotary_size(file, sizes.head_size)
-    return _scaled(file, sizes, size, theta) if scaled else rope_scaling.plain(size, theta)
+    return (
+        _scaled(file, sizes, size, theta, truncate) if scaled else rope_scaling.plain(size, theta)
+    )
 
 
 def rotary_size(file: GgufFile, head_size: int) -> int:
@@ -134,7 +155,7 @@ def rotary_size(file: GgufFile, head_size: int) -> int:
     )
 
 
-def _scaled(file: GgufFile, sizes: Sizes, size: int, theta: float) -> Rope:
+def _scaled(file: GgufFile, sizes: Sizes, size: int, theta: float, truncate: bool) -> Rope:
     keys = file.metadata
     type_key = prefixed(file, "rope.scaling.type")
     kind = keys.string(type_key, ("none", "linear", "yarn", "longrope"), default="linear")
@@ -162,7 +183,7 @@ def _scaled(file: GgufFile, sizes: Sizes, size: int, theta: float) -> Rope:
         raise keys.error(names[0], f"a number from {ROPE_FACTOR}")
     _check_yarn_keys(file, keys)
     if kind == "yarn":
-        return _yarn(file, sizes, size, theta, stated[0])
+        return _yarn(file, sizes, size, theta, stated[0], truncate)
     keys.check_neutral(concentration_key, 1.0)
     factor = stated[0] if stated and kind == "linear" else 1.0
     if FREQUENCY_FACTORS in file.tensor_names:
@@ -178,7 +199,9 @@ def _check_yarn_keys(file: GgufFile, keys: TypedKeys) -> None:
     keys.check_neutral(prefixed(file, "rope.scaling.yarn_log_multiplier"), 0.0)
 
 
-def _yarn(file: GgufFile, sizes: Sizes, size: int, theta: float, factor: float) -> Rope:
+def _yarn(
+    file: GgufFile, sizes: Sizes, size: int, theta: float, factor: float, truncate: bool
+) -> Rope:
     keys = file.metadata
     if FREQUENCY_FACTORS in file.tensor_names:
         raise keys.error(
@@ -196,6 +219,7 @@ def _yarn(file: GgufFile, sizes: Sizes, size: int, theta: float, factor: float) 
         original_length=_original_length(file, sizes),
         beta_fast=keys.number(prefixed(file, "rope.scaling.yarn_beta_fast"), beta, 32.0),
         beta_slow=keys.number(prefixed(file, "rope.scaling.yarn_beta_slow"), beta, 1.0),
+        truncate=truncate,
         concentration=stated * rope_scaling.yarn_concentration(factor),
     )
 

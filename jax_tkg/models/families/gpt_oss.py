@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from jax_tkg.models.families import json_layers
-from jax_tkg.models.families.family import NAMES_IN_JSON, JsonFamily, Sizes
+from jax_tkg.models.families import gguf_layers, json_layers
+from jax_tkg.models.families.family import (
+    NAMES_IN_GGUF,
+    NAMES_IN_JSON,
+    GgufFamily,
+    JsonFamily,
+    Sizes,
+)
+from jax_tkg.models.gguf_file import GgufFile
 from jax_tkg.models.json_rope import read_rope
 from jax_tkg.models.layer_tensors import Storage
 from jax_tkg.models.typed_keys import TypedKeys
@@ -27,6 +34,33 @@ def _gpt_oss(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
         **json_layers.biases(keys, True),
     }
 
+
+def _gguf(file: GgufFile, sizes: Sizes) -> dict[str, Any]:
+    # Its own YaRN leaves the limits between pairs. llama.cpp, whose files do not say it, widens
+    # them to whole pairs.
+    rope = gguf_layers.read_rope(file, sizes, theta=150000.0, truncate=False)
+    key = gguf_layers.prefixed(file, "attention.sliding_window")
+    window = file.metadata.integer(key, json_layers.WINDOW)
+    return {
+        "layers": tuple(
+            sizes.kind(rope, None if index % 2 else window) for index in range(sizes.num_layers)
+        ),
+        "activation": "swiglu_oai",
+        "sinks": True,
+        "experts": gguf_layers.some_experts(file, routing="topk_softmax", biases=True),
+        **gguf_layers.biases(file),
+    }
+
+
+_NAMES_IN_GGUF = {
+    **{name: stored for name, stored in NAMES_IN_GGUF.items() if not name.startswith("post_")},
+    "mlp_norm": "post_attention_norm.weight",
+    "sinks": "attn_sinks.weight",
+    "router_bias": "ffn_gate_inp.bias",
+    "expert_gate_bias": "ffn_gate_exps.bias",
+    "expert_up_bias": "ffn_up_exps.bias",
+    "expert_down_bias": "ffn_down_exps.bias",
+}
 
 GPT_OSS = JsonFamily(
     model_type="gpt_oss",
@@ -55,4 +89,10 @@ GPT_OSS = JsonFamily(
         "swiglu_limit",
     },
     head_size=64,
+)
+GPT_OSS_GGUF = GgufFamily(
+    architecture="gpt-oss",
+    storage=Storage(_NAMES_IN_GGUF),
+    read=_gguf,
+    reads=gguf_layers.READS_EXPERTS | {"attention.sliding_window"},
 )

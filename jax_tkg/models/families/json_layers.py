@@ -101,6 +101,15 @@ def experts(keys: TypedKeys, size: str, per_token: int, **options: Any) -> Exper
     )
 
 
+def dense_layers(keys: TypedKeys, num_layers: int) -> tuple[int, ...]:
+    """The layers without experts: all but every `decoder_sparse_step`-th one, and those that
+    `mlp_only_layers` lists (Qwen)."""
+    every = keys.integer("decoder_sparse_step", Range(1, 1 << 12), 1)
+    key = "mlp_only_layers"
+    listed = keys.integers(key, Range(0, num_layers - 1)) if key in keys else []
+    return tuple(n for n in range(num_layers) if n in listed or (n + 1) % every)
+
+
 READS_EXPERTS = frozenset({"num_experts", "num_local_experts", "num_experts_per_tok"})
 """Keys that `experts` reads, without that of the size."""
 

@@ -23,6 +23,8 @@ JSON_FAMILIES: Mapping[str, JsonFamily] = {
         phi.PHI3,
         smollm3.SMOLLM3,
         granite.GRANITE,
+        granite.GRANITE_MOE,
+        granite.GRANITE_MOE_SHARED,
         glm4.GLM4,
         gpt_oss.GPT_OSS,
     )
@@ -41,7 +43,9 @@ GGUF_FAMILIES: Mapping[str, GgufFamily] = {
         phi.PHI3_GGUF,
         smollm3.SMOLLM3_GGUF,
         granite.GRANITE_GGUF,
+        granite.GRANITE_MOE_GGUF,
         glm4.GLM4_GGUF,
+        gpt_oss.GPT_OSS_GGUF,
     )
 }
 """The families in GGUF files, by `general.architecture`."""
@@ -87,14 +91,11 @@ REFUSED: Mapping[str, str] = {
     "qwen2_moe": _EXPERTS,
     "qwen2moe": _EXPERTS,
     "phimoe": _EXPERTS,
-    "olmoe": _EXPERTS,
-    "granitemoe": _EXPERTS,
-    "granitemoeshared": _EXPERTS,
+    "olmoe": "whole projections of queries and keys are normalized",
     "granitemoehybrid": f"{_EXPERTS} and {_RECURRENT}",
     "granitehybrid": _RECURRENT,
     "glm4_moe": _EXPERTS,
     "glm4moe": _EXPERTS,
-    "gpt-oss": "read from safetensors only; llama.cpp turns its heads by other frequencies",
     "dbrx": _EXPERTS,
     "deepseek_v2": f"{_LATENT} and {_EXPERTS}",
     "deepseek_v3": f"{_LATENT} and {_EXPERTS}",

@@ -45,6 +45,9 @@ def _qwen3(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
 def _qwen3_moe(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
     slides = keys.boolean("use_sliding_window", False)
     window = json_layers.window(keys, 4096) if slides else None
+    dense = json_layers.dense_layers(keys, sizes.num_layers)
+    if len(dense) == sizes.num_layers:
+        raise keys.error("mlp_only_layers", "a model of which some layer has experts")
     return {
         "layers": sizes.alike(read_rope(keys, sizes.head_size), window),
         "activation": json_layers.activation(keys),
@@ -55,6 +58,7 @@ def _qwen3_moe(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
             8,
             normalize_weights=keys.boolean("norm_topk_prob", False),
         ),
+        "dense_layers": dense,
         **json_layers.biases(keys),
     }
 
@@ -71,9 +75,7 @@ def _qwen3_gguf(file: GgufFile, sizes: Sizes) -> dict[str, Any]:
 
 
 def _qwen3_moe_gguf(file: GgufFile, sizes: Sizes) -> dict[str, Any]:
-    experts = gguf_layers.experts(file, normalize_weights=True)
-    if experts is None:
-        raise file.metadata.error(gguf_layers.prefixed(file, "expert_count"), "at least 1")
+    experts = gguf_layers.some_experts(file, normalize_weights=True)
     return _qwen3_gguf(file, sizes) | {"experts": experts}
 
 
@@ -108,6 +110,8 @@ QWEN3_MOE = JsonFamily(
     reads=json_layers.READS_EXPERTS
     | {
         "attention_bias",
+        "decoder_sparse_step",
+        "mlp_only_layers",
         "moe_intermediate_size",
         "norm_topk_prob",
         "sliding_window",

@@ -16,7 +16,7 @@ import numpy as np
 from tests.models import tiny
 from tests.models.families.tiny_families import longrope_concentration
 
-_ADJACENT_PAIRS = ("llama", "smollm3", "granite")
+_ADJACENT_PAIRS = ("llama", "smollm3", "granite", "granitemoe")
 """Architectures whose converter reorders the features of query and key heads."""
 
 
@@ -49,14 +49,29 @@ def _tensors(model: Any, architecture: str) -> dict[str, np.ndarray]:
             values = values + 1
         if ".experts." in name:
             layer, which = re.findall(r"layers\.(\d+)\..*experts\.(\w+)", name)[0]
+            is_bias = which.endswith("_bias")
+            if architecture == "gpt-oss" and not is_bias:
+                values = values.swapaxes(1, 2)
             parts = {"down": values}
-            if which == "gate_up_proj":
+            if which.startswith("gate_up") and architecture == "gpt-oss":
+                parts = {"gate": values[:, ::2], "up": values[:, 1::2]}
+            elif which.startswith("gate_up"):
                 gate, up = np.split(values, 2, axis=1)
                 parts = {"gate": gate, "up": up}
             for part, matrices in parts.items():
-                stored = f"blk.{layer}.ffn_{part}_exps.weight"
+                stored = f"blk.{layer}.ffn_{part}_exps.{'bias' if is_bias else 'weight'}"
                 tensors[stored] = np.ascontiguousarray(matrices)
             continue
+        if ".shared_mlp." in name:
+            layer, which = re.findall(r"layers\.(\d+)\..*shared_mlp\.(\w+)_linear", name)[0]
+            parts = {"down": values}
+            if which == "input":
+                parts = dict(zip(("gate", "up"), np.split(values, 2), strict=True))
+            for part, matrix in parts.items():
+                tensors[f"blk.{layer}.ffn_{part}_shexp.weight"] = np.ascontiguousarray(matrix)
+            continue
+        if name.endswith(".sinks"):
+            name += ".weight"
         name = name.replace("block_sparse_moe", "mlp")
         stored = names.get_name(name, (".weight", ".bias"))
         assert stored is not None, name
@@ -105,6 +120,15 @@ def _metadata(config: Any, architecture: str) -> dict[str, Any]:
     if architecture == "gemma3":
         fields["attention.sliding_window_pattern"] = 3
         fields["rope.freq_base_swa"] = float(rope["sliding_attention"]["rope_theta"])
+    if full["rope_type"] == "yarn":
+        fields |= {"rope.scaling.type": "yarn", "rope.scaling.factor": full["factor"]}
+        original = full["original_max_position_embeddings"]
+        fields["rope.scaling.original_context_length"] = original
+    if architecture == "gpt-oss":
+        fields["attention.sliding_window"] = config.sliding_window
+        fields["expert_feed_forward_length"] = config.intermediate_size
+    if getattr(config, "shared_intermediate_size", 0):
+        fields["expert_shared_feed_forward_length"] = config.shared_intermediate_size
     if hasattr(config, "num_experts_per_tok"):
         fields["expert_count"] = config.num_local_experts
         fields["expert_used_count"] = config.num_experts_per_tok
@@ -115,7 +139,7 @@ def _metadata(config: Any, architecture: str) -> dict[str, Any]:
         fields["rope.scaling.original_context_length"] = original
         fields["rope.scaling.attn_factor"] = longrope_concentration(config)
         fields["attention.sliding_window"] = config.sliding_window or 0
-    if architecture == "granite":
+    if architecture.startswith("granite"):
         fields["attention.scale"] = config.attention_multiplier
         fields["embedding_scale"] = config.embedding_multiplier
         fields["residual_scale"] = config.residual_multiplier

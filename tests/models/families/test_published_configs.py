@@ -7,10 +7,11 @@ from typing import Any
 
 from absl.testing import absltest, parameterized
 
-from jax_tkg.models import json_config
+from jax_tkg.models import json_config, packing
 from jax_tkg.models.config import Experts, ModelConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.models.families.known import JSON_FAMILIES, REFUSED
+from jax_tkg.models.forward import ModelForward
 from jax_tkg.models.typed_keys import TypedKeys
 
 _COMMON: dict[str, Any] = {
@@ -154,6 +155,13 @@ PUBLISHED = {
         hidden_act="silu", logits_scaling=16.0, mlp_bias=False, residual_multiplier=0.22,
         rope_scaling=None, rope_theta=10000000.0, tie_word_embeddings=True,
     ),
+    "granite_3_1_1b_a400m": _published(
+        "granitemoe", "GraniteMoeForCausalLM", "24 1024 512 16 8 49155 131072",
+        attention_bias=False, attention_multiplier=0.015625, embedding_multiplier=12.0,
+        hidden_act="silu", logits_scaling=6.0, num_experts_per_tok=8, num_local_experts=32,
+        output_router_logits=False, residual_multiplier=0.22, rope_scaling=None,
+        rope_theta=1500000.0, router_aux_loss_coef=0.0, tie_word_embeddings=True,
+    ),
     "glm_4_9b_0414": _published(
         "glm4", "Glm4ForCausalLM", "40 4096 13696 32 2 151552 32768",
         attention_bias=True, head_dim=128, hidden_act="silu", pad_token_id=151329,
@@ -224,6 +232,17 @@ class PublishedTest(parameterized.TestCase):
                 "logit_scale": 1 / 16,
             },
         ),
+        (
+            "granite_3_1_1b_a400m",
+            0,
+            (None,),
+            64,
+            {
+                "experts": dataclasses.asdict(Experts(32, 8, 512, routing="topk_softmax")),
+                "softmax_scale": 1 / 64,
+                "logit_scale": 1 / 6,
+            },
+        ),
         ("glm_4_9b_0414", 0, (None,), 64, {"projection_bias": True, "output_bias": False}),
     )
     def test_options(
@@ -244,8 +263,36 @@ class PublishedTest(parameterized.TestCase):
         self.assertEqual({field: actual[field] for field in fields}, fields)
 
     def test_all_families_are_here(self) -> None:
+        """But Granite's with a shared expert, which only a test model has."""
         types = {members["model_type"] for members in PUBLISHED.values()}
-        self.assertEqual(types, set(JSON_FAMILIES))
+        self.assertEqual(types | {"granitemoeshared"}, set(JSON_FAMILIES))
+
+    def test_a_shared_expert(self) -> None:
+        members = PUBLISHED["granite_3_1_1b_a400m"] | {
+            "model_type": "granitemoeshared",
+            "architectures": ["GraniteMoeSharedForCausalLM"],
+        }
+        for size in (1024, 0):
+            experts = _read(**members, shared_intermediate_size=size).experts
+            self.assertEqual(experts, Experts(32, 8, 512, "topk_softmax", shared_size=size))
+
+    @parameterized.parameters(
+        ({"decoder_sparse_step": 1, "mlp_only_layers": []}, ()),
+        ({"mlp_only_layers": [47, 0]}, (0, 47)),
+        ({"decoder_sparse_step": 3}, tuple(n for n in range(48) if n % 3 != 2)),
+        (
+            {"decoder_sparse_step": 2, "mlp_only_layers": [1, 3]},
+            (*range(5), *range(6, 48, 2)),
+        ),
+    )
+    def test_layers_without_experts(self, members: dict[str, Any], dense: tuple[int, ...]) -> None:
+        config = _read(**PUBLISHED["qwen3_30b_a3b"] | members)
+        self.assertEqual(config.dense_layers, dense)
+        self.assertEqual([n for n in range(48) if config.experts_of(n) is None], list(dense))
+        if dense:
+            model = packing.outline(config, "bfloat16", 1, tied=False)
+            with self.assertRaisesRegex(ValueError, "stacked: expected False or None, because on"):
+                ModelForward(model, stacked=True)
 
     def test_ropes_of_gemma_3(self) -> None:
         local, everywhere = (kind.rope for kind in _read(**PUBLISHED["gemma_3_1b"]).kinds)
@@ -273,13 +320,20 @@ class RefusedTest(parameterized.TestCase):
         ("qwen2_5_7b", "layer_types", ["sliding_attention"] * 28),
         ("qwen3_8b", "layer_types", ["full_attention"]),
         ("qwen3_8b", "num_experts", 128),
-        ("qwen3_30b_a3b", "decoder_sparse_step", 2),
-        ("qwen3_30b_a3b", "mlp_only_layers", [0]),
+        ("qwen3_30b_a3b", "decoder_sparse_step", 0),
+        ("qwen3_30b_a3b", "mlp_only_layers", [48]),
+        ("qwen3_30b_a3b", "mlp_only_layers", list(range(48))),
+        ("mixtral_8x7b", "mlp_only_layers", [0]),
         ("qwen3_30b_a3b", "num_experts_per_tok", 129),
         ("gpt_oss_20b", "swiglu_limit", 5.0),
         ("gpt_oss_20b", "experts_per_token", 5),
         ("mixtral_8x7b", "num_local_experts", 0),
         ("mixtral_8x7b", "num_shared_experts", 2),
+        ("mixtral_8x7b", "num_shared_experts", 1),
+        ("qwen3_30b_a3b", "n_shared_experts", 1),
+        ("qwen3_8b", "moe_layer_freq", 1),
+        ("llama_3_1_8b", "residual_clip", 1.0),
+        ("granite_3_1_1b_a400m", "shared_intermediate_size", 1024),
         ("gemma_2_9b", "sliding_window_size", 2048),
         ("gemma_2_9b", "hidden_activation", "relu"),
         ("gemma_2_9b", "query_pre_attn_scalar", 0),
@@ -302,7 +356,14 @@ class RefusedTest(parameterized.TestCase):
         with self.assertRaisesRegex(ModelError, f"^config.json: {key}: expected .*, got "):
             _read(**PUBLISHED[name] | {key: value} | (others or {}))
 
-    @parameterized.parameters("olmo2", "exaone4", "cohere2", "llama4", "deepseek_v3", "qwen3_next")
+    @parameterized.parameters("embedding_scalar", "ffn_scale", "head_multiplier", "q_factor_rope")
+    def test_a_factor_of_one_is_off(self, key: str) -> None:
+        config = _read(**PUBLISHED["llama_3_1_8b"] | {key: 1})
+        self.assertEqual(config, _read(**PUBLISHED["llama_3_1_8b"]))
+
+    @parameterized.parameters(
+        "olmo2", "olmoe", "exaone4", "cohere2", "llama4", "deepseek_v3", "qwen3_next"
+    )
     def test_families(self, name: str) -> None:
         with self.assertRaises(ModelError) as caught:
             _read(**PUBLISHED["llama_3_1_8b"] | {"model_type": name})

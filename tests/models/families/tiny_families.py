@@ -52,6 +52,16 @@ _LONGROPE = {
 }
 
 
+_GRANITE: dict[str, Any] = {
+    "hidden_size": 96,
+    "attention_multiplier": 0.3,
+    "embedding_multiplier": 3.0,
+    "residual_multiplier": 0.4,
+    "logits_scaling": 2.0,
+}
+_GRANITE_EXPERTS = {"num_local_experts": 7, "num_experts_per_tok": 3, "intermediate_size": 40}
+
+
 @dataclasses.dataclass(frozen=True)
 class Family:
     """One family's model.
@@ -113,6 +123,23 @@ FAMILIES = {
         },
         "qwen3moe",
     ),
+    "qwen3_moe_in_part": Family(
+        "Qwen3Moe",
+        {
+            "num_hidden_layers": 3,
+            "mlp_only_layers": [1],
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 40,
+        },
+        None,
+    ),
+    "granite_moe": Family("GraniteMoe", _GRANITE | _GRANITE_EXPERTS, "granitemoe"),
+    "granite_moe_shared": Family(
+        "GraniteMoeShared",
+        _GRANITE | _GRANITE_EXPERTS | {"shared_intermediate_size": 56},
+        "granitemoe",
+    ),
     "gpt_oss": Family(
         "GptOss",
         {
@@ -131,7 +158,7 @@ FAMILIES = {
                 "original_max_position_embeddings": 64,
             },
         },
-        None,
+        "gpt-oss",
     ),
     "gemma2": Family(
         "Gemma2",
@@ -175,17 +202,7 @@ FAMILIES = {
         "phi3",
     ),
     "smollm3": Family("SmolLM3", {"num_hidden_layers": 4}, "smollm3"),
-    "granite": Family(
-        "Granite",
-        {
-            "hidden_size": 96,
-            "attention_multiplier": 0.3,
-            "embedding_multiplier": 3.0,
-            "residual_multiplier": 0.4,
-            "logits_scaling": 2.0,
-        },
-        "granite",
-    ),
+    "granite": Family("Granite", _GRANITE, "granite"),
     "glm4": Family("Glm4", {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5}}, "glm4"),
 }
 """The tiny models by name."""
