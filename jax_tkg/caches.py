@@ -171,6 +171,68 @@ def _inserted(caches: Any, row: Any, new: Any, slot_axis: int) -> Any:
     return jax.lax.dynamic_update_slice(caches, new.astype(caches.dtype), start)
 
 
+def compact(
+    K_caches: Any,
+    V_caches: Any,
+    lengths: jax.Array,
+    kept: jax.Array,
+    block_tables: jax.Array | None = None,
+) -> tuple[Any, Any]:
+    """Moves the accepted tokens of token trees together, so that they continue their sequences.
+
+    Jit it with the caches donated, and nothing but these tokens is written.
+
+    Args:
+      K_caches: lists of [B, k, d, S_max] arrays or `Bits`, or stacks with a layer axis, or a tuple
+        of stacks. In rings, the slot of a position is its remainder.
+      V_caches: likewise, of [B, k, S_max, d].
+      lengths: [B] integers, tokens of each sequence before the tree, whose token s is in the slot
+        of position lengths[b] + s.
+      kept: [B, n] integers: the accepted tokens of each tree in their order; negative: none.
+      block_tables: [B, N] integers, where the caches are in blocks; else None.
+
+    Returns:
+      The caches, in which kept[b, i] is in the slot of position lengths[b] + i.
+    """
+    kept = as_int32(kept)
+    start = as_int32(lengths)[:, None]
+    target = jnp.where(kept >= 0, start + jnp.arange(kept.shape[1], dtype=jnp.int32), -1)
+    moves = (jnp.maximum(start + kept, 0), target, block_tables)
+    return _compacted(K_caches, *moves, slot_axis=-1), _compacted(V_caches, *moves, slot_axis=-2)
+
+
+def _compacted(
+    caches: Any,
+    source: jax.Array,
+    target: jax.Array,
+    block_tables: jax.Array | None,
+    slot_axis: int,
+) -> Any:
+    if isinstance(caches, list | tuple):
+        moved = [_compacted(each, source, target, block_tables, slot_axis) for each in caches]
+        return type(caches)(moved)
+    if isinstance(caches, Bits):
+        bits = _compacted(caches.bits, source, target, block_tables, slot_axis)
+        return Bits(bits, caches.dtype)
+    size = caches.shape[slot_axis]
+
+    def places(positions: jax.Array) -> tuple[Any, ...]:
+        if block_tables is None:
+            rows = jnp.arange(positions.shape[0], dtype=jnp.int32)[:, None]
+            slots = ring_slots(positions, size)
+        else:
+            ids = block_slots(positions, block_tables, size)
+            rows, slots = jnp.where(ids >= 0, ids // size, -1), ids % size
+            slots = jnp.where(ids >= 0, slots, -1)
+        # Negative indices would count from the end.
+        slots = jnp.where(slots < 0, size, slots)
+        of_slot = (slots, slice(None)) if slot_axis == -2 else (slice(None), slots)
+        return (..., jnp.broadcast_to(rows, slots.shape), slice(None), *of_slot)
+
+    columns = caches[places(source)]
+    return caches.at[places(target)].set(columns, mode="drop")
+
+
 def context_bucket(length: int, capacity: int) -> int:
     """S_ctx for caches that hold `length` tokens: a power of two, at least `SMALLEST_CONTEXT`.
 

@@ -189,6 +189,51 @@ def active_mask(
     return jnp.broadcast_to(mask[:, :, None, :], (S_tkg, B, q, S_tkg)).astype(dtype)
 
 
+def tree_mask(parents: jax.Array, q: int, dtype: jax.typing.DTypeLike = jnp.bool_) -> jax.Array:
+    """`mask_active` of token trees: each new token attends itself and those that lead to it.
+
+    Trees are several continuations of a sequence that one call verifies. The token s of sequence b
+    is written to slot lengths[b] + s, but turned by RoPE as position lengths[b] +
+    `tree_depths(parents)[b, s]`; all tokens attend the sequence in the cache.
+    `jax_tkg.caches.compact` keeps the accepted ones.
+
+    Args:
+      parents: [B, S] integers: which new token comes before each; negative: the sequence itself.
+      q: query heads per rank.
+      dtype: dtype of the mask.
+
+    Returns:
+      [S, B, q, S].
+    """
+    parents = as_int32(parents)
+    B, S = parents.shape
+    leading = _leading(parents)
+    attended = (leading[:, :, :, None] == jnp.arange(S, dtype=jnp.int32)).any(axis=0)
+    return jnp.broadcast_to(attended.transpose(2, 0, 1)[:, :, None], (S, B, q, S)).astype(dtype)
+
+
+def tree_depths(parents: jax.Array) -> jax.Array:
+    """How many new tokens lead to each token of a tree.
+
+    Args:
+      parents: as of `tree_mask`.
+
+    Returns:
+      [B, S] int32: 0 for a token that follows the sequence itself.
+    """
+    return (_leading(as_int32(parents))[1:] >= 0).sum(axis=0, dtype=jnp.int32)
+
+
+def _leading(parents: jax.Array) -> jax.Array:
+    """[S, B, S] int32: each token, the one before it, and so on; -1 from where there is none."""
+    tokens = jnp.broadcast_to(jnp.arange(parents.shape[1], dtype=jnp.int32), parents.shape)
+    leading = [tokens]
+    for _ in range(parents.shape[1] - 1):
+        before = jnp.take_along_axis(parents, jnp.maximum(leading[-1], 0), axis=1)
+        leading.append(jnp.where(leading[-1] >= 0, before, -1))
+    return jnp.stack(leading)
+
+
 def unified_mask(
     lengths: jax.Array, S_ctx: int, q: int, S_tkg: int, dtype: jax.typing.DTypeLike = jnp.bool_
 ) -> jax.Array:

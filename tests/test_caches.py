@@ -15,6 +15,7 @@ from jax_tkg.caches import (
     allocate_blocks,
     allocate_caches,
     block_slots,
+    compact,
     context_bucket,
     fill_ring,
     insert,
@@ -110,6 +111,53 @@ class InsertTest(parameterized.TestCase):
         new = [jnp.zeros((1, 1, 4, 7))], [jnp.zeros((1, 1, 7, 4))]
         with self.assertRaisesRegex(ValueError, "K_new: expected at most the 6 slots .* got 7"):
             insert(*old, 0, *new)
+
+
+class CompactTest(parameterized.TestCase):
+    LENGTHS = (3, 9)
+    KEPT = ((0, 2, 3), (1, 4, -1))
+
+    @parameterized.product(slots=(16, 12), form=("lists", "stack", "bits"))
+    def test_slot_by_slot(self, slots: int, form: str) -> None:
+        """In caches of 12 slots, which are rings then, the second tree goes round."""
+        rng = np.random.default_rng(0)
+        K = rng.standard_normal((2, 2, 3, 4, slots)).astype(np.float32)
+        V = rng.standard_normal((2, 2, 3, slots, 4)).astype(np.float32)
+        given = [jnp.asarray(K), jnp.asarray(V)]
+        if form == "lists":
+            given = [list(cache) for cache in given]
+        if form == "bits":
+            given = [as_bits(cache.astype(jnp.bfloat16)) for cache in given]
+        lengths, kept = jnp.asarray(self.LENGTHS), jnp.asarray(self.KEPT)
+        got = jax.jit(compact)(*given, lengths, kept)
+        want_K, want_V = K.copy(), V.copy()
+        for b, (length, tokens) in enumerate(zip(self.LENGTHS, self.KEPT, strict=True)):
+            for index, token in enumerate(t for t in tokens if t >= 0):
+                source, target = (length + token) % slots, (length + index) % slots
+                want_K[:, b, ..., target] = K[:, b, ..., source]
+                want_V[:, b, :, target] = V[:, b, :, source]
+        for cache, want in zip(got, (want_K, want_V), strict=True):
+            if form == "bits":
+                cache, want = cache.values(), want.astype(jnp.bfloat16)
+            np.testing.assert_array_equal(np.asarray(cache), want)
+
+    def test_blocks(self) -> None:
+        """A sequence's slots in blocks move as the same slots in a row do."""
+        rng = np.random.default_rng(0)
+        blocks, tables = 7, np.array([[5, 0, 3], [2, 6, 1]])
+        K = rng.standard_normal((blocks, 3, 4, 5)).astype(np.float32)
+        V = rng.standard_normal((blocks, 3, 5, 4)).astype(np.float32)
+        flat_K = np.concatenate(K[tables.T], axis=-1)
+        flat_V = np.concatenate(V[tables.T], axis=-2)
+        lengths, kept = jnp.asarray(self.LENGTHS), jnp.asarray(self.KEPT)
+        want = compact([jnp.asarray(flat_K)], [jnp.asarray(flat_V)], lengths, kept)
+        (got_K,), (got_V,) = compact(
+            [jnp.asarray(K)], [jnp.asarray(V)], lengths, kept, jnp.asarray(tables)
+        )
+        got_K, got_V = np.asarray(got_K), np.asarray(got_V)
+        np.testing.assert_array_equal(np.concatenate(got_K[tables.T], axis=-1), want[0][0])
+        np.testing.assert_array_equal(np.concatenate(got_V[tables.T], axis=-2), want[1][0])
+        np.testing.assert_array_equal(got_K[4], K[4])
 
 
 class ContextBucketTest(absltest.TestCase):

@@ -54,7 +54,9 @@ class TextTest(parameterized.TestCase):
         self.assertEqual(read, 6)
         self.assertBetween(written, 1, 12)
 
-    @parameterized.parameters("--tensor_parallel=6", "--device_loop", "--top_p=0.5")
+    @parameterized.parameters(
+        "--tensor_parallel=6", "--device_loop", "--top_p=0.5", "--prompt_lookup_num_tokens=4"
+    )
     def test_same_text(self, flag: str) -> None:
         plain = self._write("--prompt=the cat")
         self.assertEqual(self._write("--prompt=the cat", flag), plain)

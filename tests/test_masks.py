@@ -100,6 +100,25 @@ class MasksTest(parameterized.TestCase):
             self.assertEqual(masks.active_mask(2, 1, 1, dtype=dtype).dtype, dtype)
             self.assertEqual(masks.unified_mask(lengths, 4, 1, 2, dtype).dtype, dtype)
 
+    def test_tree(self) -> None:
+        parents = [[-1, 0, 0, 1, 3], [-1, -1, 1, 0, 2]]
+        mask = masks.tree_mask(jnp.asarray(parents), 2)
+        self.assertEqual(mask.shape, (5, 2, 2, 5))
+        depths = masks.tree_depths(jnp.asarray(parents, jnp.int8))
+        for b, token in itertools.product(range(2), range(5)):
+            leading = {token}
+            before = parents[b][token]
+            while before >= 0:
+                leading.add(before)
+                before = parents[b][before]
+            for key, h in itertools.product(range(5), range(2)):
+                self.assertEqual(bool(mask[key, b, h, token]), key in leading)
+            self.assertEqual(int(depths[b, token]), len(leading) - 1)
+
+    def test_a_tree_without_branches_is_causal(self) -> None:
+        parents = jnp.arange(4)[None] - 1
+        np.testing.assert_array_equal(masks.tree_mask(parents, 3), masks.active_mask(4, 1, 3))
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -34,6 +35,7 @@ from jax_tkg.models.executables import Compiled
 from jax_tkg.models.forward import TENSOR_AXIS
 from jax_tkg.models.packing import PackedModel, check_tensor_parallel
 from jax_tkg.models.sampling import Sampling
+from jax_tkg.models.speculation import MOST_DRAFTS, SpeculativeDecoder
 from jax_tkg.models.tokenizer import Tokenizer
 
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
@@ -119,6 +121,15 @@ def define_flags(values: flags.FlagValues) -> None:
         "Decode in one loop on the device; the text comes when it is complete.",
         flag_values=values,
     )
+    flags.DEFINE_integer(
+        "prompt_lookup_num_tokens",
+        0,
+        "Draft so many tokens, where the last ones have occurred before, and verify them in one "
+        "step; 0 for none. The text stays the same.",
+        lower_bound=0,
+        upper_bound=MOST_DRAFTS,
+        flag_values=values,
+    )
     flags.DEFINE_enum(
         "implementation",
         "auto",
@@ -154,6 +165,8 @@ def _generate(values: flags.FlagValues) -> None:
         _talk(values)
         return
     prompts = _prompts(values)
+    if values.device_loop and values.prompt_lookup_num_tokens:
+        raise CommandError("--prompt_lookup_num_tokens: expected 0 with --device_loop")
     seeds = _seeds(values.seed, len(prompts))
     checkpoint = open_checkpoint(default_model() if values.model is None else values.model)
     encoded = [_encode(values, checkpoint.tokenizer, prompt) for prompt in prompts]
@@ -172,7 +185,7 @@ def _generate(values: flags.FlagValues) -> None:
         prefill_seconds = clock.lap()
     timings = {"load": ready_seconds, "prompt": prefill_seconds}
     answers = _answers(values, checkpoint.tokenizer, prompts, lengths, timings, clock)
-    written = _write(values, decoder, state, threads, answers)
+    written = _write(values, decoder, encoded, state, threads, answers)
     _note_rates(sum(lengths), prefill_seconds, written, clock.lap(), ready_seconds, decoder)
     threads.shutdown(cancel_futures=True)
 
@@ -219,7 +232,7 @@ def _talk(values: flags.FlagValues) -> None:
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys, written + 1)
         read, reading = read + len(tokens), reading + clock.lap()
         answers = [Answer(checkpoint.tokenizer, stops=values.stop)]
-        written += _write(values, decoder, state, threads, answers)
+        written += _write(values, decoder, [tokens], state, threads, answers)
         writing += clock.lap()
         return answers[0].text
 
@@ -253,7 +266,9 @@ def _ready(
     sampling = _sampling(values)
     started = time.perf_counter()
     dtype = _DTYPES[values.dtype]
-    decoder = Decoder(
+    drafts = values.prompt_lookup_num_tokens
+    make = functools.partial(SpeculativeDecoder, num_drafts=drafts) if drafts else Decoder
+    decoder = make(
         checkpoint.outline(dtype, values.tensor_parallel),
         capacity=capacity,
         mesh=mesh,
@@ -478,6 +493,7 @@ def _answers(
 def _write(
     values: flags.FlagValues,
     decoder: Decoder,
+    prompts: Sequence[Sequence[int]],
     state: DecodeState,
     threads: concurrent.futures.Executor,
     answers: Sequence[Answer],
@@ -489,6 +505,8 @@ def _write(
     """
     if values.device_loop:
         steps: Iterator[np.ndarray] = iter(decoder.generate(state, values.max_tokens).T)
+    elif isinstance(decoder, SpeculativeDecoder):
+        steps = decoder.speculate(prompts, state, values.max_tokens, threads)
     else:
         steps = decoder.stream(state, values.max_tokens, threads)
     for tokens in steps:

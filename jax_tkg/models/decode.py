@@ -100,10 +100,8 @@ class Decoder:
         self.sampling = sampling or Sampling()
         self.stop_tokens = tuple(stop_tokens)
         self._forward = ModelForward(model, mesh, implementation, capacity=capacity)
-        mesh = self._forward.mesh
-        whole, cached = self._forward.replicated, self._forward.cache_sharding
-        seen = whole if self.sampling.penalizes else None
-        state = DecodeState(whole, whole, whole, whole, cached, cached, seen)
+        mesh, whole = self._forward.mesh, self._forward.replicated
+        state = self._state_shardings()
         self._prompts = PromptReader(self._forward, capacity, prefill)
         self._step = Executables(
             self._traced_step, ("S_ctx",), donate_argnums=(1,), **on_mesh(mesh, state)
@@ -164,25 +162,7 @@ class Decoder:
           such as a ValueError where the implementation cannot run here.
         """
         batch, longest = len(lengths), max(lengths)
-        caches = self._forward.cache_shapes(batch)
-        whole = self._forward.replicated
-
-        def shape(*sizes: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(sizes, dtype, sharding=whole)
-
-        key = jax.random.key(0) if key is None else key
-        state = DecodeState(
-            tokens=shape(batch),
-            lengths=shape(batch),
-            finished=shape(batch, dtype=jnp.bool_),
-            key=shape(batch, dtype=key.dtype),
-            K_caches=caches[0],
-            V_caches=caches[1],
-        )
-        if self.sampling.penalizes:
-            state = dataclasses.replace(
-                state, seen=shape(batch, self._vocabulary_size, dtype=jnp.bool_)
-            )
+        state = self._state_shapes(batch, key)
         parameters = self._forward.parameters
         prepared = self._prompts.prepare(threads, batch, longest - 1)
         S_ctx = context_bucket(longest, self.capacity)
@@ -277,7 +257,7 @@ class Decoder:
                 state = self.step(state, context_bucket(longest + index - 1, self.capacity))
             if threads is not None and index + STEPS_AHEAD < max_tokens:
                 ahead = context_bucket(longest + index + STEPS_AHEAD, self.capacity)
-                shapes = jax.tree.map(_shape, state)
+                shapes = jax.tree.map(shape_of, state)
                 self._step.prepare(threads, self._forward.parameters, shapes, S_ctx=ahead)
             yield np.array(state.tokens)
             if np.asarray(state.finished).all():
@@ -338,6 +318,34 @@ class Decoder:
             key=self._placed(key),
             K_caches=K_caches,
             V_caches=V_caches,
+        )
+
+    def _state_shardings(self) -> DecodeState:
+        """The sharding of each array of a state."""
+        whole, cached = self._forward.replicated, self._forward.cache_sharding
+        seen = whole if self.sampling.penalizes else None
+        return DecodeState(whole, whole, whole, whole, cached, cached, seen)
+
+    def _state_shapes(self, batch: int, key: jax.Array | None) -> DecodeState:
+        """A state with shapes in place of arrays; `key` as in `prepare`."""
+        whole = self._forward.replicated
+
+        def shape(*sizes: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(sizes, dtype, sharding=whole)
+
+        key = jax.random.key(0) if key is None else key
+        K_caches, V_caches = self._forward.cache_shapes(batch)
+        seen = None
+        if self.sampling.penalizes:
+            seen = shape(batch, self._vocabulary_size, dtype=jnp.bool_)
+        return DecodeState(
+            tokens=shape(batch),
+            lengths=shape(batch),
+            finished=shape(batch, dtype=jnp.bool_),
+            key=shape(batch, dtype=key.dtype),
+            K_caches=K_caches,
+            V_caches=V_caches,
+            seen=seen,
         )
 
     def _seen(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
@@ -416,5 +424,6 @@ class Decoder:
         return jax.lax.scan(body, state, None, length=STEPS_PER_SCAN)
 
 
-def _shape(array: jax.Array) -> jax.ShapeDtypeStruct:
+def shape_of(array: jax.Array) -> jax.ShapeDtypeStruct:
+    """The shape, dtype and sharding of an array, to compile for."""
     return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=array.sharding)
