@@ -2,7 +2,7 @@
 
 python -m benchmarks.decode_cpu [--models smollm2] [--dtypes bf16] [--batches 1] [--peers plain]
 
-Each of these may be given several times; all that there are is the default.
+Each flag may be given several times; without it all of its values are measured.
 
 A decode step reads every weight and the attended part of the caches once, so it takes at least
 those bytes over the machine's memory bandwidth: the floor. The bandwidth is measured in turn with

@@ -2,7 +2,7 @@
 
 python -m benchmarks.depth_cpu [--layers 80] [--dtypes bf16] [--forms stacked]
 
-Each of these may be given several times; all that there are is the default.
+Each flag may be given several times; without it all of its values are measured.
 
 Layers have the proportions of Llama-3-70B at H = 512, so that 80 of them fit. Per-layer arguments
 are lists of arrays ("lists"), arrays with a layer axis ("stacked"), or weights in lists beside

@@ -1,74 +1,126 @@
-"""Modelled speed of the Neuron kernel on layers of named models, each kind of layer apart.
+"""Modelled speed of the Neuron kernel on named models, layers with windows and without apart.
 
     python -m benchmarks.families_model [--models qwen3_8b,gemma3_27b]
 
 Nothing here was measured on a device: `jax_tkg.simulator.timing.timeline` schedules what the
-simulator recorded. Figures are latencies over the HBM bound: of a layer of each kind, with
-all-reduces that take no time and with those of the table of constants, 17.5 us; and of the layers
-of a token, with the latter, down to that line. Of experts the bound counts those that tokens choose
-at random.
+simulator recorded. "x bound" is a latency over the least time in which HBM delivers the bytes that
+must be read, with all-reduces of the table of constants (17.5 us); "free" is the same with
+all-reduces that take no time. A token is all layers of the model, without embedding and head. With
+experts, the bound counts those that tokens choose at random.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable
 from typing import Any
 
 from absl import app, flags
 
 from benchmarks import report
 from jax_tkg.profile.layer import bound, layer_figures, record_launches
-from jax_tkg.profile.model_shapes import MODELS, ModelShape, layer_case
+from jax_tkg.profile.model_shapes import MODELS, Case, LayerKind, ModelShape, layer_case
 
 _MODELS = flags.DEFINE_list("models", list(MODELS), "Which models.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Sequences per rank.")
 _TENSOR_PARALLEL = flags.DEFINE_list("tensor_parallel", ["1", "8"], "Ranks.")
 _CONTEXT = flags.DEFINE_integer("context", 8192, "Cache slots, new tokens included.")
 
+HBM_GIB = 24.0
+"""HBM of two physical cores (Trainium2 architecture guide: 96 GiB a chip, which has eight)."""
 
-def _rows(name: str, model: ModelShape, ranks: int, batch: int) -> Iterator[dict[str, Any]]:
-    token = least = 0.0
-    for kind in model.kinds():
-        row: dict[str, Any] = {"model": name, "tp": ranks, "B": batch, "layers": kind.layers}
-        row["window"] = kind.window
-        try:
-            case = layer_case(
-                model,
-                kind,
-                tensor_parallel=ranks,
-                context=_CONTEXT.value,
-                B=batch,
-                S=1,
-                residual_on_chip=True,
-            )
-            launches = record_launches(case, layers=3)
-        except ValueError as error:
-            print(f"{name}, tp={ranks}, B={batch}: {error}", flush=True)
-            return
-        free = layer_figures(launches, collectives=False).latency
-        slow = layer_figures(launches).latency
-        least += kind.layers * bound(case)
-        token += kind.layers * slow
-        row["experts read"] = case.experts_read() if case.experts else None
-        row["bound, us"] = round(bound(case) / 1e3, 1)
-        row["layer, us"] = round(slow / 1e3, 1)
-        row["layer / bound"] = round(free / bound(case), 2)
-        row["with all-reduces"] = round(slow / bound(case), 2)
-        row["token / bound"] = round(token / least, 2)
-        print(row, flush=True)
-        yield row
+EMBEDDING_GIB = 3.0
+"""Room for embedding, head and buffers: the largest vocabulary here takes 2.5."""
+
+
+@dataclasses.dataclass(frozen=True)
+class KindFigures:
+    """Modelled figures of one layer of a kind, in ns; `free` is with free all-reduces."""
+
+    kind: LayerKind
+    bound: float
+    latency: float
+    free: float
+
+
+def resident_gib(cases: Iterable[tuple[LayerKind, Case]]) -> float:
+    """GiB that the layers' weights and caches take on one rank.
+
+    Args:
+      cases: each kind of layer, and one of its layers.
+    """
+    total = 0
+    for kind, case in cases:
+        if case.experts:
+            # All of them are there, whichever are read.
+            options = {**dict(case.options), "experts_per_token": case.experts}
+            case = dataclasses.replace(case, options=tuple(options.items()))
+        ring = dataclasses.replace(case, attended=None)
+        total += kind.layers * (case.weight_bytes() + ring.cache_bytes())
+    return total / 2**30
+
+
+def _figures(kind: LayerKind, case: Case) -> KindFigures:
+    launches = record_launches(case, layers=3)
+    return KindFigures(
+        kind,
+        bound(case),
+        layer_figures(launches).latency,
+        layer_figures(launches, collectives=False).latency,
+    )
+
+
+def table_row(name: str, ranks: int, batch: int, kinds: list[KindFigures]) -> dict[str, Any]:
+    """The row of a model: one layer of each kind, and a whole token."""
+
+    def of_token(field: str) -> float:
+        return sum(each.kind.layers * getattr(each, field) for each in kinds)
+
+    row: dict[str, Any] = {"model": name, "tp": ranks, "B": batch}
+    for words, has_window in (("full layer", False), ("window layer", True)):
+        found = [each for each in kinds if (each.kind.window is not None) == has_window]
+        one = found[0] if found else None
+        row[f"{words}s"] = one and one.kind.layers
+        row[f"{words}, us"] = one and round(one.latency / 1e3, 1)
+        row[f"{words}, x bound"] = one and round(one.latency / one.bound, 2)
+    row["token, ms"] = round(of_token("latency") / 1e6, 2)
+    row["token, x bound"] = round(of_token("latency") / of_token("bound"), 2)
+    row["token, free, x bound"] = round(of_token("free") / of_token("bound"), 2)
+    return row
+
+
+def _row(name: str, model: ModelShape, ranks: int, batch: int) -> dict[str, Any] | None:
+    """The row of one cell; None, with a printed reason, if it does not fit or is refused."""
+    sizes = {"tensor_parallel": ranks, "context": _CONTEXT.value, "B": batch, "S": 1}
+    try:
+        cases = [
+            (kind, layer_case(model, kind, residual_on_chip=True, **sizes))
+            for kind in model.kinds()
+        ]
+        resident = resident_gib(cases)
+        if resident > HBM_GIB - EMBEDDING_GIB:
+            raise ValueError(f"layers and caches take {resident:.1f} of a rank's {HBM_GIB} GiB")
+        row = table_row(name, ranks, batch, [_figures(*each) for each in cases])
+    except ValueError as error:
+        print(f"{name}, tp={ranks}, B={batch}: {error}", flush=True)
+        return None
+    print(row, flush=True)
+    return row
 
 
 def main(arguments: list[str]) -> None:
-    """Prints a line per kind of layer, as it is made and then as a table."""
+    """Prints a line per model, ranks and batch as it is made, and then a table."""
     if len(arguments) > 1:
         raise app.UsageError(f"expected flags only, got {arguments[1:]}")
     cells = itertools.product(
         _MODELS.value, map(int, _TENSOR_PARALLEL.value), map(int, _BATCHES.value)
     )
-    rows = [row for name, tp, B in cells for row in _rows(name, MODELS[name], tp, B)]
+    made = [_row(name, MODELS[name], tp, B) for name, tp, B in cells]
+    rows = [row for row in made if row is not None]
     report.print_table(rows)
+    if rows:
+        print(report.write_markdown("families_model", "Named models, modelled", rows))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 The rate of a virtual machine drifts with what else its host does, by a factor of two within
 minutes. So a step is compared with a reader that took its turn with it, like any other peer; the
-fastest reader of a whole run is told beside that.
+reader's fastest turn of a whole run is reported as well.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ def decode_step(
       x: [B, H] embedded tokens.
       weights: lists of matrices, [in, out].
       K_caches: each [B, k, S_max, d].
-      V_caches: likewise.
+      V_caches: each [B, k, S_max, d].
       length: int32 scalar, tokens in every sequence's cache.
       S_ctx: slots attended.
       q: query heads.

@@ -45,10 +45,10 @@ def mamba(delta: Any, u: Any, A: Any, B: Any, C: Any, reload: bool, steps: int) 
 
     Args:
       delta: [channels, time] f32.
-      u: likewise.
+      u: [channels, time] f32.
       A: [channels, states].
       B: [states, time].
-      C: likewise.
+      C: [states, time].
       reload: load delta and u again for every state (its first version), or once (the others).
       steps: time steps worked on at once: all of them, or 512 (its third version).
     """

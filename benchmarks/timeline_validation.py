@@ -50,11 +50,11 @@ class Published:
       costs: of the machine.
       run: gives the kernel and its arguments, for a number of blocks of its outermost loop where
         `blocks` is more than 0.
-      figure: what of the timeline was published, in us.
-      work: elements that the simulator goes through, to tell quick ones.
-      blocks: of the published kernel. Only `modelled` of them are simulated, and half as many; the
-        others take as long as those that the one has more than the other.
-      modelled: an even number.
+      figure: takes what was published from a timeline, in us.
+      work: elements that the simulator processes; tells which kernels are quick.
+      blocks: of the published kernel. Only `modelled` of them and half as many are simulated; the
+        difference between the two is the time of the blocks that are left out.
+      modelled: an even number of blocks.
     """
 
     name: str
@@ -191,7 +191,8 @@ PUBLISHED = (
         lambda n: ((n, 4096, 64), (n, 64, 4096)),
     ),
 )
-"""Matrix products of f32 [4096, 8192] and [8192, 8192]; their times are those of the pictures."""
+"""All published kernels. The tutorial's matrix products are of f32 [4096, 8192] and [8192, 8192],
+with the times in its pictures."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
-from jax_tkg.caches import allocate_caches
+from jax_tkg.caches import allocate_caches, ring_capacity
 from jax_tkg.kinds import Kind, decode_inputs, step_inputs
 from jax_tkg.rope import rope_frequencies
 from tests import cases
@@ -21,9 +21,9 @@ from tests import cases
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 WINDOW = 6
-KINDS = (0, 1, 0)
-SHAPE = cases.Shape(q=2, k=1, L=3)
-TOKENS = 3 * WINDOW + 2
+SHAPE = cases.Shape(q=2, k=1, L=3, layer_kinds=(0, 1, 0))
+"""Kind 0 has a window."""
+
 BEHIND = 2
 """How many tokens the second sequence is behind the first."""
 
@@ -33,23 +33,32 @@ def frequencies(kind: int) -> np.ndarray:
     return rope_frequencies(SHAPE.d, (100.0, 10000.0)[kind])
 
 
-def whole_sequences(weights: dict[str, Any], X: np.ndarray) -> np.ndarray:
+def random_text(shape: cases.Shape, window: int) -> tuple[dict[str, Any], np.ndarray]:
+    """Weights, and two sequences of more than three windows, [2, n, H]."""
+    rng = np.random.default_rng(0)
+    weights = cases.random_weights(shape, rng)
+    return weights, cases.uniform(rng, (2, 3 * window + 2, shape.H), -1, 1)
+
+
+def whole_sequences(
+    shape: cases.Shape, window: int, weights: dict[str, Any], X: np.ndarray
+) -> np.ndarray:
     """The oracle's hidden states of all tokens at once: nothing cached, masks say what is seen."""
     batch, tokens, _ = X.shape
-    shape = dataclasses.replace(SHAPE, B=batch, S=tokens, S_ctx=1, S_max=1, layer_kinds=KINDS)
+    shape = dataclasses.replace(shape, B=batch, S=tokens, S_ctx=1, S_max=1)
     distance = np.arange(tokens)[None, :] - np.arange(tokens)[:, None]
-    seen = [(distance >= 0) & (distance < WINDOW), distance >= 0]
+    seen = [(distance >= 0) & (distance < window), distance >= 0]
     angles = [np.arange(tokens) * frequencies(kind)[:, None] for kind in (0, 1)]
     tables = [np.repeat(each[:, None], batch, axis=1) for each in angles]
-    caches = np.zeros((batch, SHAPE.k, SHAPE.d, 1), np.float32)
+    caches = np.zeros((batch, shape.k, shape.d, 1), np.float32)
     inputs = {
         "X": X,
-        "K_caches": [caches] * SHAPE.L,
-        "V_caches": [caches.swapaxes(-1, -2)] * SHAPE.L,
+        "K_caches": [caches] * shape.L,
+        "V_caches": [caches.swapaxes(-1, -2)] * shape.L,
         "RoPE_cos": tuple(map(np.cos, tables)),
         "RoPE_sin": tuple(map(np.sin, tables)),
-        "mask_cache": (np.zeros((1, batch, SHAPE.q, tokens), bool),) * 2,
-        "mask_active": tuple(np.tile(mask[:, None, None], (1, batch, SHAPE.q, 1)) for mask in seen),
+        "mask_cache": (np.zeros((1, batch, shape.q, tokens), bool),) * 2,
+        "mask_active": tuple(np.tile(mask[:, None, None], (1, batch, shape.q, 1)) for mask in seen),
         "position_ids": None,
     }
     hidden, *_ = cases.expected(shape, [weights], [inputs])
@@ -57,31 +66,38 @@ def whole_sequences(weights: dict[str, Any], X: np.ndarray) -> np.ndarray:
 
 
 def step_by_step(
-    weights: dict[str, Any], X: np.ndarray, S: int, ring: int, stacked: bool, implementation: str
+    shape: cases.Shape,
+    window: int,
+    weights: dict[str, Any],
+    X: np.ndarray,
+    S: int,
+    ring: int,
+    stacked: bool,
+    implementation: str,
 ) -> np.ndarray:
     """The hidden states of all tokens, S new ones in each step; one sequence is behind."""
     batch, tokens, _ = X.shape
-    kinds = (Kind(ring, frequencies(0), WINDOW), Kind(TOKENS, frequencies(1)))
+    kinds = (Kind(ring, frequencies(0), window), Kind(tokens, frequencies(1)))
     caches = allocate_caches(
-        SHAPE.L,
+        shape.L,
         B=batch,
-        k=SHAPE.k,
-        d=SHAPE.d,
+        k=shape.k,
+        d=shape.d,
         S_max=[kind.S_max for kind in kinds],
         dtype=jnp.float32,
         stacked=stacked,
-        layer_kinds=KINDS,
+        layer_kinds=shape.layer_kinds,
     )
     weights = cases.stack(weights) if stacked else weights
     call = functools.partial(
         jax_tkg.transformer_tkg,
-        **cases.options(dataclasses.replace(SHAPE, layer_kinds=KINDS)),
+        **cases.options(shape),
         implementation=implementation,
     )
 
     @functools.partial(jax.jit, donate_argnames="caches")
     def step(new: Any, lengths: Any, counts: Any, caches: Any) -> Any:
-        inputs = step_inputs(kinds, lengths, S_tkg=S, q=SHAPE.q, new_lengths=counts)
+        inputs = step_inputs(kinds, lengths, S_tkg=S, q=shape.q, new_lengths=counts)
         return call(X=new, **weights, **inputs, K_caches=caches[0], V_caches=caches[1])
 
     lengths = np.zeros(batch, np.int32)
@@ -90,7 +106,7 @@ def step_by_step(
         counts = np.minimum(S, tokens - lengths)
         if not lengths.any():
             counts[1] = max(0, counts[1] - BEHIND)
-        new = np.zeros((batch, S, SHAPE.H), np.float32)
+        new = np.zeros((batch, S, shape.H), np.float32)
         for b, count in enumerate(counts):
             new[b, :count] = X[b, lengths[b] : lengths[b] + count]
         result = step(new, jnp.asarray(lengths), jnp.asarray(counts), caches)
@@ -106,14 +122,8 @@ class RingTest(parameterized.TestCase):
     @classmethod
     def setUpClass(cls) -> None:
         super().setUpClass()
-        rng = np.random.default_rng(0)
-        cls.weights = cases.random_weights(SHAPE, rng)
-        cls.X = cases.uniform(rng, (2, TOKENS, SHAPE.H), -1, 1)
-        cls.want = whole_sequences(cls.weights, cls.X)
-
-    def _check(self, S: int, ring: int, stacked: bool, implementation: str) -> None:
-        got = step_by_step(self.weights, self.X, S, ring, stacked, implementation)
-        np.testing.assert_allclose(got, self.want, atol=2e-5 * np.abs(self.want).max())
+        cls.weights, cls.X = random_text(SHAPE, WINDOW)
+        cls.want = whole_sequences(SHAPE, WINDOW, cls.weights, cls.X)
 
     @parameterized.parameters(
         (1, WINDOW - 1, True, "auto"),
@@ -124,7 +134,32 @@ class RingTest(parameterized.TestCase):
         (6, WINDOW + 8, True, "simulate"),
     )
     def test_three_windows(self, S: int, ring: int, stacked: bool, implementation: str) -> None:
-        self._check(S, ring, stacked, implementation)
+        got = step_by_step(SHAPE, WINDOW, self.weights, self.X, S, ring, stacked, implementation)
+        np.testing.assert_allclose(got, self.want, atol=2e-5 * np.abs(self.want).max())
+
+
+@pytest.mark.slow
+class PublishedWindowTest(parameterized.TestCase):
+    """Windows of published models in the Neuron kernel, with the ring that decoders give them."""
+
+    def _check(self, window: int, S: int) -> None:
+        shape = dataclasses.replace(SHAPE, L=2, layer_kinds=(0, 1))
+        weights, X = random_text(shape, window)
+        want = whole_sequences(shape, window, weights, X)
+        ring = ring_capacity(window)
+        got = step_by_step(shape, window, weights, X, S, ring, False, "simulate")
+        np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+    def test_gpt_oss(self) -> None:
+        self._check(128, 8)
+
+    @pytest.mark.exhaustive
+    def test_gpt_oss_one_by_one(self) -> None:
+        self._check(128, 1)
+
+    @pytest.mark.exhaustive
+    def test_gemma_3_1b(self) -> None:
+        self._check(512, 8)
 
 
 @pytest.mark.thorough

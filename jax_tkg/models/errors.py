@@ -19,7 +19,7 @@ class ModelError(ValueError, UserError):
         # and no encoding takes.
         line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
         if len(line) > MAX_MESSAGE:
-            # What was expected comes after the names, which are what is long.
+            # Names are what is long; what was expected comes after them.
             line = line[: MAX_MESSAGE // 2 - 3] + "..." + line[-MAX_MESSAGE // 2 :]
         super().__init__(line)
 

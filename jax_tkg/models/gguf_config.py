@@ -95,7 +95,7 @@ def read_config(file: GgufFile) -> ModelConfig:
 
 
 def _check_arithmetic(keys: TypedKeys, family: GgufFamily) -> None:
-    """Refuses keys of the architecture that would make it another model, or that nobody knows."""
+    """Refuses keys of the architecture that change the arithmetic, or that are unknown."""
     read = {*_KEYS.values(), _VALUE_SIZE, _ROTARY_SIZE, *READS_ROPE, *_HARMLESS, *family.reads}
     prefix = f"{family.architecture}."
     for key in keys:
@@ -148,7 +148,7 @@ class _Reader:
         return hidden_size // heads
 
     def check_whole_heads(self, head_size: int, partial_rope: bool) -> None:
-        """Checks that values are as large as keys, and what RoPE turns."""
+        """Checks that keys and values have one size, and how many features RoPE turns."""
         for name in (_VALUE_SIZE, _ROTARY_SIZE):
             key = f"{self._architecture}.{name}"
             size = self._keys.integer(key, LIMITS["head_size"], default=head_size)
@@ -159,7 +159,7 @@ class _Reader:
                 raise self._keys.error(key, f"the size of a whole head, {head_size}")
 
     def vocabulary_size(self) -> int:
-        """The number of rows of the embedding: that of the tokens, if the file does not say it."""
+        """Rows of the embedding; by default one for each token."""
         keys, key = self._keys, self.key("vocabulary_size")
         tokens = len(keys.strings("tokenizer.ggml.tokens"))
         if not tokens:

@@ -205,7 +205,7 @@ class _Cursor:
         self._strings_left = _MAX_STRINGS
 
     def take(self, size: int, what: str) -> memoryview:
-        """The next bytes; `what` they belong to, for the message."""
+        """The next bytes; messages call them `what`."""
         end = self.position + size
         if end > len(self._view):
             raise ModelError(

@@ -22,7 +22,7 @@ def hub_cache() -> pathlib.Path:
 
 
 def cached_model(name: str) -> pathlib.Path | None:
-    """The folder of a model, `org/name`; None for what is no such name.
+    """The folder of the model `org/name`; None if the name has another form.
 
     It is the snapshot that `refs/main` names, or the only one there is.
 

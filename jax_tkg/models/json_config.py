@@ -71,6 +71,8 @@ _NEUTRAL: dict[str, Any] = {
     "logits_scaling": 1.0,
     "logit_scale": 1.0,
     "pruned_heads": {},
+    # Values that other keys have in single layers (transformers 5).
+    "per_layer_config": {},
     "add_cross_attention": False,
     "is_encoder_decoder": False,
     "num_experts": 0,
@@ -119,7 +121,7 @@ _ARITHMETIC = re.compile(
     r"scaling|shared|sinks?|skip|softcap|softcapping|sparse|sparsity|swiglu|tuning|windows?|yarn)"
     r"(?:$|[^a-z])"
 )
-"""Words of the names of keys that change the arithmetic of some model."""
+"""Words in the names of keys that change the arithmetic of some model."""
 
 _OFF: tuple[Any, ...] = (False, 0, {}, [], "", "none")
 """Values with which an unknown option is likely to be off."""
@@ -176,8 +178,8 @@ def ties_embeddings(keys: TypedKeys) -> bool | None:
 def stop_tokens(folder: ModelFolder) -> list[int]:
     """The ids that end a text, as the folder's configuration files give them.
 
-    `generation_config.json` says it, and `config.json` where the former does not. The tokenizer's
-    own end of text is to be added.
+    `generation_config.json` lists them, or `config.json` if the former does not. The caller adds
+    the end of text that the tokenizer names.
 
     Raises:
       ModelError: a value is no id of the vocabulary.
@@ -200,7 +202,7 @@ def _check_architectures(keys: TypedKeys, family: JsonFamily) -> None:
 
 
 def _check_arithmetic(keys: TypedKeys, family: JsonFamily) -> None:
-    """Refuses keys that would make it another model."""
+    """Refuses keys that change the arithmetic and that the family does not read."""
     read = {*_KEYS.values(), *_ALSO_READ, *family.reads}
     layer_types = "layer_types"
     if layer_types in keys and layer_types not in read:

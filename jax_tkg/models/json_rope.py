@@ -62,12 +62,12 @@ def read_rope(
     Args:
       keys: of `config.json`.
       head_size: d.
-      theta: the base of a file that does not say it.
-      fraction: the part of a head's features that turn, of a file that does not say it; None: all
-        turn, whatever the file says.
+      theta: the base, if the file does not say it.
+      fraction: the share of a head's features that turn, if the file does not say it; None: all
+        turn, and the file may say nothing else.
       aliases: further values of `rope_type`, and what they mean.
-      original_length: context length of the pre-training, of a file that does not say it; None:
-        the context length.
+      original_length: context length of the pre-training, if the file does not say it; None: the
+        context length.
 
     Raises:
       ModelError: a value is not as expected, or both keys say something, and not the same.
@@ -87,20 +87,20 @@ def read_rope(
 
 
 def read_rope_of(keys: TypedKeys, rope: TypedKeys, name: str, head_size: int, theta: float) -> Rope:
-    """RoPE as one object says, where the file has several.
+    """RoPE as one of a file's several objects describes it.
 
     Args:
       keys: of `config.json`.
       rope: of the object.
       name: of the object, for messages.
       head_size: d.
-      theta: the base, where the object does not say it.
+      theta: the base, if the object does not say it.
     """
     return _Reader(keys, head_size, theta, None, {}, None).read(rope, name)
 
 
 class _Reader:
-    """Reads objects that describe RoPE, with the values that hold where they say nothing."""
+    """Reads objects that describe RoPE; holds the defaults of what they leave out."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class _Reader:
         self._original_length = original_length
 
     def described(self, name: str) -> Rope:
-        """RoPE as the object under a key of the file says."""
+        """RoPE as the object under a key of the file describes it."""
         keys, rope = self._keys, self._keys.object(name)
         for key, limits in (("rope_theta", ROPE_THETA), (_FRACTION, _PART)):
             if key in keys and key in rope and rope.number(key, limits) != keys.raw(key):

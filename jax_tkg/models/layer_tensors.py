@@ -1,4 +1,4 @@
-"""One layer as checkpoints hold it, brought into the form that is packed: whatever the family.
+"""One layer as the checkpoints of any family hold it, converted to the form that is packed.
 
 Checkpoints differ in names, in which matrices are fused, in the order of a head's features and in
 whether gains are stored less one. `Storage` says how one format holds one family; `StoredLayers`
@@ -269,7 +269,7 @@ def _separated(
 
 
 def _by_row(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Takes tensors of `Storage.experts_by_column` out, and gives those that they stand for."""
+    """Replaces the tensors of `Storage.experts_by_column` by those that they stand for."""
     found = {"expert_down": tensors.pop("expert_down").swapaxes(1, 2)}
     both = tensors.pop("expert_gate_up").swapaxes(1, 2)
     found |= {"expert_gate": both[:, ::2], "expert_up": both[:, 1::2]}
@@ -280,7 +280,7 @@ def _by_row(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def head_order(head_size: int, rotary_size: int, interleaved: bool) -> np.ndarray | None:
-    """Which stored feature of a head each feature of contiguous-halves RoPE is.
+    """For each feature of a head in contiguous-halves order, its index in the stored order.
 
     RoPE of the operation turns features i and i + d/2. Of a head whose first r features turn, the
     first of each pair come first, then half of the features that stay as they are; then the second

@@ -107,7 +107,7 @@ class _Tensors:
 
     @property
     def names(self) -> list[str]:
-        """The names of all tensors but scales; of an MXFP4 weight, its own."""
+        """The names of all tensors except scales; an MXFP4 weight, stored in two, has one name."""
         scales = set(self._scales.values())
         found = []
         for name in self._where:

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
-"""Temperatures below this, which float32 has no normal number for, are greedy like 0."""
+"""Lower temperatures, which are not normal float32 numbers, are greedy, as 0 is."""
 
 
 @dataclasses.dataclass(frozen=True)

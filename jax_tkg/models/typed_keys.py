@@ -189,14 +189,18 @@ class TypedKeys:
         if value is not None and not any(_equal(value, one) for one in allowed):
             raise self.error(key, " or ".join(repr(one) for one in allowed) or "no such key")
 
-    def object(self, key: str) -> TypedKeys:
+    def object(self, key: str, required: bool = False) -> TypedKeys:
         """The keys of an object inside the file; none where the key is absent.
 
+        Args:
+          key: its key.
+          required: whether the key may not be absent.
+
         Raises:
-          ModelError: the value is no object.
+          ModelError: the value is no object, or it is required and the key is absent.
         """
         value = self._values.get(key)
-        if value is None:
+        if value is None and not required:
             value = {}
         if not isinstance(value, dict):
             raise self.error(key, "an object")

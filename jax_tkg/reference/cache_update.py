@@ -64,7 +64,7 @@ def write_caches(
         later one stays.
       keys: [B, S, k, d] of each layer, one after the other or stacked. Stacked caches may have
         more layers; those keep their values.
-      values: likewise.
+      values: [B, S, k, d] of each layer, in the same form.
       after: an array, not empty, that depends on everything that was read from the caches.
       by_block: whether caches are in blocks: B and S_max of their shapes are then `blocks` and
         `block_len`, and a slot is block * block_len + offset. Of all tokens in one slot the last
@@ -91,7 +91,8 @@ def write_caches(
 def _blocks_and_offsets(
     slots: jax.Array, blocks: int, block_len: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Block and offset of each token, [B, S] each; what is not written is beyond the last block."""
+    """Block and offset of each token, [B, S] each; a token that is not written has a block past the
+    last one."""
     flat = slots.reshape(-1)
     token = jnp.arange(flat.size, dtype=flat.dtype)
     later_in_same_slot = jnp.triu(flat[:, None] == flat[None], 1).any(axis=-1)

@@ -42,8 +42,8 @@ def joint_softmax(
 
     Args:
       rows: queries, new keys and values, mask.
-      keys: [N, d, T], the cached ones.
-      values: [N, T, d], likewise.
+      keys: [N, d, T], cached.
+      values: [N, T, d], cached.
       scale: factor of the scores; None: d**-0.5.
       softcap: where positive, scores become softcap * tanh(scores / softcap).
 

@@ -16,7 +16,7 @@ from jax_tkg.reference import attention, blocks, cache_update, expert_runs, line
 
 @dataclasses.dataclass(frozen=True)
 class Stages:
-    """Functions that `jax_tkg.reference.transformer` is made of; `PLAIN` is their definition.
+    """Functions that `jax_tkg.reference.layer` and `.transformer` call; `PLAIN` defines them.
 
     Attributes:
       layer_operand: takes one layer's array out of a per-layer operand, given operands, name and

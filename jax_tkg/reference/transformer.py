@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -15,46 +13,15 @@ from jax_tkg.call.arguments import PER_LAYER, Operands, Parameters, is_stacked
 from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.integers import as_int32
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
-from jax_tkg.reference.all_reduce import all_reduce
 from jax_tkg.reference.cache_update import Caches, write_slots
-from jax_tkg.reference.experts import ExpertWeights, layer_mlp
-from jax_tkg.reference.linear import linear
-from jax_tkg.reference.mlp import MlpBiases, MlpWeights
-from jax_tkg.reference.rms_norm import head_norms, rms_norm
-from jax_tkg.reference.rope import Rotation
+from jax_tkg.reference.layer import (
+    LayerOperands,
+    LayerResult,
+    SharedOperands,
+    transformer_layer,
+)
 from jax_tkg.reference.stages import PLAIN, Stages
 from jax_tkg.reference.varying_axes import vary_over, varying_axes
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _LayerOperands:
-    """One layer's operands, as `Stages.layer_operand` takes them; some may be absent."""
-
-    K_cache: Any
-    V_cache: Any
-    W_qkv: Any
-    W_out: Any
-    W_gamma_qkv: jax.Array
-    W_gamma_mlp: jax.Array
-    mlp: MlpWeights | ExpertWeights
-    bias_qkv: jax.Array | None = None
-    bias_out: jax.Array | None = None
-    W_gamma_q: jax.Array | None = None
-    W_gamma_k: jax.Array | None = None
-    W_gamma_post_attention: jax.Array | None = None
-    W_gamma_post_mlp: jax.Array | None = None
-    sinks: jax.Array | None = None
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _Shared:
-    """What every layer of a kind reads."""
-
-    rotation: Rotation
-    mask: Any
-    block_tables: jax.Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +36,7 @@ class _Kind:
     """
 
     operands: Operands
-    shared: _Shared
+    shared: SharedOperands
     dimensions: Dimensions
     stages: Stages
 
@@ -79,7 +46,7 @@ class _Kind:
         kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
         own = operands.of_kind(kind, kinds)
         dimensions = Dimensions.of(own, parameters.bucket_of_kind(kind))
-        shared = _Shared(
+        shared = SharedOperands(
             rotation=stages.rotation(own.RoPE_cos, own.RoPE_sin),
             mask=stages.attended_keys(own, dimensions, kind),
             block_tables=None if own.block_tables is None else as_int32(own.block_tables),
@@ -101,22 +68,6 @@ class _Kind:
         return self.stages.write_caches(
             *caches, slots, keys, values, after=after, by_block=by_block
         )
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class _LayerResult:
-    """What a layer makes.
-
-    Attributes:
-      hidden: [B, S, H], the residual stream after it.
-      key: [B, S, k, d], for the cache.
-      value: [B, S, k, d], likewise.
-    """
-
-    hidden: jax.Array
-    key: jax.Array
-    value: jax.Array
 
 
 def transformer(
@@ -142,64 +93,6 @@ def transformer(
     return hidden, *model.updated_caches(keys, values, after=hidden)
 
 
-@functools.partial(jax.jit, static_argnames=("dimensions", "parameters", "stages"))
-def _layer(
-    hidden: jax.Array,
-    own: _LayerOperands,
-    shared: _Shared,
-    dimensions: Dimensions,
-    parameters: Parameters,
-    stages: Stages,
-) -> _LayerResult:
-    """One layer.
-
-    Jitted so that layers of equal shapes are traced and lowered once.
-    """
-    B, S, q, k, d = dimensions.B, dimensions.S, dimensions.q, dimensions.k, dimensions.d
-    normed = rms_norm(hidden, own.W_gamma_qkv, parameters.eps)
-    projected = linear(normed, own.W_qkv, multiply=stages.multiply, bias=own.bias_qkv)
-    projected = projected.astype(hidden.dtype).reshape(B, S, q + 2 * k, d)
-    heads = head_norms(projected[:, :, : q + k], own.W_gamma_q, own.W_gamma_k, q, parameters.eps)
-    rotated = stages.apply_rope(heads, shared.rotation)
-    key, value = rotated[:, :, q:], projected[:, :, q + k :]
-    K_cache, V_cache = own.K_cache, own.V_cache
-    if shared.block_tables is not None:
-        K_cache = stages.gather_blocks(K_cache, shared.block_tables, -1)
-        V_cache = stages.gather_blocks(V_cache, shared.block_tables, -2)
-    attended = stages.attention(
-        query=rotated[:, :, :q],
-        key=key,
-        value=value,
-        K_cache=K_cache,
-        V_cache=V_cache,
-        mask=shared.mask,
-        sinks=own.sinks,
-        scale=parameters.softmax_scale,
-        softcap=parameters.attention_softcap,
-    )
-    attended = attended.reshape(B, S, q * d)
-    attention_part = linear(attended, own.W_out, multiply=stages.multiply)
-    update = all_reduce(attention_part, parameters)
-    if own.bias_out is not None:
-        update = update + own.bias_out.astype(jnp.float32)[None]
-    hidden = _add(hidden, update, own.W_gamma_post_attention, parameters.eps)
-    normed = rms_norm(hidden, own.W_gamma_mlp, parameters.eps)
-    mlp_part = layer_mlp(normed, own.mlp, dimensions, parameters, stages)
-    update = all_reduce(mlp_part, parameters)
-    hidden = _add(hidden, update, own.W_gamma_post_mlp, parameters.eps)
-    return _LayerResult(hidden, key, value)
-
-
-def _add(residual: jax.Array, update: jax.Array, gain: jax.Array | None, eps: float) -> jax.Array:
-    """The residual stream plus an f32 update, rounded once to the stream's dtype.
-
-    The update is normalized first if it has a gain.
-    """
-    if gain is not None:
-        update = rms_norm(update, gain, eps)
-    return (residual.astype(jnp.float32) + update).astype(residual.dtype)
-
-
 @dataclasses.dataclass(frozen=True)
 class _Model:
     """All layers, by kind.
@@ -222,35 +115,26 @@ class _Model:
         )
         return cls(operands, kinds, layer_kinds, parameters, stages)
 
-    def run_layer(self, hidden: jax.Array, kind: int, layer: Any, place: Any) -> _LayerResult:
+    def run_layer(self, hidden: jax.Array, kind: int, layer: Any, place: Any) -> LayerResult:
         """A layer, given its number and its place among the layers of its kind."""
         of_kind = self.kinds[kind]
         caches = self.operands.K_caches
         in_one_stack = is_stacked(caches) and not isinstance(caches, KindStacks)
         own = self._layer_operands(of_kind.operands, layer, layer if in_one_stack else place)
-        return _layer(hidden, own, of_kind.shared, of_kind.dimensions, self.parameters, self.stages)
+        return transformer_layer(
+            hidden, own, of_kind.shared, of_kind.dimensions, self.parameters, self.stages
+        )
 
-    def _layer_operands(self, of_kind: Operands, layer: Any, cache: Any) -> _LayerOperands:
+    def _layer_operands(self, of_kind: Operands, layer: Any, cache: Any) -> LayerOperands:
         """A layer's operands; its caches are number `cache` of those of its kind."""
 
         def take(name: str) -> Any:
             return self.stages.layer_operand(self.operands, name, layer)
 
-        return _LayerOperands(
-            K_cache=self.stages.layer_operand(of_kind, "K_caches", cache),
-            V_cache=self.stages.layer_operand(of_kind, "V_caches", cache),
-            W_qkv=take("W_qkvs"),
-            W_out=take("W_outs"),
-            W_gamma_qkv=take("W_gamma_qkvs"),
-            W_gamma_mlp=take("W_gamma_mlps"),
-            mlp=_mlp_weights(take),
-            bias_qkv=take("bias_qkvs"),
-            bias_out=take("bias_outs"),
-            W_gamma_q=take("W_gamma_qs"),
-            W_gamma_k=take("W_gamma_ks"),
-            W_gamma_post_attention=take("W_gamma_post_attentions"),
-            W_gamma_post_mlp=take("W_gamma_post_mlps"),
-            sinks=take("sinks"),
+        return LayerOperands.of(
+            self.stages.layer_operand(of_kind, "K_caches", cache),
+            self.stages.layer_operand(of_kind, "V_caches", cache),
+            take,
         )
 
     def unrolled(self) -> tuple[jax.Array, list[Any], list[Any]]:
@@ -325,30 +209,6 @@ class _Model:
             )
             for caches in zip(*by_kind, strict=True)
         )
-
-
-def _mlp_weights(take: Callable[[str], Any]) -> MlpWeights | ExpertWeights:
-    """A layer's MLP or its experts, given what takes the layer's operand of a name."""
-    weights = MlpWeights(
-        gate=take("W_gates"),
-        up=take("W_ups"),
-        down=take("W_downs"),
-        gate_scale=take("W_gate_scales"),
-        up_scale=take("W_up_scales"),
-        down_scale=take("W_down_scales"),
-    )
-    router = take("W_routers")
-    if router is None:
-        return weights
-    shared = [take(f"W_shared_{name}s") for name in ("gate", "up", "down")]
-    return ExpertWeights(
-        experts=weights,
-        router=router,
-        bias_router=take("bias_routers"),
-        bias_selection=take("bias_selections"),
-        biases=MlpBiases(take("bias_gates"), take("bias_ups"), take("bias_downs")),
-        shared=None if shared[0] is None else MlpWeights(*shared),
-    )
 
 
 def _number(turn: jax.Array, count: int, index: int) -> jax.Array:

@@ -120,7 +120,7 @@ PACKAGE: tuple[Mutation, ...] = (
     ),
     Mutation(
         "reference second norm takes the first gain",
-        "reference/transformer.py",
+        "reference/layer.py",
         "rms_norm(hidden, own.W_gamma_mlp",
         "rms_norm(hidden, own.W_gamma_qkv",
         ("test_api.py::FormsTest",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -175,6 +176,41 @@ class RopeScalingTest(parameterized.TestCase):
         np.testing.assert_allclose(rope.frequencies, expected, rtol=1e-12)
 
     @parameterized.named_parameters(
+        ("plain", {}),
+        ("original_length", {"original_context_length": 64}),
+        ("betas", {"original_context_length": 64, "yarn_beta_fast": 8.0, "yarn_beta_slow": 2.0}),
+        ("concentration", {"attn_factor": 0.8, "yarn_ext_factor": 1.0}),
+        ("narrow", {"original_context_length": 7, "yarn_beta_fast": 1.0}),
+    )
+    def test_yarn(self, scaling: dict[str, Any]) -> None:
+        """Every angle and its factor, as ggml's rope_yarn and llama-context.cpp define them."""
+        factor = 6.0
+        keys = {f"llama.rope.scaling.{name}": value for name, value in scaling.items()}
+        shape = tiny.Tiny()
+        fields = shape.metadata() | {TYPE: "yarn", FACTOR: factor} | keys
+        tiny.write(self.path, shape.tensors(), fields)
+        rope = gguf.read_config(gguf.GgufFile(self.path)).layers[0].rope
+        size, base = shape.head_size, shape.rope_theta
+        length = scaling.get("original_context_length", shape.context_length)
+
+        def pair_of(turns: float) -> float:
+            return size * math.log(length / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+        start = max(0, math.floor(pair_of(scaling.get("yarn_beta_fast", 32.0))))
+        end = min(size - 1, math.ceil(pair_of(scaling.get("yarn_beta_slow", 1.0))))
+        # Before the operation: its own factor divided out, the file's multiplied in.
+        before = (0.1 * math.log(factor) + 1) / (1 + 0.1 * math.log(factor))
+        before *= scaling.get("attn_factor", 1.0)
+        for pair in range(size // 2):
+            ramp = 1 - min(1, max(0, (pair - start) / max(0.001, end - start)))
+            turned = base ** (-2 * pair / size)
+            expected = turned / factor * (1 - ramp) + turned * ramp
+            np.testing.assert_allclose(rope.frequencies[pair], expected, rtol=1e-6)
+        np.testing.assert_allclose(
+            rope.concentration, before * (1 + 0.1 * math.log(factor)), rtol=1e-6
+        )
+
+    @parameterized.named_parameters(
         ("mrope", {TYPE: "mrope"}, "type: expected 'none' or 'linear' or .*, got 'mrope'"),
         ("longrope", {TYPE: "longrope"}, "rope_factors_long.weight: expected with llama.rope.sca"),
         ("linear", {TYPE: "linear"}, "factor: expected a number from .*, but the key is missing"),
@@ -195,6 +231,20 @@ class RopeScalingTest(parameterized.TestCase):
             tiny.write(self.path, shape.tensors(), shape.metadata() | changes)
             with self.assertRaisesRegex(ModelError, message):
                 gguf.read_config(gguf.GgufFile(self.path))
+
+    @parameterized.parameters(
+        ("yarn_ext_factor", 0.5, "expected 1.0 or -1.0, got 0.5"),
+        ("yarn_attn_factor", 1.2, "expected 1.0, got 1.2"),
+        ("yarn_log_multiplier", 0.1, "expected 0.0, got 0.1"),
+        ("yarn_beta_fast", 0.5, "expected at least yarn_beta_slow, 1.0, got 0.5"),
+        ("original_context_length", 6, "expected a context in which a pair turns 1.0 times"),
+    )
+    def test_refused_yarn(self, name: str, value: float, message: str) -> None:
+        shape = tiny.Tiny()
+        changes = {TYPE: "yarn", FACTOR: 4.0, f"llama.rope.scaling.{name}": value}
+        tiny.write(self.path, shape.tensors(), shape.metadata() | changes)
+        with self.assertRaisesRegex(ModelError, f"llama.rope.scaling.{name}: {message}"):
+            gguf.read_config(gguf.GgufFile(self.path))
 
     @parameterized.parameters(0.0, -1.0, np.nan, np.inf)
     def test_refused_tensor(self, value: float) -> None:

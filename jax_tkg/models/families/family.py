@@ -97,7 +97,7 @@ class JsonFamily:
       storage: how tensors are stored.
       read: (keys, sizes) -> fields of `ModelConfig` besides the sizes.
       reads: keys that `read` reads, besides those of all families.
-      head_size: head size of a file that does not say it; None: hidden size over heads.
+      head_size: head size if the file does not say it; None: hidden size over heads.
     """
 
     model_type: str

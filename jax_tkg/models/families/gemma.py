@@ -69,9 +69,10 @@ def _gemma2(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
 def _gemma3(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
     # Gemma3Attention knows the cap of scores and leaves it out.
     keys.check_neutral("attn_logit_softcapping", ())
-    period = 6
-    for key in ("sliding_window_pattern", "_sliding_window_pattern"):
-        period = keys.integer(key, _PERIOD, period)
+    period = keys.integer("sliding_window_pattern", _PERIOD, 6)
+    if "layer_types" not in keys:
+        # transformers writes this beside `layer_types`, and does not read it.
+        keys.check_neutral("_sliding_window_pattern", period)
     sliding = json_layers.are_sliding(keys, _every(period, sizes.num_layers))
     local, everywhere = _gemma3_ropes(keys, sizes.head_size)
     return _common(keys, sizes) | {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -111,41 +112,30 @@ READS_EXPERTS = frozenset({"expert_count", "expert_used_count", "expert_feed_for
 
 
 def multiplier(file: GgufFile, key: str) -> float | None:
-    """A positive factor; None for 0, or where the file does not say it."""
+    """A positive factor; None if it is 0 or absent."""
     keys, key = file.metadata, prefixed(file, key)
     if keys.raw(key) in (None, 0.0):
         return None
     return keys.number(key, MULTIPLIER)
 
 
-def read_rope(
-    file: GgufFile,
-    sizes: Sizes,
-    scaled: bool = True,
-    theta: float = 10000.0,
-    truncate: bool = True,
-) -> Rope:
+def read_rope(file: GgufFile, sizes: Sizes, truncate: bool = True) -> Rope:
     """RoPE as llama.cpp reads it.
 
-    A factor without a type is one of linear scaling, and a factor is nothing where the type is
-    "none". Factors in tensors come on top.
+    A factor without a type is one of linear scaling; with type "none" a factor has no effect.
+    Factors in tensors multiply the others.
 
     Args:
       file: an open file.
       sizes: the model's.
-      scaled: whether the scaling that the file states holds for these layers.
-      theta: the base of a file that does not say it.
       truncate: whether YaRN widens its limits to whole pairs; files do not say it.
 
     Raises:
       ModelError: a value is not as expected.
     """
     keys = file.metadata
-    theta = keys.number(prefixed(file, "rope.freq_base"), ROPE_THETA, theta)
-    size = rotary_size(file, sizes.head_size)
-    return (
-        _scaled(file, sizes, size, theta, truncate) if scaled else rope_scaling.plain(size, theta)
-    )
+    theta = keys.number(prefixed(file, "rope.freq_base"), ROPE_THETA, 10000.0)
+    return _scaled(file, sizes, rotary_size(file, sizes.head_size), theta, truncate)
 
 
 def rotary_size(file: GgufFile, head_size: int) -> int:
@@ -212,13 +202,25 @@ def _yarn(
     # llama.cpp multiplies YaRN's own concentration by this.
     stated = keys.number(prefixed(file, "rope.scaling.attn_factor"), ROPE_CONCENTRATION, 1.0)
     beta = Range(1e-3, 1e6)
+    slow = keys.number(prefixed(file, "rope.scaling.yarn_beta_slow"), beta, 1.0)
+    fast_key = prefixed(file, "rope.scaling.yarn_beta_fast")
+    fast = keys.number(fast_key, beta, 32.0)
+    length = _original_length(file, sizes)
+    # Beyond these limits llama.cpp's and transformers' definitions differ.
+    if fast < slow:
+        raise keys.error(fast_key, f"at least yarn_beta_slow, {slow!r}")
+    if length <= 2 * math.pi * slow:
+        raise keys.error(
+            prefixed(file, "rope.scaling.original_context_length"),
+            f"a context in which a pair turns {slow!r} times (yarn_beta_slow)",
+        )
     return rope_scaling.yarn(
         size,
         theta,
         factor=factor,
-        original_length=_original_length(file, sizes),
-        beta_fast=keys.number(prefixed(file, "rope.scaling.yarn_beta_fast"), beta, 32.0),
-        beta_slow=keys.number(prefixed(file, "rope.scaling.yarn_beta_slow"), beta, 1.0),
+        original_length=length,
+        beta_fast=fast,
+        beta_slow=slow,
         truncate=truncate,
         concentration=stated * rope_scaling.yarn_concentration(factor),
     )

@@ -22,7 +22,11 @@ def _gpt_oss(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
     # transformers takes its own activation, whatever `hidden_act` says.
     keys.check_neutral("swiglu_limit", 7.0)
     keys.check_neutral("swiglu_alpha", 1.702)
-    rope, window = read_rope(keys, sizes.head_size), json_layers.window(keys, 128)
+    if "rope_parameters" not in keys:
+        # Without either key transformers takes the published YaRN, which every file states.
+        keys.object("rope_scaling", required=True)
+    rope = read_rope(keys, sizes.head_size, theta=150000.0)
+    window = json_layers.window(keys, 128)
     sliding = json_layers.are_sliding(keys, [index % 2 == 0 for index in range(sizes.num_layers)])
     experts = json_layers.experts(keys, "intermediate_size", 4, routing="topk_softmax", biases=True)
     keys.check_neutral("experts_per_token", experts.per_token)

@@ -49,7 +49,7 @@ def soft_cap(keys: TypedKeys, key: str, default: float) -> float:
 
 
 def are_sliding(keys: TypedKeys, default: Sequence[bool]) -> list[bool]:
-    """Which layers have a window, as `layer_types` says; `default` where it does not say it."""
+    """Which layers have a window: as `layer_types` says, or `default` if it is absent."""
     key = "layer_types"
     if key not in keys:
         return list(default)
@@ -86,10 +86,10 @@ def experts(keys: TypedKeys, size: str, per_token: int, **options: Any) -> Exper
     Args:
       keys: of `config.json`.
       size: the key of the features inside an expert.
-      per_token: how many run for a token in a file that does not say it.
+      per_token: how many run for a token, if the file does not say it.
       **options: fields of `Experts` that the family has.
     """
-    # transformers writes the second name in place of the first since its version 5.
+    # transformers 5 writes the second name in place of the first.
     key = next((key for key in ("num_experts", "num_local_experts") if key in keys), "num_experts")
     count = keys.integer(key, EXPERT_COUNT)
     most = Range(EXPERT_COUNT.minimum, count)

@@ -35,7 +35,7 @@ def _mistral(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
 
 
 def _mixtral(keys: TypedKeys, sizes: Sizes) -> dict[str, Any]:
-    rope = read_rope(keys, sizes.head_size)
+    rope = read_rope(keys, sizes.head_size, theta=1e6)
     return {
         "layers": sizes.alike(rope, json_layers.window(keys)),
         "activation": json_layers.activation(keys),
