@@ -97,6 +97,11 @@ class MessageTest(parameterized.TestCase):
             TypedKeys("file", {"key": value}).integer("key", Range(1, 8))
         self.assertEqual(str(caught.exception), message)
 
+    def test_required_object(self) -> None:
+        message = "^file: outer: expected an object, but the key is missing$"
+        with self.assertRaisesRegex(ModelError, message):
+            TypedKeys("file", {"outer": None}).object("outer", required=True)
+
     def test_key_of_an_object_inside(self) -> None:
         keys = TypedKeys("file", {"outer": {"inner": "x"}}).object("outer")
         with self.assertRaisesRegex(ModelError, r"^file: outer\.inner: expected"):

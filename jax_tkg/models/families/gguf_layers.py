@@ -119,7 +119,7 @@ def multiplier(file: GgufFile, key: str) -> float | None:
     return keys.number(key, MULTIPLIER)
 
 
-def read_rope(file: GgufFile, sizes: Sizes, truncate: bool = True) -> Rope:
+def read_rope(file: GgufFile, sizes: Sizes, theta: float = 10000.0, truncate: bool = True) -> Rope:
     """RoPE as llama.cpp reads it.
 
     A factor without a type is one of linear scaling; with type "none" a factor has no effect.
@@ -128,13 +128,14 @@ def read_rope(file: GgufFile, sizes: Sizes, truncate: bool = True) -> Rope:
     Args:
       file: an open file.
       sizes: the model's.
+      theta: the base, if the file does not say it.
       truncate: whether YaRN widens its limits to whole pairs; files do not say it.
 
     Raises:
       ModelError: a value is not as expected.
     """
     keys = file.metadata
-    theta = keys.number(prefixed(file, "rope.freq_base"), ROPE_THETA, 10000.0)
+    theta = keys.number(prefixed(file, "rope.freq_base"), ROPE_THETA, theta)
     return _scaled(file, sizes, rotary_size(file, sizes.head_size), theta, truncate)
 
 

@@ -299,6 +299,13 @@ class PublishedTest(parameterized.TestCase):
         self.assertAlmostEqual(local.frequencies[1], 10000 ** (-2 / 256))
         self.assertAlmostEqual(everywhere.frequencies[1], 1e6 ** (-2 / 256))
 
+    @parameterized.parameters(("mixtral_8x7b", 1e6, 128), ("gpt_oss_20b", 150000.0, 64))
+    def test_absent_base(self, name: str, base: float, size: int) -> None:
+        """What transformers' classes take for it."""
+        members = {k: v for k, v in PUBLISHED[name].items() if k != "rope_theta"}
+        rope = _read(**members).layers[0].rope
+        self.assertAlmostEqual(rope.frequencies[1], base ** (-2 / size))
+
     def test_layers_without_rope(self) -> None:
         config = _read(**PUBLISHED["smollm3_3b"])
         turning = [bool(kind.rope.frequencies) for kind in config.layers]
@@ -320,6 +327,7 @@ class RefusedTest(parameterized.TestCase):
         ("qwen2_5_7b", "layer_types", ["sliding_attention"] * 28),
         ("qwen3_8b", "layer_types", ["full_attention"]),
         ("qwen3_8b", "num_experts", 128),
+        ("qwen3_8b", "per_layer_config", {"3": {"rms_norm_eps": 0.1}}),
         ("qwen3_30b_a3b", "decoder_sparse_step", 0),
         ("qwen3_30b_a3b", "mlp_only_layers", [48]),
         ("qwen3_30b_a3b", "mlp_only_layers", list(range(48))),
@@ -340,6 +348,7 @@ class RefusedTest(parameterized.TestCase):
         ("gemma_3_1b", "use_bidirectional_attention", True),
         ("gemma_3_1b", "attn_logit_softcapping", 50.0),
         ("gemma_3_1b", "sliding_window_pattern", "5:1"),
+        ("gemma_3_1b", "_sliding_window_pattern", 5),
         ("phi_4_mini", "lm_head_bias", True),
         ("smollm3_3b", "no_rope_layers", [1, 0]),
         ("smollm3_3b", "mlp_bias", True),
@@ -355,6 +364,11 @@ class RefusedTest(parameterized.TestCase):
     ) -> None:
         with self.assertRaisesRegex(ModelError, f"^config.json: {key}: expected .*, got "):
             _read(**PUBLISHED[name] | {key: value} | (others or {}))
+
+    def test_gpt_oss_without_yarn(self) -> None:
+        members = {k: v for k, v in PUBLISHED["gpt_oss_20b"].items() if k != "rope_scaling"}
+        with self.assertRaisesRegex(ModelError, "rope_scaling: expected an object, but the key is"):
+            _read(**members)
 
     @parameterized.parameters("embedding_scalar", "ffn_scale", "head_multiplier", "q_factor_rope")
     def test_a_factor_of_one_is_off(self, key: str) -> None:

@@ -1,7 +1,8 @@
 """A tiny random model of each family, made by transformers from the family's configuration class.
 
 Every option of a family is active: biases and gains are random, windows are shorter than the texts,
-head sizes differ from hidden size over heads where the family allows that.
+head sizes differ from hidden size over heads where the family allows that, and there are several
+layers of each kind.
 """
 
 from __future__ import annotations
@@ -144,6 +145,7 @@ FAMILIES = {
         "GptOss",
         {
             "hidden_size": 96,
+            "num_hidden_layers": 4,
             "num_local_experts": 8,
             "num_experts_per_tok": 3,
             "intermediate_size": 72,
@@ -164,7 +166,7 @@ FAMILIES = {
         "Gemma2",
         {
             "hidden_size": 192,
-            "num_hidden_layers": 3,
+            "num_hidden_layers": 4,
             "sliding_window": WINDOW,
             "head_dim": 32,
             "query_pre_attn_scalar": 32,
@@ -178,7 +180,7 @@ FAMILIES = {
         "Gemma3Text",
         {
             "hidden_size": 192,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 6,
             "sliding_window_pattern": 3,
             "sliding_window": WINDOW,
             "head_dim": 32,
@@ -201,7 +203,7 @@ FAMILIES = {
         },
         "phi3",
     ),
-    "smollm3": Family("SmolLM3", {"num_hidden_layers": 4}, "smollm3"),
+    "smollm3": Family("SmolLM3", {"num_hidden_layers": 8}, "smollm3"),
     "granite": Family("Granite", _GRANITE, "granite"),
     "glm4": Family("Glm4", {"rope_parameters": _ROPE | {"partial_rotary_factor": 0.5}}, "glm4"),
 }
