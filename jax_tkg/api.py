@@ -60,6 +60,8 @@ def transformer_tkg(
     context_lengths: Any = None,
     context_starts: Any = None,
     block_tables: Any = None,
+    k_scales: Any = None,
+    v_scales: Any = None,
     softmax_scale: float | None = None,
     attention_softcap: float = 0.0,
     activation: str = "silu",
@@ -101,8 +103,9 @@ def transformer_tkg(
       W_downs: each [I, H] or [E_held, I_expert, H], in the dtypes of `W_gates`.
       W_gamma_qkvs: each [1, H], gain of the RMSNorm before attention.
       W_gamma_mlps: each [1, H], gain of the RMSNorm before the MLP.
-      K_caches: each [B, k, d, S_max] in X's dtype, or [B, d, S_max] if k = 1.
-      V_caches: each [B, k, S_max, d] in X's dtype, or [B, S_max, d] if k = 1.
+      K_caches: each [B, k, d, S_max] in X's dtype, or [B, d, S_max] if k = 1; or in float8_e4m3 or
+        float8_e4m3fn with a scale.
+      V_caches: each [B, k, S_max, d], or [B, S_max, d] if k = 1, in the dtypes of `K_caches`.
       RoPE_cos: [d/2, B, S], cosines for the new tokens' positions (`jax_tkg.rope.rope_tables`).
       RoPE_sin: [d/2, B, S], their sines.
       mask_cache: [S_ctx, B, q, S] booleans or integers; non-zero where a query attends a cache
@@ -164,6 +167,12 @@ def transformer_tkg(
         block_len, d], S_ctx is n * block_len, and `position_ids` are block * block_len + offset.
         [B, 1] ids write the S tokens side by side in one block; those past its end are not written.
         Sequences may share blocks that none of them writes.
+      k_scales: None, or each [1, 1] float32, positive: scales of float8 key caches, which hold
+        clip(key * scale, -m, m), where m is 240 for float8_e4m3 and 448 for float8_e4m3fn. What is
+        read is divided by the scale. The call attends its own new keys as they are, not rounded to
+        float8. An entry is None if that layer's cache is not float8. `caches.cache_scale` makes
+        scales.
+      v_scales: the same for values.
       softmax_scale: factor of the attention scores; None: d**-0.5.
       attention_softcap: if positive, scores become cap * tanh(scores / cap), after the scale and
         before the mask.
@@ -254,6 +263,8 @@ def transformer_tkg(
                 "context_lengths": context_lengths,
                 "context_starts": context_starts,
                 "block_tables": block_tables,
+                "k_scales": k_scales,
+                "v_scales": v_scales,
                 "softmax_scale": softmax_scale,
                 "attention_softcap": attention_softcap,
                 "activation": activation,

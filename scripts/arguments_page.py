@@ -41,8 +41,9 @@ kind, and stacked caches a sequence with a stack for each kind
 """
 
 MIDDLE = """
-X's dtype is one of {compute}. "float8" is one of {float8}, each weight with its scale. Weights and
-caches may also be given as `jax_tkg.bits.Bits`, which is faster on CPUs ([cpu.md](cpu.md)).
+X's dtype is one of {compute}. "float8" is one of {float8}, each weight with its scale, as is each
+float8 cache. Weights and caches may also be given as `jax_tkg.bits.Bits`, which is faster on CPUs
+([cpu.md](cpu.md)).
 
 ## Options
 
@@ -58,8 +59,9 @@ _DTYPES = {
     "gain": "any compute dtype",
     "bias": "any compute dtype",
     "table": "any compute dtype",
-    "cache": "X's",
+    "cache": "X's, or float8_e4m3 or float8_e4m3fn",
     "scale": "float32",
+    "cache_scale": "float32",
     "logit": "float32",
     "mask": "bool or integer",
     "index": "integer",

@@ -53,6 +53,8 @@ class Rank:
     context_lengths: Any = None
     context_starts: Any = None
     block_tables: Any = None
+    k_scales: list[Any] | None = None
+    v_scales: list[Any] | None = None
 
 
 def _normalize(rows: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
@@ -157,11 +159,22 @@ def _attend(
     return (weights / weights.sum())[:n] @ values
 
 
+def _as_stored(column: np.ndarray, scale: Any, dtype: Any) -> np.ndarray:
+    """What a cache holds of a key or value, not rounded."""
+    if scale is None:
+        return column
+    largest = {"float8_e4m3": 240.0, "float8_e4m3fn": 448.0}[np.dtype(dtype).name]
+    return np.minimum(np.maximum(column * wide(scale)[0, 0], -largest), largest)
+
+
 def _attention(
     rank: Rank, layer: int, n: np.ndarray, common: dict[str, Any]
 ) -> tuple[np.ndarray, list[tuple[int, int, np.ndarray, np.ndarray]]]:
     """This rank's attention output [B, S, H], and the (b, slot, key, value) to write."""
     K, V = wide(rank.K_caches[layer]), wide(rank.V_caches[layer])
+    k_scale, v_scale = _of_layer(rank.k_scales, layer), _of_layer(rank.v_scales, layer)
+    K = K if k_scale is None else K / wide(k_scale)[0, 0]
+    V = V if v_scale is None else V / wide(v_scale)[0, 0]
     tables = _of_kind(rank.block_tables, layer, common)
     blocks, block_len = K.shape[0], K.shape[3]
     if tables is not None:
@@ -233,7 +246,9 @@ def _attention(
                     slot = _slot(ids, b, j, capacity)
                     place = None if slot is None else (b, slot)
                 if place is not None:
-                    writes.append((*place, keys[j], values[j]))
+                    key = _as_stored(keys[j], k_scale, rank.K_caches[layer].dtype)
+                    value = _as_stored(values[j], v_scale, rank.V_caches[layer].dtype)
+                    writes.append((*place, key, value))
     return attended @ W_out, writes
 
 

@@ -23,7 +23,7 @@ REPLICATED = tuple(
 SHARED_WEIGHTS = tuple(
     row.name for row in OPERANDS if row.batch_axis is None and row.tensor_axis is None
 )
-"""Weights that every rank holds alike: gains, and scales of output columns that are whole."""
+"""What every rank holds alike: gains, and scales of caches and of output columns that are whole."""
 
 
 def random_ranks(shape: cases.Shape, groups: int, ranks: int, seed: int) -> Ranks:
@@ -37,6 +37,9 @@ def random_ranks(shape: cases.Shape, groups: int, ranks: int, seed: int) -> Rank
         inputs = [cases.random_inputs(shape, rng) for _ in range(ranks)]
         for other in inputs[1:]:
             other.update({name: inputs[0][name] for name in REPLICATED})
+        for own in inputs:
+            first = rows[0][0] if rows else inputs[0]
+            own.update({name: first[name] for name in SHARED_WEIGHTS if name in own})
         rows.append([{**weights[rank], **inputs[rank]} for rank in range(ranks)])
     return rows
 

@@ -26,6 +26,9 @@ COMPUTE_DTYPES = tuple(jnp.dtype(name) for name in ("bfloat16", "float16", "floa
 FLOAT8_DTYPES = tuple(jnp.dtype(name) for name in ("float8_e4m3", "float8_e4m3fn", "float8_e5m2"))
 """The dtypes a quantized MLP weight may have."""
 
+FLOAT8_CACHE_DTYPES = FLOAT8_DTYPES[:2]
+"""The dtypes a quantized cache may have."""
+
 MAX_NEW_TOKENS = limits.MAX_NEW_TOKENS
 MAX_HEAD_SIZE = limits.MAX_HEAD_SIZE
 PARTITIONS = limits.SIZE_MULTIPLE

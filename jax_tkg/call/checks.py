@@ -17,6 +17,7 @@ import numpy as np
 from jax_tkg.bits import Bits
 from jax_tkg.call.arguments import (
     COMPUTE_DTYPES,
+    FLOAT8_CACHE_DTYPES,
     FLOAT8_DTYPES,
     MAX_HEAD_SIZE,
     MAX_NEW_TOKENS,
@@ -67,7 +68,7 @@ def check_operands(
     Raises:
       TypeError: an argument is missing or no array, or has a dtype that it may not have.
       ValueError: too few layers; a wrong rank, shape or size; not one entry for each kind; a float8
-        weight without its scale or a scale without its float8 weight.
+        weight or cache without its scale or a scale without its float8 array.
     """
     kinds = LayerKinds.of(layer_kinds, num_layers)
     for row in OPERANDS:
@@ -100,7 +101,7 @@ def check_operands(
     check_expert_options(layers, dimensions[0], routing)
     for row in OPERANDS:
         if row.scaled_by is not None:
-            _check_scales(row, arguments, num_layers)
+            _check_scales(row, arguments, kinds)
 
 
 def _check_kind_entries(
@@ -495,10 +496,12 @@ def _check_dtype(row: Operand, label: str, dtype: Any, D: Dimensions) -> None:
 
 
 def _accepted_dtypes(row: Operand, D: Dimensions) -> tuple[Any, ...]:
-    if row.kind in ("scale", "logit"):
+    if row.kind in ("scale", "cache_scale", "logit"):
         return (jnp.dtype(jnp.float32),)
-    if row.kind == "cache" or (row.kind == "weight" and row.scaled_by is None):
+    if row.kind == "weight" and row.scaled_by is None:
         return (D.dtype,)
+    if row.kind == "cache":
+        return (D.dtype, *FLOAT8_CACHE_DTYPES)
     if row.kind == "weight":
         return (D.dtype, *FLOAT8_DTYPES)
     if row.kind == "router":
@@ -506,11 +509,14 @@ def _accepted_dtypes(row: Operand, D: Dimensions) -> tuple[Any, ...]:
     return COMPUTE_DTYPES
 
 
-def _check_scales(row: Operand, arguments: Mapping[str, Any], num_layers: int) -> None:
-    """A layer's weight is float8 exactly where it has a scale."""
+def _check_scales(row: Operand, arguments: Mapping[str, Any], kinds: LayerKinds) -> None:
+    """A layer's weight, or cache, is float8 exactly where it has a scale."""
     assert row.scaled_by is not None
-    for index in range(num_layers):
-        weight_label, weight = _layer_of(row.name, arguments[row.name], index)
+    by_kind_stacks = row.kind == "cache" and holds_kind_stacks(arguments[row.name])
+    for index, kind in enumerate(kinds.of_layers):
+        weight_label, weight = _layer_of(
+            row.name, arguments[row.name], kind if by_kind_stacks else index
+        )
         scale_label, scale = _layer_of(row.scaled_by, arguments[row.scaled_by], index)
         dtype = jnp.dtype(weight.dtype)
         if dtype in FLOAT8_DTYPES and scale is None:

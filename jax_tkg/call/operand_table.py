@@ -38,13 +38,15 @@ class Operand:
       name: of the public argument.
       kind: "activation", "weight" (a matrix), "router" (the matrix of a router), "gain" (of a
         normalization), "bias", "logit" (of the softmax), "scale" (of a float8 weight), "cache",
-        "table", "mask" or "index". It decides the accepted dtypes.
+        "cache_scale" (of a float8 cache), "table", "mask" or "index". It decides the accepted
+        dtypes.
       layouts: accepted shapes (of one layer), the usual one first.
       description: one sentence for docs/arguments.md.
       per_layer: whether there is one array for each layer.
       per_kind: whether there may be one array for each kind of layers.
       optional: whether None is accepted.
-      scaled_by: name of the scale that makes float8 a legal dtype of this weight, or None.
+      scaled_by: name of the scale that makes float8 a legal dtype of this weight or cache, or
+        None.
       in_blocks: of a cache, its shape where `block_tables` is given; else None.
       of_experts: its shape in a layer with experts, if that differs; else None.
       needs_experts: whether only layers with experts have it.
@@ -164,6 +166,7 @@ OPERANDS: tuple[Operand, ...] = (
         "[B, k, d, S_max] or [B, d, S_max]",
         "Key caches, transposed. The KV-head axis may be absent if k = 1. With block_tables: "
         "[blocks, k, d, block_len].",
+        scaled_by="k_scales",
         in_blocks="[blocks, k, d, block_len]",
     ),
     _layer(
@@ -172,6 +175,7 @@ OPERANDS: tuple[Operand, ...] = (
         "[B, k, S_max, d] or [B, S_max, d]",
         "Value caches. The KV-head axis may be absent if k = 1. With block_tables: "
         "[blocks, k, block_len, d].",
+        scaled_by="v_scales",
         in_blocks="[blocks, k, block_len, d]",
     ),
     _for_kinds("RoPE_cos", "table", "[d/2, B, S]", "Cosines of the new tokens' rotations."),
@@ -312,6 +316,21 @@ OPERANDS: tuple[Operand, ...] = (
         "index",
         "[B, n]",
         "The blocks of the caches that hold each sequence's slots, in their order; negative: none.",
+        optional=True,
+    ),
+    _layer(
+        "k_scales",
+        "cache_scale",
+        "[1, 1]",
+        "Scales of float8 key caches, which hold keys times the scale; an entry is None if its "
+        "cache is not float8.",
+        optional=True,
+    ),
+    _layer(
+        "v_scales",
+        "cache_scale",
+        "[1, 1]",
+        "Scales of float8 value caches, like k_scales.",
         optional=True,
     ),
 )

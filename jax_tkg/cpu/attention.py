@@ -9,6 +9,7 @@ from jax_tkg.cpu import formulation
 from jax_tkg.cpu.loops import repeat
 from jax_tkg.cpu.stored_cache import StoredCache
 from jax_tkg.reference.attention import heads_of_tokens, rows_by_head
+from jax_tkg.reference.float8_caches import UNSCALED, CacheScales
 from jax_tkg.reference.softmax import joint_softmax
 from jax_tkg.reference.varying_axes import vary_with
 from jax_tkg.reference.zeros import opaque_zero
@@ -24,6 +25,7 @@ def attention(
     sinks: jax.Array | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
+    scales: CacheScales = UNSCALED,
 ) -> jax.Array:
     """As `jax_tkg.reference.attention.attention`, but takes caches where they are stored."""
     context = mask.shape[-1] - query.shape[1]
@@ -46,6 +48,7 @@ def attention(
             V_cache.slots(-2, context, start, count, zero),
             scale,
             softcap,
+            scales,
         )
 
     def add(turn: jax.Array, output: jax.Array) -> jax.Array:

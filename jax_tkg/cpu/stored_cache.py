@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.bits import Bits
+from jax_tkg.cpu import float8
 
 
 @jax.tree_util.register_dataclass
@@ -56,7 +57,8 @@ class StoredCache:
           first: the first of the slots, a uint32 scalar; None: 0.
 
         Returns:
-          [count, d, T] or [count, T, d], as `slot_axis` says, in the cache's own dtype.
+          [count, d, T] or [count, T, d], as `slot_axis` says, in the cache's own dtype; of float8
+          bits f32.
         """
         cache, layer = self.values, self.layer
         one = cache.bits if isinstance(cache, Bits) else cache
@@ -70,4 +72,9 @@ class StoredCache:
         if isinstance(cache, Bits) and tuple(sizes) == one.shape:
             one = one | after.astype(one.dtype)  # This slice is the whole, wherever it begins.
         one = jax.lax.dynamic_slice(one, place, sizes).reshape(sizes[-3:])
-        return jax.lax.bitcast_convert_type(one, cache.dtype) if isinstance(cache, Bits) else one
+        if not isinstance(cache, Bits):
+            return one
+        factor = float8.FACTORS.get(self.dtype.name)
+        if factor is not None:
+            return float8.decode(one, self.dtype) * factor
+        return jax.lax.bitcast_convert_type(one, cache.dtype)

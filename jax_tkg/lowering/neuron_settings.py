@@ -8,7 +8,11 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from jax_tkg.call.arguments import Operands, Parameters, is_stacked
+import jax
+
+from jax_tkg.bits import Bits
+from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.call.operand_table import OPERANDS
 from jax_tkg.hardware import TARGET_VARIABLE, TARGETS, TRN2, Target, target_named
 
 CORES_VARIABLE = "NEURON_LOGICAL_NC_CONFIG"
@@ -17,7 +21,7 @@ CORES_VARIABLE = "NEURON_LOGICAL_NC_CONFIG"
 DEFAULT_CORES = 2
 """Physical cores per logical core on Trainium2 by default."""
 
-QUANTIZABLE = ("W_gates", "W_ups", "W_downs")
+QUANTIZABLE = tuple(row.name for row in OPERANDS if row.scaled_by is not None)
 """The arguments that may be float8."""
 
 
@@ -58,7 +62,7 @@ def check_grid(parameters: Parameters, looped: bool) -> None:
 
 
 def check_target(operands: Operands) -> None:
-    """Checks that the machine supports the weights' dtypes, if the environment names a machine.
+    """Checks that the machine supports the dtypes of weights and caches, if the environment names a machine.
 
     Args:
       operands: the call's arrays, or their abstract values.
@@ -107,5 +111,5 @@ def _oldest_target(float8_dtypes: set[str]) -> Target:
 
 def _float8_dtypes(field: Any) -> set[str]:
     """The names of the float8 dtypes among the arrays of one argument."""
-    entries = (field,) if is_stacked(field) else field or ()
+    entries = jax.tree.leaves(field, is_leaf=lambda node: isinstance(node, Bits))
     return {entry.dtype.name for entry in entries if entry.dtype.name.startswith("float8")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from jax_tkg.reference.float8_caches import UNSCALED, CacheScales
 from jax_tkg.reference.softmax import HeadRows, joint_softmax
 
 
@@ -38,6 +39,7 @@ def attention(
     sinks: jax.Array | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
+    scales: CacheScales = UNSCALED,
 ) -> jax.Array:
     """Softmax attention taken jointly over the cache as passed in and the new keys.
 
@@ -51,6 +53,7 @@ def attention(
       sinks: [1, q] f32, one more logit of each query head, with no value; None for none.
       scale: factor of the scores; None: d**-0.5.
       softcap: where positive, scores become softcap * tanh(scores / softcap).
+      scales: of the caches.
 
     Returns:
       [B, S, q, d] in the compute dtype; zeros for a query with nothing to attend.
@@ -59,7 +62,7 @@ def attention(
     rows = rows_by_head(query, key, value, mask, sinks)
     keys = merge_heads(K_cache[..., :context])
     values = merge_heads(V_cache[:, :, :context])
-    attended = joint_softmax(rows, keys, values, scale, softcap)
+    attended = joint_softmax(rows, keys, values, scale, softcap, scales)
     return heads_of_tokens(attended, *query.shape[:3])
 
 

@@ -14,6 +14,7 @@ from jax_tkg.call.arguments import Parameters
 from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.reference.all_reduce import all_reduce
 from jax_tkg.reference.experts import ExpertWeights, layer_mlp
+from jax_tkg.reference.float8_caches import UNSCALED, CacheScales, stored
 from jax_tkg.reference.linear import linear
 from jax_tkg.reference.mlp import MlpBiases, MlpWeights
 from jax_tkg.reference.rms_norm import head_norms, rms_norm
@@ -40,6 +41,7 @@ class LayerOperands:
     W_gamma_post_attention: jax.Array | None = None
     W_gamma_post_mlp: jax.Array | None = None
     sinks: jax.Array | None = None
+    scales: CacheScales = UNSCALED
 
     @classmethod
     def of(cls, K_cache: Any, V_cache: Any, take: Callable[[str], Any]) -> LayerOperands:
@@ -65,6 +67,7 @@ class LayerOperands:
             W_gamma_post_attention=take("W_gamma_post_attentions"),
             W_gamma_post_mlp=take("W_gamma_post_mlps"),
             sinks=take("sinks"),
+            scales=CacheScales(take("k_scales"), take("v_scales")),
         )
 
 
@@ -85,8 +88,8 @@ class LayerResult:
 
     Attributes:
       hidden: [B, S, H], the residual stream after it.
-      key: [B, S, k, d], for the cache.
-      value: [B, S, k, d], for the cache.
+      key: [B, S, k, d], for the cache, as it holds it.
+      value: [B, S, k, d], likewise.
     """
 
     hidden: jax.Array
@@ -136,6 +139,7 @@ def transformer_layer(
         sinks=own.sinks,
         scale=parameters.softmax_scale,
         softcap=parameters.attention_softcap,
+        scales=own.scales,
     )
     attended = attended.reshape(B, S, q * d)
     attention_part = linear(attended, own.W_out, multiply=stages.multiply)
@@ -147,7 +151,11 @@ def transformer_layer(
     mlp_part = layer_mlp(normed, own.mlp, dimensions, parameters, stages)
     update = all_reduce(mlp_part, parameters)
     hidden = _add(hidden, update, own.W_gamma_post_mlp, parameters.eps)
-    return LayerResult(hidden, key, value)
+    return LayerResult(
+        hidden,
+        stored(key, own.scales.key, own.K_cache.dtype),
+        stored(value, own.scales.value, own.V_cache.dtype),
+    )
 
 
 def _add(residual: jax.Array, update: jax.Array, gain: jax.Array | None, eps: float) -> jax.Array:
@@ -161,7 +169,7 @@ def _add(residual: jax.Array, update: jax.Array, gain: jax.Array | None, eps: fl
 
 
 def _mlp_weights(take: Callable[[str], Any]) -> MlpWeights | ExpertWeights:
-    """A layer's MLP or its experts; `take` is that of `LayerOperands.taken`."""
+    """A layer's MLP or its experts; `take` is that of `LayerOperands.of`."""
     weights = MlpWeights(
         gate=take("W_gates"),
         up=take("W_ups"),

@@ -7,6 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from jax_tkg.reference.float8_caches import UNSCALED, CacheScales
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,7 @@ def joint_softmax(
     values: jax.Array,
     scale: float | None = None,
     softcap: float = 0.0,
+    scales: CacheScales = UNSCALED,
 ) -> jax.Array:
     """Softmax over cached and new keys at once, in f32.
 
@@ -46,12 +49,16 @@ def joint_softmax(
       values: [N, T, d], cached.
       scale: factor of the scores; None: d**-0.5.
       softcap: where positive, scores become softcap * tanh(scores / softcap).
+      scales: of the cached keys and values.
 
     Returns:
       [N, R, d] in the queries' dtype; zeros where no key is attended.
     """
     query, sinks = rows.query, rows.sinks
-    both = (batched_product(query, keys), batched_product(query, rows.new_keys))
+    both = (
+        _divided(batched_product(query, keys), scales.key),
+        batched_product(query, rows.new_keys),
+    )
     scores = jnp.concatenate(both, axis=-1)
     scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
     if softcap > 0:
@@ -67,9 +74,15 @@ def joint_softmax(
     if sinks is not None:
         total = total + jnp.exp(sinks - largest)
     cached, new = jnp.split(weights, [keys.shape[-1]], axis=-1)
-    summed = batched_product(cached, values) + batched_product(new, rows.new_values)
+    summed = _divided(batched_product(cached, values), scales.value)
+    summed = summed + batched_product(new, rows.new_values)
     attended = jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)
     return attended.astype(query.dtype)
+
+
+def _divided(product: jax.Array, scale: jax.Array | None) -> jax.Array:
+    """A product with what a cache holds, [N, R, m], as with what that stands for."""
+    return product if scale is None else product / scale[0, 0]
 
 
 def batched_product(rows: jax.Array, matrix: jax.Array) -> jax.Array:

@@ -39,7 +39,7 @@ class SignatureTest(absltest.TestCase):
         self.assertEqual(
             list(sharding.TransformerTkgSpecs.__dataclass_fields__), [*operands, "hidden"]
         )
-        per_layer = {row.name for row in OPERANDS if row.per_layer and row.kind != "cache"}
+        per_layer = {row.name for row in OPERANDS if row.per_layer and "cache" not in row.kind}
         self.assertEqual(set(weights.TransformerWeights.__dataclass_fields__), per_layer)
 
 
@@ -109,6 +109,8 @@ class LayoutTest(parameterized.TestCase):
             "context_lengths": (0, None),
             "context_starts": (0, None),
             "block_tables": (0, None),
+            "k_scales": (None, None),
+            "v_scales": (None, None),
         }
         self.assertEqual({r.name: (r.batch_axis, r.tensor_axis) for r in OPERANDS}, expected)
 

@@ -33,7 +33,7 @@ def canonical(arguments: dict[str, Any], **options: Any) -> tuple[Operands, Para
 
 def target_of(shape: cases.Shape) -> str:
     """The oldest machine that has the float8 formats of a case."""
-    kinds = {kind for layer in shape.quantized for kind in layer}
+    kinds = {shape.cache_dtype, *(kind for layer in shape.quantized for kind in layer)}
     return "trn3" if "float8_e4m3fn" in kinds else "trn2"
 
 
