@@ -170,8 +170,8 @@ def transformer_tkg(
       k_scales: None, or each [1, 1] float32, positive: scales of float8 key caches, which hold
         clip(key * scale, -m, m), where m is 240 for float8_e4m3 and 448 for float8_e4m3fn. What is
         read is divided by the scale. The call attends its own new keys as they are, not rounded to
-        float8. An entry is None if that layer's cache is not float8. `caches.cache_scale` makes
-        scales.
+        float8. An entry is None if that layer's cache is not float8. `quantize.cache_scales`
+        makes them.
       v_scales: the same for values.
       softmax_scale: factor of the attention scores; None: d**-0.5.
       attention_softcap: if positive, scores become cap * tanh(scores / cap), after the scale and

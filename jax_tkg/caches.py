@@ -39,7 +39,8 @@ def allocate_caches(
       k: KV heads, over all ranks where the caches are sharded.
       d: d_head.
       S_max: capacity in tokens; with `layer_kinds` a capacity for each kind.
-      dtype: dtype of keys and values: X's.
+      dtype: dtype of keys and values: X's; or float8_e4m3 or float8_e4m3fn, with scales
+        (`jax_tkg.quantize.cache_scales`).
       stacked: one array with a leading layer axis in place of a list of arrays.
       sharding: sharding of each array, or None.
       layer_kinds: the kind of each layer, as in `transformer_tkg`, or None.
@@ -94,7 +95,8 @@ def allocate_blocks(
       k: KV heads, over all ranks where the caches are sharded.
       d: d_head.
       block_len: tokens of a block.
-      dtype: dtype of keys and values: X's.
+      dtype: dtype of keys and values: X's; or float8_e4m3 or float8_e4m3fn, with scales
+        (`jax_tkg.quantize.cache_scales`).
       stacked: one array with a leading layer axis in place of a list of arrays.
       sharding: sharding of each array, or None.
 

@@ -1,12 +1,16 @@
-"""FP8 quantization of weights, one scale per output column."""
+"""FP8 quantization: of weights, one scale per output column, and of caches, one per layer."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
 
-from jax_tkg.call.arguments import FLOAT8_DTYPES, PARTITIONS
+from jax_tkg.bits import Bits, as_bits
+from jax_tkg.call.arguments import FLOAT8_CACHE_DTYPES, FLOAT8_DTYPES, PARTITIONS, is_stacked
 
 
 def quantize_float8(
@@ -46,3 +50,79 @@ def quantize_float8(
 def dequantize_float8(weight: jax.Array, scale: jax.Array) -> jax.Array:
     """The float32 weight that a float8 weight [.., n, m] and its scale [.., rows, m] stand for."""
     return weight.astype(jnp.float32) * scale[..., :1, :]
+
+
+def cache_scales(
+    samples: Any, dtype: jax.typing.DTypeLike = jnp.float8_e4m3, margin: float = 1.0
+) -> Any:
+    """`k_scales` of `jax_tkg.transformer_tkg` from sample keys, or `v_scales` from sample values.
+
+    Args:
+      samples: a sequence with an array for each layer, or one array with a leading layer axis: keys
+        or values of typical prompts, such as caches in the compute dtype hold. Of any shape.
+      dtype: of the caches: float8_e4m3 (Trainium2) or float8_e4m3fn (Trainium3).
+      margin: how far beyond the largest sample of a layer keys or values may go before they are
+        clipped. 2 costs the last bit of the smallest numbers only.
+
+    Returns:
+      [1, 1] float32 for each layer in a list, or [L, 1, 1]: the dtype's largest value over that
+      bound; 1 for a layer of zeros.
+
+    Raises:
+      TypeError: dtype is none of the two.
+      ValueError: margin is not positive.
+    """
+    largest = _largest_in_caches(dtype)
+    if not margin > 0:
+        raise ValueError(f"margin: expected a positive number, got {margin}")
+
+    def scale(sample: Any, layers: int) -> jax.Array:
+        axes = tuple(range(layers, sample.ndim))
+        peak = margin * jnp.max(jnp.abs(jnp.asarray(sample, jnp.float32)), axis=axes)
+        return jnp.where(peak > 0, largest / peak, 1.0)[..., None, None]
+
+    if is_stacked(samples):
+        return scale(samples, 1)
+    return [scale(sample, 0) for sample in samples]
+
+
+def quantize_caches(
+    caches: Any, scales: Any, dtype: jax.typing.DTypeLike = jnp.float8_e4m3
+) -> Any:
+    """Caches in float8, such as a prompt's that were filled in the compute dtype.
+
+    Args:
+      caches: a sequence with an array or `Bits` for each layer, or one with a leading layer axis.
+      scales: [1, 1] float32 for each layer, or [L, 1, 1], from `cache_scales`.
+      dtype: float8_e4m3 or float8_e4m3fn.
+
+    Returns:
+      The caches in their container, `Bits` where they were.
+
+    Raises:
+      TypeError: dtype is none of the two.
+    """
+    _largest_in_caches(dtype)
+    if isinstance(caches, Sequence):
+        pairs = zip(caches, scales, strict=True)
+        return type(caches)([quantize_caches(cache, scale, dtype) for cache, scale in pairs])
+    values = caches.values() if isinstance(caches, Bits) else caches
+    scale = scales.reshape(*scales.shape[:-2], *(1,) * (values.ndim - scales.ndim + 2))
+    quantized = scaled_to_float8(values, scale, dtype)
+    return as_bits(quantized) if isinstance(caches, Bits) else quantized
+
+
+def scaled_to_float8(
+    values: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike
+) -> jax.Array:
+    """values * scale, clipped to a float8 dtype's range, in that dtype."""
+    largest = float(ml_dtypes.finfo(dtype).max)
+    return jnp.clip(values.astype(jnp.float32) * scale, -largest, largest).astype(dtype)
+
+
+def _largest_in_caches(dtype: jax.typing.DTypeLike) -> float:
+    target = jnp.dtype(dtype)
+    if target not in FLOAT8_CACHE_DTYPES:
+        names = " or ".join(candidate.name for candidate in FLOAT8_CACHE_DTYPES)
+        raise TypeError(f"dtype: expected {names}, got {target.name}")
+    return float(ml_dtypes.finfo(target).max)

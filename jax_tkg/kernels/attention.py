@@ -14,10 +14,10 @@ from .attention_blocks import (
     sequence_groups,
     sequence_share,
 )
+from .cache_scales import CacheScales, ScoreScale, beside_cached, multipliable, product_bytes
 from .cache_update import token_rows
 from .exchange import swap
 from .limits import PARTITIONS, PSUM_BANK, ceiling_divide
-from .sizes import bytes_of
 from .softmax import (
     MASKED,
     SoftmaxState,
@@ -47,7 +47,7 @@ class BlockResult(NKIObject):
         self.weighted = weighted
 
 
-def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None):
+def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None, scales=None):
     """Attends all sequences.
 
     While the Vector Engine works on a block's softmax, the Tensor Engine computes the next block's
@@ -61,6 +61,7 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None):
       context: the launch's `Context`.
       sinks: `LayerTensor` [1, q] float32, or None.
       blocks: `CacheBlocks`, from which keys and values are then loaded; or None.
+      scales: the layer's `CacheScales`; None for caches in the compute dtype.
 
     Returns:
       [rows, q * chunks, T] in the compute dtype, and the new values as rows [T, k, d].
@@ -70,10 +71,16 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None):
     _, count = sequence_share(sizes, core)
     shape = (sizes.head_rows, sizes.q * sizes.head_chunks, count * sizes.S)
     attended = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
-    scale = sizes.softmax_scale
+    if scales == None:
+        scales = CacheScales()
+    capped = None
     if sizes.attention_softcap > 0.0:
         # `_masked` leaves scores within +-1.
-        scale = sizes.attention_softcap
+        scale = ScoreScale(sizes.attention_softcap)
+        number = sizes.softmax_scale / sizes.attention_softcap
+        capped = ScoreScale(number, scales.inverse_key)
+    else:
+        scale = ScoreScale(sizes.softmax_scale, scales.inverse_key)
     sink_rows = _load_sinks(sinks, context)
     tasks = attention_tasks(sizes, core)
     if len(tasks) == 0:
@@ -81,32 +88,35 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None):
         for group in sequence_groups(sizes, core):
             state = _new_state(group, sizes)
             set_unattended(state)
-            AttendedGroup(state, group, context, sink_rows).store(attended, scale, context)
+            ended = AttendedGroup(state, group, context, sink_rows, scales)
+            ended.store(attended, scale, context)
         return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
-    product = _products(tasks[0], heads, K_cache, context, blocks)
+    keys = beside_cached(heads[:, sizes.q : sizes.q + sizes.k, :, :], scales.key)
+    product = _products(tasks[0], heads, keys, K_cache, context, blocks)
     values = token_rows(heads, sizes.q + sizes.k, sizes)
+    new_values = beside_cached(values, scales.value)
     state = None
     result = None
     for index in range(len(tasks)):
         task = tasks[index]
-        scores = _masked(task, product, masks, sizes)
+        scores = _masked(task, product, masks, capped, sizes)
         peaks = column_peaks(scores, context.constants)
         ended = None
         if index > 0:
             before = tasks[index - 1]
             state = _add(state, result, before, scale, sizes)
             if before.ends:
-                ended = AttendedGroup(state, before.group, context, sink_rows)
+                ended = AttendedGroup(state, before.group, context, sink_rows, scales)
                 state = None
         if index + 1 < len(tasks):
-            product = _products(tasks[index + 1], heads, K_cache, context, blocks)
-        result = _attend(task, scores, peaks, values, V_cache, scale, context, blocks)
+            product = _products(tasks[index + 1], heads, keys, K_cache, context, blocks)
+        result = _attend(task, scores, peaks, new_values, V_cache, scale, context, blocks)
         if ended != None:
             # Only here, because by now the other core's part has arrived.
             ended.store(attended, scale, context)
     last = tasks[len(tasks) - 1]
     state = _add(state, result, last, scale, sizes)
-    AttendedGroup(state, last.group, context, sink_rows).store(attended, scale, context)
+    AttendedGroup(state, last.group, context, sink_rows, scales).store(attended, scale, context)
     return (_of_all_sequences(attended, context), values)
 
 
@@ -145,9 +155,10 @@ class AttendedGroup(NKIObject):
     If the cores divide the slots, its state travels to the other core.
     """
 
-    def __init__(self, state, group, context, sink_rows):
+    def __init__(self, state, group, context, sink_rows, scales):
         core = context.core
         self.state = state
+        self.scales = scales
         self.group = group
         self.sink_rows = sink_rows
         self.received = None
@@ -167,7 +178,8 @@ class AttendedGroup(NKIObject):
             add_sinks(self.state, sinks.expand_dim(3).broadcast(3, sizes.S), scale)
         first, _ = sequence_share(sizes, context.core)
         token = (self.group.first - first) * sizes.S
-        _store_attended(attended, self.state, self.group, token, sizes)
+        inverse_scale = self.scales.inverse_value
+        _store_attended(attended, self.state, self.group, token, inverse_scale, sizes)
 
 
 def _load_sinks(sinks, context):
@@ -231,10 +243,11 @@ def _attend(task, scores, peaks, values, V_cache, scale, context, blocks):
                     moving=_of_kv_head(own, kv_head, group, sizes),
                     accumulate=False,
                 )
-    for pairs in _pairs_at_once(block, group, context):
+    item = product_bytes(V_cache.view.dtype, sizes.dtype)
+    for pairs in _pairs_at_once(block, group, item, context):
         loaded = []
         if blocks != None:
-            loaded = _load_block_values(blocks, block, pairs, group, context)
+            loaded = _load_block_values(V_cache, blocks, block, pairs, group, context)
         else:
             for segment in block.segments:
                 loaded.append(_load_values(V_cache, segment, pairs, group, context))
@@ -276,8 +289,11 @@ class Pairs(NKIObject):
         self.count = count
 
 
-def _pairs_at_once(block, group, context):
-    """All pairs of a group, as `Pairs` whose keys or values fit in a buffer of the ring."""
+def _pairs_at_once(block, group, item, context):
+    """All pairs of a group, as `Pairs` whose keys or values fit in a buffer of the ring.
+
+    They have `item` bytes each.
+    """
     sizes = context.sizes
     ring = context.ring
     # All segments of keys have one buffer.
@@ -289,7 +305,6 @@ def _pairs_at_once(block, group, context):
     if sizes.block_len > 0:
         # Those of values too.
         values = block.slot_chunks * sizes.d
-    item = bytes_of(sizes.dtype)
     total = group.count * sizes.k
     at_once = total
     if slots > 0:
@@ -325,14 +340,15 @@ def _load_keys(K_cache, block, pairs, group, context, blocks):
     for segment in block.segments:
         slots += segment.slots
     columns = pairs.count * chunks * slots
-    keys = ring.take(sizes.dtype)[0 : sizes.head_rows, 0:columns]
-    keys = keys.reshape_dim(1, (pairs.count, chunks, slots))
+    shape = (pairs.count, chunks, slots)
+    tile = ring.take(K_cache.view.dtype)[0 : sizes.head_rows, 0:columns]
+    keys = tile.reshape_dim(1, shape)
     if blocks != None:
         for segment in block.segments:
             first = segment.start - start
             own = keys[:, :, :, first : first + segment.slots]
             blocks.load_keys(own, segment, pairs, group, sizes)
-        return keys
+        return multipliable(tile, ring, sizes.dtype).reshape_dim(1, shape)
     source = _caches_of(K_cache.view, pairs, group, sizes)
     source = source[:, :, start : start + slots]
     source = source.reshape_dim(1, (chunks, sizes.head_rows))
@@ -342,7 +358,7 @@ def _load_keys(K_cache, block, pairs, group, context, blocks):
         dge_mode=nisa.dge_mode.hwdge,
         engine=nisa.engine.sync,
     )
-    return keys
+    return multipliable(tile, ring, sizes.dtype).reshape_dim(1, shape)
 
 
 def _load_values(V_cache, segment, pairs, group, context):
@@ -350,8 +366,8 @@ def _load_values(V_cache, segment, pairs, group, context):
     sizes = context.sizes
     ring = context.ring
     width = segment.chunks * sizes.d
-    values = ring.take(sizes.dtype)[0 : segment.rows, 0 : pairs.count * width]
-    values = values.reshape_dim(1, (pairs.count, width))
+    tile = ring.take(V_cache.view.dtype)[0 : segment.rows, 0 : pairs.count * width]
+    values = tile.reshape_dim(1, (pairs.count, width))
     source = _caches_of(V_cache.view, pairs, group, sizes)
     source = source[:, segment.start : segment.start + segment.slots, :]
     source = source.reshape_dim(1, (segment.rows, segment.chunks))
@@ -363,10 +379,11 @@ def _load_values(V_cache, segment, pairs, group, context):
         dge_mode=nisa.dge_mode.hwdge,
         engine=nisa.engine.sync,
     )
-    return values
+    values = multipliable(tile, ring, sizes.dtype)
+    return values.reshape_dim(1, (pairs.count, segment.chunks, sizes.d))
 
 
-def _load_block_values(blocks, block, pairs, group, context):
+def _load_block_values(V_cache, blocks, block, pairs, group, context):
     """Of each segment [rows, count, chunks, d]: the values of its slots, all in one buffer."""
     sizes = context.sizes
     ring = context.ring
@@ -374,28 +391,33 @@ def _load_block_values(blocks, block, pairs, group, context):
         # A block of new keys alone.
         return []
     shape = (pairs.count, block.slot_chunks, sizes.d)
-    tile = ring.take(sizes.dtype)[:, 0 : shape[0] * shape[1] * shape[2]]
-    if sizes.dtype == nl.float16:
+    dtype = V_cache.view.dtype
+    tile = ring.take(dtype)[:, 0 : shape[0] * shape[1] * shape[2]]
+    if dtype != nl.bfloat16 and dtype != nl.float32:
         # What weights of another dtype left may be no number in this one, and 0 * NaN is NaN.
         nisa.memset(dst=tile, value=0.0, engine=nisa.engine.gpsimd)
-    tile = tile.reshape_dim(1, shape)
+    stored = tile.reshape_dim(1, shape)
+    for segment in block.segments:
+        first = segment.first_chunk
+        values = stored[0 : segment.rows, :, first : first + segment.chunks, :]
+        blocks.load_values(values, segment, pairs, group, sizes)
+    whole = multipliable(tile, ring, sizes.dtype).reshape_dim(1, shape)
     loaded = []
     for segment in block.segments:
         first = segment.first_chunk
-        values = tile[0 : segment.rows, :, first : first + segment.chunks, :]
-        blocks.load_values(values, segment, pairs, group, sizes)
-        loaded.append(values)
+        loaded.append(whole[0 : segment.rows, :, first : first + segment.chunks, :])
     return loaded
 
 
-def _products(task, heads, K_cache, context, blocks):
-    """Scores of a block before masks, [rows, banks, 512] in PSUM."""
+def _products(task, heads, new_keys, K_cache, context, blocks):
+    """Scores of a block before masks, [rows, banks, 512] in PSUM; new keys [rows, k, chunks, T]."""
     sizes = context.sizes
     block = task.block
     group = task.group
     banks = ceiling_divide(block.chunks, group.per_bank)
     product = nl.ndarray((block.rows, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-    for pairs in _pairs_at_once(block, group, context):
+    item = product_bytes(K_cache.view.dtype, sizes.dtype)
+    for pairs in _pairs_at_once(block, group, item, context):
         keys = _load_keys(K_cache, block, pairs, group, context, blocks)
         for segment in block.segments:
             start = segment.start - block.segments[0].start
@@ -422,17 +444,18 @@ def _products(task, heads, K_cache, context, blocks):
             for head_chunk in range(sizes.head_chunks):
                 nisa.nc_matmul(
                     dst=_of_kv_head(columns, kv_head, group, sizes),
-                    stationary=heads[:, sizes.q + kv_head, head_chunk, :],
+                    stationary=new_keys[:, kv_head, head_chunk, :],
                     moving=queries[:, head_chunk, :, :, :],
                     accumulate=head_chunk > 0,
                 )
     return product
 
 
-def _masked(task, product, masks, sizes):
+def _masked(task, product, masks, capped, sizes):
     """The scores of a block, [rows, chunks, columns] float32; `MASKED` for unattended keys.
 
-    With a soft cap, scores are the tanh of scaled scores over the cap; else they are not scaled.
+    With a soft cap, scores are the tanh of scores times the `ScoreScale` `capped`; else they are not
+    scaled.
     """
     block = task.block
     group = task.group
@@ -443,14 +466,14 @@ def _masked(task, product, masks, sizes):
     tiles = masks.get(task)
     for index in range(len(tiles)):
         first_chunk = block.segments[index].first_chunk
-        _copy_attended(scores, product, tiles[index], first_chunk, group, sizes)
+        _copy_attended(scores, product, tiles[index], first_chunk, group, capped)
     if block.active_rows > 0:
         own = masks.active[:, group.first_column : group.first_column + group.columns]
-        _copy_attended(scores, product, own.expand_dim(1), block.active_chunk, group, sizes)
+        _copy_attended(scores, product, own.expand_dim(1), block.active_chunk, group, capped)
     return scores
 
 
-def _copy_attended(scores, product, mask, first_chunk, group, sizes):
+def _copy_attended(scores, product, mask, first_chunk, group, capped):
     """Copies scores of chunks from PSUM where mask [rows, chunks, columns] is not zero."""
     rows = mask.shape[0]
     chunks = mask.shape[1]
@@ -461,9 +484,8 @@ def _copy_attended(scores, product, mask, first_chunk, group, sizes):
         first = first_chunk + done
         count = min(group.per_bank - first % group.per_bank, chunks - done)
         part = product[0:rows, bank, start : start + count * group.columns]
-        cap = sizes.attention_softcap
-        if cap > 0.0:
-            nisa.activation(dst=part, op=nl.tanh, data=part, scale=sizes.softmax_scale / cap)
+        if capped != None:
+            nisa.activation(dst=part, op=nl.tanh, data=part, scale=capped.of_rows(rows))
         nisa.tensor_copy_predicated(
             dst=scores[0:rows, first : first + count, :],
             src=part.reshape_dim(1, (count, group.columns)),
@@ -472,14 +494,14 @@ def _copy_attended(scores, product, mask, first_chunk, group, sizes):
         done += count
 
 
-def _store_attended(attended, state, group, token, sizes):
+def _store_attended(attended, state, group, token, inverse_scale, sizes):
     """Normalizes, and writes columns (sequence, head, token) to [rows, (head, chunk), token].
 
     The group's tokens begin with `token`.
     """
     chunks = sizes.head_chunks
     part = nl.ndarray(state.weighted.shape, dtype=sizes.dtype, buffer=nl.sbuf)
-    normalize(part, state)
+    normalize(part, state, inverse_scale=inverse_scale)
     by_head = attended.reshape_dim(1, (sizes.q, chunks))
     for chunk in range(chunks):
         own = part[:, chunk, :]

@@ -4,6 +4,8 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
+from .cache_scales import CacheScales, as_stored
+
 
 def token_rows(heads, first_head, sizes):
     """Heads first_head .. first_head + k of [rows, n, chunks, T] as rows [T, k, d]."""
@@ -98,7 +100,7 @@ def await_readers(caches, core):
         nisa.core_barrier(data=caches.V_whole, cores=(0, 1))
 
 
-def update_caches(caches, heads, values, context):
+def update_caches(caches, heads, values, context, scales=None):
     """Writes the new keys and values of a layer at their offsets; skips those without one.
 
     A key is a column of the cache, two bytes in each of d rows, the slowest pattern for DMA. So one
@@ -110,7 +112,10 @@ def update_caches(caches, heads, values, context):
       heads: [rows, q + 2k, chunks, T].
       values: [T, k, d].
       context: the launch's `Context`.
+      scales: the layer's `CacheScales`; None for caches in the compute dtype.
     """
+    if scales == None:
+        scales = CacheScales()
     sizes = context.sizes
     core = context.core
     offsets = caches.offsets
@@ -121,9 +126,11 @@ def update_caches(caches, heads, values, context):
     S_max = sizes.S_max
     K_elements = _flat(caches.K_whole, 1)
     if offsets.windows != None:
+        columns = heads[:, sizes.q : sizes.q + sizes.k, :, :]
+        stored = as_stored(columns, scales.key, K_elements.dtype)
         for sequence in range(sizes.B):
             if core.index == sequence % core.count:
-                keys = heads[:, sizes.q : sizes.q + sizes.k, :, sequence * S : (sequence + 1) * S]
+                keys = stored[:, :, :, sequence * S : (sequence + 1) * S]
                 nisa.dma_copy(
                     dst=K_elements.ap(
                         pattern=[
@@ -143,8 +150,10 @@ def update_caches(caches, heads, values, context):
                 )
     first, last = _token_share(sizes, core)
     if last > first:
+        V_rows = _flat(caches.V_whole, d)
+        stored_values = as_stored(values, scales.value, V_rows.dtype)
         if offsets.keys != None:
-            keys = token_rows(heads, sizes.q, sizes)
+            keys = as_stored(token_rows(heads, sizes.q, sizes), scales.key, K_elements.dtype)
             nisa.dma_copy(
                 dst=K_elements.ap(
                     pattern=[[1, last - first], [d * S_max, sizes.k], [S_max, d]],
@@ -157,13 +166,13 @@ def update_caches(caches, heads, values, context):
                 dge_mode=nisa.dge_mode.swdge,
             )
         nisa.dma_copy(
-            dst=_flat(caches.V_whole, d).ap(
+            dst=V_rows.ap(
                 pattern=[[d, last - first], [d * S_max, sizes.k], [1, d]],
                 offset=caches.number * sizes.cache_rows * sizes.k * S_max * d,
                 vector_offset=offsets.values[first:last, :],
                 indirect_dim=0,
             ),
-            src=values[first:last, :, :],
+            src=stored_values[first:last, :, :],
             oob_mode=nisa.oob_mode.skip,
             dge_mode=nisa.dge_mode.swdge,
         )

@@ -8,7 +8,7 @@ from .layer_tensor import layer_tensor
 class LayerOperands(NKIObject):
     """The weights (`Weight`) and gains of a layer, or of all layers.
 
-    Of one layer, gains, sinks and bias_selection are `LayerTensor`s; of all layers, what
+    Of one layer, gains, sinks, bias_selection, k_scale and v_scale are `LayerTensor`s; of all layers, what
     `layer_tensor` takes. Those with a default may be absent. In a layer with experts, W_gate, W_up
     and W_down have all of them, with an axis in front.
     """
@@ -32,6 +32,8 @@ class LayerOperands(NKIObject):
         W_shared_gate=None,
         W_shared_up=None,
         W_shared_down=None,
+        k_scale=None,
+        v_scale=None,
     ):
         self.W_qkv = W_qkv
         self.W_out = W_out
@@ -50,6 +52,8 @@ class LayerOperands(NKIObject):
         self.W_shared_gate = W_shared_gate
         self.W_shared_up = W_shared_up
         self.W_shared_down = W_shared_down
+        self.k_scale = k_scale
+        self.v_scale = v_scale
 
     def layer(self, number, looped=False):
         """One layer's operands, of all layers'; `number` is a `LoopLayer` if `looped`."""
@@ -71,6 +75,8 @@ class LayerOperands(NKIObject):
             W_shared_gate=_layer_weight(self.W_shared_gate, number, looped),
             W_shared_up=_layer_weight(self.W_shared_up, number, looped),
             W_shared_down=_layer_weight(self.W_shared_down, number, looped),
+            k_scale=layer_tensor(self.k_scale, number, looped=looped),
+            v_scale=layer_tensor(self.v_scale, number, looped=looped),
         )
 
     def has_experts(self):

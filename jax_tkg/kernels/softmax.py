@@ -90,7 +90,10 @@ def column_peaks(scores, constants):
 
 
 def exponentials(scores, peaks, scale, dtype):
-    """exp(scale * (scores - peaks)) of scores [P, chunks, n], in `dtype`; overwrites the scores."""
+    """exp(scale * (scores - peaks)) of scores [P, chunks, n], in `dtype`; overwrites the scores.
+
+    `scale` is a `ScoreScale`, here and below.
+    """
     partitions = scores.shape[0]
     chunks = scores.shape[1]
     columns = scores.shape[2]
@@ -101,7 +104,7 @@ def exponentials(scores, peaks, scale, dtype):
         op=nl.subtract,
     )
     weights = nl.ndarray((partitions, chunks, columns), dtype=dtype, buffer=nl.sbuf)
-    nisa.activation(dst=weights, op=nl.exp, data=scores, scale=scale)
+    nisa.activation(dst=weights, op=nl.exp, data=scores, scale=scale.of_rows(partitions))
     return weights
 
 
@@ -188,7 +191,7 @@ def _decay(peak, higher, scale):
     lowered = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_tensor(dst=lowered, data1=peak, data2=higher, op=nl.subtract)
     factor = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=factor, op=nl.exp, data=lowered, scale=scale)
+    nisa.activation(dst=factor, op=nl.exp, data=lowered, scale=scale.of_rows(PARTITIONS))
     return factor
 
 
@@ -219,7 +222,7 @@ def add_sinks(state, sinks, scale):
         dst=exponent,
         data=peak,
         op0=nl.multiply,
-        operand0=-scale,
+        operand0=scale.negative(),
         op1=nl.add,
         operand1=sinks,
     )
@@ -229,8 +232,11 @@ def add_sinks(state, sinks, scale):
     nisa.tensor_tensor(dst=total, data1=total, data2=weight, op=nl.add)
 
 
-def normalize(dst, state):
-    """dst [rows, chunks, n] = weighted / total; zero for a query that attended no key."""
+def normalize(dst, state, inverse_scale=None):
+    """dst [rows, chunks, n] = weighted / total; zero for a query that attended no key.
+
+    Where values are multiplied by a scale, `inverse_scale` [128, 1] float32 is one over it.
+    """
     columns = state.columns
     weighted = state.weighted
     rows = weighted.shape[0]
@@ -245,6 +251,16 @@ def normalize(dst, state):
     inverse = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)
     nisa.reciprocal(dst=inverse, data=state.total[0:rows, :])
     factor = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_tensor(dst=factor, data1=inverse, data2=attended, op=nl.multiply)
+    if inverse_scale == None:
+        nisa.tensor_tensor(dst=factor, data1=inverse, data2=attended, op=nl.multiply)
+    else:
+        nisa.scalar_tensor_tensor(
+            dst=factor,
+            data=inverse,
+            op0=nl.multiply,
+            operand0=inverse_scale[0:rows, :],
+            op1=nl.multiply,
+            operand1=attended,
+        )
     factors = factor.expand_dim(1).broadcast(1, weighted.shape[1])
     nisa.tensor_tensor(dst=dst, data1=weighted, data2=factors, op=nl.multiply)

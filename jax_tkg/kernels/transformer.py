@@ -47,6 +47,7 @@ from nki.language import NKIObject
 from .all_reduce import Reduction, add_reduced
 from .attention import attention
 from .blocks import CacheBlocks
+from .cache_scales import load_cache_scales
 from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
 from .constants import Constants
 from .experts import experts
@@ -226,6 +227,8 @@ def transformer_tkg(
     W_shared_ups,
     W_shared_downs,
     expert_order,
+    k_scales,
+    v_scales,
     eps,
     replica_groups,
     sbuf_residual_and_cc,
@@ -311,6 +314,8 @@ def transformer_tkg(
       W_shared_downs: per layer [I of the shared expert, H] or None.
       expert_order: [1, E] float32: for the experts that this rank holds E', E' - 1, ... 1, for
         others 0; None without experts.
+      k_scales: per layer [1, 1] float32, of layers whose key cache is float8, or None.
+      v_scales: per layer, of value caches, like k_scales.
       eps: RMSNorm epsilon.
       replica_groups: tuple of tuples of ranks, or None for no all-reduce.
       sbuf_residual_and_cc: whether the all-reduce goes from SBUF to SBUF, else through HBM.
@@ -445,6 +450,8 @@ def transformer_tkg(
         W_shared_gate=Weight(W_shared_gates),
         W_shared_up=Weight(W_shared_ups),
         W_shared_down=Weight(W_shared_downs),
+        k_scale=k_scales,
+        v_scale=v_scales,
     )
     x = load_tokens(X, sizes, core)
     if looped:
@@ -614,6 +621,7 @@ def _layer(x, layer, caches, shared, context, number=None):
         blocks = CacheBlocks(
             caches.K_whole, caches.V_whole, caches.number, offsets.blocks, context.sizes
         )
+    scales = load_cache_scales(layer.k_scale, layer.v_scale, context)
     attended, values = attention(
         heads,
         caches.K_cache,
@@ -622,6 +630,7 @@ def _layer(x, layer, caches, shared, context, number=None):
         context,
         sinks=layer.sinks,
         blocks=blocks,
+        scales=scales,
     )
     await_readers(caches, context.core)
     W_out = layer.W_out
@@ -635,7 +644,7 @@ def _layer(x, layer, caches, shared, context, number=None):
         partial = mlp(normed, layer, context)
     if offsets.values != None:
         # Only here, so that no load of weights queues behind writes that wait for attention.
-        update_caches(caches, heads, values, context)
+        update_caches(caches, heads, values, context, scales=scales)
     return add_reduced(x, partial, shared.reduction, context, gamma=layer.W_gamma_post_mlp)
 
 

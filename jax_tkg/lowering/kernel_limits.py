@@ -26,6 +26,9 @@ SBUF_BYTES = hardware.TRN2.sbuf_partition_bytes
 FLOAT32 = 4
 """Bytes of a float32."""
 
+BLOCK_NUMBER = 4
+"""Bytes of an entry of a block table on chip."""
+
 LARGEST_CACHE = 2**31 - 1
 """Elements in a layer's cache: offsets in it are signed, of 32 bits."""
 
@@ -99,8 +102,18 @@ def check_kernel_limits(
             )
     parts = sbuf_bytes(D, cores, other_kinds)
     needed = sum(parts.values())
+    kinds = (D, *other_kinds)
+    without = needed - parts["block tables"]
+    if without <= SBUF_BYTES < needed:
+        terms = " + ".join(f"{D.B} * {kind.n}" for kind in kinds if kind.n)
+        raise ValueError(
+            f"block_tables: expected at most {(SBUF_BYTES - without) // BLOCK_NUMBER} entries for "
+            f"the Neuron kernel ({BLOCK_NUMBER} bytes each of a partition of on-chip memory, beside "
+            f"{without} bytes of {SBUF_BYTES}), got B * n = {terms} = "
+            f"{sum(D.B * kind.n for kind in kinds)}; use larger blocks or fewer sequences"
+        )
     if needed > SBUF_BYTES:
-        terms = " + ".join(f"{size} ({name})" for name, size in parts.items())
+        terms = " + ".join(f"{size} ({name})" for name, size in parts.items() if size)
         heads = D.q + 2 * D.k
         raise ValueError(
             f"X: expected B * S = {tokens} tokens of H = {D.H}, with q + 2k = {heads} heads of "
@@ -157,9 +170,9 @@ def sbuf_bytes(
         "weights on their way": limits.RING_BYTES,
         "constants": limits.CONSTANT_BYTES,
         "tables and masks": len(kinds) * tables
-        + sum(4 * D.B * kind.n for kind in kinds)
         + FLOAT32 * (max(D.E, limits.LEAST_SEARCHED) + 8 if D.E else 0)
         + _resident_mask_bytes(kinds, cores, item),
+        "block tables": sum(BLOCK_NUMBER * D.B * kind.n for kind in kinds),
         "residual": residual,
         largest: stages[largest],
     }
@@ -219,4 +232,6 @@ def _attention_bytes(D: Dimensions, item: int) -> int:
     tiles = limits.SOFTMAX_TILES + (limits.head_chunks(D.d) - 1) * limits.SOFTMAX_VALUE_TILES
     # Mask, scores and their exponentials.
     scores = (1 + FLOAT32 + item) * chunks * columns
-    return heads + scores + FLOAT32 * columns * tiles
+    # Of float8 caches: the new keys and values times their scales, and as they are stored.
+    scaled = (FLOAT32 + item + 1) * (D.k * _head_elements(D) + D.k * D.d)
+    return heads + scores + FLOAT32 * columns * tiles + scaled

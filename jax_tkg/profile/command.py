@@ -86,6 +86,13 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_enum(
+        "cache_dtype",
+        None,
+        ["float8_e4m3", "float8_e4m3fn"],
+        "Caches' dtype, if it is not --dtype.",
+        flag_values=values,
+    )
+    flags.DEFINE_enum(
         "target", "trn2", list(TARGETS), "Generation of the machine.", flag_values=values
     )
     flags.DEFINE_enum(
@@ -174,6 +181,7 @@ def _case(values: flags.FlagValues, model: ModelShape, kind: LayerKind) -> Case:
         block_len=values.block_len,
         dtype=values.dtype,
         quantized_mlp=values.quantized_mlp,
+        cache_dtype=values.cache_dtype,
         lnc=values.lnc,
         target=values.target,
         residual_on_chip=values.residual == "sbuf",
@@ -236,9 +244,11 @@ def _say_more(values: flags.FlagValues, launches: Launches, name: str) -> None:
 def _title(values: flags.FlagValues, case: Case) -> str:
     name = values.config or ("custom sizes" if values.dims else values.model)
     mlp = f", MLP weights {case.quantized_mlp}" if case.quantized_mlp else ""
+    held = f", caches {case.cache_dtype}" if case.cache_dtype else ""
     return (
         f"One layer of {name} on {case.target}, modelled: tp={case.tensor_parallel}, B={case.B}, "
-        f"S_tkg={case.S}, S_ctx={case.S_ctx}, {case.dtype}{mlp} (core 0)"
+        f"S_tkg={case.S}, S_ctx={case.S_ctx}, {case.dtype}{mlp}{held} "
+        "(core 0)"
     )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.caches import ring_capacity
-from jax_tkg.call.arguments import FLOAT8_DTYPES, PARTITIONS
+from jax_tkg.call.arguments import FLOAT8_CACHE_DTYPES, FLOAT8_DTYPES, PARTITIONS
 from jax_tkg.call.operand_table import OPERANDS, WEIGHT_KINDS, Operand, names
 from jax_tkg.profile.traffic import kind_of
 from jax_tkg.weights import split_heads
@@ -151,6 +151,7 @@ class Case:
       attended: slots that a query attends, where they are fewer than S_ctx, as in a ring.
       dtype: compute dtype.
       quantized_mlp: float8 dtype of the MLP weights, or None.
+      cache_dtype: float8 dtype of the caches, or None.
       tensor_parallel: ranks that sum their results.
       lnc: physical cores per logical core.
       target: "trn2" or "trn3".
@@ -186,12 +187,17 @@ class Case:
     block_len: int = 0
     experts: int = 0
     shared: int = 0
+    cache_dtype: str | None = None
 
     def __post_init__(self) -> None:
         """Checks the options that are names."""
-        known = [str(dtype) for dtype in FLOAT8_DTYPES]
-        if self.quantized_mlp is not None and self.quantized_mlp not in known:
-            raise ValueError(f"quantized_mlp={self.quantized_mlp!r}: expected one of {known}")
+        for name, dtypes in (
+            ("quantized_mlp", FLOAT8_DTYPES),
+            ("cache_dtype", FLOAT8_CACHE_DTYPES),
+        ):
+            known, value = [str(dtype) for dtype in dtypes], getattr(self, name)
+            if value is not None and value not in known:
+                raise ValueError(f"{name}={value!r}: expected one of {known}")
         if self.block_len and self.S_ctx % self.block_len:
             raise ValueError(
                 f"block_len={self.block_len}: expected a divisor of the context, {self.S_ctx}"
@@ -220,6 +226,8 @@ class Case:
         chosen = set(self.operands)
         if self.quantized_mlp is not None:
             chosen.update(names("scale"))
+        if self.cache_dtype is not None:
+            chosen.update(names("cache_scale"))
         chosen.add("context_lengths" if self.lengths or self.block_len else "mask_cache")
         if self.block_len:
             chosen.add("block_tables")
@@ -228,9 +236,10 @@ class Case:
     def dtype_of(self, row: Operand) -> str:
         """The name of an operand's dtype."""
         if row.scaled_by is not None:
-            return self.quantized_mlp or self.dtype
-        kinds = {"scale": "float32", "logit": "float32", "mask": "bool", "index": "int32"}
-        return kinds.get(row.kind, self.dtype)
+            quantized = self.cache_dtype if row.kind == "cache" else self.quantized_mlp
+            return quantized or self.dtype
+        kinds = dict.fromkeys(("scale", "cache_scale", "logit"), "float32")
+        return {**kinds, "mask": "bool", "index": "int32"}.get(row.kind, self.dtype)
 
     def weight_bytes(self) -> int:
         """Bytes of one layer's weights, gains, biases and scales on one rank, each counted once.
@@ -264,7 +273,7 @@ class Case:
     def cache_bytes(self) -> int:
         """Bytes of one layer's caches that its new tokens attend on one rank, each counted once."""
         slots = (self.attended or self.S_ctx) - self.S
-        return 2 * self.B * self.k * self.d * slots * itemsize(self.dtype)
+        return 2 * self.B * self.k * self.d * slots * itemsize(self.cache_dtype or self.dtype)
 
 
 def itemsize(dtype: str) -> int:

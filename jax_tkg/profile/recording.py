@@ -47,6 +47,8 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
     if kernel == "nkilib":
         # It takes masks and flat caches only.
         case = dataclasses.replace(case, lengths=False, block_len=0)
+        if case.cache_dtype is not None:
+            raise ValueError(f"cache_dtype={case.cache_dtype!r}: expected None for AWS's kernel")
     # AWS's kernel takes its layers one by one.
     looped = case.looped and kernel == "ours"
     operands = _operands(case, layers, looped)
@@ -139,6 +141,10 @@ def _operands(case: Case, layers: int, stacked: bool) -> Operands:
             arrays["W_routers"],
         )
         arrays["W_gamma_mlps"] = jax.tree.map(np.ones_like, arrays["W_gamma_mlps"])
+    for name in names("cache_scale"):
+        # A scale of zero has no inverse.
+        if arrays[name] is not None:
+            arrays[name] = jax.tree.map(np.ones_like, arrays[name])
     tables = arrays["block_tables"]
     if tables is not None:
         arrays["block_tables"] = np.arange(tables.size, dtype=tables.dtype).reshape(tables.shape)

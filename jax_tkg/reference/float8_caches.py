@@ -6,8 +6,8 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import ml_dtypes
+
+from jax_tkg.quantize import scaled_to_float8
 
 
 @jax.tree_util.register_dataclass
@@ -33,6 +33,4 @@ def stored(columns: jax.Array, scale: jax.Array | None, dtype: Any) -> jax.Array
     """
     if scale is None:
         return columns
-    largest = float(ml_dtypes.finfo(dtype).max)
-    scaled = columns.astype(jnp.float32) * scale[0, 0]
-    return jnp.clip(scaled, -largest, largest).astype(dtype)
+    return scaled_to_float8(columns, scale[0, 0], dtype)

@@ -22,6 +22,7 @@ from jax_tkg.kernels.all_reduce import Reduction, add_reduced
 from jax_tkg.kernels.attention import attention
 from jax_tkg.kernels.attention_blocks import attention_tasks
 from jax_tkg.kernels.blocks import CacheBlocks
+from jax_tkg.kernels.cache_scales import ScoreScale
 from jax_tkg.kernels.cache_update import (
     LayerCaches,
     await_readers,
@@ -439,12 +440,13 @@ class KernelStages:
           packed: whether each block has a state of its own, as cores have, merged at the end.
         """
         d, columns = values[0].shape[-1], scores[0].shape[-1]
+        factor = ScoreScale(scale)
         chunks = head_chunks(d)
         rows = d // chunks
 
         def add(state: Any, tile: Any, value: Any, constants: Constants) -> None:
             peaks = column_peaks(tile, constants)
-            weights = exponentials(tile, peaks, scale, nl.float32)
+            weights = exponentials(tile, peaks, factor, nl.float32)
             weighted = nl.ndarray((rows, chunks, columns), dtype=nl.float32, buffer=nl.psum)
             for half, chunk in np.ndindex(chunks, tile.shape[1]):
                 nisa.nc_matmul(
@@ -453,7 +455,7 @@ class KernelStages:
                     moving=weights[:, chunk, :],
                     accumulate=chunk > 0,
                 )
-            merge(state, peaks, column_sums(weights, constants), weighted, scale)
+            merge(state, peaks, column_sums(weights, constants), weighted, factor)
 
         def body(context: Context, scores: Any, values: Any) -> Any:
             constants = context.constants
@@ -462,13 +464,13 @@ class KernelStages:
                 if packed and index > 0:
                     other = SoftmaxState(rows, chunks, columns)
                     add(other, load(block), load(value), constants)
-                    merge_packed(state, other.packed, scale)
+                    merge_packed(state, other.packed, factor)
                 else:
                     add(state, load(block), load(value), constants)
             if packed:
                 nobody = SoftmaxState(rows, chunks, columns)
                 set_unattended(nobody)
-                merge_packed(state, nobody.packed, scale)
+                merge_packed(state, nobody.packed, factor)
             out = nl.ndarray((rows, chunks, columns), dtype=nl.float32, buffer=nl.sbuf)
             normalize(out, state)
             return store(out, context)
