@@ -42,6 +42,7 @@ def shapes(draw: st.DrawFn, context: str) -> cases.Shape:
         context=context,
         block_len=block_len,
         positions=draw(st.sampled_from(("first", "each"))),
+        cache_dtype=draw(st.sampled_from((None, None, "float8_e4m3"))),
     )
 
 

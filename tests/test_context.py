@@ -51,6 +51,7 @@ def shapes(draw: st.DrawFn, context: str) -> cases.Shape:
         context=context,
         positions=draw(st.sampled_from(("first", "each", "none"))),
         options=draw(st.sampled_from(((), ("sinks",)))),
+        cache_dtype=draw(st.sampled_from((None, None, "float8_e4m3"))),
     )
 
 

@@ -24,6 +24,7 @@ SHAPES = {
     "odd_groups": cases.SHAPES["odd_groups"],
     "float8": cases.SHAPES["float8"],
     "wide": cases.Shape(B=4, S=2, q=2, k=1, H=2048, I=1024, L=1, dtype="bfloat16"),
+    "float8_caches": cases.Shape(B=8, S=4, q=4, k=4, L=1, cache_dtype="float8_e4m3"),
     "wide_mlp": cases.Shape(B=8, S=4, q=1, k=1, H=512, I=4096, L=1),
     "long": cases.Shape(B=2, S=2, q=8, k=2, L=1, S_ctx=2304, S_max=2304),
     "large_heads": cases.Shape(B=16, S=8, q=8, k=8, d=256, L=1),
@@ -136,6 +137,11 @@ class LimitsTest(parameterized.TestCase):
             "cache",
             {"B": 16, "k": 8, "q": 8, "S_max": 131072},
             ["K_caches:", "16 * 8 * 128 * 131072 = 2147483648"],
+        ),
+        (
+            "tables",
+            {"B": 8, "context": "lengths", "S_ctx": 1 << 17, "S_max": 1 << 17, "block_len": 32},
+            ["block_tables:", "B * n = 8 * 4096 = 32768", "4 bytes each", "larger blocks"],
         ),
         ("memory", {"B": 16, "S": 8, "H": 16384}, ["X:", "H = 16384", "bytes", " + "]),
         (

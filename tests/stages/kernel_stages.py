@@ -22,7 +22,7 @@ from jax_tkg.kernels.all_reduce import Reduction, add_reduced
 from jax_tkg.kernels.attention import attention
 from jax_tkg.kernels.attention_blocks import attention_tasks
 from jax_tkg.kernels.blocks import CacheBlocks
-from jax_tkg.kernels.cache_scales import ScoreScale
+from jax_tkg.kernels.cache_scales import ScoreScale, load_cache_scales
 from jax_tkg.kernels.cache_update import (
     LayerCaches,
     await_readers,
@@ -372,6 +372,8 @@ class KernelStages:
         scale: float | None = None,
         softcap: float = 0.0,
         block_tables: np.ndarray | None = None,
+        k_scale: np.ndarray | None = None,
+        v_scale: np.ndarray | None = None,
     ) -> np.ndarray:
         B, S, q, d = query.shape
         k, slots = key.shape[2], mask_cache.shape[0]
@@ -386,6 +388,7 @@ class KernelStages:
             "active": active.reshape(B * S, -1),
             "sinks": sinks,
             "numbers": None,
+            "scales": (k_scale, v_scale),
         }
         numbers: dict[str, Any] = {"B": B, "S": S, "d": d, "q": q, "k": k, "S_prior": slots}
         numbers["S_max"] = K_cache.shape[-1]
@@ -403,6 +406,7 @@ class KernelStages:
             active: Any,
             sinks: Any,
             numbers: Any,
+            scales: Any,
         ) -> Any:
             blocks = None
             if numbers is not None:
@@ -416,6 +420,7 @@ class KernelStages:
                 context,
                 sinks=layer_tensor((sinks,), 0),
                 blocks=blocks,
+                scales=load_cache_scales(*(layer_tensor((one,), 0) for one in scales), context),
             )
             return store(attended, context), store(values, context)
 

@@ -14,6 +14,7 @@ from jax_tkg.call.arguments import Operands
 from jax_tkg.masks import active_mask, context_mask
 from jax_tkg.reference.attention import attention_mask
 from jax_tkg.reference.cache_update import write_slots
+from jax_tkg.reference.float8_caches import CacheScales
 from jax_tkg.reference.linear import linear
 from jax_tkg.reference.mlp import MlpWeights, mlp
 from jax_tkg.reference.rms_norm import head_norms, rms_norm
@@ -81,6 +82,8 @@ class ReferenceStages:
         scale: float | None = None,
         softcap: float = 0.0,
         block_tables: np.ndarray | None = None,
+        k_scale: np.ndarray | None = None,
+        v_scale: np.ndarray | None = None,
     ) -> np.ndarray:
         def run(
             mask_cache: jax.Array, mask_active: jax.Array, K: jax.Array, V: jax.Array, **new: Any
@@ -97,6 +100,7 @@ class ReferenceStages:
                 mask=mask,
                 scale=scale,
                 softcap=softcap,
+                scales=CacheScales(k_scale, v_scale),
             )
 
         given = {"query": query, "key": key, "value": value, "K": K_cache, "V": V_cache}

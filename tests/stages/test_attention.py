@@ -30,8 +30,12 @@ def expected(
     sinks: np.ndarray | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
+    k_scale: np.ndarray | None = None,
+    v_scale: np.ndarray | None = None,
 ) -> np.ndarray:
     query, key, value, K, V = map(drawing.wide, (query, key, value, K_cache, V_cache))
+    K = K if k_scale is None else K / float(k_scale[0, 0])
+    V = V if v_scale is None else V / float(v_scale[0, 0])
     slots, q, k = mask_cache.shape[0], query.shape[2], key.shape[2]
     keys = np.concatenate([K[..., :slots].transpose(3, 0, 1, 2), key.swapaxes(0, 1)])
     values = np.concatenate([V[:, :, :slots].transpose(2, 0, 1, 3), value.swapaxes(0, 1)])
@@ -135,6 +139,24 @@ class AttentionTest(parameterized.TestCase):
         given = arguments(rng, **numbers, S_max=numbers["slots"] + 3, dtype="float32")
         got = drawing.IMPLEMENTATIONS[implementation].attention(**given)
         drawing.assert_close(got, expected(**given), "float32")
+
+    @parameterized.product(
+        implementation=tuple(drawing.IMPLEMENTATIONS), dtype=("float32", "float16")
+    )
+    def test_float8_caches(self, implementation: str, dtype: str) -> None:
+        """Keys, values or both in float8; scales with which new columns pass float16's range."""
+        options = {"scale": 0.3, "sinks": np.array([[1.0, -2.0, 3.0, 0.5]], np.float32)}
+        for seed, softcap, scales in ((5, 0.0, (40.0, 3e4)), (6, 2.0, (2e5, None))):
+            rng = np.random.default_rng(seed)
+            given = arguments(rng, 2, 2, 4, 2, 160, 260, 264, dtype)
+            for name, of, scale in zip(("K_cache", "V_cache"), "kv", scales, strict=True):
+                if scale is not None:
+                    stored = 50 * given[name].astype(np.float32)
+                    given[name] = stored.astype(drawing.kind("float8_e4m3"))
+                    given[f"{of}_scale"] = np.full((1, 1), scale, np.float32)
+            given |= {**options, "softcap": softcap}
+            got = drawing.IMPLEMENTATIONS[implementation].attention(**given)
+            drawing.assert_close(got, expected(**given), dtype)
 
     @parameterized.parameters(1 << 10, 1 << 13, 1 << 14)
     def test_a_few_heads_at_a_time(self, elements: int) -> None:

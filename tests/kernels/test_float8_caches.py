@@ -1,0 +1,73 @@
+"""The kernel with float8 caches, in the simulator against the float64 oracle."""
+
+from __future__ import annotations
+
+import hypothesis
+import pytest
+from absl.testing import absltest, parameterized
+from hypothesis import strategies as st
+
+from tests import cases
+from tests.kernels import launch
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> cases.Shape:
+    """Small models with contexts of less than a chunk of slots to more than one of each core."""
+    block_len = draw(st.sampled_from((0, 0, 16, 48, 128)))
+    S_ctx = block_len * draw(st.integers(1, max(1, 300 // max(1, block_len))))
+    S_ctx = S_ctx or draw(st.integers(8, 300))
+    q, k = draw(st.sampled_from(((1, 1), (4, 2), (3, 1))))
+    context = draw(st.sampled_from(("lengths", "masks")))
+    return cases.Shape(
+        B=draw(st.integers(1, max(1, min(4, 300 // S_ctx)))),
+        S=draw(st.integers(1, 4)),
+        q=q,
+        k=k,
+        d=draw(st.sampled_from((16, 64, 160))),
+        L=draw(st.integers(1, 2)),
+        S_ctx=S_ctx,
+        S_max=S_ctx + (0 if block_len else draw(st.integers(0, 8))),
+        dtype=draw(st.sampled_from(("float32", "float32", "bfloat16", "float16"))),
+        unified=draw(st.booleans()),
+        context=context,
+        block_len=block_len,
+        positions=draw(st.sampled_from(("first", "each"))),
+        cache_dtype=draw(st.sampled_from(("float8_e4m3", "float8_e4m3", "float8_e4m3fn"))),
+        options=draw(st.sampled_from(((), ("sinks",)))),
+        attention_softcap=draw(st.sampled_from((0.0, 0.0, 2.0))),
+    )
+
+
+class DrawnTest(parameterized.TestCase):
+    """2 x 20 drawn cases."""
+
+    @parameterized.parameters(1, 2)
+    @pytest.mark.thorough
+    def test_drawn(self, cores: int) -> None:
+        @hypothesis.seed(cores)
+        @hypothesis.settings(max_examples=20, phases=(hypothesis.Phase.generate,))
+        @hypothesis.given(data=st.data())
+        def run(data: st.DataObject) -> None:
+            launch.check(
+                data.draw(shapes()),
+                ranks=data.draw(st.sampled_from((1, 1, 1, 2))),
+                cores=cores,
+                stacked=data.draw(st.booleans()),
+                seed=data.draw(st.integers(0, 1 << 30)),
+            )
+
+        run()
+
+    @parameterized.parameters(1, 2)
+    def test_some_layers(self, cores: int) -> None:
+        shape = cases.Shape(
+            L=3, d=16, S_ctx=140, S_max=150, cache_dtype="float8_e4m3", plain_caches=(1,)
+        )
+        launch.check(shape, cores=cores)
+
+
+if __name__ == "__main__":
+    absltest.main()
