@@ -86,9 +86,7 @@ def cache_scales(
     return [scale(sample, 0) for sample in samples]
 
 
-def quantize_caches(
-    caches: Any, scales: Any, dtype: jax.typing.DTypeLike = jnp.float8_e4m3
-) -> Any:
+def quantize_caches(caches: Any, scales: Any, dtype: jax.typing.DTypeLike = jnp.float8_e4m3) -> Any:
     """Caches in float8, such as a prompt's that were filled in the compute dtype.
 
     Args:
@@ -112,9 +110,7 @@ def quantize_caches(
     return as_bits(quantized) if isinstance(caches, Bits) else quantized
 
 
-def scaled_to_float8(
-    values: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike
-) -> jax.Array:
+def scaled_to_float8(values: jax.Array, scale: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
     """values * scale, clipped to a float8 dtype's range, in that dtype."""
     largest = float(ml_dtypes.finfo(dtype).max)
     return jnp.clip(values.astype(jnp.float32) * scale, -largest, largest).astype(dtype)

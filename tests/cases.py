@@ -18,7 +18,11 @@ from jax_tkg.call.dimensions import SOLVING_ORDER
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand, names
 from tests import oracle
 
-SCALE_NAMES = {row.name: row.scaled_by for row in OPERANDS if row.scaled_by and row.kind == "weight"}
+SCALE_NAMES = {
+    row.name: row.scaled_by
+    for row in OPERANDS
+    if row.scaled_by is not None and row.kind == "weight"
+}
 LAYER_OPTIONS = tuple(
     row.name
     for row in OPERANDS

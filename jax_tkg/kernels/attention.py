@@ -454,8 +454,8 @@ def _products(task, heads, new_keys, K_cache, context, blocks):
 def _masked(task, product, masks, capped, sizes):
     """The scores of a block, [rows, chunks, columns] float32; `MASKED` for unattended keys.
 
-    With a soft cap, scores are the tanh of scores times the `ScoreScale` `capped`; else they are not
-    scaled.
+    With a soft cap, scores are the tanh of scores times `capped`, a `ScoreScale`; else they are not
+    scaled, and `capped` is None.
     """
     block = task.block
     group = task.group

@@ -1,7 +1,7 @@
 """float8 caches, which hold keys and values times a scale, clipped to the format's range.
 
-Cached keys and values enter products as they are stored. The new ones, which are attended unrounded,
-are multiplied by the scale beside them, and the softmax and its result are divided by it.
+Cached keys and values enter products as they are stored. The new ones, which are attended
+unrounded, are multiplied by the scale beside them; the softmax and its result are divided by it.
 """
 
 import nki.isa as nisa

@@ -108,8 +108,8 @@ def check_kernel_limits(
         terms = " + ".join(f"{D.B} * {kind.n}" for kind in kinds if kind.n)
         raise ValueError(
             f"block_tables: expected at most {(SBUF_BYTES - without) // BLOCK_NUMBER} entries for "
-            f"the Neuron kernel ({BLOCK_NUMBER} bytes each of a partition of on-chip memory, beside "
-            f"{without} bytes of {SBUF_BYTES}), got B * n = {terms} = "
+            f"the Neuron kernel ({BLOCK_NUMBER} bytes each in a partition of on-chip memory, of "
+            f"whose {SBUF_BYTES} all else takes {without}), got B * n = {terms} = "
             f"{sum(D.B * kind.n for kind in kinds)}; use larger blocks or fewer sequences"
         )
     if needed > SBUF_BYTES:

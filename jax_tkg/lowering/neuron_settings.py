@@ -62,7 +62,7 @@ def check_grid(parameters: Parameters, looped: bool) -> None:
 
 
 def check_target(operands: Operands) -> None:
-    """Checks that the machine supports the dtypes of weights and caches, if the environment names a machine.
+    """Checks that the machine has the dtypes of weights and caches, if the environment names one.
 
     Args:
       operands: the call's arrays, or their abstract values.

@@ -52,9 +52,7 @@ class BytesTest(absltest.TestCase):
         self.assertEqual(fewer, mlp - scales)
 
     def test_float8_caches(self):
-        fewer = required_bytes(self._case()) - required_bytes(
-            self._case(cache_dtype="float8_e4m3")
-        )
+        fewer = required_bytes(self._case()) - required_bytes(self._case(cache_dtype="float8_e4m3"))
         self.assertEqual(fewer, 2 * 4 * 128 * 1024)
         with self.assertRaisesRegex(ValueError, "cache_dtype='float8_e5m2': expected one of"):
             self._case(cache_dtype="float8_e5m2")
