@@ -9,8 +9,8 @@ class LayerOperands(NKIObject):
     """The weights (`Weight`) and gains of a layer, or of all layers.
 
     Of one layer, gains, sinks, bias_selection, k_scale and v_scale are `LayerTensor`s; of all
-    layers, what `layer_tensor` takes. Those with a default may be absent. In a layer with experts, W_gate, W_up
-    and W_down have all of them, with an axis in front.
+    layers, what `layer_tensor` takes. Those with a default may be absent. In a layer with experts,
+    W_gate, W_up and W_down have all of them, with an axis in front.
     """
 
     def __init__(
