@@ -44,8 +44,29 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "kernel caps scores before it scales them",
         "kernels/attention.py",
-        "scale=sizes.softmax_scale / cap)",
-        "scale=1.0 / cap)",
+        "number = sizes.softmax_scale / sizes.attention_softcap",
+        "number = 1.0 / sizes.attention_softcap",
+        ("stages/test_attention.py",),
+    ),
+    Mutation(
+        "reference does not divide what float8 caches of values give",
+        "reference/softmax.py",
+        "_divided(_batched_product(cached, values), scales.value)",
+        "_batched_product(cached, values)",
+        ("test_float8_caches.py",),
+    ),
+    Mutation(
+        "float8 caches overflow in place of being clipped",
+        "quantize.py",
+        "jnp.clip(values.astype(jnp.float32) * scale, -largest, largest)",
+        "(values.astype(jnp.float32) * scale)",
+        ("test_float8_caches.py",),
+    ),
+    Mutation(
+        "kernel attends new keys of float8 caches without their scale",
+        "kernels/attention.py",
+        "keys = beside_cached(heads[:, sizes.q : sizes.q + sizes.k, :, :], scales.key)",
+        "keys = heads[:, sizes.q : sizes.q + sizes.k, :, :]",
         ("stages/test_attention.py",),
     ),
     Mutation(
