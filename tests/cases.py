@@ -163,6 +163,9 @@ SHAPES = {
     ),
     "whole_capacity": Shape(S_ctx=24, S_max=24, positions="each"),
     "no_update": Shape(positions="none"),
+    "float8_caches": Shape(
+        S=3, d=32, S_ctx=40, S_max=44, positions="each", cache_dtype="float8_e4m3"
+    ),
     "large_heads": Shape(S=3, d=256, I=256, L=1, options=("W_gamma_qs", "W_gamma_ks")),
     "every_option": Shape(q=6, S=3, bare_layers=(0,), **EVERY_OPTION),
 }

@@ -71,6 +71,10 @@ class OneDeviceTest(parameterized.TestCase):
         else:
             self._check(shape, layers_per_launch=1)
 
+    @parameterized.parameters(False, True)
+    def test_float8_caches(self, stacked: bool) -> None:
+        self._check(cases.SHAPES["float8_caches"], stacked, layers_per_launch=1)
+
     @parameterized.product(layers_per_launch=(1, 4, None), stacked=(False, True))
     def test_kinds(self, layers_per_launch: int | None, stacked: bool) -> None:
         """Launches of one kind alone, of which other kinds' stacks are kept, and of a loop."""
