@@ -42,13 +42,13 @@ def shapes(draw: st.DrawFn) -> cases.Shape:
 
 
 class DrawnTest(parameterized.TestCase):
-    """2 x 20 drawn cases."""
+    """2 x 10 drawn cases."""
 
     @parameterized.parameters(1, 2)
     @pytest.mark.thorough
     def test_drawn(self, cores: int) -> None:
         @hypothesis.seed(cores)
-        @hypothesis.settings(max_examples=20, phases=(hypothesis.Phase.generate,))
+        @hypothesis.settings(max_examples=10, phases=(hypothesis.Phase.generate,))
         @hypothesis.given(data=st.data())
         def run(data: st.DataObject) -> None:
             launch.check(
