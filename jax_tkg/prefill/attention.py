@@ -22,7 +22,8 @@ from jax_tkg.reference.attention import (
     rows_of_queries,
     sink_of_each_row,
 )
-from jax_tkg.reference.softmax import batched_product
+from jax_tkg.reference.float8_caches import UNSCALED, CacheScales
+from jax_tkg.reference.softmax import batched_product, divided
 from jax_tkg.reference.varying_axes import vary_with
 from jax_tkg.reference.zeros import opaque_zero
 
@@ -58,14 +59,22 @@ class _Sums:
     total: jax.Array
     values: jax.Array
 
-    def and_more(self, scores: jax.Array, values: jax.Array) -> _Sums:
-        """With further keys: scores [n, R, T], -inf where not attended, and values [n, T, d]."""
+    def and_more(
+        self, scores: jax.Array, values: jax.Array, scale: jax.Array | None = None
+    ) -> _Sums:
+        """With further keys.
+
+        Args:
+          scores: [n, R, T], -inf where not attended.
+          values: [n, T, d].
+          scale: [1, 1], of values from a float8 cache; None: of others.
+        """
         largest = jnp.maximum(self.largest, scores.max(axis=-1, keepdims=True))
         kept, weights = jnp.exp(self.largest - largest), jnp.exp(scores - largest)
         return _Sums(
             largest,
             self.total * kept + weights.sum(axis=-1, keepdims=True),
-            self.values * kept + batched_product(weights, values),
+            self.values * kept + divided(batched_product(weights, values), scale),
         )
 
 
@@ -79,6 +88,7 @@ def attention(
     sinks: jax.Array | None = None,
     scale: float | None = None,
     softcap: float = 0.0,
+    scales: CacheScales = UNSCALED,
 ) -> jax.Array:
     """As `jax_tkg.reference.attention.attention`, with ranges of slots in place of a mask.
 
@@ -121,8 +131,9 @@ def attention(
             )
             slot = first.astype(jnp.int32) + jnp.arange(size, dtype=jnp.int32)[None, None, :]
             attended = _attends(own, slot) & (slot >= begin.astype(jnp.int32))
-            scores = _capped(batched_product(own.query, keys), softcap)
-            return sums.and_more(jnp.where(attended, scores, -jnp.inf), values)
+            scores = divided(batched_product(own.query, keys), scales.key)
+            scores = jnp.where(attended, _capped(scores, softcap), -jnp.inf)
+            return sums.and_more(scores, values, scales.value)
 
         if mask.context:
             sums = repeat(mask.turns, add, _varying(sums, own, caches, mask))

@@ -56,7 +56,7 @@ def joint_softmax(
     """
     query, sinks = rows.query, rows.sinks
     both = (
-        _divided(batched_product(query, keys), scales.key),
+        divided(batched_product(query, keys), scales.key),
         batched_product(query, rows.new_keys),
     )
     scores = jnp.concatenate(both, axis=-1)
@@ -74,13 +74,13 @@ def joint_softmax(
     if sinks is not None:
         total = total + jnp.exp(sinks - largest)
     cached, new = jnp.split(weights, [keys.shape[-1]], axis=-1)
-    summed = _divided(batched_product(cached, values), scales.value)
+    summed = divided(batched_product(cached, values), scales.value)
     summed = summed + batched_product(new, rows.new_values)
     attended = jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)
     return attended.astype(query.dtype)
 
 
-def _divided(product: jax.Array, scale: jax.Array | None) -> jax.Array:
+def divided(product: jax.Array, scale: jax.Array | None) -> jax.Array:
     """A product with what a cache holds, [N, R, m], as with what that stands for."""
     return product if scale is None else product / scale[0, 0]
 

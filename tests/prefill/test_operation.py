@@ -31,7 +31,9 @@ LONG = cases.Shape(
 
 SHAPES = {
     "every_option": dataclasses.replace(LONG, bare_layers=(0,), **cases.EVERY_OPTION),
-    "lengths": dataclasses.replace(LONG, S=70, S_ctx=30, S_max=80, context="lengths"),
+    "lengths": dataclasses.replace(
+        LONG, S=70, S_ctx=30, S_max=80, context="lengths", cache_dtype="float8_e4m3"
+    ),
     "bfloat16_in_blocks": dataclasses.replace(
         LONG,
         S_ctx=320,
