@@ -51,8 +51,8 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "reference does not divide what float8 caches of values give",
         "reference/softmax.py",
-        "_divided(_batched_product(cached, values), scales.value)",
-        "_batched_product(cached, values)",
+        "divided(batched_product(cached, values), scales.value)",
+        "batched_product(cached, values)",
         ("test_float8_caches.py",),
     ),
     Mutation(
