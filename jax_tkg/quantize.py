@@ -103,7 +103,8 @@ def quantize_caches(caches: Any, scales: Any, dtype: jax.typing.DTypeLike = jnp.
     _largest_in_caches(dtype)
     if isinstance(caches, Sequence):
         pairs = zip(caches, scales, strict=True)
-        return type(caches)([quantize_caches(cache, scale, dtype) for cache, scale in pairs])
+        container: Any = type(caches)
+        return container([quantize_caches(cache, scale, dtype) for cache, scale in pairs])
     values = caches.values() if isinstance(caches, Bits) else caches
     scale = scales.reshape(*scales.shape[:-2], *(1,) * (values.ndim - scales.ndim + 2))
     quantized = scaled_to_float8(values, scale, dtype)
