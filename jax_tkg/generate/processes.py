@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,10 +19,10 @@ import numpy as np
 from absl import flags
 from jax.experimental import multihost_utils
 
-from jax_tkg.command_line import CommandError
+from jax_tkg.command_line import CommandError, note
 from jax_tkg.models.errors import one_line
 
-JOIN_SECONDS = 60
+JOIN_SECONDS = 50
 """How long a process waits for the others to join."""
 
 HEARTBEAT_SECONDS = 20
@@ -78,21 +79,26 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
     jax.config.update("jax_enable_preemption_service", False)
     # Where the platform is a CPU: how the processes' sums are computed.
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    # JAX would end the process after its own timeout, with a stack trace.
+    patience = threading.Timer(JOIN_SECONDS, _give_up, (values.coordinator, values.num_processes))
+    patience.daemon = True
+    patience.start()
     try:
         jax.distributed.initialize(
             values.coordinator,
             values.num_processes,
             values.process_id,
             cluster_detection_method="deactivate",
-            initialization_timeout=JOIN_SECONDS,
+            initialization_timeout=2 * JOIN_SECONDS,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )
     except RuntimeError as error:
         raise CommandError(
-            f"--coordinator: expected {values.num_processes} processes to meet at "
-            f"{values.coordinator} within {JOIN_SECONDS} s, got {one_line(error)}"
+            f"--coordinator: expected to start at {values.coordinator}, got {one_line(error)}"
         ) from error
+    finally:
+        patience.cancel()
     try:
         with _output(values.process_id == 0):
             yield
@@ -102,6 +108,15 @@ def joined(values: flags.FlagValues) -> Iterator[None]:
             f"process {values.process_id} of {values.num_processes}: expected all processes to "
             f"stay until the end, got {one_line(error)}"
         ) from error
+
+
+def _give_up(coordinator: str, processes: int) -> None:
+    """Ends a process that has waited for the others in vain."""
+    note(
+        f"error: --coordinator: expected {processes} processes to meet at {coordinator} within "
+        f"{JOIN_SECONDS} s, got fewer"
+    )
+    os._exit(1)
 
 
 @contextlib.contextmanager

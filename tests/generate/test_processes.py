@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import socket
 import subprocess
+import sys
 
 import pytest
 from absl import flags as absl_flags
@@ -86,6 +87,32 @@ class ProcessesTest(parameterized.TestCase):
             output, errors = process.communicate(timeout=600)
             self.assertEqual((process.returncode, output), (1, b""), errors)
             self.assertIn(b"error: --num_processes: expected the same flags", errors)
+
+
+WAITING = """
+from jax_tkg import command_line
+from jax_tkg.generate import processes
+
+processes.JOIN_SECONDS = 1
+command_line.run("jax_tkg.generate.command", extra="models")
+"""
+
+
+class MeetingTest(absltest.TestCase):
+    def test_the_others_do_not_come(self) -> None:
+        address = f"127.0.0.1:{_free_port()}"
+        flags = ("--tensor_parallel=2", "--num_processes=2", "--process_id=0", "--prompt=x")
+        done = subprocess.run(
+            [sys.executable, "-c", WAITING, *flags, f"--coordinator={address}"],
+            env=commands.environment(),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            check=False,
+            timeout=600,
+        )
+        self.assertEqual((done.returncode, done.stdout), (1, b""))
+        expected = f"error: --coordinator: expected 2 processes to meet at {address} within 1 s"
+        self.assertEqual(commands.last_line(done), f"{expected}, got fewer")
 
 
 class FlagsTest(parameterized.TestCase):
