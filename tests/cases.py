@@ -16,6 +16,7 @@ import numpy as np
 from jax_tkg.bits import as_bits
 from jax_tkg.call.dimensions import SOLVING_ORDER
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand, names
+from jax_tkg.call.options import ACTIVATIONS
 from tests import oracle
 
 SCALE_NAMES = {
@@ -141,6 +142,14 @@ EVERY_OPTION: dict[str, Any] = {
     "activation": "gelu_tanh",
 }
 """Fields of a `Shape` that has all options of a layer."""
+
+ONE_OPTION: dict[str, dict[str, Any]] = {
+    **{name: {"options": (name,)} for name in LAYER_OPTIONS},
+    "softmax_scale": {"softmax_scale": 0.3},
+    "attention_softcap": {"attention_softcap": 3.0},
+    **{f"activation_{name}": {"activation": name} for name in ACTIVATIONS[1:]},
+}
+"""Fields of a `Shape` that has one option of a layer, by the option."""
 
 SHAPES = {
     "one_head": Shape(B=1, S=1, q=1, k=1, d=128, unified=True),

@@ -152,13 +152,14 @@ class DrawnShapesTest(parameterized.TestCase):
 
 @pytest.mark.thorough
 class NamedShapesTest(parameterized.TestCase):
-    """One case of each kind."""
+    """One shape of each kind, and one with each option of a layer alone."""
 
     @parameterized.named_parameters(
         (name, shape)
         for name, shape in (
             *cases.SHAPES.items(),
             ("kinds", cases.KINDS),
+            *((name, cases.Shape(q=6, S=3, L=1, **own)) for name, own in cases.ONE_OPTION.items()),
         )
     )
     def test_named_shape(self, shape: cases.Shape) -> None:

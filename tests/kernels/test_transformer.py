@@ -38,6 +38,11 @@ class FixedTest(parameterized.TestCase):
     def test_named_shape(self, shape: cases.Shape, cores: int) -> None:
         launch.check(shape, cores=cores)
 
+    @parameterized.named_parameters((name, own) for name, own in cases.ONE_OPTION.items())
+    def test_one_option(self, fields: dict[str, Any]) -> None:
+        """Each option of a layer alone, on two ranks of two cores."""
+        launch.check(cases.Shape(q=6, S=3, L=1, **fields), ranks=2, cores=2)
+
     @parameterized.product(ranks=(2, 4), cores=(1, 2), on_chip=(False, True))
     def test_ranks(self, ranks: int, cores: int, on_chip: bool) -> None:
         shape = cases.Shape(q=2, k=1, H=384, I=128, L=2)
