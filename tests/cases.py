@@ -336,6 +336,13 @@ def random_blocks(
     return tables, None if s.positions == "none" else ids.astype(np.int32)
 
 
+def near_tie(rng: np.random.Generator, E: int, chosen: int) -> np.ndarray:
+    """[1, E] float32 logits in a drawn order, of which number `chosen` and the next in size differ
+    by 2**-18."""
+    logits = np.concatenate([np.arange(chosen, 0, -1), [1 - 2.0**-18], -np.arange(E - chosen - 1)])
+    return rng.permutation(logits).astype(np.float32)[np.newaxis]
+
+
 def random_inputs(shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
     """Everything but the weights: tokens, caches, tables, masks, positions."""
     s = shape

@@ -6,6 +6,7 @@ import dataclasses
 import itertools
 from typing import Any
 
+import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
@@ -20,6 +21,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 NEAR_TIE = {"float32": 1e-4, "bfloat16": 0.04}
 """Scores that differ by less may be chosen in either order: other values are drawn."""
+
+DRAWS = 17
 
 SHAPE = dataclasses.replace(cases.EXPERTS, q=1, k=1, d=32, S_ctx=4, S_max=8, B=1, S=1)
 
@@ -74,21 +77,42 @@ def shapes(draw: st.DrawFn, routing: str, ranks: int) -> cases.Shape:
     )
 
 
+class NearTieTest(parameterized.TestCase):
+    @parameterized.product(routing=("softmax_topk", "topk_softmax", "sigmoid_topk"), cores=(1, 2))
+    def test_near_ties(self, routing: str, cores: int) -> None:
+        """The last expert chosen is better than the next by a few roundings: 6 x 2 cases."""
+        shape = dataclasses.replace(
+            SHAPE, L=1, E=12, E_held=12, I_expert=16, experts_per_token=3, routing=routing
+        )
+        for seed in range(2):
+            (row,) = parallel_cases.random_ranks(shape, 1, 1, seed)
+            row[0]["W_routers"] = [np.zeros((shape.H, shape.E), np.float32)]
+            row[0]["bias_routers"] = [cases.near_tie(np.random.default_rng(seed), shape.E, 3)]
+            hidden, K, V, written = cases.expected(shape, row, row)
+            (output,), _ = launch.run(shape, row, cores=cores)
+            cases.check(output, shape, row[0], hidden, K[0], V[0], written)
+
+
 class DrawnTest(parameterized.TestCase):
-    """3 routings x 2 numbers of ranks x 10 draws: 60 cases."""
+    """3 routings x 2 numbers of ranks x 17 draws: 102 cases."""
 
     @parameterized.product(routing=("softmax_topk", "topk_softmax", "sigmoid_topk"), ranks=(1, 2))
     @pytest.mark.thorough
     def test_drawn(self, routing: str, ranks: int) -> None:
-        @drawing.examples(f"kernel experts {routing} {ranks}", 10)
+        judged = 0
+
+        @drawing.examples(f"kernel experts {routing} {ranks}", DRAWS)
         def run(data: st.DataObject) -> None:
+            nonlocal judged
             shape = data.draw(shapes(routing, ranks))
             how: dict[str, Any] = {"cores": data.draw(st.sampled_from((1, 2)))}
             how["stacked"] = not shape.dense_layers and data.draw(st.booleans())
             how["on_chip"] = data.draw(st.booleans())
             _check(shape, ranks, data.draw(st.integers(0, 1 << 20)), **how)
+            judged += 1
 
         del run
+        self.assertEqual(judged, DRAWS)
 
 
 class TrafficTest(parameterized.TestCase):
