@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+import itertools
 import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -75,6 +77,21 @@ def candidate(model: Any, batch: int, length: int) -> Candidate:
     The cache is transformers' default one, cut back after each step.
     """
     import torch
+
+    cache = _random_cache(model, batch, length)
+    tokens = torch.ones((batch, 1), dtype=torch.long)
+
+    def run() -> None:
+        with torch.inference_mode():
+            model(input_ids=tokens, past_key_values=cache, use_cache=True)
+            cache.crop(-1)
+
+    return Candidate(NAME, run)
+
+
+def _random_cache(model: Any, batch: int, length: int) -> Any:
+    """transformers' default cache with `length` random tokens."""
+    import torch
     import transformers
 
     config = model.config
@@ -86,14 +103,43 @@ def candidate(model: Any, batch: int, length: int) -> Candidate:
             torch.tensor(rng.uniform(-1, 1, sizes), dtype=model.dtype) for _ in range(2)
         )
         cache.update(keys, values, layer)
-    tokens = torch.ones((batch, 1), dtype=torch.long)
+    return cache
 
-    def run() -> None:
+
+def random_experts(sizes: Mapping[str, Any], dtype: str) -> Any:
+    """A `Qwen3MoeForCausalLM` of a configuration, with the library's random weights."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.manual_seed(0)
+    config = transformers.Qwen3MoeConfig(**sizes)
+    model = transformers.Qwen3MoeForCausalLM(config)
+    return model.to(getattr(torch, _DTYPES[dtype])).eval()
+
+
+def experts_candidates(model: Any, tokens: np.ndarray, length: int) -> list[Candidate]:
+    """Steps with `length` tokens in the caches, by each of transformers' ways to run experts.
+
+    Args:
+      model: as `random_experts` makes it.
+      tokens: [n, B], those of n steps in turn.
+      length: slots of the caches.
+    """
+    import torch
+
+    given = itertools.cycle([torch.from_numpy(row[:, None]) for row in tokens])
+    cache = _random_cache(model, tokens.shape[1], length)
+
+    def run(way: str) -> None:
+        model.set_experts_implementation(way)
         with torch.inference_mode():
-            model(input_ids=tokens, past_key_values=cache, use_cache=True)
+            logits = model(input_ids=next(given), past_key_values=cache, use_cache=True).logits
+            logits[:, -1].argmax(-1)
             cache.crop(-1)
 
-    return Candidate(NAME, run)
+    ways = ("eager", "batched_mm", "grouped_mm")
+    return [Candidate(f"{NAME}, {way}", functools.partial(run, way)) for way in ways]
 
 
 def prompt_candidate(model: Any, prompt: Sequence[int]) -> Candidate:
