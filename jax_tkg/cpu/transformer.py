@@ -9,10 +9,10 @@ import jax.numpy as jnp
 
 from jax_tkg.call.arguments import Operands, Parameters, is_stacked
 from jax_tkg.call.operand_table import BY_NAME
-from jax_tkg.cpu import attention, blocks, cache_update, prepare, products, rope
+from jax_tkg.cpu import attention, blocks, cache_update, expert_groups, prepare, products, rope
 from jax_tkg.cpu.stored_cache import StoredCache
 from jax_tkg.cpu.stored_weight import StoredWeight
-from jax_tkg.reference import expert_runs, masks
+from jax_tkg.reference import masks
 from jax_tkg.reference.cache_update import Caches
 from jax_tkg.reference.stages import Stages
 from jax_tkg.reference.transformer import transformer as transformer_of_stages
@@ -41,7 +41,7 @@ STAGES = Stages(
     attended_keys=masks.attended_keys,
     attention=attention.attention,
     gather_blocks=blocks.gather_blocks,
-    run_experts=expert_runs.run_experts,
+    run_experts=expert_groups.run_experts,
     write_caches=cache_update.write_caches,
 )
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
-from jax_tkg.cpu import products
+from jax_tkg.cpu import expert_groups, products
 from jax_tkg.cpu import transformer as cpu
 from jax_tkg.prefill.attended_keys import AttendedKeys
 from jax_tkg.prefill.attention import attention
-from jax_tkg.prefill.expert_groups import run_experts
 from jax_tkg.reference.stages import PLAIN, Stages
+
+EXPERT_TOKENS = 32
+"""Tokens that an expert is run on at once. Its last block is padded, on average by half of them."""
 
 
 def stages_for(platform: str | None, windows: tuple[int | None, ...]) -> Stages:
@@ -28,5 +31,7 @@ def stages_for(platform: str | None, windows: tuple[int | None, ...]) -> Stages:
         base,
         attended_keys=AttendedKeys(windows, fixed),
         attention=attention,
-        run_experts=base.run_experts if fixed else run_experts,
+        run_experts=base.run_experts
+        if fixed
+        else functools.partial(expert_groups.run_in_groups, EXPERT_TOKENS),
     )
