@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 
 from benchmarks import report
 from benchmarks.measuring import Candidate, measure_in_turns
@@ -34,6 +34,8 @@ _TURNS = flags.DEFINE_integer("turns", 5, "Turns of each candidate.", lower_boun
 
 
 def main(_: Sequence[str]) -> None:
+    if not flags.FLAGS["verbosity"].present:
+        logging.set_verbosity(logging.WARNING)
     report.print_load()
     rows = []
     for tokens in dict.fromkeys(_TOKENS.value):

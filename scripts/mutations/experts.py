@@ -52,6 +52,20 @@ EXPERTS: tuple[Mutation, ...] = (
         _OPERATION,
     ),
     Mutation(
+        "every block on the CPU takes its expert's first tokens",
+        "cpu/expert_groups.py",
+        "place = done[turn] + jnp.arange",
+        "place = 0 * done[turn] + jnp.arange",
+        ("cpu/test_expert_groups.py",),
+    ),
+    Mutation(
+        "blocks on the CPU leave out the expert of each first one",
+        "cpu/expert_groups.py",
+        "(ends[None] <= turns[:, None])",
+        "(ends[None] < turns[:, None])",
+        ("cpu/test_expert_groups.py",),
+    ),
+    Mutation(
         "kernel chooses experts by eights",
         "kernels/router.py",
         "if wanted < EIGHT:",
