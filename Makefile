@@ -68,7 +68,7 @@ versions: $(VENV)/.test
 
 # Every reference must resolve, links to headings included. Links to other sites are not followed.
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -b html -n -W --keep-going -j auto docs build/docs
+	$(BIN)/python -m sphinx -b html -n -W --keep-going docs build/docs
 
 dist: $(VENV)/.test
 	rm -rf dist
