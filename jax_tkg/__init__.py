@@ -31,11 +31,12 @@ if TYPE_CHECKING:
         weights,
     )
     from jax_tkg.api import dry_run, explain, transformer_tkg
-    from jax_tkg.call.results import TransformerTkgOutput
+    from jax_tkg.call.results import TransformerTkgCandidates, TransformerTkgOutput
 
 __version__ = "0.2.0"
 
 __all__ = [
+    "TransformerTkgCandidates",
     "TransformerTkgOutput",
     "bits",
     "caches",
@@ -58,6 +59,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "TransformerTkgCandidates": "jax_tkg.call.results",
     "TransformerTkgOutput": "jax_tkg.call.results",
     "dry_run": "jax_tkg.api",
     "explain": "jax_tkg.api",

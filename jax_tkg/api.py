@@ -9,7 +9,11 @@ import jax
 
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.canonical import run_checked
-from jax_tkg.call.results import TransformerTkgOutput
+from jax_tkg.call.results import (
+    TransformerTkgCandidates,
+    TransformerTkgOutput,
+    named_results,
+)
 from jax_tkg.call.signature import bind_arguments
 from jax_tkg.lowering import primitive
 from jax_tkg.lowering.choice import Choice, choose
@@ -62,6 +66,8 @@ def transformer_tkg(
     block_tables: Any = None,
     k_scales: Any = None,
     v_scales: Any = None,
+    W_gamma_final: Any = None,
+    W_head: Any = None,
     softmax_scale: float | None = None,
     attention_softcap: float = 0.0,
     activation: str = "silu",
@@ -71,21 +77,25 @@ def transformer_tkg(
     routing: str = "softmax_topk",
     normalize_expert_weights: bool = False,
     routed_scale: float = 1.0,
+    candidates_per_token: int | None = None,
+    logit_scale: float = 1.0,
+    logit_softcap: float = 0.0,
     axis_name: str | Sequence[str] | None = None,
     lnc: int | None = None,
     implementation: str = "auto",
     layers_per_launch: int | None = None,
     layer_kinds: Sequence[int] | None = None,
     context_bucket: int | Sequence[int | None] | None = None,
-) -> TransformerTkgOutput:
+) -> TransformerTkgOutput | TransformerTkgCandidates:
     """Runs all layers of a decoder-only transformer on S new tokens of each of B sequences.
 
-    docs/operation.md gives the mathematics. The embedding, the final norm and the head are not
-    included.
+    docs/operation.md gives the mathematics. The embedding is not included; the final norm, the head
+    and the choice of its largest logits are, if `W_head` is given.
 
     Letters: B batch, S new tokens (1..8), H hidden, I MLP intermediate per rank, d head size,
     q query heads and k KV heads per rank, S_ctx context bucket, S_max cache capacity. H and I are
-    multiples of 128, d is even and at most 256, q is a multiple of k, S_ctx <= S_max.
+    multiples of 128, d is even and at most 256, q is a multiple of k, S_ctx <= S_max. V is the
+    number of a rank's tokens of the vocabulary.
 
     A per-layer argument (`W_*`, `*_caches`) is a list or tuple of at least `num_layers` arrays, of
     which the first `num_layers` are used, or one array with a leading layer axis. Matrices and
@@ -173,6 +183,11 @@ def transformer_tkg(
         float8. An entry is None if that layer's cache is not float8. `quantize.cache_scales`
         makes them.
       v_scales: the same for values.
+      W_gamma_final: None, or [1, H], gain of the RMSNorm after the last layer, given with `W_head`.
+      W_head: None, or [H, V] in X's dtype: the head. Normalized hidden states times it are the
+        tokens' logits, in float32, of which `candidates_per_token` are returned. Ranks split the
+        vocabulary evenly, in the order of `axis_name`, and each returns its own candidates;
+        `jax_tkg.output_head.merge_candidates` merges them.
       softmax_scale: factor of the attention scores; None: d**-0.5.
       attention_softcap: if positive, scores become cap * tanh(scores / cap), after the scale and
         before the mask.
@@ -189,6 +204,12 @@ def transformer_tkg(
         `bias_selections` is added.
       normalize_expert_weights: whether a token's weights are divided by their sum.
       routed_scale: factor of the weights, after that; the shared expert has none.
+      candidates_per_token: with `W_head`, how many of a token's largest logits are returned, at
+        most V. Among equal logits the lowest ids are chosen. NaN, and logits below -3e38, count as
+        -3e38.
+      logit_scale: with `W_head`, factor of the returned logits.
+      logit_softcap: with `W_head`, if positive, the returned logits become
+        cap * tanh(logits / cap), after that factor; the choice is made before.
       axis_name: axis or axes of the enclosing `jax.shard_map` to sum over: the tensor-parallel
         ones.
       lnc: physical cores per logical Neuron core, 1 or 2. None: the environment's setting, or 2.
@@ -210,15 +231,17 @@ def transformer_tkg(
         None: S_max.
 
     Returns:
-      `TransformerTkgOutput(hidden, K_caches, V_caches)`. Donated caches are updated in place.
+      `TransformerTkgOutput(hidden, K_caches, V_caches)`; with `W_head`
+      `TransformerTkgCandidates(hidden, K_caches, V_caches, candidate_logits, candidate_ids)`.
+      Donated caches are updated in place.
 
     Raises:
       TypeError: an argument is missing or has a wrong type or dtype.
       ValueError: a shape, size or option is wrong; the message names the argument, what was
         expected and what came.
     """
-    return TransformerTkgOutput(
-        *run_checked(
+    return named_results(
+        run_checked(
             primitive.bind,
             {
                 "X": X,
@@ -265,6 +288,8 @@ def transformer_tkg(
                 "block_tables": block_tables,
                 "k_scales": k_scales,
                 "v_scales": v_scales,
+                "W_gamma_final": W_gamma_final,
+                "W_head": W_head,
                 "softmax_scale": softmax_scale,
                 "attention_softcap": attention_softcap,
                 "activation": activation,
@@ -274,6 +299,9 @@ def transformer_tkg(
                 "routing": routing,
                 "normalize_expert_weights": normalize_expert_weights,
                 "routed_scale": routed_scale,
+                "candidates_per_token": candidates_per_token,
+                "logit_scale": logit_scale,
+                "logit_softcap": logit_softcap,
                 "axis_name": axis_name,
                 "lnc": lnc,
                 "implementation": implementation,
@@ -303,10 +331,11 @@ def explain(*args: Any, platform: str | None = None, **kwargs: Any) -> Choice:
     """
     chosen: list[Choice] = []
 
-    def run(operands: Operands, parameters: Parameters) -> tuple[Any, Any, Any]:
+    def run(operands: Operands, parameters: Parameters) -> tuple[Any, ...]:
         platforms = (platform or jax.default_backend(),)
         chosen.append(choose(operands, parameters, platforms))
-        return operands.X, operands.K_caches, operands.V_caches
+        candidates = () if operands.W_head is None else (operands.X, operands.X)
+        return operands.X, operands.K_caches, operands.V_caches, *candidates
 
     run_checked(run, bind_arguments(*args, **kwargs))
     return chosen[0]

@@ -1,7 +1,7 @@
 """From the last hidden states to logits: what a model computes after `transformer_tkg`.
 
-Both functions are the operation's own stages, so that a decode loop's head is as fast as its layers
-on every platform.
+`rms_norm` and `output_logits` are the operation's own stages, so that a decode loop's head is as
+fast as its layers on every platform. `merge_candidates` is for a call that is given its head.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import functools
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jax_tkg.cpu.formulation import Form
 from jax_tkg.cpu.products import multiply
@@ -17,7 +18,7 @@ from jax_tkg.cpu.stored_weight import StoredWeight
 from jax_tkg.reference.linear import linear
 from jax_tkg.reference.rms_norm import rms_norm
 
-__all__ = ["output_logits", "rms_norm"]
+__all__ = ["merge_candidates", "output_logits", "rms_norm"]
 
 
 def output_logits(hidden: jax.Array, W_head: Any, platform: str | None = None) -> jax.Array:
@@ -37,3 +38,25 @@ def output_logits(hidden: jax.Array, W_head: Any, platform: str | None = None) -
     form = None if platform == "cpu" else Form.WHOLE
     product = functools.partial(multiply, form=form)
     return linear(hidden, StoredWeight(W_head), multiply=product)
+
+
+def merge_candidates(
+    candidate_logits: jax.Array, candidate_ids: jax.Array, count: int = 1
+) -> tuple[jax.Array, jax.Array]:
+    """The largest logits of all ranks, of the candidates that each rank returned.
+
+    The spec `jax_tkg.sharding.partition_specs().candidates` puts those side by side: the step reads
+    a few numbers of each rank.
+
+    Args:
+      candidate_logits: [B, S, ranks * n] float32, those of each rank in descending order, ranks in
+        the order of their parts of the vocabulary.
+      candidate_ids: [B, S, ranks * n] int32, their ids.
+      count: how many are wanted, at most n: all of them may be one rank's.
+
+    Returns:
+      [B, S, count] logits in descending order, and their ids; of equal logits the lowest ids, in
+      ascending order.
+    """
+    logits, places = jax.lax.top_k(candidate_logits, count)
+    return logits, jnp.take_along_axis(candidate_ids, places, axis=-1)

@@ -15,7 +15,11 @@ Axis = str | tuple[str, ...] | None
 
 _SpecFields: Any = dataclasses.make_dataclass(
     "_SpecFields",
-    [*((row.name, Any) for row in OPERANDS), ("hidden", PartitionSpec)],
+    [
+        *((row.name, Any) for row in OPERANDS),
+        ("hidden", PartitionSpec),
+        ("candidates", PartitionSpec),
+    ],
     frozen=True,
 )
 
@@ -26,7 +30,8 @@ class TransformerTkgSpecs(_SpecFields):
     A spec stands for a whole list too: `jax.shard_map` takes it as the prefix of the list's pytree.
     Where only some layers have experts, the specs of what experts and dense layers both have are
     lists with an entry for each layer.
-    `hidden` is the spec of the first result; the updated caches have those of the caches.
+    `hidden` is the spec of the first result; the updated caches have those of the caches, and
+    `candidates` is the spec of candidates' logits and ids, those of all ranks side by side.
     """
 
 
@@ -52,7 +57,7 @@ def partition_specs(
       expert_layers: with `expert_split`, which layers have experts, of lists; None: all.
 
     Returns:
-      A spec for every argument and for the hidden states.
+      A spec for every argument, for the hidden states and for candidates.
 
     Raises:
       ValueError: `expert_split` is none of these, or `expert_layers` are given without it or for
@@ -87,4 +92,5 @@ def partition_specs(
         return [of_layer(row, has_experts) for has_experts in expert_layers]
 
     specs = {row.name: spec(row) for row in OPERANDS}
-    return TransformerTkgSpecs(**specs, hidden=specs["X"])
+    candidates = PartitionSpec(data_axis, None, tensor_axis)
+    return TransformerTkgSpecs(**specs, hidden=specs["X"], candidates=candidates)

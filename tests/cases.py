@@ -87,6 +87,8 @@ class Shape:
     E_held: int = 0
     I_expert: int = 0
     I_shared: int = 0
+    V: int = 0
+    """Columns of the head; 0 for none."""
     dense_layers: tuple[int, ...] = ()
     """Layers without experts, where E > 0; only for lists."""
     experts_per_token: int | None = None

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jax_tkg.bits import Bits
@@ -21,17 +20,19 @@ from jax_tkg.call.arguments import (
 from jax_tkg.call.checks import check_operands, holds_kind_stacks
 from jax_tkg.call.expert_checks import RoutingOptions
 from jax_tkg.call.explicit_axes import run_on_auto_axes
+from jax_tkg.call.head_checks import check_head
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds, by_kind
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS
 from jax_tkg.call.options import OPTION_NAMES, canonical_options
 
-RunOperation = Callable[[Operands, Parameters], tuple[jax.Array, Any, Any]]
-"""Runs the operation; gives hidden states, key caches and value caches as `Operands` holds them."""
+RunOperation = Callable[[Operands, Parameters], tuple[Any, ...]]
+"""Runs the operation; gives hidden states, key caches and value caches as `Operands` holds them,
+and with a head the logits and ids of candidates."""
 
 
 def run_checked(
     run: RunOperation, arguments: Mapping[str, Any], max_new_tokens: int | None = MAX_NEW_TOKENS
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[Any, ...]:
     """Checks the public arguments, runs the operation on them, and restores the caches' form.
 
     Args:
@@ -41,7 +42,7 @@ def run_checked(
 
     Returns:
       Hidden states, key caches and value caches; the caches in the container and rank of the given
-      ones.
+      ones. With a head also the logits and ids of candidates.
 
     Raises:
       TypeError: an argument is missing or has a wrong type or dtype.
@@ -58,6 +59,7 @@ def run_checked(
         RoutingOptions.of(options),
         max_new_tokens,
     )
+    check_head(arrays, options)
     operands = Operands(
         **{name: _canonical(name, value, num_layers) for name, value in arrays.items()}
     )
@@ -67,12 +69,13 @@ def run_checked(
         )
         options["layer_kinds"] = None
         options["context_bucket"] = by_kind(options["context_bucket"], 0)
-    hidden, *caches = run_on_auto_axes(run, operands, Parameters(**options))
+    hidden, *rest = run_on_auto_axes(run, operands, Parameters(**options))
+    caches, candidates = rest[:2], rest[2:]
     K_caches, V_caches = (
         _as_given(updated, arrays[name], num_layers)
         for name, updated in zip(PER_LAYER_CACHES, caches, strict=True)
     )
-    return hidden, K_caches, V_caches
+    return hidden, K_caches, V_caches, *candidates
 
 
 def _canonical(name: str, value: Any, num_layers: int) -> Any:

@@ -43,7 +43,7 @@ from jax_tkg.call.expert_checks import (
 from jax_tkg.call.layer_kinds import LayerKinds, by_kind
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand
 
-BITS_KINDS = ("weight", "cache")
+BITS_KINDS = ("weight", "cache", "head")
 """Kinds of operands that may be given as `Bits`."""
 
 
@@ -498,7 +498,7 @@ def _check_dtype(row: Operand, label: str, dtype: Any, D: Dimensions) -> None:
 def _accepted_dtypes(row: Operand, D: Dimensions) -> tuple[Any, ...]:
     if row.kind in ("scale", "cache_scale", "logit"):
         return (jnp.dtype(jnp.float32),)
-    if row.kind == "weight" and row.scaled_by is None:
+    if row.kind == "head" or (row.kind == "weight" and row.scaled_by is None):
         return (D.dtype,)
     if row.kind == "cache":
         return (D.dtype, *FLOAT8_CACHE_DTYPES)

@@ -24,7 +24,7 @@ Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 SOLVING_ORDER = (
     *("B", "S", "H", "I", "d", "S_max", "S_ctx", "q", "k", "n", "blocks", "block_len"),
-    *("E", "E_held", "I_expert", "I_shared"),
+    *("E", "E_held", "I_expert", "I_shared", "V"),
 )
 """Letters in an order in which each has an axis of its own or only earlier letters beside it."""
 
@@ -41,7 +41,7 @@ class Dimensions:
 
     With `block_tables`, S_max is n * block_len, what a sequence can have. Else n, `blocks` and
     `block_len` are 0. Without experts E, E_held, I_expert and I_shared are 0; I is 0 if all layers
-    have experts.
+    have experts. V is 0 without a head.
     """
 
     B: int
@@ -62,6 +62,7 @@ class Dimensions:
     E_held: int = 0
     I_expert: int = 0
     I_shared: int = 0
+    V: int = 0
 
     @property
     def qkv_columns(self) -> int:
@@ -120,6 +121,7 @@ class Dimensions:
             E_held=E_held,
             I_expert=I_expert,
             I_shared=I_shared,
+            V=0 if operands.W_head is None else operands.W_head.shape[1],
         )
 
 

@@ -8,7 +8,7 @@ Letters: B batch, S (S_tkg) new tokens, H hidden, I MLP intermediate per rank, d
 one head, q query heads and k KV heads per rank, S_ctx context bucket, S_max cache capacity, n
 blocks of a sequence, block_len slots of a block, of which caches have `blocks`. Of layers with
 experts: E experts of all ranks, E_held experts of this rank, I_expert and I_shared intermediate
-sizes per rank of an expert and of the shared expert.
+sizes per rank of an expert and of the shared expert. V tokens of the vocabulary per rank.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from collections.abc import Iterator
 
 from jax_tkg.call.layouts import Layout
 
-PER_RANK_LETTERS = ("q", "k", "I", "I_expert", "I_shared")
+PER_RANK_LETTERS = ("q", "k", "I", "I_expert", "I_shared", "V")
 """Sizes that tensor parallelism divides by the number of ranks."""
 
 EXPERT_SPLITS = ("intermediate", "expert")
@@ -27,7 +27,10 @@ EXPERT_SPLITS = ("intermediate", "expert")
 of ranks), or some experts whole (E_held = E / ranks, in the order of the ranks)."""
 
 WEIGHT_KINDS = ("weight", "router", "gain", "bias", "logit", "scale")
-"""Kinds that belong to the model and not to a sequence."""
+"""Kinds that belong to the model's layers and not to a sequence."""
+
+HEAD_KINDS = ("head gain", "head")
+"""Kinds that belong to what follows the layers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Operand:
       name: of the public argument.
       kind: "activation", "weight" (a matrix), "router" (the matrix of a router), "gain" (of a
         normalization), "bias", "logit" (of the softmax), "scale" (of a float8 weight), "cache",
-        "cache_scale" (of a float8 cache), "table", "mask" or "index". It decides the accepted
-        dtypes.
+        "cache_scale" (of a float8 cache), "table", "mask", "index", "head" (the matrix after the
+        layers) or "head gain". It decides the accepted dtypes.
       layouts: accepted shapes (of one layer), the usual one first.
       description: one sentence for docs/arguments.md.
       per_layer: whether there is one array for each layer.
@@ -331,6 +334,20 @@ OPERANDS: tuple[Operand, ...] = (
         "cache_scale",
         "[1, 1]",
         "Scales of float8 value caches, like k_scales.",
+        optional=True,
+    ),
+    _row(
+        "W_gamma_final",
+        "head gain",
+        "[1, H]",
+        "Gain of the RMSNorm after the last layer; given with W_head.",
+        optional=True,
+    ),
+    _row(
+        "W_head",
+        "head",
+        "[H, V]",
+        "Head: the normalized hidden states times it are logits, whose largest are results too.",
         optional=True,
     ),
 )

@@ -217,6 +217,21 @@ OPTIONS: tuple[Option, ...] = (
         "Factor of the expert weights, after that division.",
         arithmetic=True,
     ),
+    Option(
+        "candidates_per_token",
+        None,
+        _optional_count,
+        "With W_head: how many of a token's largest logits are results.",
+        arithmetic=True,
+    ),
+    Option("logit_scale", 1.0, _epsilon, "With W_head: factor of the logits.", arithmetic=True),
+    Option(
+        "logit_softcap",
+        0.0,
+        _softcap,
+        "With W_head: if positive, logits become cap * tanh(logits / cap), after that factor.",
+        arithmetic=True,
+    ),
     Option("axis_name", None, _axes, "Axis or axes of the enclosing shard_map to sum over."),
     Option(
         "lnc",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 
 from jax_tkg.call.arguments import Operands, Parameters, is_stacked
@@ -13,11 +12,10 @@ from jax_tkg.cpu import attention, blocks, cache_update, expert_groups, prepare,
 from jax_tkg.cpu.stored_cache import StoredCache
 from jax_tkg.cpu.stored_weight import StoredWeight
 from jax_tkg.reference import masks
-from jax_tkg.reference.cache_update import Caches
 from jax_tkg.reference.stages import Stages
 from jax_tkg.reference.transformer import transformer as transformer_of_stages
 
-_STORED = {"weight": StoredWeight, "cache": StoredCache}
+_STORED = {"weight": StoredWeight, "head": StoredWeight, "cache": StoredCache}
 """By an operand's kind, the form in which one layer's array is taken without copying it."""
 
 
@@ -48,12 +46,13 @@ STAGES = Stages(
 
 def transformer(
     operands: Operands, parameters: Parameters, stages: Stages = STAGES
-) -> tuple[jax.Array, Caches, Caches]:
+) -> tuple[Any, ...]:
     """As `jax_tkg.reference.transformer.transformer`, written for XLA:CPU; not differentiable."""
     prepared = prepare.with_bits(operands)
-    hidden, K_caches, V_caches = transformer_of_stages(prepared, parameters, stages)
+    hidden, K_caches, V_caches, *candidates = transformer_of_stages(prepared, parameters, stages)
     return (
         hidden,
         prepare.as_given(K_caches, operands.K_caches),
         prepare.as_given(V_caches, operands.V_caches),
+        *candidates,
     )

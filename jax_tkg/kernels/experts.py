@@ -34,7 +34,7 @@ def experts(normed, layer, routing, context, number=None):
     sizes = context.sizes
     core = context.core
     logits = router_logits(normed, layer.W_router, routing, context)
-    x = _all_features(normed, context)
+    x = all_features(normed, context)
     choice = Choice(logits, layer.bias_selection, routing)
     base = None
     if number != None:
@@ -77,7 +77,7 @@ def experts(normed, layer, routing, context, number=None):
     return own
 
 
-def _all_features(normed, context):
+def all_features(normed, context):
     """The `Normed` input of all features, of the shares of both cores.
 
     Feature p * chunks + c is on partition p of chunk c: the rows of W_gate and W_up that a

@@ -71,6 +71,19 @@ nki.isa.max8)."""
 MAX_EXPERTS = PSUM_BANK
 """Experts of all ranks at most: counts of their users are one product in a PSUM bank."""
 
+LOWEST_LOGIT = -3.0e38
+"""What NaN and every lower logit count as; `jax_tkg.reference.candidates.LOWEST`."""
+
+NO_LOGIT = -3.3e38
+"""Lower than any logit: where there is none."""
+
+SEARCHED_AT_ONCE = 16384
+"""Elements per partition that the Vector Engine's search instructions take at most (NKI API,
+nki.isa.max8)."""
+
+SEGMENT_TILES = 32
+"""Tiles of 128 columns of the head whose weights load together, in runs of 8 KiB in HBM."""
+
 NO_EXPERT = 2**20
 """Number of no expert: beyond every tensor of experts, so that its loads are skipped; exact in
 float32."""
@@ -98,6 +111,86 @@ def feature_chunks(I):  # noqa: E741 - the letter of the MLP's intermediate size
     while I % chunks > 0:
         chunks += 1
     return chunks
+
+
+def head_columns(V, cores, core):
+    """(first, count) of the columns of the head that a core multiplies, of V columns."""
+    if cores == 1:
+        return (0, V)
+    half = ceiling_divide(V, 2)
+    if V >= 2 * PARTITIONS:
+        half = ceiling_divide(ceiling_divide(V, PARTITIONS), 2) * PARTITIONS
+    if core == 0:
+        return (0, half)
+    return (half, V - half)
+
+
+def head_segments(first, count):
+    """(column, tiles, width, skipped) of the parts in which a core multiplies its columns.
+
+    Of whole tiles of `width` columns from `column`. Where the columns are no whole tiles, the last
+    part begins with `skipped` columns of the part before.
+    """
+    if count == 0:
+        return []
+    if count < PARTITIONS:
+        return [(first, 1, count, 0)]
+    whole = count // PARTITIONS
+    rest = count % PARTITIONS
+    number = ceiling_divide(whole, SEGMENT_TILES)
+    segments = []
+    done = 0
+    for index in range(number):
+        last = (index + 1) * whole // number
+        tiles = last - done
+        if rest > 0 and done > 0 and last == whole:
+            start = first + count - (tiles + 1) * PARTITIONS
+            segments.append((start, tiles + 1, PARTITIONS, PARTITIONS - rest))
+            rest = 0
+        else:
+            segments.append((first + done * PARTITIONS, tiles, PARTITIONS, 0))
+        done = last
+    if rest > 0:
+        segments.append((first + count - PARTITIONS, 1, PARTITIONS, PARTITIONS - rest))
+    return segments
+
+
+def candidates_found(V, cores, count):
+    """Candidates that each core lists at most, of `count` wanted: some of each PSUM bank."""
+    most = 0
+    for core in range(cores):
+        first, own = head_columns(V, cores, core)
+        pieces = 0
+        for segment in head_segments(first, own):
+            pieces += ceiling_divide(segment[1] * segment[2], PSUM_BANK)
+        most = max(most, pieces)
+    return most * ceiling_divide(count, LEAST_SEARCHED) * LEAST_SEARCHED
+
+
+def candidate_bytes(hidden, whole, V, cores, count, T, item):
+    """Bytes per partition of final norm, head and candidates, at most; 0 without a head.
+
+    Args:
+      hidden: elements per partition of this core's share of the residual stream.
+      whole: the same of all features.
+      V: columns of the head.
+      cores: physical cores of the launch.
+      count: candidates of a token.
+      T: tokens.
+      item: bytes per element of the compute dtype.
+    """
+    if V == 0:
+        return 0
+    found = candidates_found(V, cores, count)
+    # The norm of this core's share, and that of all features with its rows.
+    norm = (8 + 2 * item) * hidden + 2 * item * whole + item * PARTITIONS * whole // T
+    # Products of a segment, as they are read out, and the next one's.
+    products = 2 * 4 * (SEGMENT_TILES + 1) * T
+    # Logits of a bank, which of them are numbers, what rounds leave; two banks at a time.
+    searched = 2 * 13 * PSUM_BANK
+    # What this core and both found, the places, and what is left or chosen of them.
+    lists = 4 * (2 * found + 5 * cores * found) + 16 * count + 64
+    return norm + products + searched + lists
 
 
 def head_chunks(d):

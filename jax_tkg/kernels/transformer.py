@@ -35,7 +35,9 @@ what two cores swap.
         |      |
         +-> add_reduced <------------------------ other ranks' partial results
                |
-            x, for the next layer
+            x, for the next layer; after the last one, if there is a head:
+               |
+            candidates <- ring <----------------- W_head, each core half of the columns
 """
 
 import nki
@@ -49,6 +51,7 @@ from .attention import attention
 from .blocks import CacheBlocks
 from .cache_scales import load_cache_scales
 from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
+from .candidates import candidates, store_candidates
 from .constants import Constants
 from .experts import experts
 from .layer_operands import LayerOperands, experts_held, features_of
@@ -226,6 +229,8 @@ def transformer_tkg(
     W_shared_gates,
     W_shared_ups,
     W_shared_downs,
+    W_gamma_final,
+    W_head,
     expert_order,
     k_scales,
     v_scales,
@@ -242,6 +247,9 @@ def transformer_tkg(
     routing,
     normalize_expert_weights,
     routed_scale,
+    candidates_per_token,
+    logit_scale,
+    logit_softcap,
     first_layer,
     num_layers,
     stacked_caches,
@@ -312,6 +320,8 @@ def transformer_tkg(
       W_shared_gates: per layer [H, I of the shared expert] or None.
       W_shared_ups: per layer, like W_shared_gates.
       W_shared_downs: per layer [I of the shared expert, H] or None.
+      W_gamma_final: [1, H], or None.
+      W_head: [H, V], or None: the launch does not end with the head.
       expert_order: [1, E] float32: for the experts that this rank holds E', E' - 1, ... 1, for
         others 0; None without experts.
       k_scales: per layer [1, 1] float32, of layers whose key cache is float8, or None.
@@ -329,6 +339,9 @@ def transformer_tkg(
       routing: how: "softmax_topk", "topk_softmax" or "sigmoid_topk".
       normalize_expert_weights: whether a token's weights are divided by their sum.
       routed_scale: factor of the weights.
+      candidates_per_token: how many of a token's largest logits are returned, with `W_head`.
+      logit_scale: factor of these.
+      logit_softcap: what a tanh bounds them to after that; 0 for nothing.
       first_layer: the first layer to run, in tensors with a layer axis; tuples begin with it.
       num_layers: how many layers to run.
       stacked_caches: whether the caches have a layer axis.
@@ -339,7 +352,8 @@ def transformer_tkg(
       looped: whether all per-layer arguments have a layer axis, and the layers loop on the device.
 
     Returns:
-      Hidden states [B, S, H], then the key caches, then the value caches.
+      Hidden states [B, S, H], then the key caches, then the value caches, then with `W_head` each
+      token's largest logits [B, S, candidates_per_token] float32, and int32 columns of `W_head`.
     """
     caches = Caches(K_caches, V_caches, stacked_caches, caches_by_kind)
     layers = LayerRange(first_layer, num_layers, layer_kinds)
@@ -462,6 +476,18 @@ def transformer_tkg(
     store_tokens(hidden, x, sizes, core)
     results = [hidden]
     results.extend(caches.results())
+    if W_head != None:
+        gamma = LayerTensor(W_gamma_final)
+        count = candidates_per_token
+        found = candidates(
+            x, gamma, LayerTensor(W_head), count, logit_scale, logit_softcap, context
+        )
+        logits, columns = found
+        shape = (sizes.B, sizes.S, count)
+        out_logits = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
+        out_ids = nl.ndarray(shape, dtype=nl.int32, buffer=nl.shared_hbm)
+        store_candidates(out_logits, out_ids, logits, columns, core)
+        results.extend([out_logits, out_ids])
     return tuple(results)
 
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jax_tkg.call.arguments import PER_LAYER_CACHES, Operands
 from jax_tkg.call.dimensions import Dimensions
@@ -26,6 +27,9 @@ STATUS_RETURNING = 2
 
 CONFIG_VERSION = 1
 """NKI's version of the config's form."""
+
+CANDIDATES = ("candidate_logits", "candidate_ids")
+"""Results of a launch that is given a head, after the caches."""
 
 ALIASED_INPUT_SUFFIX = ".must_alias_input"
 """What NKI appends to the name of an input that an output aliases; the output has the bare name."""
@@ -50,6 +54,7 @@ def kernel_config(
       mac_count: multiplications of the launch's matrix products.
     """
     caches = cache_names(names)
+    candidates = CANDIDATES if "W_head" in names else ()
     return {
         "func_name": function,
         "platform_target": nc_version,
@@ -60,7 +65,7 @@ def kernel_config(
             "input_names": [
                 name + ALIASED_INPUT_SUFFIX if name in caches else name for name in names
             ],
-            "output_names": ["hidden", *caches],
+            "output_names": ["hidden", *caches, *candidates],
             "version_identifier": "",
             "aliases": [list(pair) for pair in cache_aliases(names).items()],
         },
@@ -100,24 +105,37 @@ def multiplications(operands: Operands, launch: Launch) -> int:
         unified = own.mask_cache is not None and own.mask_active is None
         attended = D.S_ctx + (0 if unified else D.S)
         total += of_layers.count(kind) * tokens * (weights + 2 * D.q * D.d * attended)
+    if launch.first_layer + launch.num_layers == parameters.num_layers:
+        # The head, if there is one.
+        total += tokens * D.H * D.V
     return total
 
 
-def described_call(names: Sequence[str], values: Sequence[Any], config: dict[str, Any]) -> Any:
+def described_call(
+    names: Sequence[str],
+    values: Sequence[Any],
+    config: dict[str, Any],
+    candidates_per_token: int | None = None,
+) -> Any:
     """The custom call with a config that names no compiled kernel.
 
     Args:
       names: of the kernel's inputs.
       values: the inputs.
       config: of `kernel_config`.
+      candidates_per_token: of a launch that is given a head.
 
     Returns:
-      The hidden states, and the updated caches in the order of `names`.
+      The hidden states, the updated caches in the order of `names`, and candidates.
     """
     results = [values[0], *(values[names.index(name)] for name in cache_names(names))]
+    shapes = [jax.ShapeDtypeStruct(result.shape, result.dtype) for result in results]
+    if "W_head" in names:
+        shape = (*values[0].shape[:2], candidates_per_token)
+        shapes += [jax.ShapeDtypeStruct(shape, dtype) for dtype in (jnp.float32, jnp.int32)]
     call = jax.ffi.ffi_call(
         TARGET,
-        [jax.ShapeDtypeStruct(result.shape, result.dtype) for result in results],
+        shapes,
         custom_call_api_version=STATUS_RETURNING,
         legacy_backend_config=base64.b64encode(json.dumps(config).encode()).decode(),
         input_output_aliases=cache_aliases(names),

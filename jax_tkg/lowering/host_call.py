@@ -15,9 +15,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.extend.core import Primitive
 from jax.interpreters import mlir
+
+Like = int | tuple[int, tuple[int, ...], str]
+"""What a result is like: the argument of this position, or it in another shape and dtype."""
 
 HostFunction = Callable[..., Sequence[np.ndarray]]
 """Takes NumPy arrays, which it must not change, and returns NumPy arrays."""
@@ -27,7 +31,7 @@ host_call_p.multiple_results = True
 
 
 def host_call(
-    function: HostFunction, arguments: Sequence[jax.Array], like: Sequence[int]
+    function: HostFunction, arguments: Sequence[jax.Array], like: Sequence[Like]
 ) -> list[jax.Array]:
     """Calls `function` on the arguments when the program runs.
 
@@ -38,18 +42,26 @@ def host_call(
     Args:
       function: the host function, hashable.
       arguments: what it is called on.
-      like: per result, the position of the argument whose shape and dtype it has.
+      like: per result, the position of the argument whose shape and dtype it has, or the position,
+        a shape and a dtype.
     """
     return host_call_p.bind(*arguments, function=function, like=tuple(like))
 
 
 @host_call_p.def_abstract_eval
-def _abstract_evaluate(*avals: Any, function: HostFunction, like: tuple[int, ...]) -> list[Any]:
+def _abstract_evaluate(*avals: Any, function: HostFunction, like: tuple[Like, ...]) -> list[Any]:
     del function
-    return [avals[position] for position in like]
+
+    def result(of: Like) -> Any:
+        if isinstance(of, int):
+            return avals[of]
+        position, shape, dtype = of
+        return avals[position].update(shape=shape, dtype=jnp.dtype(dtype))
+
+    return [result(of) for of in like]
 
 
-def _lower(ctx: Any, *values: Any, function: HostFunction, like: tuple[int, ...]) -> Any:
+def _lower(ctx: Any, *values: Any, function: HostFunction, like: tuple[Like, ...]) -> Any:
     del like
     results, _, _ = mlir.emit_python_callback(
         ctx,

@@ -12,8 +12,9 @@ from jax_tkg.bits import Bits, as_bits, without_bits
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.lowering.kernel_interface import KernelInterface
 
-Results = tuple[jax.Array, Any, Any]
-"""Hidden states, and the updated caches as `Operands` holds them."""
+Results = tuple[Any, ...]
+"""Hidden states, and the updated caches as `Operands` holds them; with a head logits and ids of
+candidates too."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +57,12 @@ def on_plain_arrays(
 
     def on_operands(operands: Operands, parameters: Parameters, platform: str | None) -> Results:
         del platform  # A kernel knows where it runs.
-        hidden, K_caches, V_caches = run(without_bits(operands), parameters)
+        hidden, K_caches, V_caches, *candidates = run(without_bits(operands), parameters)
         return (
             hidden,
             _in_form_of(operands.K_caches, K_caches),
             _in_form_of(operands.V_caches, V_caches),
+            *candidates,
         )
 
     return on_operands

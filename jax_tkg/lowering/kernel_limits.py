@@ -56,11 +56,15 @@ def check_megakernel(operands: Operands, parameters: Parameters) -> None:
                 f"context_bucket: expected S_ctx <= {LARGEST_CONTEXT} for the Neuron kernel (it "
                 f"compares slots with context_lengths in float32), got S_ctx = {D.S_ctx}"
             )
-    check_kernel_limits(sizes[0], logical_cores(parameters), sizes[1:])
+    cores = logical_cores(parameters)
+    check_kernel_limits(sizes[0], cores, sizes[1:], parameters.candidates_per_token or 0)
 
 
 def check_kernel_limits(
-    dimensions: Dimensions, cores: int, other_kinds: Sequence[Dimensions] = ()
+    dimensions: Dimensions,
+    cores: int,
+    other_kinds: Sequence[Dimensions] = (),
+    candidates: int = 0,
 ) -> None:
     """Checks that the kernel can run a call of these sizes.
 
@@ -68,6 +72,7 @@ def check_kernel_limits(
       dimensions: the sizes.
       cores: physical cores per logical core, 1 or 2.
       other_kinds: the sizes of further kinds of layers.
+      candidates: candidates of a token; 0 without a head.
 
     Raises:
       ValueError: it cannot; the message names the argument to shrink, and gives the arithmetic.
@@ -100,7 +105,15 @@ def check_kernel_limits(
                 f"kernel (offsets of 32 bits), got {letters} = {rows} * {D.k} * {D.d} * {slots} = "
                 f"{elements}"
             )
-    parts = sbuf_bytes(D, cores, other_kinds)
+    if D.V:
+        found = cores * limits.candidates_found(D.V, cores, candidates)
+        if found > limits.SEARCHED_AT_ONCE:
+            raise ValueError(
+                f"candidates_per_token: expected at most {limits.SEARCHED_AT_ONCE} candidates of "
+                f"all parts of the vocabulary for the Neuron kernel (the elements that a search "
+                f"takes), got {found} for V = {D.V} and {candidates} a token"
+            )
+    parts = sbuf_bytes(D, cores, other_kinds, candidates)
     needed = sum(parts.values())
     kinds = (D, *other_kinds)
     without = needed - parts["block tables"]
@@ -123,7 +136,10 @@ def check_kernel_limits(
 
 
 def sbuf_bytes(
-    dimensions: Dimensions, cores: int, other_kinds: Sequence[Dimensions] = ()
+    dimensions: Dimensions,
+    cores: int,
+    other_kinds: Sequence[Dimensions] = (),
+    candidates: int = 0,
 ) -> dict[str, int]:
     """Bytes per partition that the kernel needs at most, by purpose.
 
@@ -131,6 +147,7 @@ def sbuf_bytes(
       dimensions: the sizes.
       cores: physical cores per logical core.
       other_kinds: the sizes of further kinds of layers, which differ in S_ctx and S_max.
+      candidates: candidates of a token; 0 without a head.
     """
     D = dimensions
     kinds = (D, *other_kinds)
@@ -162,6 +179,9 @@ def sbuf_bytes(
         "attention": max(_attention_bytes(kind, item) for kind in kinds) + item * hidden,
         "input and output": rows,
         "all-reduce": reduced,
+        "head": limits.candidate_bytes(
+            hidden, D.H // PARTITIONS * tokens, D.V, cores, candidates, tokens, item
+        ),
     }
     largest = max(stages, key=lambda name: stages[name])
     # Cosines and sines, the mask of new keys, ranges of slots, and write offsets.

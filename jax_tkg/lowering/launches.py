@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-
 from jax_tkg.call.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parameters, is_stacked
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
+from jax_tkg.call.operand_table import HEAD_KINDS, OPERANDS
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.kernel_operands import OF_KINDS
+from jax_tkg.reference.candidates import whole_vocabulary_ids
 
-RunLaunch = Callable[[dict[str, Any], Launch], tuple[jax.Array, Any, Any]]
-"""Runs a kernel on its tensors by name. Returns hidden states, key caches and value caches."""
+HEAD = tuple(row for row in OPERANDS if row.kind in HEAD_KINDS)
+"""The operands of what follows the layers."""
+
+RunLaunch = Callable[[dict[str, Any], Launch], tuple[Any, ...]]
+"""Runs a kernel on its tensors by name. Returns hidden states, key caches and value caches, and
+where it is given a head logits and columns of candidates."""
 
 
 def run_launches(
@@ -21,7 +25,7 @@ def run_launches(
     parameters: Parameters,
     run: RunLaunch,
     kernel: KernelInterface = MEGAKERNEL,
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[Any, ...]:
     """Runs all layers, a launch at a time.
 
     Args:
@@ -46,6 +50,7 @@ def run_launches(
     hidden = operands.X
     K_caches: Any = tensors["K_caches"] if stacked else ()
     V_caches: Any = tensors["V_caches"] if stacked else ()
+    candidates: list[Any] = []
     for first in range(0, total, step):
         count = min(step, total - first)
         given = {**tensors, "X": hidden}
@@ -55,6 +60,9 @@ def run_launches(
             # Stacks for each kind are a tuple too, but not one of layers.
             if not (by_kind and name in PER_LAYER_CACHES):
                 given[name] = value
+        if first + count < total:
+            # Only the last launch ends with the head.
+            given.update({row.name: None for row in HEAD if row.name in given})
         if "expert_order" in given and given["W_routers"] is None:
             # A launch without layers of experts.
             given["expert_order"] = None
@@ -71,16 +79,20 @@ def run_launches(
             looped=looped,
             caches_by_kind=by_kind,
         )
-        hidden, K_updated, V_updated = run(given, launch)
+        hidden, K_updated, V_updated, *candidates = run(given, launch)
         if by_kind:
             K_caches, V_caches = _merged(K_caches, K_updated), _merged(V_caches, V_updated)
         elif stacked:
             K_caches, V_caches = K_updated, V_updated
         else:
             K_caches, V_caches = (*K_caches, *K_updated), (*V_caches, *V_updated)
+    if candidates:
+        logits, columns = candidates
+        V = operands.W_head.shape[1]
+        candidates = [logits, whole_vocabulary_ids(columns, V, parameters)]
     if by_kind:
-        return hidden, KindStacks(K_caches), KindStacks(V_caches)
-    return hidden, K_caches, V_caches
+        return hidden, KindStacks(K_caches), KindStacks(V_caches), *candidates
+    return hidden, K_caches, V_caches, *candidates
 
 
 def _only(entries: tuple[Any, ...], kinds: set[int]) -> tuple[Any, ...]:
@@ -102,19 +114,27 @@ def split_results(outputs: Sequence[Any], given: dict[str, Any], launch: Launch)
       launch: the launch.
 
     Returns:
-      The caches are in the form in which the launch was given them.
+      The caches are in the form in which the launch was given them. Candidates follow, if it was
+      given a head.
     """
     hidden, *caches = outputs
+    candidates: list[Any] = []
+    if given.get("W_head") is not None:
+        caches, candidates = caches[:-2], caches[-2:]
     half = len(caches) // 2
     K_caches, V_caches = caches[:half], caches[half:]
     if launch.caches_by_kind:
-        return hidden, *(
-            tuple(None if stack is None else entries.pop(0) for stack in given[name])
-            for name, entries in zip(PER_LAYER_CACHES, (K_caches, V_caches), strict=True)
+        return (
+            hidden,
+            *(
+                tuple(None if stack is None else entries.pop(0) for stack in given[name])
+                for name, entries in zip(PER_LAYER_CACHES, (K_caches, V_caches), strict=True)
+            ),
+            *candidates,
         )
     if launch.stacked_caches:
-        return hidden, K_caches[0], V_caches[0]
-    return hidden, tuple(K_caches), tuple(V_caches)
+        return hidden, K_caches[0], V_caches[0], *candidates
+    return hidden, tuple(K_caches), tuple(V_caches), *candidates
 
 
 def launches_loop(

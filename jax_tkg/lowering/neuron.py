@@ -71,7 +71,9 @@ def neuron_transformer(
                 nc_version(tensors),
                 custom_call.multiplications(operands, launch),
             )
-            results = custom_call.described_call(names, values, config)
+            results = custom_call.described_call(
+                names, values, config, parameters.candidates_per_token
+            )
         return split_results(results, tensors, launch)
 
     return run_launches(operands, parameters, run, kernel)

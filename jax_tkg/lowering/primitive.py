@@ -2,7 +2,8 @@
 
 The operands of the primitive are the leaves of `Operands`; its parameters are the pytree structure
 of the operands and the static `Parameters`. The results are the hidden states and then the leaves
-of the updated key and value caches: in that order, so that donated caches pair with results.
+of the updated key and value caches: in that order, so that donated caches pair with results. With
+a head the logits and ids of candidates follow.
 """
 
 from __future__ import annotations
@@ -29,22 +30,23 @@ transformer_tkg_p = Primitive("transformer_tkg")
 transformer_tkg_p.multiple_results = True
 
 
-def bind(operands: Operands, parameters: Parameters) -> tuple[jax.Array, Any, Any]:
+def bind(operands: Operands, parameters: Parameters) -> tuple[Any, ...]:
     """Binds the primitive on checked operands.
 
     Returns:
-      Hidden states, and the updated caches as `Operands` holds them.
+      Hidden states, the updated caches as `Operands` holds them, and with a head the candidates.
     """
     leaves, structure = jax.tree.flatten(operands)
-    hidden, *caches = transformer_tkg_p.bind(*leaves, structure=structure, parameters=parameters)
+    hidden, *rest = transformer_tkg_p.bind(*leaves, structure=structure, parameters=parameters)
     K_structure, V_structure = (
         jax.tree.structure(given) for given in (operands.K_caches, operands.V_caches)
     )
     count = len(jax.tree.leaves(operands.K_caches))
     return (
         hidden,
-        jax.tree.unflatten(K_structure, caches[:count]),
-        jax.tree.unflatten(V_structure, caches[count:]),
+        jax.tree.unflatten(K_structure, rest[:count]),
+        jax.tree.unflatten(V_structure, rest[count : 2 * count]),
+        *rest[2 * count :],
     )
 
 
@@ -197,8 +199,8 @@ def _batch_folded(
         shape = (*leaf.shape[:place], size, leaf.shape[place] // size, *leaf.shape[place + 1 :])
         return leaf.reshape(shape)
 
-    hidden, *caches = jax.tree.leaves(results)
-    return (
-        [unfold(hidden, 0), *(unfold(cache, layers) for cache in caches)],
-        [0] + [layers] * len(caches),
-    )
+    hidden, K_caches, V_caches, *candidates = results
+    caches = jax.tree.leaves((K_caches, V_caches))
+    places_of_results = [0] + [layers] * len(caches) + [0] * len(candidates)
+    unfolded = map(unfold, [hidden, *caches, *candidates], places_of_results)
+    return list(unfolded), places_of_results

@@ -19,7 +19,7 @@ import numpy as np
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.replica_groups import current_mesh, is_bound
 from jax_tkg.installed_nki import find_nki
-from jax_tkg.lowering.host_call import host_call
+from jax_tkg.lowering.host_call import Like, host_call
 from jax_tkg.lowering.implementation import Implementation, on_plain_arrays
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.kernel_limits import check_megakernel
@@ -31,7 +31,7 @@ from jax_tkg.lowering.static_values import looked_up
 
 def simulated_transformer(
     operands: Operands, parameters: Parameters, kernel: KernelInterface = MEGAKERNEL
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[Any, ...]:
     """The forward pass by a simulated kernel, with the results of `reference.transformer`."""
     run = functools.partial(_simulated, parameters=parameters, kernel=kernel)
     return run_launches(operands, parameters, run, kernel)
@@ -39,14 +39,20 @@ def simulated_transformer(
 
 def _simulated(
     tensors: dict[str, Any], launch: Launch, parameters: Parameters, kernel: KernelInterface
-) -> tuple[jax.Array, Any, Any]:
+) -> tuple[Any, ...]:
     leaves, structure = jax.tree.flatten(tensors)
     cores, target = logical_cores(parameters), simulated_target(tensors)
     call = _Call(structure, launch, cores, target, kernel)
     # The results are like the operands that they take the place of.
     places = jax.tree.unflatten(structure, range(1, len(leaves) + 1))
+    like: list[Like]
     like, results = jax.tree.flatten((places["X"], places["K_caches"], places["V_caches"]))
-    return jax.tree.unflatten(results, host_call(call.run, [_rank(parameters), *leaves], like))
+    count = len(like)
+    if tensors.get("W_head") is not None:
+        shape = (*tensors["X"].shape[:2], parameters.candidates_per_token)
+        like += [(places["X"], shape, "float32"), (places["X"], shape, "int32")]
+    made = host_call(call.run, [_rank(parameters), *leaves], like)
+    return *jax.tree.unflatten(results, made[:count]), *made[count:]
 
 
 def _rank(parameters: Parameters) -> jax.Array:

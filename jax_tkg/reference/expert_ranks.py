@@ -1,4 +1,4 @@
-"""Which experts a rank holds, where ranks split them by expert."""
+"""A rank's place in its group, and so which experts or tokens of the vocabulary it holds."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def first_expert(parameters: Parameters, held: int) -> jax.Array:
       parameters: of the call, inside the enclosing `jax.shard_map`.
       held: how many experts each rank holds.
     """
-    return _place_in_group(parameters) * jnp.int32(held)
+    return place_in_group(parameters) * jnp.int32(held)
 
 
-def _place_in_group(parameters: Parameters) -> jax.Array:
+def place_in_group(parameters: Parameters) -> jax.Array:
+    """int32 scalar: this rank's place among those that sum their results."""
     if parameters.axis_name:
         return jax.lax.axis_index(parameters.axis_name)
     groups = parameters.replica_groups

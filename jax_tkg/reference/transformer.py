@@ -14,6 +14,7 @@ from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.integers import as_int32
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.reference.cache_update import Caches, write_slots
+from jax_tkg.reference.candidates import candidates, whole_vocabulary_ids
 from jax_tkg.reference.layer import (
     LayerOperands,
     LayerResult,
@@ -72,7 +73,7 @@ class _Kind:
 
 def transformer(
     operands: Operands, parameters: Parameters, stages: Stages = PLAIN
-) -> tuple[jax.Array, Caches, Caches]:
+) -> tuple[Any, ...]:
     """The forward pass on checked operands.
 
     Where every per-layer operand is stacked, the layers run in a loop over the pattern of their
@@ -84,13 +85,31 @@ def transformer(
       stages: what a layer is made of.
 
     Returns:
-      Hidden states [B, S, H] in X's dtype, and the updated caches in the form they came in.
+      Hidden states [B, S, H] in X's dtype, and the updated caches in the form they came in. With a
+      head also logits and ids of candidates.
     """
     model = _Model.of(operands, parameters, stages)
     fields = [getattr(operands, name) for name in PER_LAYER]
     loops = all(is_stacked(field) for field in fields if field is not None)
     hidden, keys, values = model.looped() if loops else model.unrolled()
-    return hidden, *model.updated_caches(keys, values, after=hidden)
+    results = (hidden, *model.updated_caches(keys, values, after=hidden))
+    if operands.W_head is None:
+        return results
+    return *results, *_candidates(hidden, operands, parameters, stages)
+
+
+def _candidates(
+    hidden: jax.Array, operands: Operands, parameters: Parameters, stages: Stages
+) -> tuple[jax.Array, jax.Array]:
+    """[B, S, candidates_per_token] logits of this rank, and their ids in the whole vocabulary."""
+    # In the form that the stages multiply with, as a list of one layer's.
+    listed = dataclasses.replace(operands, W_head=(operands.W_head,))
+    W_head = stages.layer_operand(listed, "W_head", 0)
+    logits, columns = candidates(
+        hidden, operands.W_gamma_final, W_head, parameters, multiply=stages.multiply
+    )
+    V = operands.W_head.shape[1]
+    return logits, whole_vocabulary_ids(columns, V, parameters)
 
 
 @dataclasses.dataclass(frozen=True)

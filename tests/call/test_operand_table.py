@@ -37,7 +37,8 @@ class SignatureTest(absltest.TestCase):
         self.assertEqual(list(Operands.__dataclass_fields__), operands)
         self.assertEqual(list(Parameters.__dataclass_fields__), [o.name for o in OPTIONS])
         self.assertEqual(
-            list(sharding.TransformerTkgSpecs.__dataclass_fields__), [*operands, "hidden"]
+            list(sharding.TransformerTkgSpecs.__dataclass_fields__),
+            [*operands, "hidden", "candidates"],
         )
         per_layer = {row.name for row in OPERANDS if row.per_layer and "cache" not in row.kind}
         self.assertEqual(set(weights.TransformerWeights.__dataclass_fields__), per_layer)
@@ -111,6 +112,8 @@ class LayoutTest(parameterized.TestCase):
             "block_tables": (0, None),
             "k_scales": (None, None),
             "v_scales": (None, None),
+            "W_gamma_final": (None, None),
+            "W_head": (None, 1),
         }
         self.assertEqual({r.name: (r.batch_axis, r.tensor_axis) for r in OPERANDS}, expected)
 
@@ -133,8 +136,8 @@ def sizes_of_calls(draw: Any) -> dict[str, int]:
         # Flat caches show no blocks.
         "blocks": 0,
         "block_len": 0,
-        # And dense layers no experts.
-        **dict.fromkeys(("E", "E_held", "I_expert", "I_shared"), 0),
+        # Dense layers have no experts, and a call without a head no vocabulary.
+        **dict.fromkeys(("E", "E_held", "I_expert", "I_shared", "V"), 0),
     }
 
 

@@ -8,10 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-import jax_tkg
 from jax_tkg import simulator
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.canonical import run_checked
+from jax_tkg.call.results import named_results
 from jax_tkg.call.signature import bind_arguments
 from jax_tkg.kernels.transformer import transformer_tkg as kernel
 from jax_tkg.lowering import launches
@@ -23,9 +23,10 @@ def canonical(arguments: dict[str, Any], **options: Any) -> tuple[Operands, Para
     """The operands and parameters that a call of the public function binds."""
     found: list[tuple[Operands, Parameters]] = []
 
-    def keep(operands: Operands, parameters: Parameters) -> tuple[Any, Any, Any]:
+    def keep(operands: Operands, parameters: Parameters) -> tuple[Any, ...]:
         found.append((operands, parameters))
-        return operands.X, operands.K_caches, operands.V_caches
+        candidates = () if operands.W_head is None else (operands.X, operands.X)
+        return operands.X, operands.K_caches, operands.V_caches, *candidates
 
     run_checked(keep, bind_arguments(**arguments, **options))
     return found[0]
@@ -44,8 +45,9 @@ def run(
     on_chip: bool = False,
     stacked: bool = False,
     record: bool = False,
+    **options: Any,
 ) -> tuple[list[Any], simulator.Result]:
-    """Runs the kernel on all ranks of a group.
+    """Runs the kernel on all ranks of a group; `options` are those of a head.
 
     Returns:
       Per rank the public function's results, and the simulator's.
@@ -60,6 +62,7 @@ def run(
                 cases.stack(arguments, shape.layer_kinds) if stacked else arguments,
                 replica_groups=groups,
                 **cases.options(shape),
+                **options,
             )
         looped = stacked and (shape.L == 1 or launches.launches_loop(operands, parameters))
         launch = launches.Launch(
@@ -91,7 +94,7 @@ def run(
     outputs = []
     for hidden, *caches in result.outputs:
         split = launches.split_results((hidden, *caches), given[0], launch)
-        outputs.append(jax_tkg.TransformerTkgOutput(*split))
+        outputs.append(named_results(split))
     return outputs, result
 
 
