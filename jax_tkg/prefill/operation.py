@@ -7,7 +7,11 @@ from typing import Any
 
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.canonical import run_checked
-from jax_tkg.call.results import TransformerTkgOutput
+from jax_tkg.call.results import (
+    TransformerTkgCandidates,
+    TransformerTkgOutput,
+    named_results,
+)
 from jax_tkg.call.signature import bind_arguments
 from jax_tkg.cpu import transformer as cpu
 from jax_tkg.prefill.stages import stages_for
@@ -19,7 +23,7 @@ def transformer_prefill(
     windows: Sequence[int | None] | None = None,
     platform: str | None = None,
     **kwargs: Any,
-) -> TransformerTkgOutput:
+) -> TransformerTkgOutput | TransformerTkgCandidates:
     """`jax_tkg.transformer_tkg` for any number S of new tokens; for use inside `jax.jit`.
 
     Plain jax.numpy, and not differentiable. Attention goes over the cache in pieces and leaves the
@@ -67,9 +71,9 @@ def transformer_prefill(
         )
     stages = stages_for(platform, windows)
 
-    def run(operands: Operands, parameters: Parameters) -> tuple[Any, Any, Any]:
+    def run(operands: Operands, parameters: Parameters) -> tuple[Any, ...]:
         if platform == "cpu":
             return cpu.transformer(operands, parameters, stages)
         return transformer(operands, parameters, stages)
 
-    return TransformerTkgOutput(*run_checked(run, arguments, max_new_tokens=None))
+    return named_results(run_checked(run, arguments, max_new_tokens=None))
