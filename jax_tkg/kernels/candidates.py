@@ -6,10 +6,12 @@ from nki.language import NKIObject
 
 from .exchange import swap
 from .experts import all_features
+from .feature_order import FeatureOrder
 from .limits import (
     LEAST_SEARCHED,
     LOWEST_LOGIT,
     NO_LOGIT,
+    PARTITIONS,
     PSUM_BANK,
     candidates_found,
     ceiling_divide,
@@ -102,6 +104,7 @@ def candidates(x, gamma, W_head, count, scale, softcap, context):
     sizes = context.sizes
     core = context.core
     normed = all_features(rms_norm(x, gamma, context), context)
+    order = FeatureOrder(PARTITIONS, groups=[(0, sizes.hidden_chunks())])
     V = W_head.view.shape[1]
     rounds = ceiling_divide(count, EIGHT)
     found = Found(sizes.T, candidates_found(V, core.count, count), rounds)
@@ -110,7 +113,7 @@ def candidates(x, gamma, W_head, count, scale, softcap, context):
         column, tiles, width, skipped = segment
         product = nl.ndarray((width, tiles, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
         columns = Columns(column, width)
-        linear(product, normed.tile, W_head, columns, context, normed=normed, by_partition=True)
+        linear(product, normed.tile, W_head, columns, context, normed=normed, rows=order)
         _search(found, product, column, skipped)
     values = found.values
     columns = found.columns

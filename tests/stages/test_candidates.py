@@ -14,7 +14,7 @@ from jax_tkg.kernels import limits
 from jax_tkg.kernels.candidates import candidates as kernel_candidates
 from jax_tkg.kernels.layer_tensor import LayerTensor
 from jax_tkg.reference import candidates as reference
-from tests.stages.kernel_stages import KernelStages, load_share, same, store, turned
+from tests.stages.kernel_stages import KernelStages, load_share, same, store
 
 EPS = 1e-5
 DTYPES = {"float32": nl.float32, "bfloat16": nl.bfloat16}
@@ -44,9 +44,10 @@ def _kernel(cores: int, x: np.ndarray, gamma: np.ndarray, W: np.ndarray, **optio
         )
         return store(logits, context), store(columns, context)
 
-    given = {"x": turned(x), "gamma": gamma, "W": W}
+    stages = KernelStages(cores)
+    given = {"x": stages.residual(x), "gamma": gamma, "W": W}
     dtype = DTYPES[x.dtype.name]
-    (result,) = KernelStages(cores).run(body, [given], B=T, H=H, eps=EPS, dtype=dtype)
+    (result,) = stages.run(body, [given], B=T, H=H, eps=EPS, dtype=dtype)
     return tuple(map(same, result))
 
 
