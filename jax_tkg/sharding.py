@@ -1,14 +1,15 @@
-"""PartitionSpecs of every argument under tensor and data parallelism."""
+"""PartitionSpecs of every argument under tensor and data parallelism, and arrays placed by them."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jax.sharding import PartitionSpec
+import jax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jax_tkg.call.operand_table import EXPERT_SPLITS, OPERANDS, Operand
+from jax_tkg.call.operand_table import BY_NAME, EXPERT_SPLITS, OPERANDS, Operand
 
 Axis = str | tuple[str, ...] | None
 
@@ -94,3 +95,35 @@ def partition_specs(
     specs = {row.name: spec(row) for row in OPERANDS}
     candidates = PartitionSpec(data_axis, None, tensor_axis)
     return TransformerTkgSpecs(**specs, hidden=specs["X"], candidates=candidates)
+
+
+def place(
+    arguments: Mapping[str, Any], mesh: jax.sharding.Mesh, specs: TransformerTkgSpecs
+) -> dict[str, Any]:
+    """Puts arguments of `transformer_tkg` on the devices of a mesh.
+
+    Args:
+      arguments: array arguments by name: whole arrays, `Bits`, or lists of them; None stays None.
+      mesh: has the axes that the specs name.
+      specs: from `partition_specs`, for the same form of arguments.
+
+    Returns:
+      The arguments, each with its sharding. What is sharded so already is not copied.
+
+    Raises:
+      ValueError: a name is none of an array argument.
+    """
+
+    def placed(name: str, arrays: Any) -> Any:
+        if name not in BY_NAME:
+            raise ValueError(
+                f"arguments: expected array arguments of transformer_tkg, got {name!r}"
+            )
+        sharding = jax.tree.map(
+            lambda spec: NamedSharding(mesh, spec),
+            getattr(specs, name),
+            is_leaf=lambda spec: isinstance(spec, PartitionSpec),
+        )
+        return None if arrays is None else jax.device_put(arrays, sharding)
+
+    return {name: placed(name, arrays) for name, arrays in arguments.items()}

@@ -23,7 +23,8 @@ BANDS: tuple[tuple[tuple[str, tuple[str, ...], int, int], ...], ...] = (
     # the columns where it begins and ends.
     (
         ("generate, doctor", ("generate", "fetch_model", "doctor", "console", "__main__"), 0, 5),
-        ("models", ("models",), 5, 13),
+        ("serving", ("serving",), 5, 9),
+        ("models", ("models",), 9, 13),
         ("profile", ("profile",), 14, 24),
     ),
     (("api, output_head", ("api", "output_head"), 0, 13),),

@@ -61,6 +61,7 @@ ROOMS = (
     "jax_tkg.api",
     # What is built on the operation.
     "jax_tkg.models",
+    "jax_tkg.serving",
     "jax_tkg.fetch_model",
     "jax_tkg.profile",
     "jax_tkg.generate",

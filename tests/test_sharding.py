@@ -89,6 +89,18 @@ class SpecsTest(parameterized.TestCase):
             with self.assertRaisesRegex(ValueError, "expert_layers: expected None"):
                 sharding.partition_specs("tp", expert_layers=(True,), **options)
 
+    def test_placing(self) -> None:
+        """Layers with experts and without have specs of their own; what is absent stays absent."""
+        mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:2]), ("tp",))
+        specs = sharding.partition_specs("tp", expert_split="expert", expert_layers=(True, False))
+        W_gates = [np.zeros((4, 128, 128)), np.zeros((128, 256))]
+        placed = sharding.place({"W_gates": W_gates, "mask_active": None}, mesh, specs)
+        self.assertIsNone(placed["mask_active"])
+        shards = [array.addressable_shards[1].data.shape for array in placed["W_gates"]]
+        self.assertEqual(shards, [(2, 128, 128), (128, 128)])
+        with self.assertRaisesRegex(ValueError, "arguments: expected array arguments .* 'W_gate'"):
+            sharding.place({"W_gate": W_gates}, mesh, specs)
+
     @parameterized.parameters(
         (False, (1, 2)), (False, (2, 2)), (True, (1, 2)), (True, (2, 2)), (False, (2, 4))
     )
@@ -113,13 +125,17 @@ class SpecsTest(parameterized.TestCase):
             return tuple(out)
 
         devices = np.asarray(jax.devices("cpu")[: mesh[0] * mesh[1]]).reshape(mesh)
+        device_mesh = jax.sharding.Mesh(devices, ("dp", "tp"))
         run = jax.shard_map(
             step,
-            mesh=jax.sharding.Mesh(devices, ("dp", "tp")),
+            mesh=device_mesh,
             in_specs=({name: getattr(specs, name) for name in arguments},),
             out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
         )
-        hidden_states, *updated = jax.jit(run)(arguments)
+        placed = sharding.place(arguments, device_mesh, specs)
+        leaf = jax.tree.leaves(placed["V_caches"])[0]
+        self.assertEqual(leaf.sharding.spec, specs.V_caches)
+        hidden_states, *updated = jax.jit(run)(placed)
         hidden, K, V, written = cases.expected(WHOLE, [whole], [inputs])
         for copy in range(copies):
             # Layers come first where they are stacked.

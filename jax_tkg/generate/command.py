@@ -1,6 +1,7 @@
 """A llama-architecture model writes text through `transformer_tkg`.
 
 python -m jax_tkg.generate --prompt "What is the capital of France?"
+python -m jax_tkg.generate --requests requests.jsonl > answers.jsonl
 python -m jax_tkg.generate          # on a terminal: talk to the model; Ctrl-D ends
 """
 
@@ -15,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
@@ -26,6 +26,14 @@ from jax_tkg.generate.answer import Answer
 from jax_tkg.generate.compilation_cache import use_compilation_cache
 from jax_tkg.generate.conversation import talk
 from jax_tkg.generate.progress import Bar, bars
+from jax_tkg.generate.request_answers import parse_all, serve
+from jax_tkg.generate.request_lines import (
+    Defaults,
+    LineParser,
+    PromptEncoder,
+    RequestLine,
+    read_lines,
+)
 from jax_tkg.lowering.host_call import own_exceptions
 from jax_tkg.models.checkpoint import Checkpoint, open_checkpoint
 from jax_tkg.models.decode import NO_TOKEN, Decoder, DecodeState, context_bucket
@@ -34,9 +42,10 @@ from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.executables import Compiled
 from jax_tkg.models.forward import TENSOR_AXIS
 from jax_tkg.models.packing import PackedModel, check_tensor_parallel
-from jax_tkg.models.sampling import Sampling
+from jax_tkg.models.sampling import Sampling, seed_keys
 from jax_tkg.models.speculation import MOST_DRAFTS, SpeculativeDecoder
 from jax_tkg.models.tokenizer import Tokenizer
+from jax_tkg.serving import RunningBatch
 
 _DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 
@@ -48,6 +57,21 @@ def define_flags(values: flags.FlagValues) -> None:
         None,
         "What to say to the model; repeat for a batch; - reads one from standard input. Default: a "
         "conversation on the terminal.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "requests",
+        None,
+        "File with a JSON object a line, or - for standard input: id, prompt or messages, system, "
+        "max_tokens, seed, stop and the flags of sampling; the flags are the defaults. The answers "
+        "are JSON objects, in the order in which they are complete.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "slots",
+        8,
+        "How many of the requests are answered at once.",
+        lower_bound=1,
         flag_values=values,
     )
     flags.DEFINE_string(
@@ -161,6 +185,9 @@ def main(values: flags.FlagValues) -> None:
 
 
 def _generate(values: flags.FlagValues) -> None:
+    if values.requests is not None:
+        _serve(values)
+        return
     if not values.prompt and sys.stdin is not None and sys.stdin.isatty():
         _talk(values)
         return
@@ -176,7 +203,7 @@ def _generate(values: flags.FlagValues) -> None:
         capacity = _capacity(values, checkpoint, encoded)
         mesh = _mesh(values, checkpoint)
         processes.check_agreement(values, encoded, checkpoint.config)
-        keys = _keys(seeds)
+        keys = seed_keys(seeds)
         decoder, ready_seconds = _ready(
             values, checkpoint, mesh, capacity, lengths, threads, keys, bar
         )
@@ -188,6 +215,78 @@ def _generate(values: flags.FlagValues) -> None:
     written = _write(values, decoder, encoded, state, threads, answers)
     _note_rates(sum(lengths), prefill_seconds, written, clock.lap(), ready_seconds, decoder)
     threads.shutdown(cancel_futures=True)
+
+
+def _serve(values: flags.FlagValues) -> None:
+    """Answers the requests of a file.
+
+    Raises:
+      CommandError: some of its lines were no requests; the others are answered.
+    """
+    for flag, given in (("prompt", values.prompt), ("device_loop", values.device_loop)):
+        if given:
+            raise CommandError(f"--{flag}: expected none with --requests, got one")
+    if len(values.seed) > 1:
+        raise CommandError(f"--seed: expected 1 with --requests, got {len(values.seed)}")
+    _check_stops(values)
+    defaults = Defaults(
+        values.max_tokens, _sampling(values), values.seed[0], tuple(values.stop), values.system
+    )
+    contents = read_lines(values.requests)
+    checkpoint = open_checkpoint(default_model() if values.model is None else values.model)
+    tokenizer = checkpoint.tokenizer
+    _check_chat(values, tokenizer)
+    chat = tokenizer.chat_template is not None and values.chat is not False
+    encoder = PromptEncoder(tokenizer, chat, checkpoint.config.context_length)
+    threads = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="generate")
+    parser = LineParser(values.requests, defaults, encoder)
+    lines, bad = parse_all(parser, contents, threads)
+    if lines:
+        started = time.perf_counter()
+        mesh = _mesh(values, checkpoint)
+        with bars() as bar:
+            batch = _running_batch(values, checkpoint, mesh, lines, threads, bar)
+        ready = time.perf_counter() - started
+        clock = _Clock(batch)
+        with _trace_errors():
+            served = serve(batch, lines, tokenizer)
+        seconds = clock.lap()
+        note(
+            f"{served.answers} answers: {served.prompt_tokens} prompt tokens, {served.tokens} "
+            f"tokens, {served.tokens / seconds:.1f} tokens/s; "
+            f"besides {ready + batch.compile_seconds:.1f} s to load and compile"
+        )
+    threads.shutdown(cancel_futures=True)
+    if bad:
+        raise CommandError(
+            f"--requests: expected requests only, got {bad} of {len(contents)} lines that are "
+            "none, or that this model cannot answer"
+        )
+
+
+def _running_batch(
+    values: flags.FlagValues,
+    checkpoint: Checkpoint,
+    mesh: jax.sharding.Mesh | None,
+    lines: Sequence[RequestLine],
+    threads: concurrent.futures.Executor,
+    bar: Callable[[str], Bar],
+) -> RunningBatch:
+    """A batch with its model, compiled for these requests."""
+    dtype = _DTYPES[values.dtype]
+    longest = max(len(line.request.prompt) + line.request.max_tokens for line in lines)
+    batch = RunningBatch(
+        checkpoint.outline(dtype, values.tensor_parallel),
+        slots=min(values.slots, len(lines)),
+        capacity=context_bucket(longest, checkpoint.config.context_length),
+        mesh=mesh,
+        stop_tokens=checkpoint.tokenizer.stop_tokens,
+        implementation=values.implementation,
+    )
+    loading = threads.submit(checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"))
+    _wait(loading, batch.prepare(threads, longest), bar("Compiling"))
+    batch.place(loading.result())
+    return batch
 
 
 CHAT_CAPACITY = 4096
@@ -214,7 +313,7 @@ def _talk(values: flags.FlagValues) -> None:
             f"{values.max_tokens}"
         )
     mesh = _mesh(values, checkpoint)
-    keys = _keys(_seeds(values.seed, 1))
+    keys = seed_keys(_seeds(values.seed, 1))
     threads = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="generate")
     with bars() as bar:
         decoder, ready_seconds = _ready(
@@ -288,8 +387,7 @@ def _prompts(values: flags.FlagValues) -> list[str]:
         raise CommandError("--prompt: expected at least one, got none; see --help")
     if values.prompt.count("-") > 1:
         raise CommandError("--prompt: expected - once, for standard input can be read once")
-    if "" in values.stop:
-        raise CommandError("--stop: expected a text, got an empty one")
+    _check_stops(values)
     for name, texts in (("prompt", values.prompt), ("system", [values.system or ""])):
         for text in texts:
             try:
@@ -302,6 +400,11 @@ def _prompts(values: flags.FlagValues) -> list[str]:
                     f"{error.start} characters"
                 ) from None
     return [_standard_input() if text == "-" else text for text in values.prompt]
+
+
+def _check_stops(values: flags.FlagValues) -> None:
+    if "" in values.stop:
+        raise CommandError("--stop: expected a text, got an empty one")
 
 
 def _standard_input() -> str:
@@ -335,14 +438,9 @@ def _sampling(values: flags.FlagValues) -> Sampling:
 def _encode(values: flags.FlagValues, tokenizer: Tokenizer, prompt: str) -> list[int]:
     if not prompt:
         raise CommandError("--prompt: expected a text, got an empty one")
+    _check_chat(values, tokenizer)
     template = tokenizer.chat_template
-    if values.chat and template is None:
-        raise CommandError("--chat: expected a model with a chat template, got one without")
     if values.chat is False or template is None:
-        if values.system is not None:
-            raise CommandError(
-                "--system: expected a chat, got --nochat or a model without a chat template"
-            )
         text = prompt
     else:
         messages = [{"role": "user", "content": prompt}]
@@ -353,6 +451,16 @@ def _encode(values: flags.FlagValues, tokenizer: Tokenizer, prompt: str) -> list
     if not tokens:
         raise CommandError(f"--prompt: expected a text that has tokens, got {prompt!r}")
     return tokens
+
+
+def _check_chat(values: flags.FlagValues, tokenizer: Tokenizer) -> None:
+    """Whether the model has a chat template where the flags ask for one."""
+    if values.chat and tokenizer.chat_template is None:
+        raise CommandError("--chat: expected a model with a chat template, got one without")
+    if values.system is not None and (values.chat is False or tokenizer.chat_template is None):
+        raise CommandError(
+            "--system: expected a chat, got --nochat or a model without a chat template"
+        )
 
 
 def _capacity(
@@ -392,12 +500,6 @@ def _seeds(seeds: Sequence[int], prompts: int) -> Sequence[int]:
             f"--seed: expected 1 or {prompts} (one for each prompt), got {len(seeds)}"
         )
     return seeds
-
-
-def _keys(seeds: Sequence[int]) -> jax.Array:
-    """[B] PRNG keys of all 64 bits; `jax.random.key` takes 32 unless 64-bit types are enabled."""
-    bits = jnp.asarray([[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds], jnp.uint32)
-    return jax.random.wrap_key_data(bits, impl="threefry2x32")
 
 
 def _wait(
@@ -446,9 +548,9 @@ def _trace_errors() -> Iterator[None]:
 
 
 class _Clock:
-    """Seconds that a decoder works, without those in which it compiles."""
+    """Seconds that a decoder or a batch works, without those in which it compiles."""
 
-    def __init__(self, decoder: Decoder):
+    def __init__(self, decoder: Decoder | RunningBatch):
         self._decoder = decoder
         self._last = self._now()
 

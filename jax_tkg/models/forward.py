@@ -13,8 +13,8 @@ import numpy as np
 
 from jax_tkg.api import transformer_tkg
 from jax_tkg.bits import as_bits, weights_as_bits
-from jax_tkg.caches import allocate_caches, ring_capacity
-from jax_tkg.kinds import Kind, prefill_inputs, step_inputs
+from jax_tkg.caches import allocate_blocks, allocate_caches, ring_capacity
+from jax_tkg.kinds import Kind, decode_inputs, prefill_inputs, step_inputs
 from jax_tkg.models.config import LayerKind, ModelConfig
 from jax_tkg.models.packing import ModelParameters, PackedModel
 from jax_tkg.models.placing import put
@@ -125,19 +125,48 @@ class ModelForward:
 
     def caches(self, batch: int) -> tuple[Any, Any]:
         """Zeroed caches for `batch` sequences of `capacity` tokens; rings are shorter."""
-        config = self.model.config
         alike = len(self._kinds) == 1
-        caches = allocate_caches(
-            config.num_layers,
-            B=batch,
-            k=self.model.kv_heads,
-            d=config.head_size,
-            S_max=[kind.S_max for kind in self._kinds],
-            dtype=self.model.parameters.head.dtype,
-            stacked=self._stacked,
-            sharding=self.cache_sharding,
-            layer_kinds=None if alike else config.layer_kinds,
+        return self._for_platform(
+            allocate_caches(
+                B=batch,
+                S_max=[kind.S_max for kind in self._kinds],
+                layer_kinds=None if alike else self.model.config.layer_kinds,
+                **self._cache_sizes(),
+            )
         )
+
+    def block_caches(self, blocks: int, block_len: int) -> tuple[Any, Any]:
+        """Zeroed caches in blocks, for `block_tables`.
+
+        Args:
+          blocks: of all sequences together.
+          block_len: tokens of a block.
+
+        Raises:
+          ValueError: the model has layers of several kinds, or with a window.
+        """
+        if len(self._kinds) > 1 or self._kinds[0].window is not None:
+            raise ValueError(
+                "blocks: expected a model whose layers are of one kind, without a window within "
+                "the capacity, got one with windows or several kinds"
+            )
+        return self._for_platform(
+            allocate_blocks(blocks=blocks, block_len=block_len, **self._cache_sizes())
+        )
+
+    def _cache_sizes(self) -> dict[str, Any]:
+        """What flat caches and those in blocks have in common."""
+        config = self.model.config
+        return {
+            "num_layers": config.num_layers,
+            "k": self.model.kv_heads,
+            "d": config.head_size,
+            "dtype": self.model.parameters.head.dtype,
+            "stacked": self._stacked,
+            "sharding": self.cache_sharding,
+        }
+
+    def _for_platform(self, caches: tuple[Any, Any]) -> tuple[Any, Any]:
         return jax.tree.map(as_bits, caches) if self._on_cpu else caches
 
     def cache_shapes(self, batch: int) -> tuple[Any, Any]:
@@ -157,6 +186,7 @@ class ModelForward:
         K_caches: Any,
         V_caches: Any,
         S_ctx: int,
+        block_tables: jax.Array | None = None,
     ) -> tuple[jax.Array, Any, Any]:
         """Runs all layers on new tokens, for use inside a jitted function.
 
@@ -169,18 +199,34 @@ class ModelForward:
           K_caches: as `caches` makes them.
           V_caches: likewise.
           S_ctx: context bucket; at least the largest of `lengths`.
+          block_tables: [B, n] int32, the blocks of each sequence, of S_ctx / n slots each, where
+            the caches are those of `block_caches`; None for those of `caches`.
 
         Returns:
           Hidden states [B, S, H] before the last RMSNorm, and the updated caches.
         """
-        by_kind = step_inputs(
-            self._kinds,
-            lengths,
-            S_tkg=tokens.shape[1],
-            q=self.model.config.num_heads,
-            S_ctx=S_ctx,
-            new_lengths=counts,
-        )
+        if block_tables is None:
+            by_kind = step_inputs(
+                self._kinds,
+                lengths,
+                S_tkg=tokens.shape[1],
+                q=self.model.config.num_heads,
+                S_ctx=S_ctx,
+                new_lengths=counts,
+            )
+        else:
+            (kind,) = self._kinds
+            inputs = decode_inputs(
+                lengths,
+                kind.frequencies,
+                S_tkg=tokens.shape[1],
+                new_lengths=counts,
+                block_tables=block_tables,
+                block_len=S_ctx // block_tables.shape[1],
+                concentrations=kind.concentrations,
+                q=self.model.config.num_heads,
+            )
+            by_kind = {name: (given,) for name, given in inputs.items()}
         arguments = self._arguments(parameters, tokens, K_caches, V_caches, by_kind)
         return self._run(transformer_tkg, arguments, implementation=self.implementation)
 

@@ -132,18 +132,24 @@ class PromptReader:
         """
         longest = max(map(len, prompts))
         for chunk in self.chunks(longest):
-            tokens, counts = _tokens(prompts, chunk)
-            K_caches, V_caches = self._read_chunk(
-                self._forward.parameters,
-                tokens,
-                np.asarray([min(len(prompt), chunk.start) for prompt in prompts], np.int32),
-                counts,
-                K_caches,
-                V_caches,
-                S_ctx=chunk.S_ctx,
-            )
+            K_caches, V_caches = self.read_chunk(prompts, chunk, K_caches, V_caches)
             progress(min(chunk.start + chunk.size, longest))
         return K_caches, V_caches
+
+    def read_chunk(
+        self, prompts: Sequence[Sequence[int]], chunk: Chunk, K_caches: Any, V_caches: Any
+    ) -> tuple[Any, Any]:
+        """Reads one of `chunks`, after those before it; otherwise as `read`."""
+        tokens, counts = _tokens(prompts, chunk)
+        return self._read_chunk(
+            self._forward.parameters,
+            tokens,
+            np.asarray([min(len(prompt), chunk.start) for prompt in prompts], np.int32),
+            counts,
+            K_caches,
+            V_caches,
+            S_ctx=chunk.S_ctx,
+        )
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits [n, V] float32 after every token of one text of n tokens."""

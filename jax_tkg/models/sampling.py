@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+SEED_IMPLEMENTATION = "threefry2x32"
+"""Kind of the PRNG keys of seeds."""
 
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 """Lower temperatures, which are not normal float32 numbers, are greedy, as 0 is."""
@@ -67,6 +71,26 @@ class Sampling:
     def penalizes(self) -> bool:
         """Whether the tokens so far count."""
         return self.repetition_penalty != 1
+
+
+def seed_words(seeds: Sequence[int]) -> np.ndarray:
+    """The words of the PRNG key of each seed, all of whose 64 bits count.
+
+    `jax.random.key` takes 32 unless 64-bit types are enabled.
+
+    Args:
+      seeds: [B] integers, 0 <= seed < 2**64.
+
+    Returns:
+      [B, 2] uint32, for `jax.random.wrap_key_data` with `SEED_IMPLEMENTATION`.
+    """
+    words = [[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds]
+    return np.asarray(words, np.uint32).reshape(-1, 2)
+
+
+def seed_keys(seeds: Sequence[int]) -> jax.Array:
+    """[B] PRNG keys, one of each seed (0 <= seed < 2**64)."""
+    return jax.random.wrap_key_data(jnp.asarray(seed_words(seeds)), impl=SEED_IMPLEMENTATION)
 
 
 def sample(

@@ -1,0 +1,58 @@
+"""What a client asks for, and what it is told."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from jax_tkg.models.sampling import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A prompt to be answered.
+
+    Attributes:
+      prompt: token ids, one or more.
+      max_tokens: most tokens of the answer. It may end before: with a stop token, or where prompt
+        and answer fill the capacity of the batch.
+      sampling: how tokens are chosen.
+      seed: of what is drawn, below 2**64. The same prompt, settings and seed give the same answer
+        whatever else is served.
+      stop_tokens: ids that end the answer; None: those of the batch.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int = 128
+    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    seed: int = 0
+    stop_tokens: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the numbers.
+
+        Raises:
+          ValueError: there is no token to read or to write, or the seed is out of range.
+        """
+        if not len(self.prompt):
+            raise ValueError("prompt: expected at least one token, got none")
+        if self.max_tokens < 1:
+            raise ValueError(f"max_tokens: expected at least 1, got {self.max_tokens}")
+        if not 0 <= self.seed < 2**64:
+            raise ValueError(f"seed: expected 0 <= seed < 2**64, got {self.seed}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Event:
+    """A token of an answer.
+
+    Attributes:
+      request: the id that `RunningBatch.submit` returned.
+      token: the next token of the answer.
+      finish_reason: None where more tokens follow; "stop" for a stop token; "length" where the
+        answer has `max_tokens` tokens or fills the capacity.
+    """
+
+    request: int
+    token: int
+    finish_reason: str | None = None

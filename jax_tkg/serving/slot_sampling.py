@@ -1,0 +1,142 @@
+"""Choosing the next token of each slot, by settings of its own.
+
+`jax_tkg.models.sampling` chooses by the same settings for all sequences, which are part of the
+compiled program. Here they are arrays, so that one program serves all requests. Sorting a large
+vocabulary and drawing take time, so there are programs without: `Way` says which is enough.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_tkg.models.sampling import Sampling
+
+
+class Way(enum.Enum):
+    """How much is computed to choose tokens; each does all that those before it do."""
+
+    LIKELIEST = enum.auto()
+    """The largest logits."""
+
+    DRAWN = enum.auto()
+    """Repetition penalty, temperature and min_p."""
+
+    FILTERED = enum.auto()
+    """Also top_k and top_p."""
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """The `Sampling` of each slot. A pytree.
+
+    Attributes:
+      temperature: [B] float32; 0 takes the likeliest token.
+      top_k: [B] int32; 0 for all.
+      top_p: [B] float32.
+      floor: [B] float32, log(min_p); -inf for all.
+      penalty: [B] float32.
+    """
+
+    temperature: Any
+    top_k: Any
+    top_p: Any
+    floor: Any
+    penalty: Any
+
+
+class SettingsTable:
+    """`Settings` that the host changes slot by slot.
+
+    Args:
+      slots: B.
+    """
+
+    def __init__(self, slots: int):
+        self._samplings = [Sampling()] * slots
+        self.settings = Settings(
+            temperature=np.zeros(slots, np.float32),
+            top_k=np.zeros(slots, np.int32),
+            top_p=np.ones(slots, np.float32),
+            floor=np.full(slots, -np.inf, np.float32),
+            penalty=np.ones(slots, np.float32),
+        )
+
+    def put(self, slot: int, sampling: Sampling) -> None:
+        """Gives a slot its settings."""
+        self._samplings[slot] = sampling
+        to = self.settings
+        largest = float(np.finfo(np.float32).max)
+        to.temperature[slot] = 0 if sampling.greedy else min(sampling.temperature, largest)
+        to.top_k[slot] = min(sampling.top_k, int(np.iinfo(np.int32).max))
+        # Smaller ones are 0 in float32, which would leave no token.
+        to.top_p[slot] = max(sampling.top_p, float(np.finfo(np.float32).tiny))
+        to.floor[slot] = math.log(sampling.min_p) if sampling.min_p else -math.inf
+        to.penalty[slot] = sampling.repetition_penalty
+
+    def way(self, slots: Sequence[int]) -> Way:
+        """What is enough for these slots."""
+        samplings = [self._samplings[slot] for slot in slots]
+        if any(not one.greedy and (one.top_k or one.top_p < 1) for one in samplings):
+            return Way.FILTERED
+        if any(not one.greedy or one.penalizes for one in samplings):
+            return Way.DRAWN
+        return Way.LIKELIEST
+
+
+def choose(
+    logits: jax.Array, keys: jax.Array, settings: Settings, seen: jax.Array, way: Way
+) -> jax.Array:
+    """One token per slot, as `jax_tkg.models.sampling.sample` chooses it with the slot's settings.
+
+    Args:
+      logits: [B, V] float32.
+      keys: [B] PRNG keys.
+      settings: of each slot.
+      seen: [B, V] bool, the tokens in each prompt and the answer so far, where it is penalized.
+      way: enough for the slots whose tokens count.
+
+    Returns:
+      [B] int32.
+    """
+    if way is Way.LIKELIEST:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    penalty = settings.penalty[:, None]
+    penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    logits = jnp.where(seen, penalized, logits)
+    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    greedy = settings.temperature == 0
+    # Relative to the largest: a small temperature makes the others -inf, and none +inf.
+    scaled = logits - jnp.max(logits, axis=-1, keepdims=True)
+    scaled = scaled / jnp.where(greedy, 1, settings.temperature)[:, None]
+    floor = settings.floor[:, None]
+    if way is Way.FILTERED:
+        floor = jnp.maximum(floor, _floor(scaled, settings))
+    scaled = jnp.where(scaled >= floor, scaled, -jnp.inf)
+    drawn = jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
+    return jnp.where(greedy, likeliest, drawn)
+
+
+def _floor(logits: jax.Array, settings: Settings) -> jax.Array:
+    """[B, 1]: the smallest logit that top_k, and then top_p, leave."""
+    vocabulary = logits.shape[-1]
+    ordered = jnp.sort(logits, axis=-1, descending=True)
+    top_k = settings.top_k[:, None]
+    count = jnp.where((top_k > 0) & (top_k < vocabulary), top_k, vocabulary)
+    last = jnp.take_along_axis(ordered, count - 1, axis=-1)
+    ordered = jnp.where(ordered >= last, ordered, -jnp.inf)
+    probabilities = jax.nn.softmax(ordered, axis=-1)
+    # A token is in while the likelier ones have not reached top_p: the likeliest always is.
+    before = jnp.cumsum(probabilities, axis=-1) - probabilities
+    top_p = settings.top_p[:, None]
+    inside = (before < top_p) | (top_p >= 1)
+    nucleus = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
+    return jnp.maximum(last, nucleus)

@@ -1,0 +1,75 @@
+"""Each slot's settings, against `sample` with these settings for one sequence."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import absltest
+
+from jax_tkg.models.sampling import Sampling, sample, seed_keys
+from jax_tkg.serving.slot_sampling import SettingsTable, Way, choose
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+VOCABULARY = 60
+SAMPLINGS = (
+    Sampling(),
+    Sampling(repetition_penalty=1.7),
+    Sampling(temperature=0.7),
+    Sampling(temperature=1e30, min_p=0.3),
+    Sampling(temperature=2.0, top_k=5),
+    Sampling(temperature=1.0, top_k=1000, top_p=0.6),
+    Sampling(temperature=1.5, top_p=1e-60),
+    Sampling(temperature=3.0, top_k=40, top_p=0.9, min_p=0.02, repetition_penalty=0.8),
+)
+
+_alone = jax.jit(sample, static_argnames="sampling")
+_choose = jax.jit(choose, static_argnames="way")
+
+
+class ChooseTest(absltest.TestCase):
+    def test_as_alone(self) -> None:
+        """Forty slots for each of the settings."""
+        count, rng = 40, np.random.default_rng(0)
+        slots = count * len(SAMPLINGS)
+        table = SettingsTable(slots)
+        for slot in range(slots):
+            table.put(slot, SAMPLINGS[slot // count])
+        logits = rng.normal(0, 3, (slots, VOCABULARY)).astype(np.float32)
+        seen = rng.random(logits.shape) < 0.3
+        keys = seed_keys(range(slots))
+        got = np.asarray(_choose(logits, keys, table.settings, seen, way=Way.FILTERED))
+        for index, sampling in enumerate(SAMPLINGS):
+            rows = slice(index * count, (index + 1) * count)
+            if sampling.top_p < 1e-30:
+                # 0 in float32, which the likeliest one's share exceeds.
+                expected = logits[rows].argmax(axis=1)
+            else:
+                expected = _alone(logits[rows], keys[rows], sampling=sampling, seen=seen[rows])
+            np.testing.assert_array_equal(got[rows], expected, err_msg=str(sampling))
+
+    def test_less_is_enough(self) -> None:
+        """What a way leaves out changes nothing for the slots that it is meant for."""
+        table = SettingsTable(len(SAMPLINGS))
+        for slot, sampling in enumerate(SAMPLINGS):
+            table.put(slot, sampling)
+        rng = np.random.default_rng(1)
+        logits = jnp.asarray(rng.normal(0, 3, (len(SAMPLINGS), VOCABULARY)), jnp.float32)
+        seen = rng.random(logits.shape) < 0.3
+        keys = seed_keys(range(len(SAMPLINGS)))
+        run = functools.partial(_choose, logits, keys, table.settings, seen)
+        most = np.asarray(run(way=Way.FILTERED))
+        ways = [table.way([slot]) for slot in range(len(SAMPLINGS))]
+        self.assertEqual(ways, [Way.LIKELIEST, *[Way.DRAWN] * 3, *[Way.FILTERED] * 4])
+        for slot, way in enumerate(ways):
+            self.assertEqual(run(way=way)[slot], most[slot])
+        self.assertEqual(table.way([0, 2]), Way.DRAWN)
+        self.assertEqual(table.way([4, 0]), Way.FILTERED)
+
+
+if __name__ == "__main__":
+    absltest.main()
