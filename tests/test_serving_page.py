@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -66,12 +67,13 @@ class ServingPageTest(absltest.TestCase):
             answers.setdefault(name, []).append(token)
         # The shortest answer ends first, and the fifth request enters in its place.
         self.assertCountEqual(answers, [name for name, *_ in requests])
+        alone = _alone(names)
         for name, prompt, most in requests:
-            self.assertEqual(answers[name], _alone(names, prompt, most), name)
+            self.assertEqual(answers[name], alone(prompt, most), name)
 
 
-def _alone(names: dict[str, Any], prompt: list[int], most: int) -> list[int]:
-    """The answer of one sequence that is read token by token, with masks."""
+def _alone(names: dict[str, Any]) -> Callable[[list[int], int], list[int]]:
+    """Answers one sequence that is read token by token, with masks."""
     L, q, k, d, S_max = (names[name] for name in ("L", "q", "k", "d", "S_max"))
     embedding, weights = names["embedding"], names["weights"]
 
@@ -91,13 +93,16 @@ def _alone(names: dict[str, Any], prompt: list[int], most: int) -> list[int]:
         )
         return cached, jnp.argmax(hidden[0, 0] @ embedding.T)
 
-    cached = caches.allocate_caches(L, B=1, k=k, d=d, S_max=S_max, dtype=jnp.float32)
-    text = list(prompt)
-    for position in range(len(prompt) + most - 1):
-        cached, token = step(cached, text[position], jnp.asarray([position]))
-        if position + 1 == len(text):
-            text.append(int(token))
-    return text[len(prompt) :]
+    def answer(prompt: list[int], most: int) -> list[int]:
+        cached = caches.allocate_caches(L, B=1, k=k, d=d, S_max=S_max, dtype=jnp.float32)
+        text = list(prompt)
+        for position in range(len(prompt) + most - 1):
+            cached, token = step(cached, text[position], np.asarray([position]))
+            if position + 1 == len(text):
+                text.append(int(token))
+        return text[len(prompt) :]
+
+    return answer
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 import sys
 from collections.abc import Callable, Sequence
@@ -175,15 +176,17 @@ class LineParser:
             if key not in KEYS:
                 raise ValueError(f"expected the keys {', '.join(KEYS)}, got {_shown(key)}")
         defaults = self._defaults
-        for key in (*_NUMBERS, *_WHOLE_NUMBERS):
-            if key in fields:
-                _check_number(key, fields[key], whole=key in _WHOLE_NUMBERS)
-        changes = {key: fields[key] for key in (*_NUMBERS, "top_k") if key in fields}
+        numbers = {
+            key: _number(key, fields[key], whole=key in _WHOLE_NUMBERS)
+            for key in (*_NUMBERS, *_WHOLE_NUMBERS)
+            if key in fields
+        }
+        changes = {key: numbers[key] for key in (*_NUMBERS, "top_k") if key in numbers}
         request = Request(
             prompt=self._encode(_prompt(fields, defaults.system)),
-            max_tokens=fields.get("max_tokens", defaults.max_tokens),
+            max_tokens=numbers.get("max_tokens", defaults.max_tokens),
             sampling=dataclasses.replace(defaults.sampling, **changes),
-            seed=fields.get("seed", (defaults.seed + line - 1) % 2**64),
+            seed=numbers.get("seed", (defaults.seed + line - 1) % 2**64),
         )
         return RequestLine(line, name, request, _stops(fields.get("stop", defaults.stops)))
 
@@ -249,11 +252,18 @@ def _text(key: str, text: Any) -> str:
     return text
 
 
-def _check_number(key: str, number: Any, whole: bool) -> None:
+def _number(key: str, number: Any, whole: bool) -> Any:
+    """An integer if it is to be whole, else a float; infinity for more than a float holds."""
     kinds = int if whole else int | float
     if isinstance(number, bool) or not isinstance(number, kinds):
         expected = "a whole number" if whole else "a number"
         raise ValueError(f"{key}: expected {expected}, got {_shown(number)}")
+    if whole:
+        return number
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf
 
 
 def _shown(value: Any) -> str:

@@ -80,7 +80,7 @@ class SettingsTable:
         # Smaller ones are 0 in float32, which would leave no token.
         to.top_p[slot] = max(sampling.top_p, float(np.finfo(np.float32).tiny))
         to.floor[slot] = math.log(sampling.min_p) if sampling.min_p else -math.inf
-        to.penalty[slot] = sampling.repetition_penalty
+        to.penalty[slot] = min(sampling.repetition_penalty, largest)
 
     def way(self, slots: Sequence[int]) -> Way:
         """What is enough for these slots."""

@@ -86,6 +86,7 @@ class ErrorTest(parameterized.TestCase):
         ({"prompt": "a", "temperature": -1}, "temperature: expected a finite number >= 0, got -1"),
         (b'{"prompt": "a", "temperature": NaN}', "temperature: expected a finite number"),
         (b'{"prompt": "a", "temperature": 1' + b"0" * 400 + b"}", "temperature: expected"),
+        (b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "Exceeds the limit"),
         ({"prompt": "a", "top_k": 1.5}, "top_k: expected a whole number, got 1.5"),
         ({"prompt": "a", "max_tokens": 0}, "max_tokens: expected at least 1, got 0"),
         ({"prompt": "a", "seed": -1}, "seed: expected 0 <= seed"),
@@ -109,6 +110,7 @@ class ErrorTest(parameterized.TestCase):
             _parse({"id": "b7", "prompt": 1})
         self.assertEqual(caught.exception.name, "b7")
 
+    @hypothesis.settings(max_examples=40)
     @hypothesis.given(
         st.dictionaries(
             st.sampled_from(KEYS),
