@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pathlib
 import signal
 import subprocess
 from typing import Any
@@ -33,12 +32,6 @@ class RequestsTest(parameterized.TestCase):
         tiny.write_tiny(self.model)
         self.flags = (f"--model={self.model}", "--max_tokens=12")
 
-    def _write(self, *lines: dict[str, Any] | str) -> pathlib.Path:
-        texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
-        path = self.folder / "requests.jsonl"
-        path.write_text("\n".join(texts) + "\n")
-        return path
-
     def test_each_answer_is_the_request_alone(self) -> None:
         """Two bad lines among them are reported; stop texts, settings and seeds are each one's."""
         flags = (*self.flags, "--nochat", "--temperature=2", "--repetition_penalty=1.1")
@@ -50,20 +43,21 @@ class RequestsTest(parameterized.TestCase):
         for answer in map(json.loads, alone.stdout.splitlines()):
             by_prompt[answer["prompt"]].append(answer)
         stop = by_prompt["12 and in"][0]["text"][3:6]
-        path = self._write(
-            {"prompt": "the cat", "id": "first"},
-            {"prompt": "12 and in", "stop": [stop, "never"]},
+        lines = [
+            '{"prompt": "the cat", "id": "first"}',
+            json.dumps({"prompt": "12 and in", "stop": [stop, "never"]}),
             "{",
-            {"prompt": "in", "seed": 8, "max_tokens": 3},
-            {"prompt": "in", "tempurature": 1},
-            {"prompt": "a", "seed": 9},
-        )
-        done = _run(*flags, f"--requests={path}", "--slots=2", "--seed=5")
+            '{"prompt": "in", "seed": 8, "max_tokens": 3}',
+            '{"prompt": "in", "tempurature": 1}',
+            '{"prompt": "a", "seed": 9}',
+        ]
+        content = "\n".join(lines).encode()
+        done = _run(*flags, "--requests=-", "--slots=2", "--seed=5", stdin=content)
         self.assertEqual(done.returncode, 1, done.stderr)
         notes = done.stderr.decode().splitlines()
         self.assertLen(notes, 4)
-        self.assertStartsWith(notes[0], f"error: {path}:3: expected a JSON object, got")
-        self.assertStartsWith(notes[1], f"error: {path}:5: expected the keys id, prompt")
+        self.assertStartsWith(notes[0], "error: standard input:3: expected a JSON object, got")
+        self.assertStartsWith(notes[1], "error: standard input:5: expected the keys id, prompt")
         self.assertRegex(notes[2], r"^4 answers: \d+ prompt tokens, \d+ tokens, [\d.]+ tokens/s; ")
         self.assertStartsWith(notes[3], "error: --requests: expected requests only, got 2 of 6")
         written = {line["line"]: line for line in map(json.loads, done.stdout.splitlines())}
@@ -78,25 +72,11 @@ class RequestsTest(parameterized.TestCase):
         self.assertEqual(written[4]["tokens"], by_prompt["in"][0]["tokens"][:3])
         self.assertEqual(written[6]["text"], by_prompt["a"][0]["text"])
 
-    def test_chat_on_standard_input(self) -> None:
-        """Messages, and the same as a prompt, on two devices."""
-        messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "the cat"}]
-        lines = [
-            {"messages": messages},
-            {"prompt": "the cat", "system": "s"},
-            {"prompt": "the cat"},
-        ]
-        content = "\n".join(map(json.dumps, lines)).encode()
-        done = _run(*self.flags, "--requests=-", "--tensor_parallel=2", stdin=content)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        written = {line["line"]: line for line in map(json.loads, done.stdout.splitlines())}
-        self.assertCountEqual(written, [1, 2, 3])
-        self.assertEqual(written[1]["tokens"], written[2]["tokens"])
-        self.assertGreater(written[1]["prompt_tokens"], written[3]["prompt_tokens"])
-
     def test_interrupt(self) -> None:
         """Ctrl-C after the first answer: all that were complete have been written, each whole."""
-        path = self._write(*({"prompt": "the cat", "max_tokens": 2 + 40 * n} for n in range(12)))
+        path = self.folder / "requests.jsonl"
+        lengths = (2, *[110] * 11)
+        path.write_text("".join(f'{{"prompt": "the cat", "max_tokens": {n}}}\n' for n in lengths))
         with subprocess.Popen(
             commands.command("jax_tkg.generate", *self.flags, f"--requests={path}", "--slots=2"),
             env=commands.environment(),

@@ -15,6 +15,7 @@ from jax_tkg.generate.request_lines import (
     LineError,
     LineParser,
     Messages,
+    PromptEncoder,
     read_lines,
 )
 from jax_tkg.models.sampling import Sampling
@@ -67,6 +68,42 @@ class RequestTest(absltest.TestCase):
         path = files.folder(self) / "requests.jsonl"
         path.write_bytes(b"\xef\xbb\xbf{}\n\n \r\nlast")
         self.assertEqual(read_lines(str(path)), [(1, b"{}"), (4, b"last")])
+
+
+class _Tokenizer:
+    """A token for each character; a chat's text begins with the roles."""
+
+    chat_template: Any = None
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(character) for character in text]
+
+    def prompt(self, messages: Messages) -> str:
+        return "".join(message["role"][0] for message in messages) + messages[-1]["content"]
+
+
+class PromptEncoderTest(absltest.TestCase):
+    def test_chat(self) -> None:
+        tokenizer = _Tokenizer()
+        tokenizer.chat_template = tokenizer
+        encode = PromptEncoder(tokenizer, True, limit=6)
+        self.assertEqual(bytes(encode("abc")), b"uabc")
+        messages = [{"role": "system", "content": "s"}, {"role": "user", "content": "abc"}]
+        self.assertEqual(bytes(encode(messages)), b"suabc")
+        with self.assertRaisesRegex(ValueError, "prompt: expected 1..5 tokens .*, got 6"):
+            encode("abcde")
+
+    def test_no_chat(self) -> None:
+        tokenizer = _Tokenizer()
+        tokenizer.chat_template = tokenizer
+        for chat, has_template in ((False, True), (True, False)):
+            tokenizer.chat_template = tokenizer if has_template else None
+            with self.assertRaisesRegex(ValueError, "messages, system: expected a prompt alone"):
+                PromptEncoder(tokenizer, chat, 6)([{"role": "user", "content": "a"}])
+        encode = PromptEncoder(tokenizer, False, limit=6)
+        self.assertEqual(bytes(encode("abc")), b"abc")
+        with self.assertRaisesRegex(ValueError, "prompt: expected 1..5 tokens .*, got 0"):
+            encode("")
 
 
 class ErrorTest(parameterized.TestCase):
