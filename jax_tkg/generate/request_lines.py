@@ -254,10 +254,11 @@ def _text(key: str, text: Any) -> str:
 
 def _number(key: str, number: Any, whole: bool) -> Any:
     """An integer if it is to be whole, else a float; infinity for more than a float holds."""
-    kinds = int if whole else int | float
-    if isinstance(number, bool) or not isinstance(number, kinds):
-        expected = "a whole number" if whole else "a number"
-        raise ValueError(f"{key}: expected {expected}, got {_shown(number)}")
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if whole and not (is_number and isinstance(number, int)):
+        raise ValueError(f"{key}: expected a whole number, got {_shown(number)}")
+    if not is_number:
+        raise ValueError(f"{key}: expected a number, got {_shown(number)}")
     if whole:
         return number
     try:
