@@ -81,11 +81,11 @@ def main(_: Sequence[str]) -> None:
             ]
             timings = measure_in_turns(candidates, _TURNS.value, _RUNS.value)
             rows.append(_row(dtype, batch, step_bytes(forward, batch), timings))
-    heading = "A small model with experts: milliseconds per step, medians"
-    paths = [
-        report.write_markdown("experts_cpu", heading, rows),
-        report.write_json("experts_cpu", {"rows": rows}),
-    ]
+            heading = "A small model with experts: milliseconds per step, medians"
+            paths = [
+                report.write_markdown("experts_cpu", heading, rows),
+                report.write_json("experts_cpu", {"rows": rows}),
+            ]
     report.print_table(rows)
     print("", *paths, sep="\n")
 
