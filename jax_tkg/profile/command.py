@@ -12,7 +12,7 @@ from typing import Any
 from absl import flags
 
 from jax_tkg.command_line import CommandError, say
-from jax_tkg.profile import compare, loads, plot, report, stress_range
+from jax_tkg.profile import compare, loads, plot, report, stress_range, token
 from jax_tkg.profile.layer import Launches, layer_figures, record_launches
 from jax_tkg.profile.model_shapes import (
     DIMENSIONS,
@@ -23,7 +23,13 @@ from jax_tkg.profile.model_shapes import (
     layer_case,
 )
 from jax_tkg.simulator.timing.costs import TARGETS, Costs
-from jax_tkg.simulator.timing.stress import FAVORABLE, MACHINES, UNFAVORABLE
+from jax_tkg.simulator.timing.stress import (
+    DOCUMENTED,
+    FAVORABLE,
+    MACHINES,
+    UNFAVORABLE,
+    Machine,
+)
 from jax_tkg.simulator.timing.timeline_report import write_trace
 
 
@@ -47,7 +53,19 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_integer(
         "tensor_parallel", 8, "Ranks that a layer is split over.", flag_values=values
     )
-    flags.DEFINE_integer("batch", 1, "Sequences per rank.", flag_values=values)
+    flags.DEFINE_list(
+        "batch", ["1"], "Sequences per rank; several numbers make a table.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "head", True, "Also model final norm, head and greedy choice.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "host_gap_us",
+        0.0,
+        "Assumed time between two steps in which the device waits for the host, in us.",
+        lower_bound=0.0,
+        flag_values=values,
+    )
     flags.DEFINE_integer("s_tkg", 1, "New tokens per sequence.", flag_values=values)
     flags.DEFINE_integer(
         "context", 1024, "Cache slots per sequence, new tokens included.", flag_values=values
@@ -169,13 +187,13 @@ def _model_of_config(path: str) -> ModelShape:
     return config_file.read_model(path)
 
 
-def _case(values: flags.FlagValues, model: ModelShape, kind: LayerKind) -> Case:
+def _case(values: flags.FlagValues, model: ModelShape, kind: LayerKind, batch: int) -> Case:
     return layer_case(
         model,
         kind,
         tensor_parallel=values.tensor_parallel,
         context=values.context,
-        B=values.batch,
+        B=batch,
         S=values.s_tkg,
         lengths=values.lengths,
         block_len=values.block_len,
@@ -203,11 +221,44 @@ def _profile(values: flags.FlagValues) -> None:
             "--plot: expected matplotlib to be installed: pip install jax_tkg[profile]"
         )
     model = _model(values)
+    batches = _batches(values)
+    steps = [_profile_batch(values, model, batch) for batch in batches]
+    say("")
+    say(token.describe(steps, values.head and model.vocabulary > 0))
+
+
+def _batches(values: flags.FlagValues) -> list[int]:
+    try:
+        batches = [int(text) for text in values.batch]
+    except ValueError:
+        batches = []
+    if not batches or min(batches) < 1:
+        raise ValueError(f"--batch: expected positive integers, got {','.join(values.batch)!r}")
+    return batches
+
+
+def _machines(values: flags.FlagValues) -> tuple[Machine, ...]:
+    """The machine that figures are of, and those of the range."""
+    if values.full_rate:
+        own = Machine("documented", "at full rate", {}, "full")
+    else:
+        own = DOCUMENTED
+    return (own, *(MACHINES if values.stress else (FAVORABLE, UNFAVORABLE)))
+
+
+def _profile_batch(
+    values: flags.FlagValues, model: ModelShape, batch: int
+) -> list[token.TokenTime]:
+    """Prints the layers of a model at a batch, and returns its step on each machine."""
     rate = "full" if values.full_rate else "half"
     kinds = []
+    recorded = []
+    if len(values.batch) > 1:
+        say(f"batch of {batch}")
     for kind in model.kinds():
-        case = _case(values, model, kind)
+        case = _case(values, model, kind, batch)
         launches = record_launches(case, layers=values.layers)
+        recorded.append((kind, launches))
         figures = layer_figures(launches, _costs(values), rate)
         kinds.append((kind, case, figures))
         if len(model.kinds()) > 1:
@@ -231,6 +282,12 @@ def _profile(values: flags.FlagValues) -> None:
     if values.plot is not None:
         plot.write_plot(figures, _title(values, case), values.plot)
         say(f"picture of a modelled layer: {values.plot}")
+    head = None
+    if values.head and model.vocabulary:
+        V = -(-model.vocabulary // values.tensor_parallel)
+        head = token.record_head(kinds[0][1], V)
+    costs, gap = _costs(values), values.host_gap_us * 1e3
+    return [token.token_time(recorded, head, machine, costs, gap) for machine in _machines(values)]
 
 
 def _say_more(values: flags.FlagValues, launches: Launches, name: str) -> None:

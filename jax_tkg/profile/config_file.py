@@ -62,5 +62,6 @@ def shape_of(config: ModelConfig) -> ModelShape:
         window=windows[0] if windows else None,
         window_layers=len(windows),
         experts=0 if experts is None else experts.count,
+        vocabulary=config.vocabulary_size,
         shared=0 if experts is None else experts.shared_size,
     )

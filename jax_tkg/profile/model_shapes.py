@@ -44,6 +44,7 @@ class ModelShape:
       window_layers: how many of the layers have that window.
       experts: of each layer; 0 for dense layers. Ranks split their intermediate size.
       shared: I of all ranks together of the shared expert; 0 for none.
+      vocabulary: columns of the head of all ranks together; 0 if they are not known.
     """
 
     layers: int
@@ -58,6 +59,7 @@ class ModelShape:
     window_layers: int = 0
     experts: int = 0
     shared: int = 0
+    vocabulary: int = 0
 
     def kinds(self) -> tuple[LayerKind, ...]:
         """The kinds of layers: those that attend the whole context first."""
@@ -83,7 +85,17 @@ _GPT_OSS_OPTIONS = (
     *(("activation", "swiglu_oai"), ("experts_per_token", 4), ("routing", "topk_softmax")),
 )
 
-MODELS = {
+VOCABULARIES = {
+    **dict.fromkeys(("llama3_70b", "llama3_8b", "llama3_2_1b"), 128256),
+    **{"mistral_7b": 32768, "mistral_nemo_12b": 131072, "mixtral_8x7b": 32000},
+    "qwen2_5_7b": 152064,
+    **dict.fromkeys(("qwen3_8b", "qwen3_32b", "qwen3_30b_a3b"), 151936),
+    **{"gemma2_9b": 256000, "gemma3_27b": 262208, "phi4_14b": 100352, "granite3_8b": 49155},
+    **dict.fromkeys(("gpt_oss_20b", "gpt_oss_120b"), 201088),
+}
+"""Columns of the models' heads."""
+
+_MODELS = {
     "llama3_70b": ModelShape(80, 8192, 28672, 64, 8, 128),
     "llama3_8b": ModelShape(32, 4096, 14336, 32, 8, 128),
     "llama3_2_1b": ModelShape(16, 2048, 8192, 32, 8, 64),
@@ -137,6 +149,11 @@ MODELS = {
         experts=128,
     ),
 }
+
+MODELS = {
+    name: dataclasses.replace(model, vocabulary=VOCABULARIES[name])
+    for name, model in _MODELS.items()
+}
 """From the models' published configurations."""
 
 
@@ -163,6 +180,7 @@ class Case:
       block_len: slots of a block of caches in blocks, which have lengths; 0 for flat caches.
       experts: of a layer, of each of which the rank holds I features; 0 for a dense layer.
       shared: features that the rank holds of the shared expert; 0 for none.
+      V: columns of the rank's head, if the case has one.
     """
 
     B: int
@@ -188,6 +206,7 @@ class Case:
     experts: int = 0
     shared: int = 0
     cache_dtype: str | None = None
+    V: int = 0
 
     def __post_init__(self) -> None:
         """Checks the options that are names."""
@@ -210,7 +229,14 @@ class Case:
         blocks = {"n": n, "blocks": self.B * n, "block_len": self.block_len}
         experts = {"E": self.experts, "E_held": self.experts, "I_expert": self.I}
         experts["I_shared"] = self.shared
-        return {**letters, "S_ctx": self.S_ctx, "S_max": self.S_ctx, **blocks, **experts}
+        return {
+            **letters,
+            "S_ctx": self.S_ctx,
+            "S_max": self.S_ctx,
+            "V": self.V,
+            **blocks,
+            **experts,
+        }
 
     def array_shape(self, row: Operand) -> tuple[int, ...]:
         """The shape of an operand, of one layer where it is per layer."""

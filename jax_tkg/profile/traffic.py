@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jax_tkg.call.operand_table import OPERANDS, WEIGHT_KINDS
+from jax_tkg.call.operand_table import HEAD_KINDS, OPERANDS, WEIGHT_KINDS
 from jax_tkg.lowering.kernel_operands import PREPARED
 
 KINDS = ("weights", "router", "experts", "cache", "activations", "other")
@@ -10,7 +10,11 @@ KINDS = ("weights", "router", "experts", "cache", "activations", "other")
 LASTING = ("weights", "router", "experts", "cache")
 """Kinds of what is there before a step and after it."""
 
-_TRAFFIC = {**dict.fromkeys(WEIGHT_KINDS, "weights"), "cache": "cache", "activation": "activations"}
+_TRAFFIC = {
+    **dict.fromkeys((*WEIGHT_KINDS, *HEAD_KINDS), "weights"),
+    "cache": "cache",
+    "activation": "activations",
+}
 
 _ROUTER = ("W_routers", "bias_routers", "bias_selections")
 

@@ -29,11 +29,13 @@ class CommandTest(absltest.TestCase):
     def test_profile_and_trace(self):
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "trace.json"
-            done = _run(SMALL, "--tensor_parallel=2", "--context=130", "--loads", f"--trace={path}")
+            flags = ("--tensor_parallel=2", "--context=130", "--loads", "--batch=1,2")
+            done = _run(SMALL, *flags, f"--trace={path}")
             self.assertEqual(done.returncode, 0, done.stderr)
             names = {row["name"] for row in json.loads(path.read_text())["traceEvents"]}
         self.assertIn("modelled latency of a token", done.stdout)
         self.assertIn("on other machines, modelled:", done.stdout)
+        self.assertRegex(done.stdout, r"host gap of 0 us assumed\)\n.*tokens/s\n +1 .*\n.*\n +2 ")
         self.assertRegex(done.stdout, r"W_qkvs +read +65536 .* sync, hardware +kernels")
         self.assertIn("all-reduce over 2 ranks with a latency of 17.5 us", done.stdout)
         self.assertLessEqual({"dma_copy", "nc_matmul", "all_reduce"}, names)
@@ -44,6 +46,7 @@ class CommandTest(absltest.TestCase):
             (("--config=/nowhere/config.json",), "/nowhere/config.json: expected a file, got no"),
             (("--tensor_parallel=7",), "tensor_parallel=7: expected a divisor"),
             (("--batch=200", "--tensor_parallel=1", SMALL), "expected at most 128 tokens"),
+            (("--batch=1,x",), "--batch: expected positive integers, got '1,x'"),
             (("--compare=nkilib", *AWS_FITS), "expected NKILIB to name a checkout"),
         ):
             with self.subTest(words):
