@@ -7,6 +7,7 @@ from nki.language import NKIObject
 
 from .layout import load_features
 from .limits import PARTITIONS
+from .linear import begin
 from .rms_norm import normalize_update
 from .sizes import pieces
 
@@ -24,7 +25,7 @@ class Reduction(NKIObject):
         self.on_chip = on_chip
 
 
-def add_reduced(x, partial, reduction, context, bias=None, gamma=None):
+def add_reduced(x, partial, reduction, context, bias=None, gamma=None, ahead=None):
     """x + the sum of `partial` over the ranks, rounded once to the compute dtype.
 
     The sum gets the bias and is then normalized, if they are given.
@@ -36,6 +37,7 @@ def add_reduced(x, partial, reduction, context, bias=None, gamma=None):
       context: the launch's `Context`.
       bias: `LayerTensor` [1, H], or None.
       gamma: `LayerTensor` [1, H], gain of the norm, or None.
+      ahead: `product_loads` of the next product, which begin before the reduction; or None.
 
     Returns:
       A tile like x.
@@ -45,6 +47,8 @@ def add_reduced(x, partial, reduction, context, bias=None, gamma=None):
     # Before the reduction, so that they are there when it ends.
     bias_columns = load_features(bias, context)
     gain_columns = load_features(gamma, context)
+    if ahead != None:
+        begin(ahead)
     reduced = partial
     if reduction.group != None:
         if reduction.on_chip:

@@ -17,7 +17,8 @@ from .attention_blocks import (
 from .cache_scales import CacheScales, ScoreScale, beside_cached, multipliable, product_bytes
 from .cache_update import token_rows
 from .exchange import swap
-from .limits import PARTITIONS, PSUM_BANK, ceiling_divide
+from .limits import PARTITIONS, PSUM_BANK, RING_SLOTS, ceiling_divide
+from .linear import begin
 from .softmax import (
     MASKED,
     SoftmaxState,
@@ -47,7 +48,92 @@ class BlockResult(NKIObject):
         self.weighted = weighted
 
 
-def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None, scales=None):
+class AttentionLoads(NKIObject):
+    """The loads of keys and values, in the order of a core's tasks.
+
+    Attributes:
+      tasks: `Task`s.
+      pairs: of each task the `Pairs` whose keys are loaded together.
+      value_pairs: the same of values.
+    """
+
+    def __init__(self, K_cache, V_cache, context, blocks=None):
+        """Of one layer.
+
+        Args:
+          K_cache: `LayerTensor` [B, k, d, S_max].
+          V_cache: `LayerTensor` [B, k, S_max, d].
+          context: the launch's `Context`.
+          blocks: `CacheBlocks`, from which keys and values are then loaded; or None.
+        """
+        self.K_cache = K_cache
+        self.V_cache = V_cache
+        self.context = context
+        self.blocks = blocks
+        self.tasks = attention_tasks(context.sizes, context.core)
+        sizes = context.sizes
+        key_bytes = product_bytes(K_cache.view.dtype, sizes.dtype)
+        value_bytes = product_bytes(V_cache.view.dtype, sizes.dtype)
+        self.pairs = []
+        self.value_pairs = []
+        for task in self.tasks:
+            block = task.block
+            group = task.group
+            self.pairs.append(_pairs_at_once(block, group, key_bytes, context))
+            self.value_pairs.append(_pairs_at_once(block, group, value_bytes, context))
+        # Of the first task, what has begun.
+        self.begun_keys = []
+        self.begun_values = []
+
+    def begin(self):
+        """Begins the first task's keys, and its values if it is the only one, while buffers last.
+
+        All buffers of the ring were read by now. Caches of another dtype, whose conversion takes
+        further buffers, do not begin early.
+        """
+        sizes = self.context.sizes
+        alike = self.K_cache.view.dtype == sizes.dtype and self.V_cache.view.dtype == sizes.dtype
+        if len(self.tasks) > 0 and alike:
+            number = len(self.pairs[0])
+            for index in range(min(number, RING_SLOTS)):
+                self.begun_keys.append(self._load_keys(0, index))
+            block = self.tasks[0].block
+            each = max(1, len(block.segments))
+            if len(self.tasks) == 1 and number < RING_SLOTS:
+                for index in range(min(number, (RING_SLOTS - number) // each)):
+                    self.begun_values.append(self._load_values(0, index))
+
+    def keys(self, number, index):
+        """[rows, count, chunks, slots]: the keys of a task, of its `Pairs` `index`."""
+        if number == 0 and index < len(self.begun_keys):
+            return self.begun_keys[index]
+        return self._load_keys(number, index)
+
+    def values(self, number, index):
+        """Of each segment [rows, count, chunks, d]: its values, likewise."""
+        if number == 0 and index < len(self.begun_values):
+            return self.begun_values[index]
+        return self._load_values(number, index)
+
+    def _load_keys(self, number, index):
+        task = self.tasks[number]
+        pairs = self.pairs[number][index]
+        return _load_keys(self.K_cache, task.block, pairs, task.group, self.context, self.blocks)
+
+    def _load_values(self, number, index):
+        task = self.tasks[number]
+        pairs = self.value_pairs[number][index]
+        if self.blocks != None:
+            return _load_block_values(
+                self.V_cache, self.blocks, task.block, pairs, task.group, self.context
+            )
+        loaded = []
+        for segment in task.block.segments:
+            loaded.append(_load_values(self.V_cache, segment, pairs, task.group, self.context))
+        return loaded
+
+
+def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None):
     """Attends all sequences.
 
     While the Vector Engine works on a block's softmax, the Tensor Engine computes the next block's
@@ -55,13 +141,12 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None, 
 
     Args:
       heads: [rows, q + 2k, chunks, T]: queries and keys rotated, then values.
-      K_cache: `LayerTensor` [B, k, d, S_max].
-      V_cache: `LayerTensor` [B, k, S_max, d].
+      loads: the layer's `AttentionLoads`, which may have begun.
       masks: the launch's `Masks`.
       context: the launch's `Context`.
       sinks: `LayerTensor` [1, q] float32, or None.
-      blocks: `CacheBlocks`, from which keys and values are then loaded; or None.
       scales: the layer's `CacheScales`; None for caches in the compute dtype.
+      ahead: `product_loads` of the next product, which begin before the cores swap; or None.
 
     Returns:
       [rows, q * chunks, T] in the compute dtype, and the new values as rows [T, k, d].
@@ -82,8 +167,10 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None, 
     else:
         scale = ScoreScale(sizes.softmax_scale, scales.inverse_key)
     sink_rows = _load_sinks(sinks, context)
-    tasks = attention_tasks(sizes, core)
+    tasks = loads.tasks
     if len(tasks) == 0:
+        if ahead != None:
+            begin(ahead)
         # Without cache slots the second core has nothing to attend.
         for group in sequence_groups(sizes, core):
             state = _new_state(group, sizes)
@@ -92,7 +179,7 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None, 
             ended.store(attended, scale, context)
         return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
     keys = beside_cached(heads[:, sizes.q : sizes.q + sizes.k, :, :], scales.key)
-    product = _products(tasks[0], heads, keys, K_cache, context, blocks)
+    product = _products(0, heads, keys, loads, context)
     values = token_rows(heads, sizes.q + sizes.k, sizes)
     new_values = beside_cached(values, scales.value)
     state = None
@@ -109,8 +196,10 @@ def attention(heads, K_cache, V_cache, masks, context, sinks=None, blocks=None, 
                 ended = AttendedGroup(state, before.group, context, sink_rows, scales)
                 state = None
         if index + 1 < len(tasks):
-            product = _products(tasks[index + 1], heads, keys, K_cache, context, blocks)
-        result = _attend(task, scores, peaks, new_values, V_cache, scale, context, blocks)
+            product = _products(index + 1, heads, keys, loads, context)
+        result = _attend(index, scores, peaks, new_values, loads, scale, context)
+        if ahead != None and index + 1 == len(tasks):
+            begin(ahead)
         if ended != None:
             # Only here, because by now the other core's part has arrived.
             ended.store(attended, scale, context)
@@ -224,9 +313,10 @@ def _queries(heads, group, first, count, kv_head, sizes):
     return queries.reshape_dim(3, (count, sizes.S)).permute((0, 2, 3, 1, 4))
 
 
-def _attend(task, scores, peaks, values, V_cache, scale, context, blocks):
-    """The `BlockResult`: the block's values weighted by the softmax of its scores."""
+def _attend(number, scores, peaks, values, loads, scale, context):
+    """The `BlockResult` of a task: its values weighted by the softmax of their scores."""
     sizes = context.sizes
+    task = loads.tasks[number]
     block = task.block
     group = task.group
     weights = exponentials(scores, peaks, scale, sizes.dtype)
@@ -243,14 +333,10 @@ def _attend(task, scores, peaks, values, V_cache, scale, context, blocks):
                     moving=_of_kv_head(own, kv_head, group, sizes),
                     accumulate=False,
                 )
-    item = product_bytes(V_cache.view.dtype, sizes.dtype)
-    for pairs in _pairs_at_once(block, group, item, context):
-        loaded = []
-        if blocks != None:
-            loaded = _load_block_values(V_cache, blocks, block, pairs, group, context)
-        else:
-            for segment in block.segments:
-                loaded.append(_load_values(V_cache, segment, pairs, group, context))
+    of_task = loads.value_pairs[number]
+    for entry in range(len(of_task)):
+        pairs = of_task[entry]
+        loaded = loads.values(number, entry)
         for pair in range(pairs.first, pairs.first + pairs.count):
             first = pair * group.per_pair
             own = weights[:, :, first : first + group.per_pair]
@@ -409,16 +495,18 @@ def _load_block_values(V_cache, blocks, block, pairs, group, context):
     return loaded
 
 
-def _products(task, heads, new_keys, K_cache, context, blocks):
-    """Scores of a block before masks, [rows, banks, 512] in PSUM; new keys [rows, k, chunks, T]."""
+def _products(number, heads, new_keys, loads, context):
+    """Scores of a task before masks, [rows, banks, 512] in PSUM; new keys [rows, k, chunks, T]."""
     sizes = context.sizes
+    task = loads.tasks[number]
     block = task.block
     group = task.group
     banks = ceiling_divide(block.chunks, group.per_bank)
     product = nl.ndarray((block.rows, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-    item = product_bytes(K_cache.view.dtype, sizes.dtype)
-    for pairs in _pairs_at_once(block, group, item, context):
-        keys = _load_keys(K_cache, block, pairs, group, context, blocks)
+    of_task = loads.pairs[number]
+    for index in range(len(of_task)):
+        pairs = of_task[index]
+        keys = loads.keys(number, index)
         for segment in block.segments:
             start = segment.start - block.segments[0].start
             for pair in range(pairs.first, pairs.first + pairs.count):

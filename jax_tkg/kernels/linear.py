@@ -10,7 +10,7 @@ from nki.language import NKIObject
 
 from .exchange import add_other_core, tiles_at_once
 from .feature_order import FeatureOrder
-from .limits import PSUM_BANK, ceiling_divide, tiles_of_a_product
+from .limits import PSUM_BANK, RING_SLOT_BYTES, RING_SLOTS, ceiling_divide, tiles_of_a_product
 from .sizes import bytes_of
 
 
@@ -46,7 +46,9 @@ class Columns(NKIObject):
         return self.order.columns(loaded, chunk + begun, chunk + tile)
 
 
-def linear(dst, x, weight, columns, context, normed=None, first_chunk=0, rows=None):
+def linear(
+    dst, x, weight, columns, context, normed=None, first_chunk=0, rows=None, loads=None, ahead=None
+):
     """dst = (x^T @ weight[:, columns])^T, accumulated in float32.
 
     Args:
@@ -60,24 +62,27 @@ def linear(dst, x, weight, columns, context, normed=None, first_chunk=0, rows=No
       first_chunk: chunk of the weight's rows where x begins.
       rows: the `FeatureOrder` of the weight's rows, of which x has chunks; None: feature
         chunk * width + partition, of the width of x.
+      loads: `product_loads` of this product, which may have begun; None: they begin here.
+      ahead: `product_loads` of the next product, which begin once all rows are multiplied; or None.
     """
-    ring = context.ring
     T = dst.shape[2]
     width = columns.width
     tiles = dst.shape[1]
     per_bank = PSUM_BANK // T
     # A result is read out in the pieces in which it is then swapped, or which a bank holds.
     at_once = min(per_bank, tiles_at_once(tiles, T))
-    group = tiles_of_a_product(T, width, bytes_of(weight.view.dtype))
-    if rows == None:
-        rows = FeatureOrder(x.shape[0])
-    done = 0
-    while done < tiles:
-        count = columns.tiles_at_once(done, min(group, tiles - done))
+    if loads == None:
+        if rows == None:
+            rows = FeatureOrder(x.shape[0])
+        loads = product_loads(weight, columns, tiles, x.shape[1], context, rows, first_chunk)
+    for group in loads:
+        done = group.done
+        count = group.count
         banks = ceiling_divide(count, per_bank)
         product = nl.ndarray((width, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-        loads = RowLoads(weight, x, columns, done, count, rows, first_chunk, ring)
-        _accumulate(product, x, loads, context, normed)
+        _accumulate(product, x, group, context, normed)
+        if ahead != None and done + count == tiles:
+            begin(ahead)
         factor = None
         if normed != None:
             factor = normed.token_factor(context)
@@ -100,10 +105,62 @@ def linear(dst, x, weight, columns, context, normed=None, first_chunk=0, rows=No
                 bias,
             )
             first += size
+
+
+def product_loads(weight, columns, tiles, chunks, context, rows, first_chunk=0):
+    """The loads of a product: `RowLoads` for each group of tiles that are accumulated together.
+
+    Args:
+      weight: `LayerTensor` [n, m].
+      columns: which columns; scale and bias do not matter.
+      tiles: of columns.
+      chunks: of the weight's rows.
+      context: the launch's `Context`.
+      rows: the `FeatureOrder` of the weight's rows.
+      first_chunk: the first chunk of rows.
+    """
+    sizes = context.sizes
+    most = tiles_of_a_product(sizes.T, columns.width, bytes_of(weight.view.dtype))
+    loads = []
+    done = 0
+    while done < tiles:
+        count = columns.tiles_at_once(done, min(most, tiles - done))
+        loads.append(RowLoads(weight, columns, done, count, rows, first_chunk, chunks, context))
         done += count
+    return loads
 
 
-def linear_of_shares(dst, normed, weight, columns, context, multiplier=None, urgent=True):
+def begin(loads):
+    """Begins the first of `product_loads`: before a swap or an all-reduce that comes in between.
+
+    An engine that triggers both would else trigger them only afterwards.
+    """
+    if len(loads) > 0:
+        first = loads[0]
+        first.begin()
+
+
+def share_loads(weight, columns, tiles, context):
+    """The loads of a `linear_of_shares`; the list is empty if this core has no features."""
+    share = context.hidden_share()
+    chunks = share.count - share.skipped
+    if chunks == 0:
+        return []
+    first = share.first + share.skipped
+    return product_loads(weight, columns, tiles, chunks, context, context.hidden_order(), first)
+
+
+def linear_of_shares(
+    dst,
+    normed,
+    weight,
+    columns,
+    context,
+    multiplier=None,
+    urgent=True,
+    loads=None,
+    ahead=None,
+):
     """dst = (x^T @ weight[:, columns])^T of the whole residual stream x, complete on every core.
 
     Each core multiplies the features that it holds, and adds the other core's product.
@@ -116,28 +173,32 @@ def linear_of_shares(dst, normed, weight, columns, context, multiplier=None, urg
       context: the launch's `Context`.
       multiplier: [width, tiles, T] float32, by which the product is multiplied; or None.
       urgent: whether the next stage waits for the product.
+      loads: its `share_loads`, which may have begun; None: they begin here.
+      ahead: `product_loads` of the next product, which begin before the cores swap; or None.
     """
     core = context.core
-    order = context.hidden_order()
+    if loads == None:
+        loads = share_loads(weight, columns, dst.shape[1], context)
+    share = context.hidden_share()
+    x = normed.tile
     if core.count == 1 and multiplier == None:
-        linear(dst, normed.tile, weight, columns, context, normed=normed, rows=order)
+        linear(dst, x, weight, columns, context, normed=normed, loads=loads, ahead=ahead)
         return
     partial = nl.ndarray(dst.shape, dtype=nl.float32, buffer=nl.sbuf)
-    if core.count == 1:
-        linear(partial, normed.tile, weight, columns, context, normed=normed, rows=order)
-        nisa.tensor_tensor(dst=dst, data1=partial, data2=multiplier, op=nl.multiply)
-        return
-    share = context.hidden_share()
     if core.index > 0:
         # The first core adds the bias.
         columns = Columns(columns.first, columns.width, scale=columns.scale, order=columns.order)
     if share.count > share.skipped:
-        x = normed.tile[:, share.skipped : share.count, :]
-        chunk = share.first + share.skipped
-        linear(partial, x, weight, columns, context, normed=normed, first_chunk=chunk, rows=order)
+        x = x[:, share.skipped : share.count, :]
+        linear(partial, x, weight, columns, context, normed=normed, loads=loads, ahead=ahead)
     else:
         nisa.memset(dst=partial, value=0.0)
-    add_other_core(dst, partial, core, multiplier=multiplier, urgent=urgent)
+        if ahead != None:
+            begin(ahead)
+    if core.count > 1:
+        add_other_core(dst, partial, core, multiplier=multiplier, urgent=urgent)
+    else:
+        nisa.tensor_tensor(dst=dst, data1=partial, data2=multiplier, op=nl.multiply)
 
 
 def _store_product(dst, summed, scale, factor, bias):
@@ -178,24 +239,42 @@ class RowLoads(NKIObject):
       columns: `Columns`.
       done, count: `count` tiles of them, from tile `done` on.
       rows: the `FeatureOrder` of the weight's rows.
-      first_chunk: chunk of `rows` where x begins.
-      blocks: (first, size) of the chunks of x whose rows each load brings.
+      first_chunk: chunk of `rows` where the first block begins.
+      blocks: (first, size) of the chunks whose rows each load brings.
+      begun: what the first loads bring, those that have begun before the product.
     """
 
-    def __init__(self, weight, x, columns, done, count, rows, first_chunk, ring):
+    def __init__(self, weight, columns, done, count, rows, first_chunk, chunks, context):
         self.weight = weight
-        self.dtype = x.dtype
         self.columns = columns
         self.done = done
         self.count = count
         self.rows = rows
         self.first_chunk = first_chunk
-        self.ring = ring
+        self.ring = context.ring
+        self.begun = []
         row_bytes = count * columns.width * bytes_of(weight.view.dtype)
-        self.blocks = rows.blocks(first_chunk, x.shape[1], max(1, ring.slot_bytes // row_bytes))
+        self.blocks = rows.blocks(first_chunk, chunks, max(1, RING_SLOT_BYTES // row_bytes))
 
-    def load(self, block):
-        """[width, size, columns]: a block's rows, in a dtype that x can be multiplied with."""
+    def begin(self):
+        """Begins as many loads as the ring has buffers, all of which were read by now."""
+        while len(self.begun) < min(RING_SLOTS, len(self.blocks)):
+            self.begun.append(self._load(self.blocks[len(self.begun)]))
+
+    def load(self, index, dtype):
+        """[width, size, columns]: the rows of block `index`, to be multiplied with `dtype`."""
+        if index < len(self.begun):
+            loaded = self.begun[index]
+        else:
+            loaded = self._load(self.blocks[index])
+        if dtype == nl.float32 and loaded.dtype != nl.float32:
+            # The Tensor Engine multiplies float32 with nothing else.
+            wide = nl.ndarray(loaded.shape, dtype=nl.float32, buffer=nl.sbuf)
+            nisa.tensor_copy(dst=wide, src=loaded)
+            return wide
+        return loaded
+
+    def _load(self, block):
         start, size = block
         rows = self.rows
         width = self.columns.width
@@ -209,11 +288,6 @@ class RowLoads(NKIObject):
         of_rows = rows.rows(view, self.first_chunk + start, size)
         target = loaded.reshape_dim(1, (of_rows.shape[1], of_rows.shape[2]))
         weight.load(target, of_rows[:, :, :, first : first + count])
-        if self.dtype == nl.float32 and view.dtype != nl.float32:
-            # The Tensor Engine multiplies float32 with nothing else.
-            wide = nl.ndarray((rows.width, size, count), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.tensor_copy(dst=wide, src=loaded)
-            return wide
         return loaded
 
     def tile(self, loaded, chunk, tile):
@@ -226,12 +300,12 @@ def _accumulate(product, x, loads, context, normed):
     """Multiplies all rows, as many at a time as a buffer of the ring holds."""
     chunks = x.shape[1]
     blocks = loads.blocks
-    for block in blocks:
-        start, size = block
+    for index in range(len(blocks)):
+        start, size = blocks[index]
         if normed != None and len(blocks) > 2 and start + size == chunks:
             # Its inputs are ready by now, so that the first tiles need not wait for the last.
             normed.token_factor(context)
-        loaded = loads.load(block)
+        loaded = loads.load(index, x.dtype)
         if start + size < chunks:
             # The first rows of x may be ready before the others.
             for chunk in range(size):

@@ -5,7 +5,7 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .exchange import add_other_core
-from .layout import load_columns, load_features
+from .layout import load_columns
 from .limits import PARTITIONS, PSUM_BANK
 from .sizes import pieces
 
@@ -60,12 +60,12 @@ def clamped(x, sizes):
     return clipped
 
 
-def rms_norm(x, gamma, context):
+def rms_norm(x, gain, context):
     """The normalized x, rounded once to the compute dtype.
 
     Args:
       x: [128, n, T], the chunks of H that this core holds.
-      gamma: `LayerTensor` [1, H].
+      gain: `load_features` of the gain.
       context: the launch's `Context`.
 
     Returns:
@@ -75,7 +75,7 @@ def rms_norm(x, gamma, context):
     share = context.hidden_share()
     chunks = share.count
     T = sizes.T
-    gain = load_features(gamma, context).expand_dim(2).broadcast(2, T)
+    gain = gain.expand_dim(2).broadcast(2, T)
     normed = nl.ndarray((PARTITIONS, chunks, T), dtype=sizes.dtype, buffer=nl.sbuf)
     # Clamping needs the complete norm, and x * gamma may exceed the range of float16.
     complete = sizes.clamp_bound > 0.0 or sizes.dtype == nl.float16
@@ -100,24 +100,28 @@ def rms_norm(x, gamma, context):
     return Normed(normed, None)
 
 
-def normalize_heads(heads, gamma_q, gamma_k, context):
+def head_gain(gamma, context):
+    """[rows, chunks] float32 on chip, of the gain [1, d] of query or key heads; None of None."""
+    sizes = context.sizes
+    return load_columns(gamma, 0, sizes.head_chunks, width=sizes.head_rows, dtype=nl.float32)
+
+
+def normalize_heads(heads, gain_q, gain_k, context):
     """Normalizes query heads, key heads or both, each over its d features, in place.
 
     Args:
       heads: [rows, q + k, chunks, T] in the compute dtype: query heads, then key heads.
-      gamma_q: `LayerTensor` [1, d], or None: query heads stay as they are.
-      gamma_k: `LayerTensor` [1, d], or None: key heads stay as they are.
+      gain_q: `head_gain`, or None: query heads stay as they are.
+      gain_k: `head_gain`, or None: key heads stay as they are.
       context: the launch's `Context`.
     """
     sizes = context.sizes
     first = 0
-    if gamma_q == None:
+    if gain_q == None:
         first = sizes.q
     last = sizes.q + sizes.k
-    if gamma_k == None:
+    if gain_k == None:
         last = sizes.q
-    gain_q = load_columns(gamma_q, 0, sizes.head_chunks, width=sizes.head_rows, dtype=nl.float32)
-    gain_k = load_columns(gamma_k, 0, sizes.head_chunks, width=sizes.head_rows, dtype=nl.float32)
     at_once = PSUM_BANK // sizes.T
     while first < last:
         size = min(at_once, last - first)

@@ -47,22 +47,23 @@ from nki.collectives import ReplicaGroup
 from nki.language import NKIObject
 
 from .all_reduce import Reduction, add_reduced
-from .attention import attention
+from .attention import AttentionLoads, attention
 from .blocks import CacheBlocks
 from .cache_scales import load_cache_scales
 from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
 from .candidates import candidates, store_candidates
 from .constants import Constants
 from .experts import experts
+from .feature_order import FeatureOrder
 from .layer_operands import LayerOperands, experts_held, features_of
 from .layer_range import LayerRange
 from .layer_tensor import LayerTensor, Weight, layer_tensor
-from .layout import load_columns, load_tokens, store_tokens
+from .layout import load_columns, load_features, load_tokens, store_tokens
 from .limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS
-from .linear import Columns, linear, linear_of_shares
+from .linear import Columns, linear, linear_of_shares, product_loads, share_loads
 from .masks import Masks
-from .mlp import mlp
-from .rms_norm import normalize_heads, rms_norm
+from .mlp import MlpLoads, mlp
+from .rms_norm import head_gain, normalize_heads, rms_norm
 from .rope import Rotation, apply_rope
 from .router import Routing
 from .sizes import Context, Core, Sizes
@@ -559,18 +560,47 @@ def _of_kind(tensors, kind, several):
     return tensors
 
 
+class Step(NKIObject):
+    """One layer of a launch.
+
+    Attributes:
+      layer: its operands.
+      caches: its `LayerCaches`, with offsets.
+      kind: its `Kind`.
+      number: in a loop on the device, its `LoopLayer`; else None.
+    """
+
+    def __init__(self, layer, caches, kind, number=None):
+        self.layer = layer
+        self.caches = caches
+        self.kind = kind
+        self.number = number
+
+
+def _run(x, steps):
+    """The residual stream after some layers, one after another."""
+    start = LayerStart(steps[0])
+    for index in range(len(steps)):
+        following = None
+        if index + 1 < len(steps):
+            following = steps[index + 1]
+        x, start = _layer(x, steps[index], start, following)
+    return x
+
+
 def _unrolled_layers(x, operands, caches, layers, kinds):
     """The residual stream after the layers, each with instructions of its own."""
     for kind in kinds:
         if kind != None:
             kind.offsets = kind.tables.load(0)
+    steps = []
     for index in range(layers.count):
         layer = layers.first + index
         kind = kinds[layers.kind(layer)]
         own = caches.layer(layer, layers)
         own.offsets = kind.offsets
-        x = _layer(x, operands.layer(index), own, kind.shared, kind.context)
-    return x
+        steps.append(Step(operands.layer(index), own, kind))
+    return _run(x, steps)
 
 
 def _looped_layers(x, operands, caches, layers, kinds):
@@ -584,6 +614,7 @@ def _looped_layers(x, operands, caches, layers, kinds):
         _loop(x, operands, caches, layers, kinds, turns)
     else:
         turns = 0
+    steps = []
     for index in range(turns * size, layers.count):
         layer = layers.first + index
         kind = kinds[layers.kind(layer)]
@@ -591,8 +622,10 @@ def _looped_layers(x, operands, caches, layers, kinds):
         # These offsets are relative to the first layer.
         own.offsets = kind.tables.load(own.number)
         own.number = 0
-        x = _layer(x, operands.layer(layer), own, kind.shared, kind.context)
-    return x
+        steps.append(Step(operands.layer(layer), own, kind))
+    if len(steps) == 0:
+        return x
+    return _run(x, steps)
 
 
 def _loop(x, operands, caches, layers, kinds, turns):
@@ -607,7 +640,7 @@ def _loop(x, operands, caches, layers, kinds, turns):
                 ring.restart()
                 masks = kind.shared.masks
                 masks.enter_loop()
-        y = x
+        steps = []
         for index in range(size):
             layer = layers.first + index
             kind = kinds[layers.kind(layer)]
@@ -617,15 +650,8 @@ def _loop(x, operands, caches, layers, kinds, turns):
                 place = layers.loop_place(turn, index, size, turns)
             own = caches.layer_of_loop(place, layer, layers)
             own.offsets = kind.tables.load(place, looped=True)
-            y = _layer(
-                y,
-                operands.layer(number, looped=True),
-                own,
-                kind.shared,
-                kind.context,
-                number=number,
-            )
-        nisa.tensor_copy(dst=x, src=y)
+            steps.append(Step(operands.layer(number, looped=True), own, kind, number=number))
+        nisa.tensor_copy(dst=x, src=_run(x, steps))
 
     nl.fori_loop(0, turns, body)
     for kind in kinds:
@@ -634,13 +660,48 @@ def _loop(x, operands, caches, layers, kinds, turns):
             masks.leave_loop()
 
 
-def _layer(x, layer, caches, shared, context, number=None):
+class LayerStart(NKIObject):
+    """What a layer's first stages load, before the layer before it has ended.
+
+    Attributes:
+      gain: of the first norm.
+      bias: of the projection of heads, or None.
+      gain_q, gain_k: of head norms, or None.
+      loads: of W_qkv.
+    """
+
+    def __init__(self, step):
+        layer = step.layer
+        context = step.kind.context
+        W_qkv = layer.W_qkv
+        sizes = context.sizes
+        tiles = (sizes.q + 2 * sizes.k) * sizes.head_chunks
+        self.gain = load_features(layer.W_gamma_qkv, context)
+        self.bias = load_columns(W_qkv.bias, 0, tiles, width=sizes.head_rows)
+        self.gain_q = head_gain(layer.W_gamma_q, context)
+        self.gain_k = head_gain(layer.W_gamma_k, context)
+        self.loads = share_loads(W_qkv.tensor, Columns(0, sizes.head_rows), tiles, context)
+
+
+def _layer(x, step, start, following):
     """One layer of the residual stream x [128, n, T], of which this core holds n chunks of H.
 
-    In a loop on the device, `number` is its `LoopLayer`.
+    A stage's first loads begin before the swap or all-reduce that the stage waits for.
+
+    Args:
+      x: [128, n, T].
+      step: the `Step`.
+      start: its `LayerStart`.
+      following: the next layer's `Step`, or None.
+
+    Returns:
+      A tile like x, and the next layer's `LayerStart` or None.
     """
-    normed = rms_norm(x, layer.W_gamma_qkv, context)
-    heads = _heads(normed, layer, shared.rotation, context)
+    layer = step.layer
+    caches = step.caches
+    kind = step.kind
+    shared = kind.shared
+    context = kind.context
     blocks = None
     offsets = caches.offsets
     if offsets.blocks != None:
@@ -648,33 +709,51 @@ def _layer(x, layer, caches, shared, context, number=None):
             caches.K_whole, caches.V_whole, caches.number, offsets.blocks, context.sizes
         )
     scales = load_cache_scales(layer.k_scale, layer.v_scale, context)
+    cache_loads = AttentionLoads(caches.K_cache, caches.V_cache, context, blocks)
+    normed = rms_norm(x, start.gain, context)
+    heads = _heads(normed, layer, start, shared.rotation, context, [cache_loads])
+    W_out = layer.W_out
+    out_loads = _out_loads(W_out, context)
     attended, values = attention(
         heads,
-        caches.K_cache,
-        caches.V_cache,
+        cache_loads,
         shared.masks,
         context,
         sinks=layer.sinks,
-        blocks=blocks,
         scales=scales,
+        ahead=out_loads,
     )
     await_readers(caches, context.core)
-    W_out = layer.W_out
-    partial = _project_out(attended, W_out, context)
+    partial = _project_out(attended, W_out, context, out_loads)
+    gain = load_features(layer.W_gamma_mlp, context)
+    mlp_loads = None
+    ahead = None
+    if not layer.has_experts():
+        mlp_loads = MlpLoads(layer, context)
+        ahead = mlp_loads.gate[0]
     gamma = layer.W_gamma_post_attention
-    x = add_reduced(x, partial, shared.reduction, context, bias=W_out.bias, gamma=gamma)
-    normed = rms_norm(x, layer.W_gamma_mlp, context)
+    x = add_reduced(
+        x, partial, shared.reduction, context, bias=W_out.bias, gamma=gamma, ahead=ahead
+    )
+    normed = rms_norm(x, gain, context)
     if layer.has_experts():
-        partial = experts(normed, layer, shared.routing, context, number=number)
+        partial = experts(normed, layer, shared.routing, context, number=step.number)
     else:
-        partial = mlp(normed, layer, context)
+        partial = mlp(normed, layer, context, loads=mlp_loads)
     if offsets.values != None:
         # Only here, so that no load of weights queues behind writes that wait for attention.
         update_caches(caches, heads, values, context, scales=scales)
-    return add_reduced(x, partial, shared.reduction, context, gamma=layer.W_gamma_post_mlp)
+    next_start = None
+    ahead = None
+    if following != None:
+        next_start = LayerStart(following)
+        ahead = next_start.loads
+    gamma = layer.W_gamma_post_mlp
+    x = add_reduced(x, partial, shared.reduction, context, gamma=gamma, ahead=ahead)
+    return (x, next_start)
 
 
-def _heads(normed, layer, rotation, context):
+def _heads(normed, layer, start, rotation, context, ahead):
     """[rows, q + 2k, chunks, T]: queries and keys rotated, then values, in the compute dtype."""
     W_qkv = layer.W_qkv
     sizes = context.sizes
@@ -682,21 +761,38 @@ def _heads(normed, layer, rotation, context):
     count = rotated + sizes.k
     shape = (sizes.head_rows, count * sizes.head_chunks, sizes.T)
     product = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
-    bias = load_columns(W_qkv.bias, 0, count * sizes.head_chunks, width=sizes.head_rows)
-    columns = Columns(0, sizes.head_rows, bias=bias)
-    linear_of_shares(product, normed, W_qkv.tensor, columns, context)
+    columns = Columns(0, sizes.head_rows, bias=start.bias)
+    linear_of_shares(
+        product, normed, W_qkv.tensor, columns, context, loads=start.loads, ahead=ahead
+    )
     heads = product.reshape_dim(1, (count, sizes.head_chunks))
-    if layer.W_gamma_q != None or layer.W_gamma_k != None:
-        normalize_heads(heads[:, 0:rotated, :, :], layer.W_gamma_q, layer.W_gamma_k, context)
+    if start.gain_q != None or start.gain_k != None:
+        normalize_heads(heads[:, 0:rotated, :, :], start.gain_q, start.gain_k, context)
     apply_rope(heads[:, 0:rotated, :, :], rotation, context)
     return heads
 
 
-def _project_out(attended, W_out, context):
+def _out_columns(context):
+    """This core's `Columns` of W_out."""
+    share = context.hidden_share()
+    order = context.hidden_order()
+    return Columns(share.first * PARTITIONS, PARTITIONS, order=order)
+
+
+def _out_loads(W_out, context):
+    """The `product_loads` of this core's columns of W_out."""
+    sizes = context.sizes
+    share = context.hidden_share()
+    rows = FeatureOrder(sizes.head_rows)
+    chunks = sizes.q * sizes.head_chunks
+    columns = _out_columns(context)
+    return product_loads(W_out.tensor, columns, share.count, chunks, context, rows)
+
+
+def _project_out(attended, W_out, context, loads):
     """[128, n, T] float32: this core's chunks of attended [rows, q * chunks, T] @ W_out."""
     sizes = context.sizes
     share = context.hidden_share()
     partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-    columns = Columns(share.first * PARTITIONS, PARTITIONS, order=context.hidden_order())
-    linear(partial, attended, W_out.tensor, columns, context)
+    linear(partial, attended, W_out.tensor, _out_columns(context), context, loads=loads)
     return partial

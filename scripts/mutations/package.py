@@ -245,6 +245,13 @@ PACKAGE: tuple[Mutation, ...] = (
         ("stages/test_attention.py",),
     ),
     Mutation(
+        "kernel begins no load before what its stage waits for",
+        "kernels/linear.py",
+        "        first.begin()\n",
+        "        pass\n",
+        ("kernels/test_transformer.py",),
+    ),
+    Mutation(
         "kernel softmax scales values by the wrong factor",
         "kernels/softmax.py",
         "            kept[0:rows, :].expand_dim(1)",

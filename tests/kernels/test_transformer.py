@@ -156,6 +156,34 @@ class FixedTest(parameterized.TestCase):
         (out,), _ = launch.run(shape, row)
         self.assertGreater(np.abs(np.asarray(out.hidden, np.float32)).max(), 0)
 
+    @parameterized.parameters(1, 2)
+    def test_loads_begin_before_what_their_stage_waits_for(self, sequences: int) -> None:
+        """Before all-reduces and swaps: an engine that triggers all of them does so in order."""
+        shape = cases.Shape(B=sequences, H=256, L=2)
+        result = launch.check(shape, ranks=2, cores=2, on_chip=True, record=True)
+        stream = result.record.streams[(0, 0)]
+        reductions = [i for i, each in enumerate(stream) if each.opcode == "all_reduce"]
+        self.assertLen(reductions, 4)
+
+        def first(name: str) -> int:
+            return next(i for i, each in enumerate(stream) if _reads(each, name))
+
+        for layer, begin in ((0, 0), (1, reductions[1])):
+            middle, end = reductions[2 * layer], reductions[2 * layer + 1]
+            self.assertLess(first(f"W_gamma_mlps[{layer}]"), first(f"W_gates[{layer}]"))
+            self.assertLess(first(f"W_gates[{layer}]"), middle)
+            self.assertLess(first(f"W_downs[{layer}]"), end)
+            # Of sums of squares one swap, then one of each product that is not complete.
+            for name, since, swaps in (
+                ("K_caches", begin, 1),
+                ("W_outs", begin, 2),
+                ("W_ups", middle, 1),
+                ("W_downs", middle, 2),
+            ):
+                before = [each.opcode for each in stream[since : first(f"{name}[{layer}]")]]
+                self.assertEqual(before.count("sendrecv"), swaps, name)
+        self.assertLess(first("W_qkvs[1]"), reductions[1])
+
     def test_instructions_per_layer_do_not_grow_with_depth(self) -> None:
         counts = []
         for layers in (1, 2, 3):

@@ -19,7 +19,7 @@ import numpy as np
 from jax_tkg import simulator
 from jax_tkg.call.arguments import Operands
 from jax_tkg.kernels.all_reduce import Reduction, add_reduced
-from jax_tkg.kernels.attention import attention
+from jax_tkg.kernels.attention import AttentionLoads, attention
 from jax_tkg.kernels.attention_blocks import attention_tasks
 from jax_tkg.kernels.blocks import CacheBlocks
 from jax_tkg.kernels.cache_scales import ScoreScale, load_cache_scales
@@ -33,12 +33,12 @@ from jax_tkg.kernels.cache_update import (
 from jax_tkg.kernels.constants import Constants
 from jax_tkg.kernels.layer_operands import LayerOperands
 from jax_tkg.kernels.layer_tensor import LayerTensor, Weight, layer_tensor
-from jax_tkg.kernels.layout import load_columns
+from jax_tkg.kernels.layout import load_columns, load_features
 from jax_tkg.kernels.limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS, head_chunks
 from jax_tkg.kernels.linear import Columns, linear, linear_of_shares
 from jax_tkg.kernels.masks import Masks
 from jax_tkg.kernels.mlp import mlp
-from jax_tkg.kernels.rms_norm import Normed, normalize_heads, rms_norm
+from jax_tkg.kernels.rms_norm import Normed, head_gain, normalize_heads, rms_norm
 from jax_tkg.kernels.rope import Rotation, apply_rope
 from jax_tkg.kernels.sizes import Context, Core, Sizes, hidden_order
 from jax_tkg.kernels.softmax import (
@@ -194,7 +194,9 @@ class KernelStages:
         B, S, H = x.shape
 
         def body(context: Context, x: Any, gamma: Any) -> Any:
-            normed = rms_norm(load_share(x, context), LayerTensor(gamma), context)
+            normed = rms_norm(
+                load_share(x, context), load_features(LayerTensor(gamma), context), context
+            )
             factor = normed.token_factor(context)
             if factor == None:  # noqa: E711
                 return store(normed.clamped(context.sizes).tile, context), None
@@ -222,7 +224,7 @@ class KernelStages:
 
         def body(context: Context, heads: Any, gamma_q: Any, gamma_k: Any) -> Any:
             tile = load(heads)
-            gains = (layer_tensor((gamma,), 0) for gamma in (gamma_q, gamma_k))
+            gains = (head_gain(layer_tensor((g,), 0), context) for g in (gamma_q, gamma_k))
             normalize_heads(by_head(tile, context.sizes), *gains, context)
             return store(tile, context)
 
@@ -412,14 +414,13 @@ class KernelStages:
             if numbers is not None:
                 context.ring.clear()
                 blocks = CacheBlocks(K_cache, V_cache, 0, load(numbers), context.sizes)
+            caches = (LayerTensor(K_cache), LayerTensor(V_cache))
             attended, values = attention(
                 by_head(load(heads), context.sizes),
-                LayerTensor(K_cache),
-                LayerTensor(V_cache),
+                AttentionLoads(*caches, context, blocks),
                 Masks(prior, active, context.sizes, context.core),
                 context,
                 sinks=layer_tensor((sinks,), 0),
-                blocks=blocks,
                 scales=load_cache_scales(*(layer_tensor((one,), 0) for one in scales), context),
             )
             return store(attended, context), store(values, context)
