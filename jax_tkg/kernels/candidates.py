@@ -7,6 +7,7 @@ from nki.language import NKIObject
 from .exchange import swap
 from .experts import all_features
 from .feature_order import FeatureOrder
+from .layout import load_features
 from .limits import (
     LEAST_SEARCHED,
     LOWEST_LOGIT,
@@ -103,7 +104,8 @@ def candidates(x, gamma, W_head, count, scale, softcap, context):
     """
     sizes = context.sizes
     core = context.core
-    normed = all_features(rms_norm(x, gamma, context), context)
+    gain = load_features(gamma, context)
+    normed = all_features(rms_norm(x, gain, context), context)
     order = FeatureOrder(PARTITIONS, groups=[(0, sizes.hidden_chunks())])
     V = W_head.view.shape[1]
     rounds = ceiling_divide(count, EIGHT)
