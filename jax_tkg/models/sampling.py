@@ -139,7 +139,9 @@ def filtered(logits: jax.Array, sampling: Sampling, seen: jax.Array | None = Non
         likeliest, _ = jax.lax.top_k(logits, sampling.top_k)
         logits = _from(likeliest[:, -1:], logits)
     if sampling.top_p < 1:
-        logits = _from(_nucleus_floor(logits, sampling.top_p), logits)
+        # Smaller ones are 0 in float32, which would leave no token.
+        top_p = max(sampling.top_p, float(np.finfo(np.float32).tiny))
+        logits = _from(_nucleus_floor(logits, top_p), logits)
     if sampling.min_p > 0:
         # The likeliest one's logit is 0.
         logits = _from(math.log(sampling.min_p), logits)

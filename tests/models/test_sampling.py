@@ -146,6 +146,10 @@ class SampleTest(parameterized.TestCase):
         tokens = _draws(jnp.asarray(logits), 1, Sampling(1.0, 1e-6))
         self.assertEqual(set(tokens.tolist()), {int(logits.argmax())})
 
+    def test_a_tiny_top_p_leaves_the_likeliest(self) -> None:
+        tokens = _draws(jnp.asarray([0.1, 3.0, 0.2]), 1, Sampling(1.0, 1e-60))
+        np.testing.assert_array_equal(tokens, 1)
+
     @parameterized.product(
         temperature=(5e-324, 1e-45, 1e-38, 1.2e-38, 1e-36, 1e-20), top_p=(0.5, 1.0)
     )
