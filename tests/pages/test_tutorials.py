@@ -26,6 +26,7 @@ TUTORIALS = markdown.DOCS / "tutorials"
 ELSEWHERE = {
     "README.md": "tests/test_readme.py",
     "docs/operation.md": "tests/test_readme.py",
+    "docs/serving.md": "tests/test_serving_page.py",
     "docs/simulator.md": "tests/simulator/test_documentation.py",
 }
 """Pages with Python that other tests run."""
