@@ -68,6 +68,11 @@ class Sampling:
         return self.temperature < SMALLEST_TEMPERATURE
 
     @property
+    def nucleus(self) -> float:
+        """top_p; where that is no normal float32 number, the smallest, which leaves one token."""
+        return max(self.top_p, float(np.finfo(np.float32).tiny))
+
+    @property
     def penalizes(self) -> bool:
         """Whether the tokens so far count."""
         return self.repetition_penalty != 1
@@ -139,9 +144,7 @@ def filtered(logits: jax.Array, sampling: Sampling, seen: jax.Array | None = Non
         likeliest, _ = jax.lax.top_k(logits, sampling.top_k)
         logits = _from(likeliest[:, -1:], logits)
     if sampling.top_p < 1:
-        # Smaller ones are 0 in float32, which would leave no token.
-        top_p = max(sampling.top_p, float(np.finfo(np.float32).tiny))
-        logits = _from(_nucleus_floor(logits, top_p), logits)
+        logits = _from(_nucleus_floor(logits, sampling.nucleus), logits)
     if sampling.min_p > 0:
         # The likeliest one's logit is 0.
         logits = _from(math.log(sampling.min_p), logits)

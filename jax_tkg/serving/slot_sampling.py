@@ -77,8 +77,7 @@ class SettingsTable:
         largest = float(np.finfo(np.float32).max)
         to.temperature[slot] = 0 if sampling.greedy else min(sampling.temperature, largest)
         to.top_k[slot] = min(sampling.top_k, int(np.iinfo(np.int32).max))
-        # Smaller ones are 0 in float32, which would leave no token.
-        to.top_p[slot] = max(sampling.top_p, float(np.finfo(np.float32).tiny))
+        to.top_p[slot] = sampling.nucleus
         to.floor[slot] = math.log(sampling.min_p) if sampling.min_p else -math.inf
         to.penalty[slot] = min(sampling.repetition_penalty, largest)
 
