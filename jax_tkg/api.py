@@ -86,6 +86,7 @@ def transformer_tkg(
     layers_per_launch: int | None = None,
     layer_kinds: Sequence[int] | None = None,
     context_bucket: int | Sequence[int | None] | None = None,
+    context_parallel: int = 1,
 ) -> TransformerTkgOutput | TransformerTkgCandidates:
     """Runs all layers of a decoder-only transformer on S new tokens of each of B sequences.
 
@@ -229,6 +230,13 @@ def transformer_tkg(
         kind's layers, [L_kind, B, k, d, S_max], for each kind. None: all layers are alike.
       context_bucket: S_ctx with `context_lengths`, at most S_max: slots beyond it are not read.
         None: S_max.
+      context_parallel: c, how many neighboring ranks, in the order of `axis_name` or of their
+        replica group, share out the context of the KV head that they have in common (k = 1, and
+        the same key and value columns of `W_qkvs` on each). Slot s of a sequence is slot s // c of
+        the rank s % c. So caches have S_max slots for c * S_max of a sequence, and blocks likewise
+        (S_ctx is n * block_len * c). All other arguments are as with 1, about the slots of a
+        sequence: S_ctx <= c * S_max, and `context_bucket` is a multiple of c.
+        `jax_tkg.caches.share_out` makes such caches of whole ones.
 
     Returns:
       `TransformerTkgOutput(hidden, K_caches, V_caches)`; with `W_head`
@@ -308,6 +316,7 @@ def transformer_tkg(
                 "layers_per_launch": layers_per_launch,
                 "layer_kinds": layer_kinds,
                 "context_bucket": context_bucket,
+                "context_parallel": context_parallel,
             },
         )
     )

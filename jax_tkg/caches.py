@@ -30,6 +30,7 @@ def allocate_caches(
     stacked: bool = False,
     sharding: jax.sharding.Sharding | None = None,
     layer_kinds: Sequence[int] | None = None,
+    context_parallel: int = 1,
 ) -> tuple[Any, Any]:
     """Zeroed caches in the layout of `transformer_tkg`, each array a buffer of its own.
 
@@ -44,6 +45,8 @@ def allocate_caches(
       stacked: one array with a leading layer axis in place of a list of arrays.
       sharding: sharding of each array, or None.
       layer_kinds: the kind of each layer, as in `transformer_tkg`, or None.
+      context_parallel: ranks that share out the capacity, as in `transformer_tkg`. Below, S_max is
+        the part of a rank then, ceil(capacity / context_parallel).
 
     Returns:
       K_caches (each [B, k, d, S_max]) and V_caches (each [B, k, S_max, d]): lists of L arrays; or
@@ -62,7 +65,8 @@ def allocate_caches(
         )
 
     def zeros(name: str, kind: int, *layers: int) -> jax.Array:
-        sizes = {"B": B, "k": k, "d": d, "S_max": capacities[kind]}
+        slots = -(-capacities[kind] // context_parallel)
+        sizes = {"B": B, "k": k, "d": d, "S_max": slots}
         shape = (*layers, *BY_NAME[name].layout.shape(sizes))
         return jnp.zeros(shape, dtype, device=sharding)
 
@@ -114,6 +118,36 @@ def allocate_blocks(
         stacked=stacked,
         sharding=sharding,
     )
+
+
+def share_out(caches: Any, context_parallel: int, slot_axis: int) -> Any:
+    """Caches of whole contexts as those of ranks that share them out.
+
+    So what was prefilled on one rank can go on with `context_parallel` of `transformer_tkg`.
+
+    Args:
+      caches: [..., B, k, d, S_max] keys or [..., B, k, S_max, d] values: an array or `Bits`, or a
+        list or tuple of them; also blocks.
+      context_parallel: c, the ranks that share out the context of each KV head.
+      slot_axis: the axis of S_max: -1 for keys, -2 for values.
+
+    Returns:
+      [..., B, k*c, d, ceil(S_max / c)] keys, or values likewise: of each KV head the caches of its
+      ranks side by side, as a split of the KV-head axis over tensor-parallel ranks takes them. Slot
+      s // c of rank s % c is slot s. Slots that no rank had before are zero.
+    """
+    if isinstance(caches, list | tuple):
+        return type(caches)([share_out(each, context_parallel, slot_axis) for each in caches])
+    if isinstance(caches, Bits):
+        return Bits(share_out(caches.bits, context_parallel, slot_axis), caches.dtype)
+    slots, axis = caches.shape[slot_axis], caches.ndim + slot_axis
+    own = -(-slots // context_parallel)
+    padding = [(0, 0)] * caches.ndim
+    padding[axis] = (0, own * context_parallel - slots)
+    shape = [*caches.shape[:axis], own, context_parallel, *caches.shape[axis + 1 :]]
+    by_rank = jnp.moveaxis(jnp.pad(caches, padding).reshape(shape), axis + 1, caches.ndim - 2)
+    merged = [*caches.shape[:-3], caches.shape[-3] * context_parallel, *by_rank.shape[-2:]]
+    return by_rank.reshape(merged)
 
 
 def block_slots(positions: jax.Array, block_tables: jax.Array, block_len: int) -> jax.Array:

@@ -52,6 +52,12 @@ def join(
     def one(spec: Any, arrays: list[list[Any]]) -> Any:
         if arrays[0][0] is None:
             return None
+        if isinstance(arrays[0][0], tuple):
+            # An entry for each kind of layers.
+            return tuple(
+                one(spec, [[array[kind] for array in row] for row in arrays])
+                for kind in range(len(arrays[0][0]))
+            )
         over_ranks = [
             np.concatenate(row, axis=list(spec).index(tensor_axis)) if tensor_axis in spec
             else row[0]

@@ -58,6 +58,7 @@ def run_checked(
         options["context_bucket"],
         RoutingOptions.of(options),
         max_new_tokens,
+        options["context_parallel"],
     )
     check_head(arrays, options)
     operands = Operands(

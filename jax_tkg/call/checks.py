@@ -54,6 +54,7 @@ def check_operands(
     context_bucket: int | tuple[int | None, ...] | None = None,
     routing: RoutingOptions = NO_EXPERTS,
     max_new_tokens: int | None = MAX_NEW_TOKENS,
+    context_parallel: int = 1,
 ) -> None:
     """Checks the arrays of a call.
 
@@ -64,6 +65,7 @@ def check_operands(
       context_bucket: S_ctx where `context_lengths` is in place of a mask, or one for each kind.
       routing: the options that layers with experts depend on.
       max_new_tokens: the largest S; None: any.
+      context_parallel: ranks that share out the slots of a sequence.
 
     Raises:
       TypeError: an argument is missing or no array, or has a dtype that it may not have.
@@ -90,14 +92,14 @@ def check_operands(
     }
     check_expert_layers(layers)
     dimensions = [
-        _with_bucket(D, arguments, by_kind(context_bucket, kind), kinds, kind)
+        _with_bucket(D, arguments, by_kind(context_bucket, kind), kinds, kind, context_parallel)
         for kind, D in enumerate(_infer_dimensions(arguments, kinds))
     ]
     for row in OPERANDS:
         for kind, D in enumerate(dimensions):
             _check_shapes(row, arguments, D, kinds, kind)
     for kind, D in enumerate(dimensions):
-        _check_sizes(arguments, D, kinds, kind, max_new_tokens)
+        _check_sizes(arguments, D, kinds, kind, max_new_tokens, context_parallel)
     check_expert_options(layers, dimensions[0], routing)
     for row in OPERANDS:
         if row.scaled_by is not None:
@@ -263,14 +265,19 @@ def _check_context(
 
 
 def _with_bucket(
-    D: Dimensions, arguments: Mapping[str, Any], bucket: int | None, kinds: LayerKinds, kind: int
+    D: Dimensions,
+    arguments: Mapping[str, Any],
+    bucket: int | None,
+    kinds: LayerKinds,
+    kind: int,
+    context_parallel: int,
 ) -> Dimensions:
     """The sizes with S_ctx where no mask says it, and with S_max where caches are in blocks."""
     if _is_in_blocks(arguments, kinds, kind):
         D = dataclasses.replace(D, S_max=D.n * D.block_len)
     if _entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind):
         return D
-    return dataclasses.replace(D, S_ctx=D.S_max if bucket is None else bucket)
+    return dataclasses.replace(D, S_ctx=D.S_max * context_parallel if bucket is None else bucket)
 
 
 def _cache_form(value: Any) -> str:
@@ -415,6 +422,7 @@ def _check_sizes(
     kinds: LayerKinds,
     kind: int,
     max_new_tokens: int | None,
+    context_parallel: int,
 ) -> None:
     """The limits of each letter, said of the argument that shows it best."""
     masks = _entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind)
@@ -451,14 +459,25 @@ def _check_sizes(
         raise ValueError(
             f"{shown} to be a positive multiple of k = {D.k} (K_caches), got q = {D.q}"
         )
-    if D.block_len and D.S_ctx != D.S_max:
+    if context_parallel > 1 and D.k != 1:
         raise ValueError(
-            f"{mask}: expected S_ctx = n * block_len = {D.n} * {D.block_len} = {D.S_max} "
+            f"context_parallel: expected 1 with several KV heads per rank (k = {D.k}, K_caches): "
+            f"ranks share out the context of one KV head, got {context_parallel}"
+        )
+    slots = D.S_max * context_parallel
+    # Each of the ranks that share out the context has a part of a sequence's slots.
+    most = "S_max"
+    if context_parallel > 1:
+        most = f"context_parallel * S_max = {context_parallel} * {D.S_max}"
+    if D.block_len and D.S_ctx != slots:
+        by_rank = "" if context_parallel == 1 else f" * {context_parallel} (context_parallel)"
+        raise ValueError(
+            f"{mask}: expected S_ctx = n * block_len = {D.n} * {D.block_len}{by_rank} = {slots} "
             f"(block_tables), got S_ctx = {D.S_ctx}"
         )
-    if D.S_ctx > D.S_max:
+    if D.S_ctx > slots:
         raise ValueError(
-            f"{mask or 'context_bucket'}: expected S_ctx <= S_max = {D.S_max} "
+            f"{mask or 'context_bucket'}: expected S_ctx <= {most} = {slots} "
             f"(K_caches{_of(kinds, kind)}), got "
             f"S_ctx = {D.S_ctx}"
         )

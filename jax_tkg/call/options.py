@@ -268,6 +268,13 @@ OPTIONS: tuple[Option, ...] = (
         "kind. None: S_max.",
         arithmetic=True,
     ),
+    Option(
+        "context_parallel",
+        1,
+        _count,
+        "Ranks that share out the context of a KV head: each holds every so-many-th slot.",
+        arithmetic=True,
+    ),
 )
 """All options, in the order of the public arguments."""
 
@@ -283,10 +290,18 @@ def canonical_options(given: dict[str, Any]) -> dict[str, Any]:
     Raises:
       TypeError: a value has a wrong type.
       ValueError: a value is out of its range, or two options disagree: `replica_groups` and
-        `axis_name`, or `layer_kinds` and `num_layers` or `context_bucket`.
+        `axis_name`, `context_parallel` and the ranks of a group, or `layer_kinds` and `num_layers`
+        or `context_bucket`.
     """
     values = {option.name: option.check(option.name, given[option.name]) for option in OPTIONS}
     values["replica_groups"] = check_replica_groups(values["replica_groups"], values["axis_name"])
+    groups, shared = values["replica_groups"], values["context_parallel"]
+    ranks = len(groups[0]) if groups else 1
+    if ranks % shared:
+        raise ValueError(
+            f"context_parallel: expected a divisor of the {ranks} ranks that sum their results "
+            f"(axis_name, replica_groups), got {shared}"
+        )
     kinds, layers = values["layer_kinds"], values["num_layers"]
     if kinds is not None and len(kinds) != layers:
         raise ValueError(
@@ -294,6 +309,12 @@ def canonical_options(given: dict[str, Any]) -> dict[str, Any]:
             f"{len(kinds)}: {kinds}"
         )
     bucket = values["context_bucket"]
+    buckets = bucket if isinstance(bucket, tuple) else (bucket,)
+    if any(slots is not None and slots % shared for slots in buckets):
+        raise ValueError(
+            f"context_bucket: expected a multiple of context_parallel = {shared}, of which each "
+            f"rank has an equal share of the slots, got {bucket}"
+        )
     if isinstance(bucket, int) and kinds is not None:
         values["context_bucket"] = (bucket,) * (max(kinds) + 1)
     if isinstance(bucket, tuple):

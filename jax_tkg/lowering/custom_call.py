@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jax_tkg.call.arguments import PER_LAYER_CACHES, Operands
-from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.layer_kinds import LayerKinds
 from jax_tkg.lowering.kernel_interface import Launch
+from jax_tkg.reference.context_ranks import ContextRanks
 
 TARGET = "AwsNeuronCustomNativeKernel"
 """Target of the custom call; from the NKI guide to custom operators."""
@@ -99,7 +99,8 @@ def multiplications(operands: Operands, launch: Launch) -> int:
     total = 0
     for kind in range(kinds.count):
         own = operands.of_kind(kind, kinds)
-        D = Dimensions.of(own, parameters.bucket_of_kind(kind))
+        # Ranks that share out a context attend a part of it each, with the heads of all.
+        D = ContextRanks.of(parameters).dimensions(own, parameters.bucket_of_kind(kind))
         tokens = D.B * D.S
         weights = D.H * D.qkv_columns + D.q * D.d * D.H + 3 * D.H * D.I
         unified = own.mask_cache is not None and own.mask_active is None

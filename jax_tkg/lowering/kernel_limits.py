@@ -19,6 +19,7 @@ from jax_tkg.kernels.limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL
 from jax_tkg.lowering.kernel_operands import LARGEST_CONTEXT
 from jax_tkg.lowering.neuron_settings import check_target, logical_cores
+from jax_tkg.reference.context_ranks import ContextRanks
 
 SBUF_BYTES = hardware.TRN2.sbuf_partition_bytes
 """SBUF of one partition on Trainium2, the smallest that the kernel is written for."""
@@ -46,8 +47,11 @@ def check_megakernel(operands: Operands, parameters: Parameters) -> None:
     check_target(operands)
     MEGAKERNEL.check_supported(operands, parameters)
     kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
+    ranks = ContextRanks.of(parameters)
     sizes = [
-        Dimensions.of(operands.of_kind(kind, kinds), parameters.bucket_of_kind(kind))
+        ranks.of_rank(
+            ranks.dimensions(operands.of_kind(kind, kinds), parameters.bucket_of_kind(kind))
+        )
         for kind in range(kinds.count)
     ]
     for kind, D in enumerate(sizes):
@@ -57,7 +61,8 @@ def check_megakernel(operands: Operands, parameters: Parameters) -> None:
                 f"compares slots with context_lengths in float32), got S_ctx = {D.S_ctx}"
             )
     cores = logical_cores(parameters)
-    check_kernel_limits(sizes[0], cores, sizes[1:], parameters.candidates_per_token or 0)
+    candidates = parameters.candidates_per_token or 0
+    check_kernel_limits(sizes[0], cores, sizes[1:], candidates, ranks.count)
 
 
 def check_kernel_limits(
@@ -65,14 +70,17 @@ def check_kernel_limits(
     cores: int,
     other_kinds: Sequence[Dimensions] = (),
     candidates: int = 0,
+    context_parallel: int = 1,
 ) -> None:
     """Checks that the kernel can run a call of these sizes.
 
     Args:
-      dimensions: the sizes.
+      dimensions: the sizes. If ranks share out the context, S_ctx is the part of one, and q counts
+        the query heads of all of them.
       cores: physical cores per logical core, 1 or 2.
       other_kinds: the sizes of further kinds of layers.
       candidates: candidates of a token; 0 without a head.
+      context_parallel: ranks that share out the context.
 
     Raises:
       ValueError: it cannot; the message names the argument to shrink, and gives the arithmetic.
@@ -113,7 +121,7 @@ def check_kernel_limits(
                 f"all parts of the vocabulary for the Neuron kernel (the elements that a search "
                 f"takes), got {found} for V = {D.V} and {candidates} a token"
             )
-    parts = sbuf_bytes(D, cores, other_kinds, candidates)
+    parts = sbuf_bytes(D, cores, other_kinds, candidates, context_parallel)
     needed = sum(parts.values())
     kinds = (D, *other_kinds)
     without = needed - parts["block tables"]
@@ -140,14 +148,16 @@ def sbuf_bytes(
     cores: int,
     other_kinds: Sequence[Dimensions] = (),
     candidates: int = 0,
+    context_parallel: int = 1,
 ) -> dict[str, int]:
     """Bytes per partition that the kernel needs at most, by purpose.
 
     Args:
-      dimensions: the sizes.
+      dimensions: the sizes, as `check_kernel_limits` takes them.
       cores: physical cores per logical core.
       other_kinds: the sizes of further kinds of layers, which differ in S_ctx and S_max.
       candidates: candidates of a token; 0 without a head.
+      context_parallel: ranks that share out the context.
     """
     D = dimensions
     kinds = (D, *other_kinds)
@@ -176,7 +186,9 @@ def sbuf_bytes(
         # A shared expert's MLP runs after the router, and its result is kept.
         "experts": experts + (feed_forward if D.I_shared else 0),
         "projection of heads": _projection_bytes(D, item, cores) + item * hidden,
-        "attention": max(_attention_bytes(kind, item) for kind in kinds) + item * hidden,
+        "attention": max(_attention_bytes(kind, item) for kind in kinds)
+        + item * hidden
+        + (_exchange_bytes(D, cores, item) if context_parallel > 1 else 0),
         "input and output": rows,
         "all-reduce": reduced,
         "head": limits.candidate_bytes(
@@ -238,6 +250,15 @@ def _projection_bytes(D: Dimensions, item: int, cores: int) -> int:
     elements = (D.q + 2 * D.k) * _head_elements(D)
     parts = FLOAT32 * (elements + min(elements, limits.DMA_ELEMENTS)) if cores > 1 else 0
     return item * elements + parts
+
+
+def _exchange_bytes(D: Dimensions, cores: int, item: int) -> int:
+    """Queries, keys and values of this rank, and its softmax on the way to and from others."""
+    heads = item * (D.q + 2 * D.k) * _head_elements(D)
+    columns = limits.sequences_at_once(D.B, D.q * D.S) * D.q * D.S
+    parts = 2 + limits.head_chunks(D.d)
+    # What is sent, what is received of each rank and core, and the same scaled, with the factors.
+    return heads + FLOAT32 * columns * (parts + cores * (2 * parts + 1))
 
 
 def _attention_bytes(D: Dimensions, item: int) -> int:

@@ -5,6 +5,7 @@ This runs in the traced program, before the kernel, on arrays that are small bes
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Collection
 from typing import Any
@@ -25,6 +26,7 @@ from jax_tkg.call.integers import as_int32, by_token
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.call.operand_table import OPERANDS
 from jax_tkg.reference.cache_update import write_slots
+from jax_tkg.reference.context_ranks import ContextRanks, own_context
 from jax_tkg.reference.expert_ranks import first_expert
 
 SKIPPED = 2**32 - 1
@@ -248,18 +250,20 @@ def kernel_operands(
       operands: of the primitive.
       looped: whether the layers loop on the device, which `layers_loop` allows.
       layer_kinds: the kinds of the layers, if there are several; `OF_KINDS` are tuples then.
-      parameters: of the call, in its traced program; see `expert_order`.
+      parameters: of the call, in its traced program: see `expert_order`, and `ContextRanks` if the
+        context of a KV head is shared out. None: it is not.
       names: of the kernel's tensor parameters; None: all operands, and what is prepared.
     """
     tensors = {
         row.name: getattr(operands, row.name) for row in OPERANDS if row.name not in CONSUMED
     }
     tensors["expert_order"] = expert_order(operands, parameters)
+    ranks = None if parameters is None else ContextRanks.of(parameters)
     if layer_kinds is None:
-        tensors.update(_of_one_kind(operands, looped))
+        tensors.update(_of_one_kind(operands, looped, ranks))
     else:
         kinds = LayerKinds(layer_kinds)
-        each = [_of_one_kind(operands.of_kind(n, kinds), looped) for n in range(kinds.count)]
+        each = [_of_one_kind(operands.of_kind(n, kinds), looped, ranks) for n in range(kinds.count)]
         tensors.update({name: tuple(own[name] for own in each) for name in OF_KINDS})
         for name in PER_LAYER_CACHES:
             if isinstance(tensors[name], KindStacks):
@@ -267,9 +271,13 @@ def kernel_operands(
     return tensors if names is None else {name: tensors[name] for name in names}
 
 
-def _of_one_kind(operands: Operands, looped: bool) -> dict[str, Any]:
+def _of_one_kind(operands: Operands, looped: bool, ranks: ContextRanks | None) -> dict[str, Any]:
     """`OF_KINDS` of operands whose layers are all of one kind."""
     dimensions = Dimensions.of(operands)
+    if ranks is not None and ranks.count > 1:
+        operands = own_context(operands, dimensions, ranks)
+        heads = ranks.count * dimensions.q
+        dimensions = dataclasses.replace(Dimensions.of(operands), q=heads)
     return {
         "prior_mask": prior_mask(operands, dimensions),
         "active_mask": active_mask(operands, dimensions),

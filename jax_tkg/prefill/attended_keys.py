@@ -32,6 +32,7 @@ class Ranges:
       context: S_ctx.
       tokens: S.
       window: how many tokens a query attends, itself included; None: all.
+      attends_new: bool scalar, whether this rank attends the new tokens too; None: it does.
     """
 
     starts: jax.Array
@@ -40,6 +41,7 @@ class Ranges:
     context: int = dataclasses.field(metadata={"static": True})
     tokens: int = dataclasses.field(metadata={"static": True})
     window: int | None = dataclasses.field(metadata={"static": True})
+    attends_new: jax.Array | None = None
 
     @property
     def block(self) -> int:
@@ -73,6 +75,9 @@ class AttendedKeys:
         if operands.context_starts is not None:
             starts = jnp.maximum(by_token(as_int32(operands.context_starts)), 0)
         starts, ends = jnp.broadcast_arrays(starts, ends)
+        # Callers give no such mask: where there is one, it is that of a rank that has a part of the
+        # context, on which the first token attends itself or no token attends any.
+        active = operands.mask_active
         ranges = Ranges(
             starts=_rows(starts, D),
             ends=_rows(ends, D),
@@ -80,6 +85,7 @@ class AttendedKeys:
             context=D.S_ctx,
             tokens=D.S,
             window=self.windows[kind],
+            attends_new=None if active is None else active[0, 0, 0, 0],
         )
         if self.fixed or not D.S_ctx:
             return ranges

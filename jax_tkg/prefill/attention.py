@@ -27,6 +27,9 @@ from jax_tkg.reference.softmax import batched_product, divided
 from jax_tkg.reference.varying_axes import vary_with
 from jax_tkg.reference.zeros import opaque_zero
 
+LOWEST = -1e30
+"""Largest score of no keys: finite, so that subtracting it from itself gives 0."""
+
 SCORE_ELEMENTS = 1 << 20
 """Scores that are made at once, at most, unless one KV head alone has more: 4 MiB."""
 
@@ -89,6 +92,7 @@ def attention(
     scale: float | None = None,
     softcap: float = 0.0,
     scales: CacheScales = UNSCALED,
+    partial: bool = False,
 ) -> jax.Array:
     """As `jax_tkg.reference.attention.attention`, with ranges of slots in place of a mask.
 
@@ -137,6 +141,8 @@ def attention(
 
         if mask.context:
             sums = repeat(mask.turns, add, _varying(sums, own, caches, mask))
+        if partial:
+            return jnp.concatenate([sums.largest, sums.total, sums.values], axis=-1)
         return (sums.values / sums.total).astype(query.dtype)
 
     def put(turn: jax.Array, output: jax.Array) -> jax.Array:
@@ -146,7 +152,8 @@ def attention(
     if count == heads:
         output = attend(jnp.uint32(0))
     else:
-        output = jnp.zeros((heads, *rows.query.shape[1:]), query.dtype)
+        width, dtype = (2 + d, jnp.float32) if partial else (d, query.dtype)
+        output = jnp.zeros((heads, rows.query.shape[1], width), dtype)
         output = repeat(heads // count, put, vary_with(output, rows, caches, mask))
     return heads_of_tokens(output, batch, tokens, q)
 
@@ -163,16 +170,21 @@ def _heads_at_once(heads: int, scores: int) -> int:
 
 
 def _new_tokens(own: _Heads, mask: Ranges, softcap: float) -> _Sums:
-    """The new tokens, of which each row attends its own at least, and the sinks."""
+    """The new tokens, of which each row attends its own at least, and the sinks.
+
+    Of the ranks that share out the context, only one attends new tokens.
+    """
     key = jnp.arange(mask.tokens, dtype=jnp.int32)[None, :]
     query = jnp.arange(own.query.shape[1], dtype=jnp.int32)[:, None] % mask.tokens
     attended = key <= query
     if mask.window is not None:
         attended &= key > query - mask.window
+    if mask.attends_new is not None:
+        attended &= mask.attends_new
     scores = _capped(batched_product(own.query, own.new_keys), softcap)
     scores = jnp.where(attended[None], scores, -jnp.inf)
     if own.sinks is None:
-        largest = scores.max(axis=-1, keepdims=True)
+        largest = jnp.maximum(scores.max(axis=-1, keepdims=True), LOWEST)
         none = _Sums(largest, jnp.zeros_like(largest), jnp.zeros_like(own.query))
     else:
         none = _Sums(own.sinks, jnp.ones_like(own.sinks), jnp.zeros_like(own.query))

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from jax_tkg.reference.float8_caches import UNSCALED, CacheScales
-from jax_tkg.reference.softmax import HeadRows, joint_softmax
+from jax_tkg.reference.softmax import HeadRows, joint_softmax, partial_softmax
 
 
 def attention_mask(mask_cache: jax.Array, mask_active: jax.Array | None, k: int) -> jax.Array:
@@ -40,6 +40,7 @@ def attention(
     scale: float | None = None,
     softcap: float = 0.0,
     scales: CacheScales = UNSCALED,
+    partial: bool = False,
 ) -> jax.Array:
     """Softmax attention taken jointly over the cache as passed in and the new keys.
 
@@ -54,15 +55,18 @@ def attention(
       scale: factor of the scores; None: d**-0.5.
       softcap: where positive, scores become softcap * tanh(scores / softcap).
       scales: of the caches.
+      partial: whether these are only a part of the keys. There are no sinks then.
 
     Returns:
-      [B, S, q, d] in the compute dtype; zeros for a query with nothing to attend.
+      [B, S, q, d] in the compute dtype; zeros for a query with nothing to attend. If `partial`,
+      [B, S, q, 2 + d] f32, as `jax_tkg.reference.softmax.partial_softmax` makes it.
     """
     context = mask.shape[-1] - query.shape[1]
     rows = rows_by_head(query, key, value, mask, sinks)
     keys = merge_heads(K_cache[..., :context])
     values = merge_heads(V_cache[:, :, :context])
-    attended = joint_softmax(rows, keys, values, scale, softcap, scales)
+    softmax = partial_softmax if partial else joint_softmax
+    attended = softmax(rows, keys, values, scale, softcap, scales)
     return heads_of_tokens(attended, *query.shape[:3])
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax_tkg.call.arguments import Parameters
 from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.reference.all_reduce import all_reduce
+from jax_tkg.reference.context_ranks import ContextRanks, attention_over_ranks
 from jax_tkg.reference.experts import ExpertWeights, layer_mlp
 from jax_tkg.reference.float8_caches import UNSCALED, CacheScales, stored
 from jax_tkg.reference.linear import linear
@@ -129,7 +130,10 @@ def transformer_layer(
     if shared.block_tables is not None:
         K_cache = stages.gather_blocks(K_cache, shared.block_tables, -1)
         V_cache = stages.gather_blocks(V_cache, shared.block_tables, -2)
-    attended = stages.attention(
+    attend, ranks = stages.attention, ContextRanks.of(parameters)
+    if ranks.count > 1:
+        attend = functools.partial(attention_over_ranks, attend, ranks)
+    attended = attend(
         query=rotated[:, :, :q],
         key=key,
         value=value,

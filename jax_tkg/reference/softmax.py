@@ -54,7 +54,74 @@ def joint_softmax(
     Returns:
       [N, R, d] in the queries' dtype; zeros where no key is attended.
     """
-    query, sinks = rows.query, rows.sinks
+    sinks = rows.sinks
+    scores = _scores(rows, keys, scale, softcap, scales)
+    largest = scores.max(axis=-1, keepdims=True)
+    if sinks is not None:
+        largest = jnp.maximum(largest, sinks)
+    largest = _finite(largest)
+    weights = jnp.exp(scores - largest)
+    total = weights.sum(axis=-1, keepdims=True)
+    if sinks is not None:
+        total = total + jnp.exp(sinks - largest)
+    return _normalized(_weighted(weights, rows, values, scales), total).astype(rows.query.dtype)
+
+
+def partial_softmax(
+    rows: HeadRows,
+    keys: jax.Array,
+    values: jax.Array,
+    scale: float | None = None,
+    softcap: float = 0.0,
+    scales: CacheScales = UNSCALED,
+) -> jax.Array:
+    """The softmax over a part of the keys, for `merged_softmax`; arguments as of `joint_softmax`.
+
+    Args:
+      rows: without sinks.
+      keys: [N, d, T], cached.
+      values: [N, T, d], cached.
+      scale: factor of the scores; None: d**-0.5.
+      softcap: where positive, scores become softcap * tanh(scores / softcap).
+      scales: of the cached keys and values.
+
+    Returns:
+      [N, R, 2 + d] f32: the largest score (-inf where no key is attended), the sum of exponentials
+      relative to it, and the sum of values weighted by them.
+    """
+    scores = _scores(rows, keys, scale, softcap, scales)
+    largest = scores.max(axis=-1, keepdims=True)
+    weights = jnp.exp(scores - _finite(largest))
+    total = weights.sum(axis=-1, keepdims=True)
+    return jnp.concatenate([largest, total, _weighted(weights, rows, values, scales)], axis=-1)
+
+
+def merged_softmax(parts: jax.Array, sinks: jax.Array | None = None) -> jax.Array:
+    """The softmax over all keys, of its parts.
+
+    Args:
+      parts: [parts, ..., 2 + d] f32, of `partial_softmax`.
+      sinks: [..., 1] f32, one more logit, with no value; None for none.
+
+    Returns:
+      [..., d] f32; zeros where no key is attended.
+    """
+    largest = parts[..., :1].max(axis=0)
+    if sinks is not None:
+        largest = jnp.maximum(largest, sinks)
+    largest = _finite(largest)
+    kept = jnp.exp(parts[..., :1] - largest)
+    total, weighted = jnp.split((parts[..., 1:] * kept).sum(axis=0), [1], axis=-1)
+    if sinks is not None:
+        total = total + jnp.exp(sinks - largest)
+    return _normalized(weighted, total)
+
+
+def _scores(
+    rows: HeadRows, keys: jax.Array, scale: float | None, softcap: float, scales: CacheScales
+) -> jax.Array:
+    """[N, R, T + S] f32; -inf for keys that are not attended."""
+    query = rows.query
     both = (
         divided(batched_product(query, keys), scales.key),
         batched_product(query, rows.new_keys),
@@ -63,21 +130,26 @@ def joint_softmax(
     scores = scores * (query.shape[-1] ** -0.5 if scale is None else scale)
     if softcap > 0:
         scores = softcap * jnp.tanh(scores / softcap)
-    scores = jnp.where(rows.mask, scores, -jnp.inf)
-    largest = scores.max(axis=-1, keepdims=True)
-    if sinks is not None:
-        largest = jnp.maximum(largest, sinks)
+    return jnp.where(rows.mask, scores, -jnp.inf)
+
+
+def _finite(largest: jax.Array) -> jax.Array:
+    """What scores are relative to: their largest, or 0 for a query without keys."""
     # -inf minus -inf is NaN: a query without keys subtracts nothing instead.
-    largest = jax.lax.stop_gradient(jnp.where(jnp.isneginf(largest), 0.0, largest))
-    weights = jnp.exp(scores - largest)
-    total = weights.sum(axis=-1, keepdims=True)
-    if sinks is not None:
-        total = total + jnp.exp(sinks - largest)
-    cached, new = jnp.split(weights, [keys.shape[-1]], axis=-1)
+    return jax.lax.stop_gradient(jnp.where(jnp.isneginf(largest), 0.0, largest))
+
+
+def _weighted(
+    weights: jax.Array, rows: HeadRows, values: jax.Array, scales: CacheScales
+) -> jax.Array:
+    """[N, R, d] f32: the sum of values, cached and new, times weights [N, R, T + S]."""
+    cached, new = jnp.split(weights, [values.shape[-2]], axis=-1)
     summed = divided(batched_product(cached, values), scales.value)
-    summed = summed + batched_product(new, rows.new_values)
-    attended = jnp.where(total > 0, summed / jnp.where(total > 0, total, 1.0), 0.0)
-    return attended.astype(query.dtype)
+    return summed + batched_product(new, rows.new_values)
+
+
+def _normalized(weighted: jax.Array, total: jax.Array) -> jax.Array:
+    return jnp.where(total > 0, weighted / jnp.where(total > 0, total, 1.0), 0.0)
 
 
 def divided(product: jax.Array, scale: jax.Array | None) -> jax.Array:

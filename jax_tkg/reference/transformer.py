@@ -15,6 +15,7 @@ from jax_tkg.call.integers import as_int32
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.reference.cache_update import Caches, write_slots
 from jax_tkg.reference.candidates import candidates, whole_vocabulary_ids
+from jax_tkg.reference.context_ranks import ContextRanks, own_context
 from jax_tkg.reference.layer import (
     LayerOperands,
     LayerResult,
@@ -46,10 +47,12 @@ class _Kind:
         """The kind of a number."""
         kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
         own = operands.of_kind(kind, kinds)
-        dimensions = Dimensions.of(own, parameters.bucket_of_kind(kind))
+        ranks = ContextRanks.of(parameters)
+        dimensions = ranks.dimensions(own, parameters.bucket_of_kind(kind))
+        own = own_context(own, dimensions, ranks)
         shared = SharedOperands(
             rotation=stages.rotation(own.RoPE_cos, own.RoPE_sin),
-            mask=stages.attended_keys(own, dimensions, kind),
+            mask=stages.attended_keys(own, ranks.of_rank(dimensions), kind),
             block_tables=None if own.block_tables is None else as_int32(own.block_tables),
         )
         return cls(own, shared, dimensions, stages)
