@@ -56,14 +56,9 @@ def joint_softmax(
     """
     sinks = rows.sinks
     scores = _scores(rows, keys, scale, softcap, scales)
-    largest = scores.max(axis=-1, keepdims=True)
-    if sinks is not None:
-        largest = jnp.maximum(largest, sinks)
-    largest = _finite(largest)
+    largest = _reference_point(scores.max(axis=-1, keepdims=True), sinks)
     weights = jnp.exp(scores - largest)
-    total = weights.sum(axis=-1, keepdims=True)
-    if sinks is not None:
-        total = total + jnp.exp(sinks - largest)
+    total = _with_sinks(weights.sum(axis=-1, keepdims=True), largest, sinks)
     return _normalized(_weighted(weights, rows, values, scales), total).astype(rows.query.dtype)
 
 
@@ -90,8 +85,9 @@ def partial_softmax(
       relative to it, and the sum of values weighted by them.
     """
     scores = _scores(rows, keys, scale, softcap, scales)
-    largest = scores.max(axis=-1, keepdims=True)
-    weights = jnp.exp(scores - _finite(largest))
+    # Not differentiated, because what is relative to it cancels in `merged_softmax`.
+    largest = jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True))
+    weights = jnp.exp(scores - _reference_point(largest))
     total = weights.sum(axis=-1, keepdims=True)
     return jnp.concatenate([largest, total, _weighted(weights, rows, values, scales)], axis=-1)
 
@@ -106,15 +102,10 @@ def merged_softmax(parts: jax.Array, sinks: jax.Array | None = None) -> jax.Arra
     Returns:
       [..., d] f32; zeros where no key is attended.
     """
-    largest = parts[..., :1].max(axis=0)
-    if sinks is not None:
-        largest = jnp.maximum(largest, sinks)
-    largest = _finite(largest)
+    largest = _reference_point(parts[..., :1].max(axis=0), sinks)
     kept = jnp.exp(parts[..., :1] - largest)
     total, weighted = jnp.split((parts[..., 1:] * kept).sum(axis=0), [1], axis=-1)
-    if sinks is not None:
-        total = total + jnp.exp(sinks - largest)
-    return _normalized(weighted, total)
+    return _normalized(weighted, _with_sinks(total, largest, sinks))
 
 
 def _scores(
@@ -133,10 +124,18 @@ def _scores(
     return jnp.where(rows.mask, scores, -jnp.inf)
 
 
-def _finite(largest: jax.Array) -> jax.Array:
-    """What scores are relative to: their largest, or 0 for a query without keys."""
+def _reference_point(largest: jax.Array, sinks: jax.Array | None = None) -> jax.Array:
+    """What scores are relative to: the largest, or 0 for a query without keys."""
+    if sinks is not None:
+        largest = jnp.maximum(largest, sinks)
     # -inf minus -inf is NaN: a query without keys subtracts nothing instead.
     return jax.lax.stop_gradient(jnp.where(jnp.isneginf(largest), 0.0, largest))
+
+
+def _with_sinks(total: jax.Array, largest: jax.Array, sinks: jax.Array | None) -> jax.Array:
+    if sinks is not None:
+        total = total + jnp.exp(sinks - largest)
+    return total
 
 
 def _weighted(
