@@ -1,8 +1,9 @@
 # make demo           a real model answers PROMPT
 # make check          linters, type checker, fast tests
-# make test           all tests but those that PyTorch and transformers judge
-# make test-all       those too (installs PyTorch and transformers), other versions of JAX, and AWS's
-#                     kernels where NKILIB names a checkout of them
+# make test           linters, type checker, tests of every kind: eight minutes on two cores
+# make test-extended  more of the same kinds of tests; CI runs it after make test
+# make test-all       both, tests that PyTorch and transformers judge (installs them), more drawn
+#                     cases, other versions of JAX, and AWS's kernels where NKILIB names a checkout
 # make docs           the site, in build/docs
 # make dist           source distribution and wheel, in dist
 PYTHON ?= python3
@@ -12,7 +13,7 @@ DEMO_FLAGS ?=
 PYTEST_FLAGS ?=
 BIN := $(VENV)/bin
 
-.PHONY: demo check test test-all test-oracle test-exhaustive test-nkilib test-simulator-without-jax mutation-check fuzz lint versions docs dist clean
+.PHONY: demo check test test-extended test-all test-oracle test-exhaustive test-nkilib test-simulator-without-jax mutation-check fuzz lint versions docs dist clean
 
 demo: $(VENV)/.models
 	$(BIN)/python -m jax_tkg.fetch_model
@@ -21,17 +22,22 @@ export PROMPT
 
 # Before each commit.
 check: $(VENV)/.test lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not thorough and not exhaustive and not slow and not model and not oracle" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not thorough and not extended and not exhaustive and not model and not oracle" $(PYTEST_FLAGS)
 
 test: $(VENV)/.test lint
 	$(BIN)/python -m jax_tkg.fetch_model
-	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not oracle and not exhaustive" $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not extended and not exhaustive and not oracle" $(PYTEST_FLAGS)
 
-# More drawn cases than make test has.
+# More of the tests that make test has some of.
+test-extended: $(VENV)/.test
+	$(BIN)/python -m jax_tkg.fetch_model
+	$(BIN)/python -m pytest -n 2 --dist worksteal -m "extended and not exhaustive and not oracle" $(PYTEST_FLAGS)
+
+# More drawn cases than CI runs.
 test-exhaustive: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "exhaustive and not oracle" $(PYTEST_FLAGS)
 
-test-all: test test-oracle test-exhaustive test-simulator-without-jax versions test-nkilib docs
+test-all: test test-extended test-oracle test-exhaustive test-simulator-without-jax versions test-nkilib docs
 
 # BUILD.md says how to get a build of PyTorch without CUDA.
 test-oracle: $(VENV)/.oracle

@@ -74,7 +74,9 @@ def source_distribution(session: nox.Session) -> None:
         file.extractall(folder, filter="data")
     session.chdir(folder / archive.name.removesuffix(".tar.gz"))
     session.install(".[models,profile,test]")
-    marks = "not thorough and not exhaustive and not slow and not model and not oracle"
+    marks = (
+        "not slow and not thorough and not extended and not exhaustive and not model and not oracle"
+    )
     session.run("python", "-m", "pytest", "-n", "2", "-m", marks, *session.posargs)
 
 

@@ -1,4 +1,5 @@
-"""What all tests share: the simulator under the name `nki`, hypothesis's settings, time limits.
+"""What all tests share: the simulator under the name `nki`, hypothesis's settings, time limits,
+marks, and the largest worker's memory in the summary.
 
 Where JAX is installed, also what `tests/with_jax.py` sets. The simulator's tests need none.
 """
@@ -14,11 +15,17 @@ import hypothesis
 import pytest
 
 from jax_tkg import simulator
-from tests import compiled_programs
+from tests import compiled_programs, extended
+from tests.worker_memory import (  # noqa: F401
+    pytest_sessionfinish,
+    pytest_terminal_summary,
+    pytest_testnodedown,
+)
 
 if importlib.util.find_spec("jax") is not None:
     from tests.with_jax import (  # noqa: F401
         forget_compiled_programs,
+        forget_when_large,
         programs_of_this_run,
         quick_compilation,
     )
@@ -51,7 +58,8 @@ SLOW_TIMEOUT_SECONDS = 1800
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives slow tests that state no time limit of their own a larger one."""
+    """Marks cases that are left to `make test-extended`; slow tests have a larger time limit."""
+    extended.add_marks(items)
     for item in items:
         if item.get_closest_marker("slow") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_SECONDS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import zlib
 from typing import Any
 
@@ -23,6 +24,9 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 HEADS = ((1, 1), (4, 1), (8, 2), (9, 3), (32, 8))
 SHAPES_PER_HEADS = {"float32": 12, "bfloat16": 5, "float16": 2}
+FEW_SHAPES = 3
+"""In `make test`; the first is the simplest."""
+
 VALUES_PER_SHAPE = 6
 """Random inputs run per drawn shape: compiling costs far more than running."""
 
@@ -131,15 +135,26 @@ def shapes(draw: st.DrawFn, q: int, k: int, dtype: str) -> cases.Shape:
 
 @pytest.mark.slow
 class DrawnShapesTest(parameterized.TestCase):
-    """5 head counts x (12 + 5 + 2) drawn shapes x 6 draws of values: 570 cases."""
+    """5 head counts x (12 + 5 + 2) drawn shapes x 6 draws of values: 570 cases; and 90 others."""
 
     @parameterized.named_parameters(
-        (f"{dtype}_q{q}_k{k}", q, k, dtype) for dtype in SHAPES_PER_HEADS for q, k in HEADS
+        *(
+            (f"{dtype}_q{q}_k{k}", q, k, dtype, SHAPES_PER_HEADS[dtype])
+            for dtype in SHAPES_PER_HEADS
+            for q, k in HEADS
+        ),
+        *(
+            (f"few_{dtype}_q{q}_k{k}", q, k, dtype, FEW_SHAPES)
+            for (q, k), dtype in zip(HEADS, itertools.cycle(SHAPES_PER_HEADS), strict=False)
+        ),
     )
-    def test_drawn_shapes(self, q: int, k: int, dtype: str) -> None:
+    @pytest.mark.extended_except("few_*")
+    def test_drawn_shapes(self, q: int, k: int, dtype: str, count: int) -> None:
         # Without a seed of its own every combination would draw the same shapes.
-        @hypothesis.seed(zlib.crc32(f"{dtype} {q} {k}".encode()))
-        @hypothesis.settings(max_examples=SHAPES_PER_HEADS[dtype])
+        few = "few " if count == FEW_SHAPES else ""
+
+        @hypothesis.seed(zlib.crc32(f"{few}{dtype} {q} {k}".encode()))
+        @hypothesis.settings(max_examples=count)
         @hypothesis.given(data=st.data())
         def run(data: st.DataObject) -> None:
             shape = data.draw(shapes(q, k, dtype))
@@ -193,6 +208,7 @@ class FormsTest(parameterized.TestCase):
         cases.check(self.want, self.shape, self.inputs, hidden, K[0], V[0], written)
 
     @parameterized.parameters("jit", "disable_jit", "reference")
+    @pytest.mark.extended_except("0", "1")
     def test_ways_to_call(self, way: str) -> None:
         arguments = {**self.weights, **self.inputs}
         call = functools.partial(jax_tkg.transformer_tkg, **self.options)
@@ -274,6 +290,7 @@ class FormsTest(parameterized.TestCase):
             )
 
     @parameterized.parameters("int8", "uint8", "int16", "uint16", "int32", "uint32")
+    @pytest.mark.extended_except("1", "4")
     def test_dtypes_of_positions(self, dtype: str) -> None:
         shape = dataclasses.replace(self.shape, S_max=300)
         rng = np.random.default_rng(4)
@@ -284,6 +301,7 @@ class FormsTest(parameterized.TestCase):
         cases.check(got, shape, inputs, hidden, K[0], V[0], written)
 
     @parameterized.product(stacked=(False, True), dtype=("int32", "int64", "uint64"))
+    @pytest.mark.extended_except("1", "3")
     def test_64_bit_mode(self, stacked: bool, dtype: str) -> None:
         jax.config.update("jax_enable_x64", True)
         self.addCleanup(jax.config.update, "jax_enable_x64", False)

@@ -72,13 +72,14 @@ def flat(inputs: dict[str, Any]) -> dict[str, Any]:
 
 
 class DrawnBlocksTest(parameterized.TestCase):
-    """3 forms x 5 drawn shapes x 20 draws of values: 300 cases."""
+    """3 forms x (2 + 3) drawn shapes x 20 draws of values: 300 cases."""
 
-    @parameterized.parameters("lengths", "ranges", "masks")
+    @parameterized.product(count=(2, 3), context=("lengths", "ranges", "masks"))
     @pytest.mark.thorough
-    def test_drawn(self, context: str) -> None:
-        @hypothesis.seed(zlib.crc32(f"blocks {context}".encode()))
-        @hypothesis.settings(max_examples=5, phases=(hypothesis.Phase.generate,))
+    @pytest.mark.extended_except("0", "1", "2")
+    def test_drawn(self, count: int, context: str) -> None:
+        @hypothesis.seed(zlib.crc32(f"blocks {context} {count}".encode()))
+        @hypothesis.settings(max_examples=count, phases=(hypothesis.Phase.generate,))
         @hypothesis.given(data=st.data())
         def run(data: st.DataObject) -> None:
             shape = data.draw(shapes(context))

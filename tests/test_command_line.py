@@ -8,6 +8,7 @@ import sys
 import pytest
 from absl.testing import absltest, parameterized
 
+from jax_tkg import command_line
 from tests import commands
 from tests.models import files
 
@@ -20,6 +21,7 @@ COMMANDS = ("jax_tkg.generate", "jax_tkg.profile")
 @pytest.mark.thorough
 class FlagsTest(parameterized.TestCase):
     @parameterized.product(module=COMMANDS, flag=("--help", "-h"))
+    @pytest.mark.extended_except("0", "3")
     def test_help(self, module: str, flag: str) -> None:
         done = commands.run(module, flag)
         self.assertEqual(done.returncode, 0, done.stderr)
@@ -34,12 +36,18 @@ class FlagsTest(parameterized.TestCase):
         (["more"], "expected flags only, got 'more'"),
     )
     def test_wrong_flag(self, flags: list[str], message: str) -> None:
-        for module in COMMANDS:
-            done = commands.run(module, *flags)
-            self.assertEqual(done.returncode, 1)
-            self.assertEqual(done.stdout, b"")
-            self.assertStartsWith(commands.last_line(done), "error: ")
-            self.assertIn(message, commands.last_line(done))
+        """Told by this process, in which it takes seconds less."""
+        for module, extra in (("jax_tkg.generate", "models"), ("jax_tkg.profile", "profile")):
+            with self.assertRaises(command_line.CommandError) as caught:
+                command_line.call(f"{module}.command", extra, flags)
+            self.assertIn(message, str(caught.exception))
+
+    def test_wrong_flag_is_one_line(self) -> None:
+        done = commands.run("jax_tkg.generate", "--modle=x")
+        self.assertEqual(done.returncode, 1)
+        self.assertEqual(done.stdout, b"")
+        self.assertStartsWith(commands.last_line(done), "error: ")
+        self.assertIn("Did you mean: model ?", commands.last_line(done))
 
     def test_commands_can_be_imported_together(self) -> None:
         imports = "import jax_tkg.generate.command, jax_tkg.profile.command"

@@ -103,11 +103,13 @@ class DonationTest(parameterized.TestCase):
         self.assertTrue(all(leaf.is_deleted() for leaf in jax.tree.leaves(caches)))
 
     @parameterized.named_parameters((name, *form) for name, form in FORMS.items())
+    @pytest.mark.extended_except("bfloat16_lists", "float32_stacked")
     def test_step(self, dtype: str, stacked: bool) -> None:
         run = functools.partial(_step, num_layers=SHAPE.L)
         self._assert_in_place(*self._compile(run, stacked, dtype))
 
     @parameterized.product(form=tuple(FORMS), loop=("scan", "fori_loop"))
+    @pytest.mark.extended_except("1", "6")
     def test_loop(self, form: str, loop: str) -> None:
         dtype, stacked = FORMS[form]
         run = {"scan": _scanned, "fori_loop": _looped}[loop]
@@ -154,6 +156,7 @@ class LoopsTest(parameterized.TestCase):
     """Loops give what the steps give one by one, and those what the oracle says."""
 
     @parameterized.product(stacked=(False, True), loop=("scan", "fori_loop"))
+    @pytest.mark.extended_except("2")
     def test_loop(self, stacked: bool, loop: str) -> None:
         arguments, caches, x = _problem(SHAPE, stacked)
         run = {"scan": _scanned, "fori_loop": _looped}[loop]
@@ -203,6 +206,7 @@ class TransformationsTest(parameterized.TestCase):
             cases.check(mine, self.shape, one_inputs, hidden, K[0], V[0], written)
 
     @parameterized.product(jit=(False, True), stacked=(False, True))
+    @pytest.mark.extended_except("2")
     def test_vmap_over_inputs(self, jit: bool, stacked: bool) -> None:
         weights = self.weights[0]
         inputs = self.inputs
@@ -225,6 +229,7 @@ class TransformationsTest(parameterized.TestCase):
         got = jax.vmap(lambda one: self.call(**one, **self.inputs[0]))(batch)
         self._assert_batch(got, self.weights, [self.inputs[0]] * 3)
 
+    @pytest.mark.extended
     def test_vmap_on_other_axes(self) -> None:
         X = np.stack([inputs["X"] for inputs in self.inputs], axis=2)
         shared = {name: value for name, value in self.inputs[0].items() if name != "X"}
@@ -236,6 +241,7 @@ class TransformationsTest(parameterized.TestCase):
             want = self.call(X=one["X"], **self.weights[0], **shared).hidden
             np.testing.assert_allclose(got[:, index], want, rtol=1e-5, atol=1e-5)
 
+    @pytest.mark.extended
     def test_vmap_twice(self) -> None:
         shared = {name: value for name, value in self.inputs[0].items() if name != "X"}
         X = np.stack([inputs["X"] for inputs in self.inputs])
@@ -247,6 +253,7 @@ class TransformationsTest(parameterized.TestCase):
             np.testing.assert_allclose(got[outer], want, rtol=1e-5, atol=1e-5)
 
     @parameterized.product(stacked=(False, True), held=(False, True))
+    @pytest.mark.extended_except("1")
     def test_export(self, stacked: bool, held: bool) -> None:
         """A step goes through a file to a process that has no more than `import jax_tkg`."""
         shape = dataclasses.replace(self.shape, dtype="bfloat16")

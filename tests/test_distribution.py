@@ -48,6 +48,7 @@ class DistributionTest(absltest.TestCase):
         cls.source = cls.folder / "dist" / f"{NAME}.tar.gz"
         cls.wheel = cls.folder / "dist" / f"{NAME}-py3-none-any.whl"
 
+    @pytest.mark.extended
     def test_builds_without_warnings(self) -> None:
         self.assertNotRegex(self.printed, "(?i)warning|deprecat")
 
@@ -65,6 +66,7 @@ class DistributionTest(absltest.TestCase):
         self.assertEqual(metadata["License-Expression"], "Apache-2.0")
         self.assertIn("# jax_tkg", metadata.get_payload())
 
+    @pytest.mark.extended
     def test_source_distribution(self) -> None:
         with tarfile.open(self.source) as file:
             file.extractall(self.folder / "source", filter="data")
@@ -136,7 +138,9 @@ class WorkflowsTest(absltest.TestCase):
             path.read_text() for path in sorted((ROOT / ".github" / "workflows").glob("*.yml"))
         )
         targets = re.findall(r"run: make ([\w-]+)", workflows)
-        self.assertContainsSubset({"lint", "test", "test-oracle", "docs", "dist"}, targets)
+        self.assertContainsSubset(
+            {"lint", "test", "test-extended", "test-oracle", "docs", "dist"}, targets
+        )
         for target in targets:
             self.assertRegex(makefile, rf"(?m)^{target}:")
         (listed,) = re.findall(r"session: \[(.*)\]", workflows)

@@ -101,15 +101,16 @@ def _check(actual: Any, shape: cases.Shape, inputs: dict[str, Any], answer: Any)
 
 
 class DrawnExpertsTest(parameterized.TestCase):
-    """3 routings x 5 drawn shapes x 23 draws of values: 345 cases."""
+    """3 routings x (2 + 3) drawn shapes x 23 draws of values: 345 cases."""
 
-    @parameterized.parameters("softmax_topk", "topk_softmax", "sigmoid_topk")
+    @parameterized.product(count=(2, 3), routing=("softmax_topk", "topk_softmax", "sigmoid_topk"))
     @pytest.mark.thorough
-    def test_drawn(self, routing: str) -> None:
+    @pytest.mark.extended_except("0", "1", "2")
+    def test_drawn(self, count: int, routing: str) -> None:
         judged = 0
 
-        @hypothesis.seed(zlib.crc32(f"experts {routing}".encode()))
-        @hypothesis.settings(max_examples=5, phases=(hypothesis.Phase.generate,))
+        @hypothesis.seed(zlib.crc32(f"experts {routing} {count}".encode()))
+        @hypothesis.settings(max_examples=count, phases=(hypothesis.Phase.generate,))
         @hypothesis.given(data=st.data())
         def run(data: st.DataObject) -> None:
             nonlocal judged
@@ -140,6 +141,7 @@ class DrawnExpertsTest(parameterized.TestCase):
 
 class ChoiceTest(parameterized.TestCase):
     @parameterized.product(routing=("softmax_topk", "topk_softmax", "sigmoid_topk"), T=(1, 4))
+    @pytest.mark.extended_except("1", "2", "5")
     def test_ties_go_to_the_lowest_expert(self, routing: str, T: int) -> None:
         """Experts 0 and 1 are worse than the others, which are equal: 2 and 3 are chosen."""
         shape = dataclasses.replace(SHAPE, L=1, B=T, E=12, E_held=12, routing=routing)
@@ -165,6 +167,7 @@ class ChoiceTest(parameterized.TestCase):
         )
 
     @parameterized.parameters("softmax_topk", "topk_softmax", "sigmoid_topk")
+    @pytest.mark.extended_except("1", "2")
     def test_near_ties(self, routing: str) -> None:
         """The last expert chosen is better than the next by a few roundings: 3 x 20 cases."""
         shape = dataclasses.replace(
@@ -199,6 +202,7 @@ class SplitTest(parameterized.TestCase):
 
     @parameterized.product(split=("intermediate", "expert"), ranks=(2, 4))
     @pytest.mark.thorough
+    @pytest.mark.extended_except("0", "3")
     def test_against_the_oracle(self, split: str, ranks: int) -> None:
         shape = dataclasses.replace(
             SHAPE,
@@ -321,6 +325,7 @@ class TransformedTest(parameterized.TestCase):
             np.testing.assert_allclose(got[index], call(**row).hidden, atol=1e-5)
 
     @parameterized.parameters(1, 6)
+    @pytest.mark.extended_except("1")
     def test_gradients(self, S: int) -> None:
         """Of few tokens and of many; a bias keeps the experts that are chosen the same."""
         shape = dataclasses.replace(SHAPE, L=1, S=S, routing="topk_softmax", I_expert=8, I_shared=8)

@@ -66,6 +66,7 @@ class ExplicitMeshTest(parameterized.TestCase):
         stacked=(False, True),
         tensor_axis=(None, "tp"),
     )
+    @pytest.mark.extended_except("2", "7", "8", "13")
     def test_without_shard_map(self, way: str, stacked: bool, tensor_axis: str | None) -> None:
         """The batch over one axis; with a tensor axis, the compiler splits the layers as well."""
         arguments = _arguments(stacked)
@@ -82,6 +83,7 @@ class ExplicitMeshTest(parameterized.TestCase):
         self._check(got, given, arguments)
 
     @parameterized.parameters(False, True)
+    @pytest.mark.extended_except("0")
     def test_some_arrays_are_on_no_mesh(self, stacked: bool) -> None:
         arguments = _arguments(stacked)
         names = ("K_caches", "V_caches", "position_ids")
@@ -93,6 +95,7 @@ class ExplicitMeshTest(parameterized.TestCase):
         self._check(got, {**sharded, "X": got.hidden}, arguments)
 
     @parameterized.parameters(False, True)
+    @pytest.mark.extended_except("1")
     def test_donated_caches_stay_in_place(self, stacked: bool) -> None:
         given = _sharded(_arguments(stacked), None, stacked)
         caches = {name: given.pop(name) for name in ("K_caches", "V_caches")}
@@ -107,6 +110,7 @@ class ExplicitMeshTest(parameterized.TestCase):
         self.assertGreaterEqual(compiled.memory_analysis().alias_size_in_bytes, held)
 
     @parameterized.parameters(False, True)
+    @pytest.mark.extended_except("1")
     def test_vmap_over_an_explicit_axis(self, jit: bool) -> None:
         weights = cases.random_weights(SHAPE, np.random.default_rng(0))
         inputs = [
@@ -125,6 +129,7 @@ class ExplicitMeshTest(parameterized.TestCase):
             cases.check(mine, SHAPE, one, hidden, K[0], V[0], written)
 
     @parameterized.parameters(False, True)
+    @pytest.mark.extended_except("1")
     def test_masks_of_sharded_lengths(self, set_mesh: bool) -> None:
         mesh = _mesh()
         lengths = np.array([3, 7, 0, 5])

@@ -108,6 +108,7 @@ class FetchModelTest(absltest.TestCase):
         for part in (str(self.model), "wrong checksum", "fetched again and replaced"):
             self.assertIn(part, done.stderr)
 
+    @pytest.mark.extended
     def test_damaged_model_that_cannot_be_replaced(self) -> None:
         self.model.write_bytes(b"GGUF")
         done = self._run()
@@ -135,6 +136,7 @@ class FetchModelTest(absltest.TestCase):
         self._assert_fails(self._run(), "pip could not download")
         self.assertFalse(trap.exists())
 
+    @pytest.mark.extended
     def test_killed(self) -> None:
         """What a killed run leaves is removed by the next."""
         stops = (

@@ -72,6 +72,7 @@ class RequestsTest(parameterized.TestCase):
         self.assertEqual(written[4]["tokens"], by_prompt["in"][0]["tokens"][:3])
         self.assertEqual(written[6]["text"], by_prompt["a"][0]["text"])
 
+    @pytest.mark.extended
     def test_interrupt(self) -> None:
         """Ctrl-C after the first answer: all that were complete have been written, each whole."""
         path = self.folder / "requests.jsonl"

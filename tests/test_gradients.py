@@ -35,6 +35,7 @@ class GradientsTest(parameterized.TestCase):
         ("stacked", "each", True, True),
         ("not_updated", "none", False, False),
     )
+    @pytest.mark.extended_except("updated")
     def test_reference_against_differences(
         self, positions: str, unified: bool, stacked: bool
     ) -> None:

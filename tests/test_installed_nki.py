@@ -86,6 +86,7 @@ class NotAwsTest(parameterized.TestCase):
         with tempfile.TemporaryDirectory() as folder:
             self._check(pathlib.Path(folder), "nothing")
 
+    @pytest.mark.extended
     def test_empty_folder(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             empty = pathlib.Path(folder).resolve() / "nki"
@@ -100,6 +101,7 @@ class NotAwsTest(parameterized.TestCase):
                 path, f"nki 0.0.1, the placeholder of the public package index, in {path / 'nki'}"
             )
 
+    @pytest.mark.extended
     def test_module_of_the_users(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             module = pathlib.Path(folder).resolve() / "nki.py"
@@ -124,6 +126,7 @@ class NotAwsTest(parameterized.TestCase):
 @pytest.mark.thorough
 class AwsTest(parameterized.TestCase):
     @parameterized.parameters("0.3.0+23928721754.g18aacd8a", "0.5.9", "0.5")
+    @pytest.mark.extended_except("1")
     def test_too_old(self, version: str) -> None:
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder).resolve()

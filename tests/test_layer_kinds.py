@@ -52,6 +52,7 @@ class LayerKindsTest(parameterized.TestCase):
 
 @pytest.mark.thorough
 class FormsTest(parameterized.TestCase):
+    @pytest.mark.extended
     def test_one_kind_is_a_call_without_kinds(self) -> None:
         shape = cases.Shape()
         arguments = _arguments(shape)
@@ -74,6 +75,7 @@ class FormsTest(parameterized.TestCase):
         self.assertEqual(got.K_caches.shape, (3, 2, 2, 64, 24))
         _assert_same(got._replace(K_caches=list(got.K_caches), V_caches=list(got.V_caches)), want)
 
+    @pytest.mark.extended
     def test_vmap(self) -> None:
         """Stacks of each kind and tuples join the batch."""
         options = cases.options(SHAPE)

@@ -39,6 +39,7 @@ class NeuronChecklistTest(absltest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("Nothing to check: AWS's nki package is not installed", done.stdout)
 
+    @pytest.mark.extended
     def test_alone_through_an_installed_nki(self) -> None:
         """Lists of arrays are ranks, in both front ends; a stand-in has the place of nki."""
         with tempfile.TemporaryDirectory() as folder:
@@ -53,6 +54,7 @@ class NeuronChecklistTest(absltest.TestCase):
         self.assertEqual(done.returncode, 1)
 
     @pytest.mark.slow
+    @pytest.mark.extended
     def test_steps_in_the_simulator(self) -> None:
         done = self._run("--implementation=simulate")
         self.assertEqual(done.returncode, 0, done.stdout)

@@ -104,6 +104,7 @@ class SpecsTest(parameterized.TestCase):
     @parameterized.parameters(
         (False, (1, 2)), (False, (2, 2)), (True, (1, 2)), (True, (2, 2)), (False, (2, 4))
     )
+    @pytest.mark.extended_except("1", "2")
     def test_the_whole_model(self, stacked: bool, mesh: tuple[int, int]) -> None:
         """A float8 model with arrays as for one device, split by the specs over several.
 

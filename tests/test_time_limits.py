@@ -72,6 +72,7 @@ class TimeLimitsTest(parameterized.TestCase):
         )
 
     @parameterized.parameters("0", "1")
+    @pytest.mark.extended_except("0")
     def test_hang_shows_the_stacks_of_all_threads(self, workers: str) -> None:
         done = self._pytest(HANGING, "-o", "timeout=1", "-n", workers)
         shown = done.stdout + done.stderr

@@ -140,6 +140,7 @@ class VaryingAxesTest(parameterized.TestCase):
 
     @parameterized.parameters(*range(QUICK_DRAWS))
     @pytest.mark.slow
+    @pytest.mark.extended_except("2", "4", "5", "15")
     def test_drawn_subset(self, seed: int) -> None:
         self._check_drawn_subset(seed)
 
@@ -168,6 +169,7 @@ class VaryingAxesTest(parameterized.TestCase):
     @parameterized.product(
         varying=("X", "position_ids", "K_caches", "V_caches"), stacked=(False, True)
     )
+    @pytest.mark.extended_except("3", "4")
     def test_only_one_varies(self, varying: str, stacked: bool) -> None:
         arguments = _arguments(0, stacked)
         axes = {
@@ -177,6 +179,7 @@ class VaryingAxesTest(parameterized.TestCase):
         self._check("dp", arguments, axes)
 
     @parameterized.product(stacked=(False, True), held=(False, True))
+    @pytest.mark.extended_except("1")
     def test_caches_allocated_inside(self, stacked: bool, held: bool) -> None:
         """Zeros made within the shard_map vary over no axis."""
         arguments = _arguments(0, stacked, "bfloat16")

@@ -1,6 +1,7 @@
 """JAX as the tests need it: eight CPU devices for those under shard_map, set before JAX starts."""
 
 import functools
+import gc
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -11,16 +12,33 @@ import pytest
 from jax._src import compiler
 from jax.experimental.compilation_cache import compilation_cache
 
-from tests import compiled_programs
+from tests import compiled_programs, worker_memory
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+LARGE_BYTES = 2 << 30
+"""Resident memory of a worker, which is to stay below 3 GB, that one test more may add to."""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def forget_compiled_programs() -> Iterator[None]:
     """Hundreds of compiled programs per module would fill the memory of a small machine."""
     yield
+    _forget()
+
+
+@pytest.fixture(autouse=True)
+def forget_when_large() -> Iterator[None]:
+    """Drawn shapes, of which each has programs of its own, fill it within a module too."""
+    yield
+    if worker_memory.resident_bytes() > LARGE_BYTES:
+        _forget()
+
+
+def _forget() -> None:
     jax.clear_caches()
+    gc.collect()
+    worker_memory.give_back()
 
 
 @functools.cache

@@ -18,6 +18,9 @@ from scripts.mutations.mutation import Mutation
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
+MAKE_TEST = "not extended and not exhaustive and not oracle"
+"""The marks of the tests that `make test` runs."""
+
 TIMEOUT_SECONDS = 200
 """Time limit of one test: a fault may make it hang."""
 
@@ -50,13 +53,17 @@ def copy_project(folder: pathlib.Path) -> None:
     shutil.copytree(ROOT, folder, ignore=ignore, dirs_exist_ok=True)
 
 
-def run_tests(folder: pathlib.Path, tests: Sequence[str], workers: int = 1) -> tuple[bool, str]:
+def run_tests(
+    folder: pathlib.Path, tests: Sequence[str], workers: int = 1, marks: str = ""
+) -> tuple[bool, str]:
     """Whether tests pass on a copy of the project, and pytest's line on the first that fails.
 
     Args:
       folder: the copy.
       tests: files and test cases below `tests`.
       workers: processes that share the tests.
+      marks: an expression that chooses among the tests by their marks, or all. Where it leaves none
+        of them, they pass.
 
     Raises:
       RuntimeError: pytest could not run them, as where there is no such test.
@@ -66,6 +73,7 @@ def run_tests(folder: pathlib.Path, tests: Sequence[str], workers: int = 1) -> t
             *(sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider"),
             *("-o", f"timeout={TIMEOUT_SECONDS}", "--tb=no"),
             *(("-n", str(workers), "--dist", "worksteal") if workers > 1 else ()),
+            *(("-m", marks) if marks else ()),
             *(f"tests/{test}" for test in tests),
         ],
         cwd=folder,
@@ -76,6 +84,9 @@ def run_tests(folder: pathlib.Path, tests: Sequence[str], workers: int = 1) -> t
         check=False,
     )
     shown = done.stdout + done.stderr
+    # 5: all tests were deselected, or there are none.
+    if done.returncode == 5 and marks:
+        return True, "no test has the marks"
     # 1: a test failed or ran out of time; 2: a module could not be imported.
     if done.returncode not in (0, 1, 2):
         raise RuntimeError(f"pytest on {' '.join(tests)} could not run:\n{shown}")
@@ -85,17 +96,17 @@ def run_tests(folder: pathlib.Path, tests: Sequence[str], workers: int = 1) -> t
     return False, lines[0] if lines else "ran out of time"
 
 
-def check_unchanged(mutations: Sequence[Mutation], jobs: int = 1) -> str:
+def check_unchanged(mutations: Sequence[Mutation], jobs: int = 1, marks: str = "") -> str:
     """Runs all tests of the mutations on the unchanged project; empty, or what fails."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         copy_project(folder)
         tests = sorted({test for mutation in mutations for test in mutation.tests})
-        passed, line = run_tests(folder, tests, jobs)
+        passed, line = run_tests(folder, tests, jobs, marks)
         return "" if passed else line
 
 
-def outcome(folder: pathlib.Path, mutation: Mutation) -> Outcome:
+def outcome(folder: pathlib.Path, mutation: Mutation, marks: str = "") -> Outcome:
     """Runs a mutation's tests on a copy of the project, which is as it was afterwards."""
     path = mutation.path(folder)
     source = path.read_text() if path.exists() else ""
@@ -106,13 +117,13 @@ def outcome(folder: pathlib.Path, mutation: Mutation) -> Outcome:
         return Outcome(mutation, "does not apply", 0.0, str(error))
     path.write_text(changed)
     try:
-        passed, line = run_tests(folder, mutation.tests)
+        passed, line = run_tests(folder, mutation.tests, marks=marks)
     finally:
         path.write_text(source)
     return Outcome(mutation, "survives" if passed else "killed", time.monotonic() - start, line)
 
 
-def outcomes(mutations: Sequence[Mutation], jobs: int) -> Iterator[Outcome]:
+def outcomes(mutations: Sequence[Mutation], jobs: int, marks: str = "") -> Iterator[Outcome]:
     """The outcome of each mutation, as they come; `jobs` at a time, each in a copy of its own."""
     with tempfile.TemporaryDirectory() as name:
         copies: queue.SimpleQueue[pathlib.Path] = queue.SimpleQueue()
@@ -124,7 +135,7 @@ def outcomes(mutations: Sequence[Mutation], jobs: int) -> Iterator[Outcome]:
         def one(mutation: Mutation) -> Outcome:
             folder = copies.get()
             try:
-                return outcome(folder, mutation)
+                return outcome(folder, mutation, marks)
             finally:
                 copies.put(folder)
 
@@ -134,17 +145,17 @@ def outcomes(mutations: Sequence[Mutation], jobs: int) -> Iterator[Outcome]:
                 yield done.result()
 
 
-def run(mutations: Sequence[Mutation], jobs: int = 1) -> int:
+def run(mutations: Sequence[Mutation], jobs: int = 1, marks: str = "") -> int:
     """Prints a line per mutation and a table of survivors; returns the exit status.
 
     The status is 1 if a mutation survives that must not, is killed though the table says why it
     cannot be, or no longer applies to the source, or if the tests fail without any.
     """
-    if failure := check_unchanged(mutations, jobs):
+    if failure := check_unchanged(mutations, jobs, marks):
         print(f"on the unchanged source: {failure}")
         return 1
     found = []
-    for result in outcomes(mutations, jobs):
+    for result in outcomes(mutations, jobs, marks):
         found.append(result)
         mark = " " if result.is_expected else "!"
         print(

@@ -43,6 +43,7 @@ def _compiled(dtype: str, B: int, layers: int, stacked: bool) -> Any:
 @pytest.mark.thorough
 class DepthTest(parameterized.TestCase):
     @parameterized.parameters(*itertools.product(("float32", "bfloat16", FLOAT8), (1, 8)))
+    @pytest.mark.extended_except("0")
     def test_no_loop_over_weights_computes_the_layers_before(self, dtype: str, B: int) -> None:
         """XLA may fuse a layer into the loops of the next over its weights, in every turn anew."""
         small, large = (
@@ -52,6 +53,7 @@ class DepthTest(parameterized.TestCase):
         self.assertEqual(large, small)
 
     @parameterized.parameters("float32", "bfloat16", FLOAT8)
+    @pytest.mark.extended_except("0")
     def test_stacked_layers_are_one_program(self, dtype: str) -> None:
         small, large = (
             len(_compiled(dtype, 1, layers, True).as_text().splitlines()) for layers in (2, 6)

@@ -98,6 +98,7 @@ class MemoryTest(parameterized.TestCase):
     @parameterized.parameters(
         *itertools.product(DTYPES, (1, 8), ((False, False), (False, True), (True, True)))
     )
+    @pytest.mark.extended_except("1", "6", "17")
     def test_bits(self, dtype: str, B: int, stacked: tuple[bool, bool]) -> None:
         """With low precision held as bits: caches in place, and half a layer's weights in f32.
 
@@ -112,6 +113,7 @@ class MemoryTest(parameterized.TestCase):
         self.assertLess(memory.temp_size_in_bytes, UP_CAST_BYTES / L / 2)
 
     @parameterized.parameters(*itertools.product(("f32", "bf16"), (False, True)))
+    @pytest.mark.extended_except("3")
     def test_long_context(self, dtype: str, stacked: bool) -> None:
         """Low-precision caches are converted for attention a few heads at a time."""
         B, S_ctx = 8, S_MAX // 2
@@ -128,6 +130,7 @@ class MemoryTest(parameterized.TestCase):
     @parameterized.parameters(
         *itertools.product(("f32", "bf16"), ((False, False), (False, True), (True, True)))
     )
+    @pytest.mark.extended_except("1", "3")
     def test_caches_wait_for_their_layer(self, dtype: str, stacked: tuple[bool, bool]) -> None:
         """Attended whole, one layer's caches are sliced or converted at a time, not all layers'."""
         S_ctx = S_MAX // 2
@@ -138,6 +141,7 @@ class MemoryTest(parameterized.TestCase):
         self.assertLess(compiled.memory_analysis().temp_size_in_bytes, 1.75 * both_in_f32)
 
     @parameterized.parameters(*itertools.product(("bf16", "fp8"), (1, 8), (False, True)))
+    @pytest.mark.extended_except("0", "7")
     def test_arrays(self, dtype: str, B: int, stacked: bool) -> None:
         """With arrays: at most a copy of the weights as they are held, never of all up-cast."""
         compiled = _compiled(dtype, B, stacked, bits=False, S_max=S_CTX)

@@ -78,6 +78,7 @@ def _can_measure() -> bool:
 @pytest.mark.thorough
 class ProcessMemoryTest(parameterized.TestCase):
     @parameterized.product(dtype=("float32", "bfloat16"), form=("lists", "stacked"))
+    @pytest.mark.extended_except("0")
     def test_decode_loop(self, dtype: str, form: str) -> None:
         """Peak memory is weights, caches and less than a layer's weights, not copies of either."""
         done = subprocess.run(

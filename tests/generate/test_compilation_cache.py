@@ -31,6 +31,7 @@ def _programs(folder: pathlib.Path) -> set[str]:
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 class SecondRunTest(absltest.TestCase):
     def test_compiles_nothing_and_writes_the_same_text(self) -> None:
         home = files.folder(self)

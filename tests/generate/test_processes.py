@@ -55,6 +55,7 @@ class ProcessesTest(parameterized.TestCase):
             for index, flag in enumerate(own)
         ]
 
+    @pytest.mark.extended
     def test_the_text_of_one_process(self) -> None:
         """Sampled, in a batch; the first process alone writes."""
         flags = ("--prompt=12 and in", "--temperature=1", "--seed=3", "--max_tokens=12")
@@ -69,6 +70,7 @@ class ProcessesTest(parameterized.TestCase):
         self.assertEqual(outputs[1], (b"", b""))
 
     @parameterized.parameters(0, 1)
+    @pytest.mark.extended
     def test_a_process_that_dies_ends_the_other(self, dying: int) -> None:
         both = self._start("--max_tokens=4000", "--stop=never")
         assert both[0].stdout is not None

@@ -40,13 +40,14 @@ def shapes(draw: st.DrawFn) -> cases.Shape:
 
 
 class DrawnTest(parameterized.TestCase):
-    """2 x 30 drawn cases."""
+    """2 x (5 + 25) drawn cases."""
 
-    @parameterized.parameters(1, 2)
+    @parameterized.product(count=(5, 25), cores=(1, 2))
     @pytest.mark.thorough
-    def test_drawn(self, cores: int) -> None:
-        @hypothesis.seed(zlib.crc32(f"blocks {cores}".encode()))
-        @hypothesis.settings(max_examples=30, phases=(hypothesis.Phase.generate,))
+    @pytest.mark.extended_except("0", "1")
+    def test_drawn(self, count: int, cores: int) -> None:
+        @hypothesis.seed(zlib.crc32(f"blocks {cores} {count}".encode()))
+        @hypothesis.settings(max_examples=count, phases=(hypothesis.Phase.generate,))
         @hypothesis.given(data=st.data())
         def run(data: st.DataObject) -> None:
             launch.check(

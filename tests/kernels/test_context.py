@@ -45,13 +45,14 @@ def shapes(draw: st.DrawFn, context: str) -> cases.Shape:
 
 
 class DrawnTest(parameterized.TestCase):
-    """4 forms x 20 drawn cases."""
+    """4 forms x (4 + 16) drawn cases."""
 
-    @parameterized.parameters(*CONTEXTS)
+    @parameterized.product(count=(4, 16), context=CONTEXTS)
     @pytest.mark.thorough
-    def test_drawn(self, context: str) -> None:
-        @hypothesis.seed(zlib.crc32(context.encode()))
-        @hypothesis.settings(max_examples=20, phases=(hypothesis.Phase.generate,))
+    @pytest.mark.extended_except("0", "3")
+    def test_drawn(self, count: int, context: str) -> None:
+        @hypothesis.seed(zlib.crc32(f"{context} {count}".encode()))
+        @hypothesis.settings(max_examples=count, phases=(hypothesis.Phase.generate,))
         @hypothesis.given(data=st.data())
         def run(data: st.DataObject) -> None:
             shape = data.draw(shapes(context))

@@ -22,7 +22,8 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 NEAR_TIE = {"float32": 1e-4, "bfloat16": 0.04}
 """Scores that differ by less may be chosen in either order: other values are drawn."""
 
-DRAWS = 17
+DRAWS = {"few": 3, "many": 17}
+"""Of a test, with other seeds; those of `make test` are few."""
 
 SHAPE = dataclasses.replace(cases.EXPERTS, q=1, k=1, d=32, S_ctx=4, S_max=8, B=1, S=1)
 
@@ -94,14 +95,21 @@ class NearTieTest(parameterized.TestCase):
 
 
 class DrawnTest(parameterized.TestCase):
-    """3 routings x 2 numbers of ranks x 17 draws: 102 cases."""
+    """3 routings x 2 numbers of ranks x 17 draws: 102 cases; and three times three."""
 
-    @parameterized.product(routing=("softmax_topk", "topk_softmax", "sigmoid_topk"), ranks=(1, 2))
+    @parameterized.parameters(
+        ("softmax_topk", 1, "few"),
+        ("topk_softmax", 2, "few"),
+        ("sigmoid_topk", 1, "few"),
+        *itertools.product(("softmax_topk", "topk_softmax", "sigmoid_topk"), (1, 2), ("many",)),
+    )
     @pytest.mark.thorough
-    def test_drawn(self, routing: str, ranks: int) -> None:
+    @pytest.mark.extended_except("0", "1", "2")
+    def test_drawn(self, routing: str, ranks: int, draws: str) -> None:
         judged = 0
+        few = "few " if draws == "few" else ""
 
-        @drawing.examples(f"kernel experts {routing} {ranks}", DRAWS)
+        @drawing.examples(f"{few}kernel experts {routing} {ranks}", DRAWS[draws])
         def run(data: st.DataObject) -> None:
             nonlocal judged
             shape = data.draw(shapes(routing, ranks))
@@ -112,11 +120,12 @@ class DrawnTest(parameterized.TestCase):
             judged += 1
 
         del run
-        self.assertEqual(judged, DRAWS)
+        self.assertEqual(judged, DRAWS[draws])
 
 
 class TrafficTest(parameterized.TestCase):
     @parameterized.parameters((1, False, 1), (2, False, 3), (2, True, 1), (2, True, 3))
+    @pytest.mark.extended_except("1", "2")
     def test_only_chosen_experts_are_read(self, cores: int, stacked: bool, T: int) -> None:
         """Bytes read of the experts' weights are those of the distinct experts of each layer."""
         shape = dataclasses.replace(

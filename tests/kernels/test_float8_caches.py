@@ -42,13 +42,14 @@ def shapes(draw: st.DrawFn) -> cases.Shape:
 
 
 class DrawnTest(parameterized.TestCase):
-    """2 x 10 drawn cases."""
+    """2 x (3 + 7) drawn cases."""
 
-    @parameterized.parameters(1, 2)
+    @parameterized.product(count=(3, 7), cores=(1, 2))
     @pytest.mark.thorough
-    def test_drawn(self, cores: int) -> None:
-        @hypothesis.seed(cores)
-        @hypothesis.settings(max_examples=10, phases=(hypothesis.Phase.generate,))
+    @pytest.mark.extended_except("0", "1")
+    def test_drawn(self, count: int, cores: int) -> None:
+        @hypothesis.seed(10 * count + cores)
+        @hypothesis.settings(max_examples=count, phases=(hypothesis.Phase.generate,))
         @hypothesis.given(data=st.data())
         def run(data: st.DataObject) -> None:
             launch.check(
@@ -62,6 +63,7 @@ class DrawnTest(parameterized.TestCase):
         run()
 
     @parameterized.parameters(1, 2)
+    @pytest.mark.extended_except("1")
     def test_some_layers(self, cores: int) -> None:
         shape = cases.Shape(
             L=3, d=16, S_ctx=140, S_max=150, cache_dtype="float8_e4m3", plain_caches=(1,)

@@ -76,6 +76,7 @@ class SourceTest(parameterized.TestCase):
         cases.check(out, shape, arguments, hidden, K[0], V[0], written)
         self.assertLen(seen, 1)
 
+    @pytest.mark.extended
     def test_equal_launches_share_a_file(self) -> None:
         operands, parameters = kernel_launch.canonical(_arguments(), **cases.options(SHAPE))
         tensors = kernel_operands(operands)

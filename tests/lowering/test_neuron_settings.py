@@ -9,6 +9,7 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
@@ -121,6 +122,7 @@ class TargetTest(parameterized.TestCase):
     @parameterized.product(
         kind=("float8_e4m3", "float8_e4m3fn", "float8_e5m2"), stacked=(False, True)
     )
+    @pytest.mark.extended_except("0", "3")
     def test_simulates_the_oldest_machine_that_has_it(self, kind: str, stacked: bool) -> None:
         shape = dataclasses.replace(FLOAT8, quantized=((kind,) * 3,) * 2)
         arguments = _arguments(shape)

@@ -48,10 +48,12 @@ class OneDeviceTest(parameterized.TestCase):
         cases.check(got, shape, inputs, hidden, K[0], V[0], written)
 
     @parameterized.product(lnc=(1, 2, None), stacked=(False, True))
+    @pytest.mark.extended_except("1", "2", "4")
     def test_agrees_with_the_oracle(self, lnc: int | None, stacked: bool) -> None:
         self._check(SHAPE, stacked, lnc=lnc)
 
     @parameterized.product(layers_per_launch=(1, 2, 3), stacked=(False, True))
+    @pytest.mark.extended_except("1", "2")
     def test_layers_per_launch(self, layers_per_launch: int, stacked: bool) -> None:
         shape = cases.Shape(L=4)
         self._check(shape, stacked, layers_per_launch=layers_per_launch)
@@ -63,6 +65,7 @@ class OneDeviceTest(parameterized.TestCase):
             self._check(shape, layers_per_launch=layers_per_launch)
 
     @parameterized.product(stacked=(False, True))
+    @pytest.mark.extended_except("1")
     def test_every_option(self, stacked: bool) -> None:
         """In a launch of two layers; or in one that has no option and one that has all of them."""
         shape = cases.SHAPES["every_option"]
@@ -72,10 +75,12 @@ class OneDeviceTest(parameterized.TestCase):
             self._check(shape, layers_per_launch=1)
 
     @parameterized.parameters(False, True)
+    @pytest.mark.extended_except("0")
     def test_float8_caches(self, stacked: bool) -> None:
         self._check(cases.SHAPES["float8_caches"], stacked, layers_per_launch=1)
 
     @parameterized.product(layers_per_launch=(1, 4, None), stacked=(False, True))
+    @pytest.mark.extended_except("1", "2")
     def test_kinds(self, layers_per_launch: int | None, stacked: bool) -> None:
         """Launches of one kind alone, of which other kinds' stacks are kept, and of a loop."""
         shape = dataclasses.replace(cases.KINDS, layer_kinds=(0, 1, 0, 1, 0))
@@ -124,6 +129,7 @@ class OneDeviceTest(parameterized.TestCase):
         jax.tree.map(lambda *a: np.testing.assert_allclose(*a, rtol=1e-4, atol=1e-4), got, want)
 
     @parameterized.parameters("bfloat16", "float16")
+    @pytest.mark.extended_except("0")
     def test_dtypes(self, dtype: str) -> None:
         self._check(dataclasses.replace(SHAPE, dtype=dtype))
 
@@ -160,6 +166,7 @@ class ParallelTest(parameterized.TestCase):
     @parameterized.product(
         mesh_name=("tp2", "tp4", "dp2_tp2", "tp2_dp2"), on_chip=(True, False), lnc=(1, 2)
     )
+    @pytest.mark.extended_except("1", "6", "9", "14")
     def test_ranks_exchange_their_data(self, mesh_name: str, on_chip: bool, lnc: int) -> None:
         test_parallel.ParallelTest._run(
             self,  # type: ignore[arg-type]
@@ -183,6 +190,7 @@ class ParallelTest(parameterized.TestCase):
         )
 
     @parameterized.parameters(1, 2)
+    @pytest.mark.extended_except("0")
     def test_one_cpu_and_no_device_to_spare(self, ranks: int) -> None:
         worker = pathlib.Path(__file__).with_name("one_cpu_worker.py")
         done = subprocess.run(

@@ -74,17 +74,20 @@ def _streamed(decoder: Decoder, prompts: Sequence[Sequence[int]], count: int) ->
 @pytest.mark.thorough
 class GreedyTest(parameterized.TestCase):
     @parameterized.parameters(1, 7, 8, 9, 23, 124, 130)
+    @pytest.mark.extended_except("0", "4", "6")
     def test_one_prompt(self, length: int) -> None:
         tokens = _streamed(_decoder(), [PROMPTS[length]], 8)
         self.assertEqual(tokens.tolist(), [_expected(length, 8)])
 
     @parameterized.parameters(1, 2, 6)
+    @pytest.mark.extended_except("1")
     def test_prompts_of_different_lengths(self, ranks: int) -> None:
         lengths = (23, 1, 9, 8, 130)
         tokens = _streamed(_decoder(ranks), [PROMPTS[length] for length in lengths], 8)
         self.assertEqual(tokens.tolist(), [_expected(length, 8) for length in lengths])
 
     @parameterized.parameters(1, 2)
+    @pytest.mark.extended_except("1")
     def test_on_device_loop(self, ranks: int) -> None:
         prompts = [PROMPTS[124], PROMPTS[9]]
         decoder = _decoder(ranks)
@@ -94,6 +97,7 @@ class GreedyTest(parameterized.TestCase):
         self.assertEqual(tokens.tolist(), _streamed(decoder, prompts, STEPS_PER_SCAN + 5).tolist())
 
     @parameterized.parameters(1, 2, STEPS_PER_SCAN + 1, STEPS_PER_SCAN + 2)
+    @pytest.mark.extended_except("1", "3")
     def test_as_many_tokens_as_wanted(self, count: int) -> None:
         decoder = _decoder()
         tokens = decoder.generate(decoder.start([PROMPTS[9]]), count)
@@ -124,12 +128,14 @@ class StopTest(absltest.TestCase):
         generated = self.decoder.generate(self.decoder.start(self.prompts), 12)
         self.assertEqual(generated.tolist(), streamed.tolist())
 
+    @pytest.mark.extended
     def test_all_end(self) -> None:
         streamed = _streamed(self.decoder, self.prompts[:1], 12)
         self.assertEqual(streamed.tolist(), self.expected[:1, :3].tolist())
         generated = self.decoder.generate(self.decoder.start(self.prompts[:1]), 12)
         self.assertEqual(generated.tolist(), streamed.tolist())
 
+    @pytest.mark.extended
     def test_first_token_ends(self) -> None:
         first = int(_expected(9, 1)[0])
         decoder = Decoder(_model(), 200, stop_tokens=[first])
@@ -157,6 +163,7 @@ class CapacityTest(absltest.TestCase):
             [128, 128, 128, 256, 256, 512, 1000, 1000],
         )
 
+    @pytest.mark.extended
     def test_few_compilations(self) -> None:
         decoder = Decoder(_model(), 384)
         for length in (1, 9, 23):
@@ -172,6 +179,7 @@ class CapacityTest(absltest.TestCase):
 @pytest.mark.thorough
 class PrepareTest(parameterized.TestCase):
     @parameterized.product(ranks=(1, 2), device_loop=(False, True), lengths=((1,), (23, 9), (130,)))
+    @pytest.mark.extended_except("1", "9")
     def test_nothing_is_compiled_later(
         self, ranks: int, device_loop: bool, lengths: tuple[int, ...]
     ) -> None:
@@ -192,6 +200,7 @@ class PrepareTest(parameterized.TestCase):
         self.assertEqual((decoder.compile_count, decoder.compile_seconds), (count, 0))
 
     @parameterized.parameters((1, True), (2, True), (1, False))
+    @pytest.mark.extended_except("0")
     def test_before_the_arrays_are_there(self, ranks: int, tied: bool) -> None:
         """An outline that is wrong about the head costs another compilation and nothing else."""
         model = _model(ranks)
@@ -290,6 +299,7 @@ class SampledTest(absltest.TestCase):
         self.assertFalse(keys.is_deleted())
         self.assertEqual(swapped.tolist(), draw(1)[::-1])
 
+    @pytest.mark.extended
     def test_no_token_twice(self) -> None:
         """With a penalty that no logit survives, from the prompt's tokens on."""
         decoder = Decoder(_model(), 200, sampling=Sampling(repetition_penalty=1e30))
@@ -341,12 +351,14 @@ class ConfigurationTest(parameterized.TestCase):
         self.assertEqual(decoder.logits(PROMPTS[9]).shape[0], 9)
 
     @parameterized.parameters(False, True)
+    @pytest.mark.extended_except("1")
     def test_mesh_of_explicit_axes(self, set_mesh: bool) -> None:
         """What `jax.make_mesh` makes from JAX 0.10 on, also as the mesh of the context."""
         mesh = jax.make_mesh((2,), ("tp",), axis_types=(jax.sharding.AxisType.Explicit,))
         with jax.set_mesh(mesh) if set_mesh else contextlib.nullcontext():
             self._check(Decoder(_model(2), 200, mesh))
 
+    @pytest.mark.extended
     def test_strict_promotion(self) -> None:
         for option, value in (
             ("jax_numpy_rank_promotion", "raise"),

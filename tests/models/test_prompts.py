@@ -58,6 +58,7 @@ class ChunksTest(parameterized.TestCase):
 @pytest.mark.thorough
 class SeveralChunksTest(parameterized.TestCase):
     @parameterized.parameters(("float32", 1e-5), ("bfloat16", 0.05))
+    @pytest.mark.extended_except("0")
     def test_logits(self, dtype: str, tolerance: float) -> None:
         """Four chunks, the last one padded, against a llama without a cache."""
         with mock.patch.object(prompts, "CHUNK_SIZES", (20,)):
@@ -66,6 +67,7 @@ class SeveralChunksTest(parameterized.TestCase):
         error = np.abs(logits - expected).max() / np.abs(expected).max()
         self.assertLess(error, tolerance)
 
+    @pytest.mark.extended
     def test_prompts_that_end_in_different_chunks(self) -> None:
         """As the operation reads them."""
         texts = [TEXT, TEXT[:21], TEXT[:5]]

@@ -34,6 +34,7 @@ class LogitsTest(parameterized.TestCase):
         ("untied", tiny.Tiny(tied=False), 2),
         ("heads_wider_than_hidden", tiny.Tiny(hidden_size=64, num_heads=6, head_size=32), 1),
     )
+    @pytest.mark.extended_except("several_files", "untied")
     def test_equal_an_independent_llama(self, shape: tiny.Tiny, count: int) -> None:
         folder = files.folder(self)
         tensors = tiny_folder.write(folder, shape, count)

@@ -152,6 +152,7 @@ class TransformersTest(parameterized.TestCase):
 class SameTextTest(parameterized.TestCase):
     """However the work is divided, the text is the same."""
 
+    @pytest.mark.extended
     def test_batch_of_different_lengths(self) -> None:
         self._check_batch(3)
 
@@ -183,6 +184,7 @@ def _said(row: np.ndarray) -> list[int]:
 class SimulatedKernelTest(parameterized.TestCase):
     """The Neuron kernel in the simulator says what the reference says."""
 
+    @pytest.mark.extended
     def test_two_tokens(self) -> None:
         self._check_tokens(3, 2)
 
@@ -203,6 +205,7 @@ class SimulatedKernelTest(parameterized.TestCase):
 
 
 class LowPrecisionTest(absltest.TestCase):
+    @pytest.mark.extended
     def test_bfloat16_is_close(self) -> None:
         tokens = _checkpoint().tokenizer.encode(TEXT)[:100]
         wide = _decoder(1).logits(tokens)

@@ -64,6 +64,7 @@ class TextTest(parameterized.TestCase):
         ("greedy_on_two_ranks", Sampling(), 2, 3),
         ("sampled", Sampling(1.5, 0.95, repetition_penalty=1.2), 1, 4),
     )
+    @pytest.mark.extended_except("sampled")
     def test_that_of_plain_decoding(self, sampling: Sampling, ranks: int, drafts: int) -> None:
         """In fewer steps; to the stop tokens, the most tokens, and the capacity."""
         mesh = devices.mesh(ranks)
@@ -91,6 +92,7 @@ class TextTest(parameterized.TestCase):
         self.assertEqual(_rows(columns, 3), want)
         self.assertBetween(len(steps), 5, 30)
 
+    @pytest.mark.extended
     def test_drafts_of_the_text_itself(self) -> None:
         """A prompt that repeats itself, and an answer that does sooner or later."""
         prompt = PROMPTS[2] * 4

@@ -37,18 +37,30 @@ def _update(write_caches: Any, K: Any, V: Any, slots: jax.Array, keys: Any, valu
     return write_caches(K, V, slots, keys, values, after=slots)
 
 
+DRAWN = {
+    "data": st.data(),
+    "batch": st.integers(1, 3),
+    "tokens": st.integers(1, 4),
+    "bits": st.booleans(),
+    "caches_stacked": st.booleans(),
+    "columns_stacked": st.booleans(),
+}
+
+
 @pytest.mark.thorough
 class CacheUpdateTest(parameterized.TestCase):
-    @settings(max_examples=60)
-    @given(
-        data=st.data(),
-        batch=st.integers(1, 3),
-        tokens=st.integers(1, 4),
-        bits=st.booleans(),
-        caches_stacked=st.booleans(),
-        columns_stacked=st.booleans(),
-    )
-    def test_against_numpy(
+    @settings(max_examples=8)
+    @given(**DRAWN)
+    def test_against_numpy(self, **drawn: Any) -> None:
+        self._check(**drawn)
+
+    @pytest.mark.extended
+    @settings(max_examples=52)
+    @given(**DRAWN)
+    def test_more_against_numpy(self, **drawn: Any) -> None:
+        self._check(**drawn)
+
+    def _check(
         self,
         data: st.DataObject,
         batch: int,

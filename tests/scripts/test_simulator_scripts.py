@@ -8,6 +8,7 @@ import pytest
 from absl.testing import parameterized
 
 from scripts.mutations.package import PACKAGE
+from scripts.mutations.run import MAKE_TEST
 from scripts.mutations.simulator import SIMULATOR
 
 _ROOT = pathlib.Path(__file__).parents[2]
@@ -39,6 +40,11 @@ class MutationTest(parameterized.TestCase):
                 for test in mutation.tests:
                     self.assertTrue((_ROOT / "tests" / test.split("::")[0]).exists(), test)
 
+    def test_marks_are_those_of_the_makefile(self):
+        rule = (_ROOT / "Makefile").read_text().partition("\ntest: ")[2].partition("\n\n")[0]
+        self.assertIn(f'-m "{MAKE_TEST}"', rule)
+
     @pytest.mark.slow
+    @pytest.mark.extended
     def test_one_mutation_is_noticed(self):
         self.assertEqual(_script("mutation_check").main(["matmul ignores accumulate"]), 0)

@@ -154,6 +154,7 @@ class DrawnTest(parameterized.TestCase):
     """40 requests of mixed lengths, arrivals and settings on 4 slots, some of them cancelled."""
 
     @parameterized.parameters((None, range(1)), (16, range(1, 2)))
+    @pytest.mark.extended_except("1")
     def test_each_answer_is_the_request_alone(self, blocks: int | None, seeds: range) -> None:
         for seed in seeds:
             self._run(blocks, seed)
@@ -322,10 +323,12 @@ class ModelsTest(parameterized.TestCase):
         for name, request in client.requests.items():
             self.assertEqual(client.tokens[name], _expected(request, window)[0])
 
+    @pytest.mark.extended
     def test_ranks(self) -> None:
         mesh = devices.mesh(2)
         self._assert_as_alone(_batch(ranks=2, mesh=mesh, blocks=16, block_len=BLOCK_LEN))
 
+    @pytest.mark.extended
     def test_windows(self) -> None:
         """Rings shorter than the prompts."""
         self._assert_as_alone(_batch(window=20), window=20)
