@@ -52,11 +52,18 @@ def merge_candidates(
       candidate_logits: [B, S, ranks * n] float32, those of each rank in descending order, ranks in
         the order of their parts of the vocabulary.
       candidate_ids: [B, S, ranks * n] int32, their ids.
-      count: how many are wanted, at most n: all of them may be one rank's.
+      count: how many are wanted, at most n unless each rank returned all that it has: all of them
+        may be one rank's.
 
     Returns:
       [B, S, count] logits in descending order, and their ids; of equal logits the lowest ids, in
       ascending order.
     """
+    if count == 1:
+        # Plain reductions, which every compiler has.
+        largest = jnp.max(candidate_logits, axis=-1, keepdims=True)
+        none = jnp.iinfo(candidate_ids.dtype).max
+        ids = jnp.where(candidate_logits == largest, candidate_ids, none)
+        return largest, jnp.min(ids, axis=-1, keepdims=True)
     logits, places = jax.lax.top_k(candidate_logits, count)
     return logits, jnp.take_along_axis(candidate_ids, places, axis=-1)

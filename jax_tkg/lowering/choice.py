@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.call.canonical import run_checked
+from jax_tkg.call.signature import bind_arguments
 from jax_tkg.lowering.implementation import Implementation
 from jax_tkg.lowering.neuron_settings import logical_cores
 from jax_tkg.lowering.registry import AUTOMATIC, named
@@ -63,6 +66,33 @@ def _only_platform(implementation: Implementation, platforms: tuple[str, ...]) -
         f"{' or '.join(implementation.platforms)} only (it is {implementation.description}), got "
         f"platforms {platforms}"
     )
+
+
+def is_within_limits(name: str, **arguments: Any) -> bool:
+    """Whether an implementation with one platform could run a call, there.
+
+    Args:
+      name: of the implementation.
+      **arguments: the call's public arguments; arrays may be traced.
+
+    Raises:
+      TypeError, ValueError: as `transformer_tkg`.
+    """
+    implementation = named(name)
+    (platform,) = implementation.platforms
+    within: list[bool] = []
+
+    def run(operands: Operands, parameters: Parameters) -> tuple[Any, ...]:
+        try:
+            implementation.check(operands, parameters, platform)
+        except ValueError:
+            within.append(False)
+        else:
+            within.append(True)
+        return operands.X, operands.K_caches, operands.V_caches
+
+    run_checked(run, bind_arguments(**arguments))
+    return all(within)
 
 
 def _choose_automatically(

@@ -21,7 +21,7 @@ from jax_tkg.models.forward import ModelForward, PlacedParameters
 from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.placing import put
 from jax_tkg.models.prompts import PromptReader
-from jax_tkg.models.sampling import Sampling, sample
+from jax_tkg.models.sampling import Sampling, Scores, sample, sample_candidates
 
 STEPS_PER_SCAN = 32
 """Steps of one on-device loop: between loops it is seen whether every sequence has finished."""
@@ -75,6 +75,10 @@ class Decoder:
       prefill: whether prompts are read by `jax_tkg.prefill`, in chunks of up to 256 tokens, or by
         `transformer_tkg`, 8 tokens a call. None: by the former unless the implementation is a
         kernel's, or the platform is Neuron.
+      candidates: whether a step takes the likeliest tokens from `transformer_tkg`, with the head in
+        the same call, where the sampling asks for no others (`Sampling.candidates`), or computes
+        all logits. None: the former where our kernel runs and has room for it: "nki", "simulate",
+        and "auto" on Neuron. The tokens are the same.
 
     Raises:
       ValueError: the mesh does not fit the model, or the capacity is no positive number within
@@ -90,6 +94,7 @@ class Decoder:
         stop_tokens: Sequence[int] = (),
         implementation: str = "auto",
         prefill: bool | None = None,
+        candidates: bool | None = None,
     ):
         if not 1 <= capacity <= model.config.context_length:
             raise ValueError(
@@ -99,7 +104,9 @@ class Decoder:
         self.capacity = capacity
         self.sampling = sampling or Sampling()
         self.stop_tokens = tuple(stop_tokens)
-        self._forward = ModelForward(model, mesh, implementation, capacity=capacity)
+        self._forward = ModelForward(
+            model, mesh, implementation, capacity=capacity, candidates=candidates
+        )
         mesh, whole = self._forward.mesh, self._forward.replicated
         state = self._state_shardings()
         self._prompts = PromptReader(self._forward, capacity, prefill)
@@ -389,7 +396,7 @@ class Decoder:
     ) -> DecodeState:
         counts = jnp.where(state.finished, 0, 1)
         keys = jax.vmap(jax.random.split)(state.key)
-        hidden, K_caches, V_caches = self._forward.hidden(
+        scores, K_caches, V_caches = self._forward.scores(
             parameters,
             jnp.maximum(state.tokens, 0)[:, None],
             state.lengths,
@@ -397,9 +404,9 @@ class Decoder:
             state.K_caches,
             state.V_caches,
             S_ctx,
+            self.sampling.candidates,
         )
-        logits = self._forward.logits(parameters, hidden[:, 0])
-        tokens = sample(logits, keys[:, 1], self.sampling, state.seen)
+        tokens = self._chosen(scores.at(0), keys[:, 1], state.seen)
         seen = state.seen
         if seen is not None:
             seen |= jax.nn.one_hot(tokens, seen.shape[1], dtype=jnp.bool_)
@@ -413,6 +420,12 @@ class Decoder:
             V_caches=V_caches,
             seen=seen,
         )
+
+    def _chosen(self, scores: Scores, keys: jax.Array, seen: jax.Array | None) -> jax.Array:
+        """[B] int32: a token of each sequence."""
+        if scores.ids is None:
+            return sample(scores.logits, keys, self.sampling, seen)
+        return sample_candidates(scores, keys, self.sampling, self._vocabulary_size)
 
     def _traced_steps(
         self, parameters: PlacedParameters, state: DecodeState, S_ctx: int

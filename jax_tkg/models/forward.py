@@ -15,11 +15,13 @@ from jax_tkg.api import transformer_tkg
 from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.caches import allocate_blocks, allocate_caches, ring_capacity
 from jax_tkg.kinds import Kind, decode_inputs, prefill_inputs, step_inputs
+from jax_tkg.lowering.choice import is_within_limits
 from jax_tkg.models.config import LayerKind, ModelConfig
 from jax_tkg.models.packing import ModelParameters, PackedModel
 from jax_tkg.models.placing import put
+from jax_tkg.models.sampling import Scores
 from jax_tkg.models.vocabulary import Vocabulary
-from jax_tkg.output_head import rms_norm
+from jax_tkg.output_head import merge_candidates, rms_norm
 from jax_tkg.prefill import transformer_prefill
 from jax_tkg.sharding import partition_specs
 from jax_tkg.weights import TransformerWeights, unstack_layers
@@ -60,6 +62,9 @@ class ModelForward:
       capacity: the longest sequence in tokens: S_max of all caches but those of layers with
         shorter windows, which are rings. It also decides which frequencies of LongRoPE apply.
         None: the model's context length.
+      candidates: whether `scores`, where the likeliest tokens are enough, takes them from
+        `transformer_tkg`, or computes all logits. None: takes them where our kernel runs and has
+        room for them: "nki", "simulate", and "auto" on Neuron.
 
     Attributes:
       model: as given.
@@ -79,6 +84,7 @@ class ModelForward:
         implementation: str = "auto",
         stacked: bool | None = None,
         capacity: int | None = None,
+        candidates: bool | None = None,
     ):
         ranks = 1 if mesh is None else mesh.shape.get(TENSOR_AXIS, 0)
         if ranks != model.tensor_parallel or (mesh is not None and mesh.size != ranks):
@@ -99,6 +105,12 @@ class ModelForward:
         self.cache_sharding: jax.sharding.Sharding | None = None
         device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
         self.platform = device.platform
+        self._kernel = implementation
+        if implementation == "auto" and self.platform == "neuron":
+            self._kernel = "nki"
+        if candidates is None and self._kernel not in ("nki", "simulate"):
+            candidates = False
+        self._candidates = candidates
         self._on_cpu = device.platform == "cpu"
         if stacked and model.config.dense_layers:
             raise ValueError(
@@ -122,6 +134,11 @@ class ModelForward:
         self._kinds = tuple(_kind(model.config, kind, capacity) for kind in model.config.kinds)
         self._options = _options(model.config)
         self.parameters = self._placed(model.parameters)
+
+    @property
+    def takes_candidates(self) -> bool:
+        """Whether `scores` may take the likeliest tokens from `transformer_tkg`."""
+        return self._candidates is not False
 
     def caches(self, batch: int) -> tuple[Any, Any]:
         """Zeroed caches for `batch` sequences of `capacity` tokens; rings are shorter."""
@@ -205,6 +222,92 @@ class ModelForward:
         Returns:
           Hidden states [B, S, H] before the last RMSNorm, and the updated caches.
         """
+        arguments = self._step_arguments(
+            parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx, block_tables
+        )
+        return self._run(transformer_tkg, arguments, implementation=self.implementation)
+
+    def scores(
+        self,
+        parameters: PlacedParameters,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        counts: jax.Array,
+        K_caches: Any,
+        V_caches: Any,
+        S_ctx: int,
+        candidates: int | None,
+        block_tables: jax.Array | None = None,
+    ) -> tuple[Scores, Any, Any]:
+        """Runs all layers on new tokens as `hidden` does, and the head.
+
+        Args:
+          parameters: as of `hidden`, as are the next six and `block_tables`.
+          tokens: as of `hidden`.
+          lengths: as of `hidden`.
+          counts: as of `hidden`.
+          K_caches: as of `hidden`.
+          V_caches: as of `hidden`.
+          S_ctx: as of `hidden`.
+          candidates: how many of the likeliest tokens are enough; None: all logits are needed.
+          block_tables: as of `hidden`.
+
+        Returns:
+          Scores [B, S, V] of all tokens, or [B, S, n] of the n = `candidates` likeliest (at most
+          V), in one call with the layers; and the updated caches.
+        """
+        arguments = self._step_arguments(
+            parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx, block_tables
+        )
+        if candidates is not None and self.takes_candidates:
+            count = min(candidates, self.model.config.vocabulary_size)
+            with_head = {
+                **arguments,
+                "W_gamma_final": parameters.final_gamma,
+                "W_head": parameters.vocabulary.head,
+            }
+            # A rank may have fewer.
+            of_rank = min(count, with_head["W_head"].shape[1] // self.model.tensor_parallel)
+            if self._candidates or self._kernel_takes(with_head, of_rank):
+                _, *caches, logits, ids = self._run(
+                    transformer_tkg,
+                    with_head,
+                    implementation=self.implementation,
+                    candidates_per_token=of_rank,
+                )
+                if self.mesh is not None:
+                    logits, ids = merge_candidates(logits, ids, count)
+                return Scores(self._scaled(logits), ids), *caches
+        hidden, *caches = self._run(
+            transformer_tkg, arguments, implementation=self.implementation
+        )
+        return Scores(self.logits(parameters, hidden)), *caches
+
+    def _kernel_takes(self, arguments: dict[str, Any], count: int) -> bool:
+        """Whether a call with a head is within the limits of our kernel."""
+        found: list[bool] = []
+
+        def check(**given: Any) -> tuple[Any, ...]:
+            found.append(is_within_limits(self._kernel, **given))
+            X = given["X"]
+            return X, given["K_caches"], given["V_caches"], X, X
+
+        run = functools.partial(self._run, check, candidates_per_token=count)
+        jax.eval_shape(run, arguments)
+        return all(found)
+
+    def _step_arguments(
+        self,
+        parameters: PlacedParameters,
+        tokens: jax.Array,
+        lengths: jax.Array,
+        counts: jax.Array,
+        K_caches: Any,
+        V_caches: Any,
+        S_ctx: int,
+        block_tables: jax.Array | None,
+    ) -> dict[str, Any]:
+        """The array arguments of a step; the parameters are those of `hidden`."""
         if block_tables is None:
             by_kind = step_inputs(
                 self._kinds,
@@ -227,8 +330,7 @@ class ModelForward:
                 q=self.model.config.num_heads,
             )
             by_kind = {name: (given,) for name, given in inputs.items()}
-        arguments = self._arguments(parameters, tokens, K_caches, V_caches, by_kind)
-        return self._run(transformer_tkg, arguments, implementation=self.implementation)
+        return self._arguments(parameters, tokens, K_caches, V_caches, by_kind)
 
     def prefill(
         self,
@@ -277,13 +379,19 @@ class ModelForward:
         rows = hidden.reshape(1, -1, hidden.shape[-1])
         normed = rms_norm(rows, parameters.final_gamma, self.model.eps)
         platform = self.platform if self.mesh is None else None
-        logits = parameters.vocabulary.logits(normed, platform)
+        logits = self._scaled(parameters.vocabulary.logits(normed, platform))
+        # Columns beyond are padding for the ranks.
+        logits = logits[..., : self.model.config.vocabulary_size]
+        return logits.reshape(*hidden.shape[:-1], -1)
+
+    def _scaled(self, logits: jax.Array) -> jax.Array:
+        """Logits times the model's factor, and capped."""
         config = self.model.config
         if config.logit_scale != 1:
             logits = logits * config.logit_scale
         if config.logit_softcap:
             logits = config.logit_softcap * jnp.tanh(logits / config.logit_softcap)
-        return logits.reshape(*hidden.shape[:-1], -1)
+        return logits
 
     def _embedded(self, parameters: PlacedParameters, tokens: jax.Array) -> jax.Array:
         """Hidden states [..., H] of token ids [...]; their factor is rounded to their dtype first,
@@ -294,7 +402,7 @@ class ModelForward:
 
     def _run(
         self, operation: Callable[..., Any], arguments: dict[str, Any], **options: Any
-    ) -> tuple[jax.Array, Any, Any]:
+    ) -> tuple[Any, ...]:
         """Runs the operation, `transformer_tkg` or another with its arguments, on the mesh."""
         call = functools.partial(
             operation,
@@ -307,11 +415,12 @@ class ModelForward:
         if self.mesh is None:
             return tuple(call(**named))
         specs = self._specs
+        candidates = (specs.candidates,) * 2 if "W_head" in named else ()
         parallel = jax.shard_map(
             lambda named: tuple(call(**named, axis_name=TENSOR_AXIS)),
             mesh=self.mesh,
             in_specs=({name: getattr(specs, name) for name in named},),
-            out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
+            out_specs=(specs.hidden, specs.K_caches, specs.V_caches, *candidates),
         )
         return parallel(named)
 
@@ -343,14 +452,15 @@ class ModelForward:
         head, embedding = parameters.head, parameters.embedding
         # Where the head is split the embedding is not, and Trainium gathers rows, not columns.
         if embedding is None and (self.mesh is not None or self.platform == "neuron"):
-            embedding = np.ascontiguousarray(head.T) if isinstance(head, np.ndarray) else head.T
+            rows = head[:, : self.model.config.vocabulary_size].T
+            embedding = np.ascontiguousarray(rows) if isinstance(head, np.ndarray) else rows
         vocabulary = Vocabulary(as_bits(head) if self._on_cpu else head, embedding)
         return PlacedParameters(layers, vocabulary, parameters.final_gamma)
 
     def _with_shardings(
         self, parameters: PlacedParameters, put: Callable[[Any, Any], Any]
     ) -> PlacedParameters:
-        """Weights split as the primitive wants them; a head that divides evenly, by vocabulary.
+        """Weights split as the primitive wants them.
 
         Args:
           parameters: as `_arranged` makes them.
@@ -373,11 +483,9 @@ class ModelForward:
             for name, arrays in parameters.layers.arguments().items()
         }
         head, embedding = parameters.vocabulary.head, parameters.vocabulary.embedding
-        divides = head.shape[1] % self.model.tensor_parallel == 0
-        head_spec = jax.sharding.PartitionSpec(None, TENSOR_AXIS if divides else None)
         return PlacedParameters(
             layers=TransformerWeights(**layers),
-            vocabulary=Vocabulary(place(head, head_spec), place(embedding, whole)),
+            vocabulary=Vocabulary(place(head, self._specs.W_head), place(embedding, whole)),
             final_gamma=place(parameters.final_gamma, whole),
         )
 

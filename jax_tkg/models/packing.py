@@ -3,6 +3,10 @@
 Hidden and MLP sizes that are not multiples of 128 are padded with zeros. This is exact: padded
 features stay zero through every layer, and RMSNorm, whose mean then runs over H features instead of
 h, is corrected by gamma' = gamma * sqrt(h/H) and eps' = eps * h/H.
+
+A vocabulary that the ranks do not divide is padded with columns of NaN in the head: NaN counts as
+the lowest logit (`transformer_tkg`), and of equal ones the lowest ids are chosen, so a column that
+is no token is never a candidate. A column of zeros would be, where all logits are negative.
 """
 
 from __future__ import annotations
@@ -34,7 +38,7 @@ class ModelParameters:
       layers: weights of the layers, stacked, or lists where only some layers have experts; W_qkvs
         are packed for the tensor-parallel ranks.
       embedding: [V, H], or None if it is tied: then the head's columns are the embedding.
-      head: [H, V].
+      head: [H, V], V padded (`padded_vocabulary_size`).
       final_gamma: [1, H] of the last RMSNorm.
     """
 
@@ -77,6 +81,11 @@ class PackedModel:
 def padded_hidden_size(config: ModelConfig) -> int:
     """H: the hidden size rounded up to whole tiles of 128."""
     return _round_up(config.hidden_size, SIZE_MULTIPLE)
+
+
+def padded_vocabulary_size(config: ModelConfig, ranks: int) -> int:
+    """V over all ranks: the vocabulary size rounded up to equal parts."""
+    return _round_up(config.vocabulary_size, ranks)
 
 
 def padded_intermediate_size(config: ModelConfig, ranks: int) -> int:
@@ -185,7 +194,7 @@ def outline(
             ),
         ),
         embedding=None if tied else jax.ShapeDtypeStruct((vocabulary, hidden), dtype),
-        head=jax.ShapeDtypeStruct((hidden, vocabulary), dtype),
+        head=jax.ShapeDtypeStruct((hidden, padded_vocabulary_size(config, tensor_parallel)), dtype),
         final_gamma=jax.ShapeDtypeStruct((1, hidden), jnp.float32),
     )
     return PackedModel(config, parameters, tensor_parallel)
@@ -299,11 +308,11 @@ def build(
     stacks = _of_all_layers(config, packed())
     hidden = padded_hidden_size(config)
     kind, tied = jnp.dtype(dtype), head is None
-    columns = (embedding if head is None else head).T
+    rows = embedding if head is None else head
     parameters = ModelParameters(
         layers=stacks,
         embedding=None if tied else _padded(embedding, embedding.shape[0], hidden, kind),
-        head=_padded(columns, hidden, columns.shape[1], kind),
+        head=_head(rows, hidden, padded_vocabulary_size(config, tensor_parallel), kind),
         final_gamma=_gamma(final_norm, hidden),
     )
     return PackedModel(config, parameters, tensor_parallel)
@@ -417,6 +426,13 @@ def _padded(matrix: np.ndarray, rows: int, columns: int, dtype: np.dtype) -> np.
     padded = np.zeros((*matrix.shape[:-2], rows, columns), dtype)
     padded[..., :height, :width] = matrix.astype(dtype)
     return padded
+
+
+def _head(rows: np.ndarray, hidden: int, columns: int, dtype: np.dtype) -> np.ndarray:
+    """[hidden, columns] of a token's features each, [V, h]; columns beyond V are NaN."""
+    head = _padded(rows.T, hidden, columns, dtype)
+    head[:, rows.shape[0] :] = np.nan
+    return head
 
 
 def _gamma(gamma: np.ndarray, hidden: int) -> np.ndarray:

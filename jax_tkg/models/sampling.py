@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,9 @@ import numpy as np
 
 SEED_IMPLEMENTATION = "threefry2x32"
 """Kind of the PRNG keys of seeds."""
+
+MOST_CANDIDATES = 64
+"""Largest top_k of which the likeliest tokens are taken from `transformer_tkg`."""
 
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 """Lower temperatures, which are not normal float32 numbers, are greedy, as 0 is."""
@@ -29,8 +33,8 @@ class Sampling:
         likely token (greedy), for which top_k, top_p and min_p change nothing.
       top_p: tokens are drawn from the smallest set of likeliest ones whose probabilities reach
         top_p; 1 for all.
-      top_k: tokens are drawn from the top_k likeliest ones, and those that equal the last of them;
-        0 for all.
+      top_k: tokens are drawn from the top_k likeliest ones, of equal ones those with the lowest
+        ids; 0 for all.
       min_p: tokens are drawn from those whose probability is at least min_p times the likeliest
         one's; 0 for all.
       repetition_penalty: divides the positive logits of tokens in the prompt or the answer so far,
@@ -77,6 +81,33 @@ class Sampling:
         """Whether the tokens so far count."""
         return self.repetition_penalty != 1
 
+    @property
+    def candidates(self) -> int | None:
+        """How many of the likeliest tokens are enough to choose from; None: all are needed."""
+        if self.penalizes:
+            return None
+        if self.greedy:
+            return 1
+        return self.top_k if 0 < self.top_k <= MOST_CANDIDATES else None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Scores:
+    """What a token is chosen from: the logits of all tokens, or of the likeliest ones. A pytree.
+
+    Attributes:
+      logits: [..., V] float32; or [..., n], the largest ones in descending order.
+      ids: [..., n] int32, the tokens of these, of equal logits in ascending order; None with all.
+    """
+
+    logits: Any
+    ids: Any = None
+
+    def at(self, token: int) -> Scores:
+        """Those [B, n] of one of the new tokens, of scores [B, S, n]."""
+        return jax.tree.map(lambda scores: scores[:, token], self)
+
 
 def seed_words(seeds: Sequence[int]) -> np.ndarray:
     """The words of the PRNG key of each seed, all of whose 64 bits count.
@@ -120,6 +151,48 @@ def sample(
     return draw(key, logits).astype(jnp.int32)
 
 
+def sample_candidates(
+    scores: Scores, key: jax.Array, sampling: Sampling, vocabulary_size: int
+) -> jax.Array:
+    """What `sample` draws with the same key, from the likeliest tokens.
+
+    Args:
+      scores: [B, n], of the likeliest tokens, n = `sampling.candidates` or, if that is less, V.
+      key: as in `sample`.
+      sampling: as in `sample`.
+      vocabulary_size: V.
+
+    Returns:
+      [B] int32.
+    """
+    if sampling.greedy:
+        return scores.ids[:, 0]
+    scaled = _tempered(scores.logits, sampling)
+    return draw_candidates(_from(_floor(scaled, sampling), scaled), scores.ids, key, vocabulary_size)
+
+
+def draw_candidates(
+    logits: jax.Array, ids: jax.Array, key: jax.Array, vocabulary_size: int
+) -> jax.Array:
+    """The tokens [B] that `jax.random.categorical` draws, given those logits that are not -inf.
+
+    Noise is made for the whole vocabulary, so that the draw is the same as from all logits.
+
+    Args:
+      logits: [B, n] float32.
+      ids: [B, n] int32, whose.
+      key: as in `sample`.
+      vocabulary_size: V.
+    """
+    if key.ndim:
+        noise = jax.vmap(lambda own: jax.random.gumbel(own, (vocabulary_size,), jnp.float32))(key)
+    else:
+        noise = jax.random.gumbel(key, (logits.shape[0], vocabulary_size), jnp.float32)
+    drawn = jnp.take_along_axis(noise, ids, axis=-1) + logits
+    is_largest = drawn == jnp.max(drawn, axis=-1, keepdims=True)
+    return jnp.min(jnp.where(is_largest, ids, vocabulary_size), axis=-1)
+
+
 def filtered(logits: jax.Array, sampling: Sampling, seen: jax.Array | None = None) -> jax.Array:
     """[B, V]: the logits to draw from, up to a constant; -inf for what is not drawn.
 
@@ -137,18 +210,23 @@ def filtered(logits: jax.Array, sampling: Sampling, seen: jax.Array | None = Non
         logits = jnp.where(seen, penalized, logits)
     if sampling.greedy:
         return logits
+    scaled = _tempered(logits, sampling)
+    ordered = scaled
+    if 0 < sampling.top_k < scaled.shape[-1]:
+        ordered, ids = jax.lax.top_k(scaled, sampling.top_k)
+        last, last_id = ordered[:, -1:], ids[:, -1:]
+        numbers = jnp.arange(scaled.shape[-1])[None]
+        scaled = jnp.where((scaled == last) & (numbers > last_id), -jnp.inf, _from(last, scaled))
+    elif sampling.top_p < 1:
+        ordered = jnp.sort(scaled, axis=-1, descending=True)
+    return _from(_floor(ordered, sampling), scaled)
+
+
+def _tempered(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Logits relative to the largest, over the temperature."""
     # Relative to the largest: a small temperature makes the others -inf, and none +inf.
     temperature = min(sampling.temperature, float(np.finfo(np.float32).max))
-    logits = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
-    if 0 < sampling.top_k < logits.shape[-1]:
-        likeliest, _ = jax.lax.top_k(logits, sampling.top_k)
-        logits = _from(likeliest[:, -1:], logits)
-    if sampling.top_p < 1:
-        logits = _from(_nucleus_floor(logits, sampling.nucleus), logits)
-    if sampling.min_p > 0:
-        # The likeliest one's logit is 0.
-        logits = _from(math.log(sampling.min_p), logits)
-    return logits
+    return (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
 
 
 def _from(floor: jax.Array | float, logits: jax.Array) -> jax.Array:
@@ -156,9 +234,26 @@ def _from(floor: jax.Array | float, logits: jax.Array) -> jax.Array:
     return jnp.where(logits >= floor, logits, -jnp.inf)
 
 
-def _nucleus_floor(logits: jax.Array, top_p: float) -> jax.Array:
+def _floor(ordered: jax.Array, sampling: Sampling) -> jax.Array | float:
+    """The smallest logit that top_p and min_p leave.
+
+    Args:
+      ordered: [B, n], what top_k leaves, from `_tempered`; with top_p in descending order.
+      sampling: the options.
+
+    Returns:
+      [B, 1], or -inf.
+    """
+    # The likeliest one's logit is 0.
+    floor: jax.Array | float = math.log(sampling.min_p) if sampling.min_p > 0 else -math.inf
+    if sampling.top_p < 1:
+        # What min_p leaves out is counted here: it comes after top_p.
+        floor = jnp.maximum(floor, _nucleus_floor(ordered, sampling.nucleus))
+    return floor
+
+
+def _nucleus_floor(ordered: jax.Array, top_p: float) -> jax.Array:
     """[B, 1]: the smallest logit of the nucleus (Holtzman et al. 2019, section 3.1)."""
-    ordered = jnp.sort(logits, axis=-1, descending=True)
     probabilities = jax.nn.softmax(ordered, axis=-1)
     # A token is in while the likelier ones have not reached top_p: the likeliest always is.
     before = jnp.cumsum(probabilities, axis=-1) - probabilities

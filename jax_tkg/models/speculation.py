@@ -25,7 +25,7 @@ from jax_tkg.models.executables import Compiled, Executables, on_mesh
 from jax_tkg.models.forward import PlacedParameters
 from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.prompt_lookup import PromptLookup
-from jax_tkg.models.sampling import sample
+from jax_tkg.models.sampling import Scores
 
 MOST_DRAFTS = MAX_NEW_TOKENS - 1
 """Tokens that one step verifies at most: a call takes one more."""
@@ -180,7 +180,7 @@ class SpeculativeDecoder(Decoder):
         Returns:
           The state after the last token said, and what is said: [B, n + 1], then `NO_TOKEN`.
         """
-        hidden, K_caches, V_caches = self._forward.hidden(
+        scores, K_caches, V_caches = self._forward.scores(
             parameters,
             jnp.concatenate([jnp.maximum(state.tokens, 0)[:, None], drafts], axis=1),
             state.lengths,
@@ -188,8 +188,8 @@ class SpeculativeDecoder(Decoder):
             state.K_caches,
             state.V_caches,
             S_ctx,
+            self.sampling.candidates,
         )
-        logits = self._forward.logits(parameters, hidden)
         speaking, said = ~state.finished, []
         state = dataclasses.replace(
             state,
@@ -197,18 +197,18 @@ class SpeculativeDecoder(Decoder):
             K_caches=K_caches,
             V_caches=V_caches,
         )
-        for index in range(logits.shape[1]):
-            state = self._spoken(state, logits[:, index], speaking)
+        for index in range(1 + drafts.shape[1]):
+            state = self._spoken(state, scores.at(index), speaking)
             said.append(jnp.where(speaking, state.tokens, NO_TOKEN))
             if index < drafts.shape[1]:
                 holds = (index < draft_counts) & (state.tokens == drafts[:, index])
                 speaking = speaking & holds & ~state.finished
         return state, jnp.stack(said, axis=1)
 
-    def _spoken(self, state: DecodeState, logits: jax.Array, speaking: jax.Array) -> DecodeState:
+    def _spoken(self, state: DecodeState, scores: Scores, speaking: jax.Array) -> DecodeState:
         """The state after one more token of the sequences that are speaking [B]."""
         keys = jax.vmap(jax.random.split)(state.key)
-        tokens = sample(logits, keys[:, 1], self.sampling, state.seen)
+        tokens = self._chosen(scores, keys[:, 1], state.seen)
         seen = state.seen
         if seen is not None:
             said = jax.nn.one_hot(tokens, seen.shape[1], dtype=jnp.bool_)

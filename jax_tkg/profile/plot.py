@@ -1,26 +1,38 @@
-"""A picture of one layer: what each engine does when, colored by what it works on."""
+"""A picture of one layer: what each engine does when, colored by the stage of the layer."""
 
 from __future__ import annotations
 
 import pathlib
 from collections.abc import Iterable, Iterator
 
+from jax_tkg.profile import stages
 from jax_tkg.profile.layer import LayerFigures
-from jax_tkg.profile.traffic import LASTING, kind_of
 from jax_tkg.simulator.timing.timeline import Event, Timeline
 from jax_tkg.simulator.timing.timeline_plot import Bar, busy_spans, draw
 
+COLORS = {
+    stages.NORM: "#e8b520",
+    stages.QKV: "#2f6fab",
+    stages.ROPE: "#a667a6",
+    stages.ATTENTION: "#4f9d4d",
+    stages.OUTPUT: "#2aa5a0",
+    stages.ALL_REDUCE: "#d64541",
+    stages.MLP: "#8fb9dd",
+    stages.HEAD: "#f0883a",
+    stages.WAITS: "#8c8c8c",
+    stages.OTHER: "#d0d0d0",
+}
+"""Of each stage; greys where nothing is computed."""
+
 
 def bars(timeline: Timeline, core: int = 0) -> Iterator[Bar]:
-    """What each engine of a core works on, as bars; what touches and has one label is merged.
+    """What each engine of a core works on, as bars labelled by stage.
 
-    The label is the weight or cache that an instruction moves or multiplies, else the file of the
-    kernel that it stands in.
+    What touches and belongs to one stage is merged.
     """
-    loaded: dict[int, str] = {}
     open_bars: dict[str, Bar] = {}
     for event in _in_program_order(timeline, core):
-        label = _label(event, loaded)
+        label = stages.stage_of(event.instruction)
         for row, start, end in busy_spans(event):
             last = open_bars.get(row)
             if last is not None and last[1] == label and start - last[3] < _GAP:
@@ -38,28 +50,6 @@ _GAP = 300.0
 
 def _in_program_order(timeline: Timeline, core: int) -> Iterable[Event]:
     return (e for e in timeline.events if e.instruction.core == core)
-
-
-def _label(event: Event, loaded: dict[int, str]) -> str:
-    """The name of what is worked on; `loaded` tells which HBM tensor each tile was filled from."""
-    instruction = event.instruction
-    for access in instruction.reads:
-        if access.space == "hbm" and kind_of(access.name) in LASTING:
-            label = access.name.split("[")[0]
-            for written in instruction.writes:
-                loaded[written.storage] = label
-            return label
-    for access in instruction.writes:
-        if access.space == "hbm" and kind_of(access.name) == "cache":
-            return f"{access.name.split('[')[0]} update"
-        loaded.pop(access.storage, None)
-    if event.resource == "tensor":
-        for access in instruction.reads:
-            if access.storage in loaded:
-                return loaded[access.storage]
-    if event.resource == "collective":
-        return instruction.opcode
-    return pathlib.PurePath(instruction.file).stem
 
 
 def layer_span(timeline: Timeline) -> tuple[float, float]:
@@ -90,4 +80,4 @@ def write_plot(figures: LayerFigures, title: str, path: str | pathlib.Path) -> N
     """Writes a PNG; needs matplotlib."""
     axis = "modelled time in us, from a layer's first product to the next layer's"
     timeline = figures.timeline
-    draw(bars(timeline), layer_span(timeline), title, axis, path)
+    draw(bars(timeline), layer_span(timeline), title, axis, path, COLORS)

@@ -19,10 +19,16 @@ from jax_tkg.models.executables import Compiled, Executables, on_mesh
 from jax_tkg.models.forward import ModelForward, PlacedParameters
 from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.prompts import CHUNK_SIZES, Chunk, PromptReader
-from jax_tkg.models.sampling import SEED_IMPLEMENTATION, seed_words
+from jax_tkg.models.sampling import MOST_CANDIDATES, SEED_IMPLEMENTATION, Scores, seed_words
 from jax_tkg.serving.request import Event, Request
 from jax_tkg.serving.slot_caches import BlockCaches, FlatCaches, SlotCaches
-from jax_tkg.serving.slot_sampling import Settings, SettingsTable, Way, choose
+from jax_tkg.serving.slot_sampling import (
+    Settings,
+    SettingsTable,
+    Way,
+    choose,
+    choose_candidates,
+)
 
 PROMPT_TOKENS = 256
 """Tokens of prompts that are read between two decode steps, unless told otherwise."""
@@ -96,6 +102,8 @@ class RunningBatch:
       blocks: blocks that all slots share, in place of caches of `capacity` tokens for each slot.
         For models without sliding windows.
       block_len: tokens of a block; the capacity is a multiple of it.
+      candidates: as in `Decoder`; where every request that is being answered asks for the likeliest
+        tokens only.
 
     Raises:
       ValueError: a number is out of range, or the mesh or blocks do not fit the model.
@@ -113,6 +121,7 @@ class RunningBatch:
         prompt_tokens: int = PROMPT_TOKENS,
         blocks: int | None = None,
         block_len: int = 256,
+        candidates: bool | None = None,
     ):
         for name, number in (("slots", slots), ("prompt_tokens", prompt_tokens)):
             if number < 1:
@@ -127,7 +136,9 @@ class RunningBatch:
         self.capacity = capacity
         self.stop_tokens = frozenset(stop_tokens)
         self._prompt_tokens = prompt_tokens
-        self._forward = forward = ModelForward(model, mesh, implementation, capacity=capacity)
+        self._forward = forward = ModelForward(
+            model, mesh, implementation, capacity=capacity, candidates=candidates
+        )
         self._prompts = PromptReader(forward, capacity, prefill)
         self._caches: SlotCaches
         if blocks is None:
@@ -150,12 +161,12 @@ class RunningBatch:
         state = SlotState(whole, whole, whole)
         self._step = Executables(
             self._traced_step,
-            ("S_ctx",),
+            ("S_ctx", "candidates"),
             donate_argnums=(4,),
             **on_mesh(forward.mesh, (whole, (cached, cached))),
         )
         self._choose = Executables(
-            _traced_choice, ("way",), donate_argnums=(1,), **on_mesh(forward.mesh, state)
+            self._traced_choice, ("way",), donate_argnums=(1,), **on_mesh(forward.mesh, state)
         )
         self._insert = Executables(
             self._traced_insertion,
@@ -230,9 +241,6 @@ class RunningBatch:
         caches, prompt_caches, state = jax.tree.map(
             _shape, (self._caches.arrays, self._prompt_caches, self._state)
         )
-        logits = jax.ShapeDtypeStruct(
-            (self.slots, self._vocabulary_size), jnp.float32, sharding=self._forward.replicated
-        )
         counts = np.zeros(self.slots, np.int32)
         # The last token of the answer is not written, and that of the prompt not read.
         most = longest - 2
@@ -244,14 +252,22 @@ class RunningBatch:
         lengths = (*range(SMALLEST_CONTEXT - 1, most, SMALLEST_CONTEXT), most)
         for S_ctx, length in {self._caches.bucket(length): length for length in lengths}.items():
             arrays = (state.tokens, counts, counts, caches, self._caches.tables(S_ctx))
-            prepared.append(self._step.prepare(threads, parameters, *arrays, S_ctx=S_ctx))
+            prepared += [
+                self._step.prepare(
+                    threads, parameters, *arrays, S_ctx=S_ctx, candidates=candidates
+                )
+                for candidates in self._candidate_counts
+            ]
             target = self._caches.target(0, length)
             prepared.append(
                 self._insert.prepare(threads, caches, target, prompt_caches, length=S_ctx)
             )
         prepared += [
-            self._choose.prepare(threads, logits, state, self._settings.settings, way=way)
-            for way in Way
+            self._choose.prepare(
+                threads, self._score_shapes(candidates), state, self._settings.settings, way=way
+            )
+            for candidates in self._candidate_counts
+            for way in (Way if candidates is None else (Way.LIKELIEST,))
         ]
         entry = self._entry(0, Request(prompt=[0]))
         prepared.append(self._enter.prepare(threads, state, *entry))
@@ -318,7 +334,11 @@ class RunningBatch:
         for served in decoding:
             lengths[served.slot], counts[served.slot] = served.length, 1
         S_ctx = self._caches.bucket(int(lengths.max()))
-        logits, self._caches.arrays = self._step(
+        slots = [served.slot for served in decoding]
+        candidates = self._settings.candidates(slots)
+        if candidates not in self._candidate_counts:
+            candidates = None
+        scores, self._caches.arrays = self._step(
             self._forward.parameters,
             self._state.tokens,
             lengths,
@@ -326,9 +346,11 @@ class RunningBatch:
             self._caches.arrays,
             self._caches.tables(S_ctx),
             S_ctx=S_ctx,
+            candidates=candidates,
         )
-        way = self._settings.way([served.slot for served in decoding])
-        self._state = self._choose(logits, self._state, self._settings.settings, way=way)
+        # Candidates are chosen from in one way.
+        way = self._settings.way(slots) if scores.ids is None else Way.LIKELIEST
+        self._state = self._choose(scores, self._state, self._settings.settings, way=way)
         tokens = np.asarray(self._state.tokens).tolist()
         events = [self._event(served, tokens[served.slot]) for served in decoding]
         return [event for event in events if event is not None]
@@ -425,6 +447,22 @@ class RunningBatch:
     def _vocabulary_size(self) -> int:
         return self._forward.model.config.vocabulary_size
 
+    @property
+    def _candidate_counts(self) -> tuple[int | None, ...]:
+        """What steps may be asked for; None for all logits."""
+        return (None, 1, MOST_CANDIDATES) if self._forward.takes_candidates else (None,)
+
+    def _score_shapes(self, candidates: int | None) -> Scores:
+        """The shapes of what a step gives."""
+        vocabulary = self._vocabulary_size
+        n = vocabulary if candidates is None else min(candidates, vocabulary)
+
+        def shape(dtype: Any) -> jax.ShapeDtypeStruct:
+            sharding = self._forward.replicated
+            return jax.ShapeDtypeStruct((self.slots, n), dtype, sharding=sharding)
+
+        return Scores(shape(jnp.float32), None if candidates is None else shape(jnp.int32))
+
     def _fresh_state(self) -> SlotState:
         words = jnp.zeros((self.slots, 2), jnp.uint32)
         state = SlotState(
@@ -451,28 +489,34 @@ class RunningBatch:
         caches: tuple[Any, Any],
         tables: jax.Array | None,
         S_ctx: int,
-    ) -> tuple[jax.Array, tuple[Any, Any]]:
-        hidden, *updated = self._forward.hidden(
-            parameters, tokens[:, None], lengths, counts, *caches, S_ctx, block_tables=tables
+        candidates: int | None,
+    ) -> tuple[Scores, tuple[Any, Any]]:
+        scores, *updated = self._forward.scores(
+            parameters, tokens[:, None], lengths, counts, *caches, S_ctx, candidates, tables
         )
         K_caches, V_caches = updated
-        return self._forward.logits(parameters, hidden[:, 0]), (K_caches, V_caches)
+        return scores.at(0), (K_caches, V_caches)
+
+    def _traced_choice(
+        self, scores: Scores, state: SlotState, settings: Settings, way: Way
+    ) -> SlotState:
+        keys = jax.vmap(jax.random.split)(state.key)
+        seen = state.seen
+        if scores.ids is not None:
+            # Of those that are penalized, all logits are needed.
+            tokens = choose_candidates(scores, keys[:, 1], settings, self._vocabulary_size)
+            return SlotState(tokens=tokens, key=keys[:, 0], seen=seen)
+        tokens = choose(scores.logits, keys[:, 1], settings, seen, way)
+        if way is not Way.LIKELIEST:
+            # Of those that are not penalized it is never asked.
+            penalized = (settings.penalty != 1)[:, None]
+            seen |= penalized & jax.nn.one_hot(tokens, seen.shape[1], dtype=jnp.bool_)
+        return SlotState(tokens=tokens, key=keys[:, 0], seen=seen)
 
     def _traced_insertion(
         self, caches: tuple[Any, Any], target: jax.Array, new: tuple[Any, Any], length: int
     ) -> tuple[Any, Any]:
         return self._caches.inserted(caches, target, new, length)
-
-
-def _traced_choice(logits: jax.Array, state: SlotState, settings: Settings, way: Way) -> SlotState:
-    keys = jax.vmap(jax.random.split)(state.key)
-    tokens = choose(logits, keys[:, 1], settings, state.seen, way)
-    seen = state.seen
-    if way is not Way.LIKELIEST:
-        # Of those that are not penalized it is never asked.
-        penalized = (settings.penalty != 1)[:, None]
-        seen |= penalized & jax.nn.one_hot(tokens, seen.shape[1], dtype=jnp.bool_)
-    return SlotState(tokens=tokens, key=keys[:, 0], seen=seen)
 
 
 def _traced_entry(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.models.sampling import Sampling
+from jax_tkg.models.sampling import MOST_CANDIDATES, Sampling, Scores, draw_candidates
 
 
 class Way(enum.Enum):
@@ -90,6 +90,17 @@ class SettingsTable:
             return Way.DRAWN
         return Way.LIKELIEST
 
+    def candidates(self, slots: Sequence[int]) -> int | None:
+        """How many of the likeliest tokens are enough for these slots, 1 or `MOST_CANDIDATES`.
+
+        None: all are needed.
+        """
+        counts = [self._samplings[slot].candidates for slot in slots]
+        found = [count for count in counts if count is not None]
+        if len(found) < len(counts):
+            return None
+        return 1 if max(found) == 1 else MOST_CANDIDATES
+
 
 def choose(
     logits: jax.Array, keys: jax.Array, settings: Settings, seen: jax.Array, way: Way
@@ -118,24 +129,63 @@ def choose(
     scaled = scaled / jnp.where(greedy, 1, settings.temperature)[:, None]
     floor = settings.floor[:, None]
     if way is Way.FILTERED:
-        floor = jnp.maximum(floor, _floor(scaled, settings))
+        ordered = jnp.sort(scaled, axis=-1, descending=True)
+        count = _count(settings, ordered.shape[-1])
+        last = jnp.take_along_axis(ordered, count - 1, axis=-1)
+        # Of those that equal the last, as many of the lowest ids as there is room for.
+        equal = scaled == last
+        room = count - jnp.sum(scaled > last, axis=-1, keepdims=True)
+        kept = (scaled > last) | (equal & (jnp.cumsum(equal, axis=-1) <= room))
+        scaled = jnp.where(kept, scaled, -jnp.inf)
+        floor = jnp.maximum(floor, _nucleus_floor(_first(ordered, count), settings))
     scaled = jnp.where(scaled >= floor, scaled, -jnp.inf)
     drawn = jax.vmap(jax.random.categorical)(keys, scaled).astype(jnp.int32)
     return jnp.where(greedy, likeliest, drawn)
 
 
-def _floor(logits: jax.Array, settings: Settings) -> jax.Array:
-    """[B, 1]: the smallest logit that top_k, and then top_p, leave."""
-    vocabulary = logits.shape[-1]
-    ordered = jnp.sort(logits, axis=-1, descending=True)
+def choose_candidates(
+    scores: Scores, keys: jax.Array, settings: Settings, vocabulary_size: int
+) -> jax.Array:
+    """What `choose` gives, of the likeliest tokens, which are enough.
+
+    Args:
+      scores: [B, n] of candidates, n of `SettingsTable.candidates` or V.
+      keys: [B] PRNG keys.
+      settings: of each slot.
+      vocabulary_size: V.
+
+    Returns:
+      [B] int32.
+    """
+    likeliest, n = scores.ids[:, 0], scores.ids.shape[1]
+    if n == 1:
+        return likeliest
+    greedy = settings.temperature == 0
+    scaled = scores.logits - scores.logits[:, :1]
+    scaled = scaled / jnp.where(greedy, 1, settings.temperature)[:, None]
+    ordered = _first(scaled, _count(settings, n))
+    floor = jnp.maximum(settings.floor[:, None], _nucleus_floor(ordered, settings))
+    left = jnp.where(ordered >= floor, ordered, -jnp.inf)
+    drawn = draw_candidates(left, scores.ids, keys, vocabulary_size)
+    return jnp.where(greedy, likeliest, drawn)
+
+
+def _count(settings: Settings, tokens: int) -> jax.Array:
+    """[B, 1]: how many of so many tokens top_k leaves."""
     top_k = settings.top_k[:, None]
-    count = jnp.where((top_k > 0) & (top_k < vocabulary), top_k, vocabulary)
-    last = jnp.take_along_axis(ordered, count - 1, axis=-1)
-    ordered = jnp.where(ordered >= last, ordered, -jnp.inf)
+    return jnp.where((top_k > 0) & (top_k < tokens), top_k, tokens)
+
+
+def _first(ordered: jax.Array, count: jax.Array) -> jax.Array:
+    """The first `count` [B, 1] of logits [B, n], and -inf."""
+    return jnp.where(jnp.arange(ordered.shape[-1])[None] < count, ordered, -jnp.inf)
+
+
+def _nucleus_floor(ordered: jax.Array, settings: Settings) -> jax.Array:
+    """[B, 1]: the smallest logit that top_p leaves, of logits in descending order."""
     probabilities = jax.nn.softmax(ordered, axis=-1)
     # A token is in while the likelier ones have not reached top_p: the likeliest always is.
     before = jnp.cumsum(probabilities, axis=-1) - probabilities
     top_p = settings.top_p[:, None]
     inside = (before < top_p) | (top_p >= 1)
-    nucleus = jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)
-    return jnp.maximum(last, nucleus)
+    return jnp.min(jnp.where(inside, ordered, jnp.inf), axis=-1, keepdims=True)

@@ -1,6 +1,8 @@
 """The kernel statement that is executing: the source line that errors and records refer to."""
 
+import functools
 import os
+import pathlib
 import sys
 import types
 from typing import NamedTuple
@@ -25,6 +27,28 @@ def caller() -> tuple[str, int]:
             return filename, frame.f_lineno
         frame = frame.f_back  # type: ignore[assignment]
     return "<unknown>", 0
+
+
+def running_functions() -> tuple[tuple[str, str], ...]:
+    """The functions outside the simulator that are executing, innermost first.
+
+    Returns:
+      Of each the name of its file, without folders and ending, and its own name.
+    """
+    frame = sys._getframe(1)
+    codes = []
+    while frame is not None:
+        code = frame.f_code
+        if not code.co_filename.startswith(_PACKAGE):
+            codes.append(code)
+        frame = frame.f_back  # type: ignore[assignment]
+    return _names(tuple(codes))
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(codes: tuple[types.CodeType, ...]) -> tuple[tuple[str, str], ...]:
+    """One tuple for all instructions of a function, which are many."""
+    return tuple((pathlib.PurePath(code.co_filename).stem, code.co_name) for code in codes)
 
 
 class Call(NamedTuple):

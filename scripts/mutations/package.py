@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from scripts.mutations.experts import EXPERTS
+from scripts.mutations.head import HEAD
 from scripts.mutations.mutation import Mutation
 
 PACKAGE: tuple[Mutation, ...] = (
@@ -629,4 +630,5 @@ PACKAGE: tuple[Mutation, ...] = (
         ("stages/test_mlp.py",),
     ),
     *EXPERTS,
+    *HEAD,
 )

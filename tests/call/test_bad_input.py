@@ -66,10 +66,38 @@ def both(*changes: Change) -> Change:
     return change
 
 
+def head(**changes: Any) -> Change:
+    """Gives the call a head of 50 tokens, and changes its arguments."""
+    good_head = {
+        "W_gamma_final": zeros(1, 128),
+        "W_head": zeros(128, 50),
+        "candidates_per_token": 4,
+    }
+    return lambda arguments: arguments.update({**good_head, **changes})
+
+
 FLOAT8 = np.dtype(jnp.float8_e4m3)
 
 SHAPES: dict[str, tuple[Change, list[str]]] = {
     # name: (change, what the message holds: argument, expected, actual)
+    "W_head_rank": (head(W_head=zeros(128)), ["W_head:", "[H, V]", "2 dimensions", "[128]"]),
+    "W_head_rows": (
+        head(W_head=zeros(50, 128)),
+        ["W_head:", "[H, V] = [128, 128]", "[50, 128]"],
+    ),
+    "W_gamma_final": (
+        head(W_gamma_final=zeros(128, 1)),
+        ["W_gamma_final:", "[1, H] = [1, 128]", "[128, 1]"],
+    ),
+    "head_of_no_tokens": (head(W_head=zeros(128, 0)), ["candidates_per_token:", "V = 0", "4"]),
+    "candidates_per_token": (
+        head(candidates_per_token=51),
+        ["candidates_per_token:", "1..V = 50 (W_head)", "51"],
+    ),
+    "candidates_without_head": (
+        put("candidates_per_token", 4),
+        ["candidates_per_token:", "None without W_head", "4"],
+    ),
     "X_rank": (put("X", zeros(2, 128)), ["X:", "[B, S, H]", "3 dimensions", "[2, 128]"]),
     "W_gates_rank": (put_layer("W_gates", zeros(128), 0), ["W_gates[0]", "[H, I]", "[128]"]),
     "S_ctx_over_S_max": (
@@ -220,6 +248,14 @@ VALUES: dict[str, tuple[Change, list[str]]] = {
         ["implementation:", "'auto'", "'reference'", "got 'cuda'"],
     ),
     "too_few_sinks": (put("sinks", [None]), ["sinks:", "num_layers = 2", "got 1"]),
+    "no_candidates": (
+        head(candidates_per_token=0),
+        ["candidates_per_token:", "at least 1", "got 0"],
+    ),
+    "no_logit_scale": (head(logit_scale=0.0), ["logit_scale:", "at least 1.18e-38", "0.0"]),
+    "negative_logit_scale": (head(logit_scale=-1.0), ["logit_scale:", ">= 0", "-1.0"]),
+    "logit_softcap": (head(logit_softcap=float("nan")), ["logit_softcap:", "finite", "nan"]),
+    "negative_logit_softcap": (head(logit_softcap=-30.0), ["logit_softcap:", ">= 0", "-30.0"]),
     "no_softmax_scale": (put("softmax_scale", 0.0), ["softmax_scale:", "at least 1.18e-38", "0.0"]),
     "negative_softmax_scale": (put("softmax_scale", -1.0), ["softmax_scale:", ">= 0", "-1.0"]),
     "attention_softcap": (
@@ -267,6 +303,31 @@ TYPES: dict[str, tuple[Change, list[str]]] = {
         put_layer("W_qkvs", zeros(128, 512, dtype=np.float16)),
         ["W_qkvs[1]:", "float32", "float16"],
     ),
+    "W_head_dtype": (head(W_head=zeros(128, 50, dtype=np.int8)), ["W_head:", "float32", "int8"]),
+    "W_head_float8": (
+        head(W_head=zeros(128, 50, dtype=FLOAT8)),
+        ["W_head:", "float32", "float8_e4m3"],
+    ),
+    "W_head_of_layers": (head(W_head=[zeros(128, 50)] * 2), ["W_head:", "array", "list"]),
+    "W_gamma_final_dtype": (
+        head(W_gamma_final=zeros(1, 128, dtype=np.int32)),
+        ["W_gamma_final:", "bfloat16 or float16 or float32", "int32"],
+    ),
+    "W_gamma_final_missing": (head(W_gamma_final=None), ["W_gamma_final:", "W_head", "None"]),
+    "candidates_missing": (
+        head(candidates_per_token=None),
+        ["candidates_per_token:", "1..V = 50", "None"],
+    ),
+    "candidates_bool": (
+        head(candidates_per_token=True),
+        ["candidates_per_token:", "integer", "True"],
+    ),
+    "candidates_float": (
+        head(candidates_per_token=2.0),
+        ["candidates_per_token:", "integer", "2.0"],
+    ),
+    "logit_scale": (head(logit_scale="2"), ["logit_scale:", "Python number", "'2'"]),
+    "logit_softcap": (head(logit_softcap=None), ["logit_softcap:", "Python number", "None"]),
     "W_outs_float8": (
         put("W_outs", [zeros(256, 128, dtype=FLOAT8)] * 2),
         ["W_outs[0]:", "float32", "float8_e4m3"],

@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 
 import jax_tkg
 from jax_tkg.output_head import merge_candidates
+from jax_tkg.profile import stages
 from tests import cases
 from tests.kernels import launch
 from tests.test_candidates import arguments, check_candidates, exact_logits
@@ -69,8 +70,11 @@ class KernelTest(parameterized.TestCase):
         )
 
     def test_ranks(self) -> None:
+        """Of a vocabulary that they do not divide, with a column of NaN behind it."""
         shape = cases.Shape(B=1, S=1, L=1, q=4, k=2, I=256)
-        given = arguments(shape, 260)
+        whole = arguments(shape, 259)
+        padding = np.full((shape.H, 1), np.nan, np.float32)
+        given = {**whole, "W_head": np.concatenate([whole["W_head"], padding], axis=1)}
         mesh = jax.make_mesh((2,), ("tp",), axis_types=(jax.sharding.AxisType.Auto,))
         specs = jax_tkg.sharding.partition_specs("tp")
         named = {name: value for name, value in given.items() if value is not None}
@@ -93,8 +97,38 @@ class KernelTest(parameterized.TestCase):
         )
         hidden, *found = jax.jit(parallel)(named)
         merged = merge_candidates(*found, 8)
-        exact = exact_logits(hidden, given)
+        exact = exact_logits(hidden, whole)
         check_candidates(np.asarray(merged[0]), np.asarray(merged[1]), exact, 1e-5)
+
+    def test_what_it_adds_to_a_launch(self) -> None:
+        """Each weight is read once, no collective is added, and a few numbers come back."""
+        shape, V, count = cases.Shape(B=2, S=1, H=256, L=1), 1000, 12
+        given = arguments(shape, V)
+        _, plain = launch.run(
+            shape, [{**given, "W_head": None, "W_gamma_final": None}], 2, record=True
+        )
+        _, result = launch.run(shape, [given], 2, record=True, candidates_per_token=count)
+        columns, written = 0, {}
+        for core in (0, 1):
+            before, after = (r.record.streams[0, core] for r in (plain, result))
+            # The layers are the same; what follows is the head's.
+            opcodes = [[each.opcode for each in stream] for stream in (before, after)]
+            self.assertEqual(opcodes[1][: len(before)], opcodes[0])
+            added = after[len(before) :]
+            self.assertEqual({stages.stage_of(each) for each in added}, {stages.HEAD})
+            self.assertEqual([each.opcode for each in added if "all_" in each.opcode], [])
+            for access in (access for each in added for access in each.accesses):
+                if access.name == "W_head":
+                    columns += access.nbytes // (shape.H * 4)
+                elif access.space == "hbm" and access.is_write and access.dtype != "bool":
+                    written.setdefault(core, []).append(access.nbytes)
+            # 512 columns of a core are one bank, 488 are two; a search is for eight.
+            pieces = (1, 2)[core]
+            found = [each.opcode for each in added].count("max8")
+            self.assertEqual(found, 2 * (pieces + 1))
+        # Of core 1, a tile begins with 24 columns of the tile before.
+        self.assertEqual(columns, V + 24)
+        self.assertEqual(written[0][-2:], [2 * count * 4] * 2)
 
     def test_limits(self) -> None:
         shape = cases.Shape(B=1, S=1, L=1)

@@ -24,7 +24,7 @@ from tests import cases, parallel_cases
 from tests.lowering import custom_calls
 
 SHAPE = cases.Shape(L=3)
-GOLDEN = pathlib.Path(__file__).parent / "golden" / "neuron_four_ranks.mlir"
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 def _arguments(shape: cases.Shape = SHAPE, stacked: bool = False) -> dict[str, Any]:
@@ -227,9 +227,40 @@ class CallTest(parameterized.TestCase):
 
 
 class GoldenTest(absltest.TestCase):
+    """As reviewed; UPDATE_GOLDEN=1 writes it anew."""
+
+    def _check(self, lowered: Any, name: str) -> None:
+        (call,) = custom_calls.calls(lowered)
+        config = json.dumps(custom_calls.config(call), indent=2, sort_keys=True)
+        text = (
+            f"{lowered.as_text()}\n// backend_config:\n// " + config.replace("\n", "\n// ") + "\n"
+        )
+        if os.environ.get("UPDATE_GOLDEN"):
+            (GOLDEN / name).write_text(text)
+        self.assertEqual(text, (GOLDEN / name).read_text())
+
+    @unittest.skipUnless(jax.__version__ == "0.10.2", "the text differs from release to release")
+    def test_head(self) -> None:
+        """A layer and a head, whose candidates are results of the same call."""
+        shape = cases.Shape(B=1, S=1, q=1, k=1, d=64, L=1, S_ctx=8, S_max=8, unified=True)
+        given = {
+            **_arguments(shape),
+            "W_gamma_final": np.ones((1, shape.H), np.float32),
+            "W_head": np.zeros((shape.H, 300), np.float32),
+        }
+        given["position_ids"] = given["position_ids"].astype(np.int32)
+        run = functools.partial(
+            jax_tkg.transformer_tkg,
+            **cases.options(shape),
+            candidates_per_token=3,
+            logit_scale=0.5,
+            logit_softcap=30.0,
+        )
+        self._check(neuron.lower_for_neuron(lambda a: tuple(run(**a)), given), "neuron_head.mlir")
+
     @unittest.skipUnless(jax.__version__ == "0.10.2", "the text differs from release to release")
     def test_text(self) -> None:
-        """Two layers over four ranks, as reviewed; UPDATE_GOLDEN=1 writes it anew."""
+        """Two layers over four ranks."""
         shape = cases.Shape(B=1, S=1, q=1, k=1, d=64, L=2, S_ctx=8, S_max=8, unified=True)
         mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:4]), ("tp",))
         specs = jax_tkg.sharding.partition_specs("tp")
@@ -241,15 +272,7 @@ class GoldenTest(absltest.TestCase):
             in_specs=({name: getattr(specs, name) for name in whole},),
             out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
         )
-        lowered = neuron.lower_for_neuron(step, whole)
-        (call,) = custom_calls.calls(lowered)
-        config = json.dumps(custom_calls.config(call), indent=2, sort_keys=True)
-        text = (
-            f"{lowered.as_text()}\n// backend_config:\n// " + config.replace("\n", "\n// ") + "\n"
-        )
-        if os.environ.get("UPDATE_GOLDEN"):
-            GOLDEN.write_text(text)
-        self.assertEqual(text, GOLDEN.read_text())
+        self._check(neuron.lower_for_neuron(step, whole), "neuron_four_ranks.mlir")
 
 
 class ChoiceTest(parameterized.TestCase):

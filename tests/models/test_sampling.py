@@ -12,7 +12,7 @@ import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from jax_tkg.models.sampling import Sampling, filtered, sample
+from jax_tkg.models.sampling import Sampling, Scores, filtered, sample, sample_candidates
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -112,6 +112,47 @@ class SampleTest(parameterized.TestCase):
                 scores = process(torch.tensor(tokens), scores)
             given = filtered(jnp.asarray(logits), sampling, jnp.asarray(seen))
             np.testing.assert_allclose(jax.nn.softmax(given), scores.softmax(-1), atol=1e-5)
+
+    def test_top_k_of_equal_logits_is_the_lowest_ids(self) -> None:
+        logits = jnp.asarray([[1.0, 2.0, 1.0, 3.0, 1.0, 1.0]])
+        given = filtered(logits, Sampling(1.0, top_k=4))
+        self.assertEqual(np.isfinite(given[0]).tolist(), [True, True, True, True, False, False])
+
+    def test_candidates_are_enough(self) -> None:
+        """The same draws from the likeliest tokens as from all, ties and a key of all included."""
+        run = jax.jit(sample, static_argnames="sampling")
+        few = jax.jit(sample_candidates, static_argnames=("sampling", "vocabulary_size"))
+        rng = np.random.default_rng(0)
+        # Half of them integers, with many ties.
+        logits = rng.normal(0, 2, (200, 50)).astype(np.float32)
+        logits[100:] = np.round(logits[100:])
+        keys = jax.random.split(jax.random.key(1), 200)
+        for sampling in (
+            Sampling(),
+            Sampling(1.0, top_k=1),
+            Sampling(0.7, top_k=7),
+            Sampling(2.0, 0.8, top_k=20, min_p=0.05),
+            Sampling(1e-30, 0.8, top_k=20),
+            Sampling(1.0, 0.9, top_k=64),
+        ):
+            count = min(sampling.candidates, 50)
+            scores = Scores(*jax.lax.top_k(logits, count))
+            for key in (keys, keys[0]):
+                got = few(scores, key, sampling=sampling, vocabulary_size=50)
+                want = run(logits, key, sampling=sampling)
+                np.testing.assert_array_equal(got, want, err_msg=str(sampling))
+
+    @parameterized.parameters(
+        (Sampling(), 1),
+        (Sampling(top_k=5), 1),
+        (Sampling(1.0, top_k=64), 64),
+        (Sampling(1.0, top_k=65), None),
+        (Sampling(1.0, 0.9), None),
+        (Sampling(repetition_penalty=1.1), None),
+        (Sampling(1.0, top_k=5, repetition_penalty=1.1), None),
+    )
+    def test_how_many_candidates_are_enough(self, sampling: Sampling, count: int | None) -> None:
+        self.assertEqual(sampling.candidates, count)
 
     def test_greedy_counts_repetitions(self) -> None:
         logits = jnp.asarray([[1.0, 3.0, 2.0], [-3.0, -2.0, -2.5]])

@@ -24,6 +24,8 @@ def _weights(stream: Stream, storage: int, name: str) -> None:
         access("moving", "sbuf", 90, (128, 512), dtype="bfloat16", write=False),
         access("dst", "psum", 91, (128, 512)),
     )
+    function = "_heads" if "qkv" in name else "_project_out"
+    stream.instructions[-1].functions = (("linear", "linear"), ("transformer", function))
 
 
 class BarsTest(absltest.TestCase):
@@ -34,20 +36,20 @@ class BarsTest(absltest.TestCase):
         stream.vector(50, 51)
         return schedule(record(stream))
 
-    def test_products_are_labelled_by_their_weights(self):
+    def test_products_are_labelled_by_the_functions_that_they_stand_in(self):
         found = [bar for bar in plot.bars(self._timeline()) if bar[0] == "tensor"]
-        self.assertEqual([bar[1] for bar in found], ["W_qkvs", "W_outs", "W_qkvs"])
+        self.assertEqual([bar[1] for bar in found], ["QKV", "output", "QKV"])
 
-    def test_loads_are_labelled_and_touch(self):
+    def test_loads_are_labelled_by_their_weights_and_touch(self):
         """A DMA engine moves 8 rows of 1920 bytes per transfer, one after the other."""
         found = [bar for bar in plot.bars(self._timeline()) if bar[0] == "dma"]
-        self.assertEqual([bar[1] for bar in found], ["W_qkvs", "W_outs", "W_qkvs"])
+        self.assertEqual([bar[1] for bar in found], ["QKV", "output", "QKV"])
         for before, after in itertools.pairwise(found):
             self.assertAlmostEqual(before[3], after[2])
 
-    def test_other_work_is_labelled_by_its_file(self):
+    def test_what_stands_in_no_stage(self):
         found = [bar for bar in plot.bars(self._timeline()) if bar[0] == "vector"]
-        self.assertEqual(found, [("vector", "kernel", 0.0, 500.0)])
+        self.assertEqual(found, [("vector", "other", 0.0, 500.0)])
 
     def test_layer_span(self):
         timeline = self._timeline()

@@ -21,7 +21,7 @@ from absl.testing import absltest, parameterized
 from jax_tkg.models import gguf, prompts
 from jax_tkg.models.decode import Decoder
 from jax_tkg.models.packing import PackedModel
-from jax_tkg.models.sampling import Sampling, seed_keys
+from jax_tkg.models.sampling import MOST_CANDIDATES, Sampling, seed_keys
 from jax_tkg.serving import Event, Request, RunningBatch
 from tests.models import devices, tiny
 
@@ -337,6 +337,31 @@ class ModelsTest(parameterized.TestCase):
 
     def test_prompts_read_by_the_operation(self) -> None:
         self._assert_as_alone(_batch(prefill=False))
+
+    def test_candidates(self) -> None:
+        """Greedy, with top_k, and with all logits, one after the other; all of it is prepared."""
+        batch = _batch(candidates=True)
+        with concurrent.futures.ThreadPoolExecutor(2) as threads:
+            for executable in batch.prepare(threads, longest=64):
+                executable.result()
+        compiled, client = batch.compile_count, _Client(batch)
+        step = mock.Mock(side_effect=batch._step)
+        with mock.patch.object(batch, "_step", step):
+            for length, sampling in (
+                (20, Sampling()),
+                (9, Sampling(2.0, top_k=20, top_p=0.9)),
+                (3, SAMPLINGS[1]),
+            ):
+                prompt = np.random.default_rng(length).integers(0, 60, length).tolist()
+                client.submit(Request(prompt, max_tokens=10, sampling=sampling, stop_tokens=[]))
+                client.step()
+                client.step()
+            client.finish()
+        for name, request in client.requests.items():
+            self.assertEqual(client.tokens[name], _expected(request)[0])
+        asked = [call.kwargs["candidates"] for call in step.call_args_list]
+        self.assertEqual(list(dict.fromkeys(asked)), [1, MOST_CANDIDATES, None])
+        self.assertEqual(batch.compile_count, compiled)
 
 
 class BadInputTest(parameterized.TestCase):

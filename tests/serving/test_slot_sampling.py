@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from absl.testing import absltest
 
-from jax_tkg.models.sampling import Sampling, sample, seed_keys
-from jax_tkg.serving.slot_sampling import SettingsTable, Way, choose
+from jax_tkg.models.sampling import MOST_CANDIDATES, Sampling, Scores, sample, seed_keys
+from jax_tkg.serving.slot_sampling import SettingsTable, Way, choose, choose_candidates
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -40,6 +40,9 @@ class ChooseTest(absltest.TestCase):
         for slot in range(slots):
             table.put(slot, SAMPLINGS[slot // count])
         logits = rng.normal(0, 3, (slots, VOCABULARY)).astype(np.float32)
+        # Every other row has many ties, but where the likeliest alone is expected.
+        tied = [slot for slot in range(0, slots, 2) if SAMPLINGS[slot // count].top_p > 1e-30]
+        logits[tied] = np.round(logits[tied])
         seen = rng.random(logits.shape) < 0.3
         keys = seed_keys(range(slots))
         got = np.asarray(_choose(logits, keys, table.settings, seen, way=Way.FILTERED))
@@ -51,6 +54,33 @@ class ChooseTest(absltest.TestCase):
             else:
                 expected = _alone(logits[rows], keys[rows], sampling=sampling, seen=seen[rows])
             np.testing.assert_array_equal(got[rows], expected, err_msg=str(sampling))
+
+    def test_candidates(self) -> None:
+        """What all logits give, where the likeliest are enough."""
+        samplings = (
+            Sampling(),
+            Sampling(0.7, top_k=1),
+            Sampling(1.0, top_k=5),
+            Sampling(3.0, top_k=MOST_CANDIDATES, top_p=0.9, min_p=0.02),
+        )
+        slots = 40 * len(samplings)
+        table = SettingsTable(slots)
+        for slot in range(slots):
+            table.put(slot, samplings[slot // 40])
+        logits = np.random.default_rng(2).normal(0, 3, (slots, 100)).astype(np.float32)
+        logits[::2] = np.round(logits[::2])
+        keys, seen = seed_keys(range(slots)), np.zeros(logits.shape, np.bool_)
+        want = _choose(logits, keys, table.settings, seen, way=Way.FILTERED)
+        scores = Scores(*jax.lax.top_k(logits, MOST_CANDIDATES))
+        few = jax.jit(choose_candidates, static_argnames="vocabulary_size")
+        got = few(scores, keys, table.settings, vocabulary_size=100)
+        np.testing.assert_array_equal(got, want)
+        one = few(Scores(*jax.lax.top_k(logits, 1)), keys, table.settings, vocabulary_size=100)
+        np.testing.assert_array_equal(one[:80], want[:80])
+        self.assertEqual(table.candidates([0, 40]), 1)
+        self.assertEqual(table.candidates([0, 80]), MOST_CANDIDATES)
+        table.put(3, Sampling(1.0))
+        self.assertIsNone(table.candidates([0, 3]))
 
     def test_less_is_enough(self) -> None:
         """What a way leaves out changes nothing for the slots that it is meant for."""

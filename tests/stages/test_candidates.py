@@ -120,6 +120,25 @@ class CandidatesTest(parameterized.TestCase):
         np.testing.assert_array_equal(logits[1], np.float32(-3e38))
 
 
+    @parameterized.parameters(0, 1, 2)
+    def test_columns_of_nan_are_padding(self, cores: int) -> None:
+        """They come last, where all logits are negative, or the lowest, too."""
+        rng = np.random.default_rng(0)
+        x = rng.uniform(0.5, 1, (3, 128)).astype(np.float32)
+        for V in (10, 300):
+            order = rng.permutation(V)
+            for sizes, want in ((order + 1.0, np.argsort(order)), (np.full(V, 1e38), range(V))):
+                W = np.full((128, V + 3), np.nan, np.float32)
+                W[:, :V] = -sizes
+                count = min(V, 12)
+                with np.errstate(over="ignore"):
+                    logits, columns = _both(cores)(
+                        x, np.ones((1, 128), np.float32), W, candidates_per_token=count
+                    )
+                np.testing.assert_array_equal(columns, [list(want)[:count]] * 3)
+                self.assertTrue((logits < 0).all())
+
+
 class SegmentsTest(parameterized.TestCase):
     def test_constants_agree(self) -> None:
         self.assertEqual(limits.LOWEST_LOGIT, reference.LOWEST)

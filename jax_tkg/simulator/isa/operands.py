@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.simulator import errors
-from jax_tkg.simulator.caller import caller
+from jax_tkg.simulator.caller import caller, running_functions
 from jax_tkg.simulator.isa.operand_checks import OperandChecks
 from jax_tkg.simulator.machine.device_loops import loop_of
 from jax_tkg.simulator.machine.machine import Core, current_core
@@ -70,6 +70,7 @@ class Step(OperandChecks):
                 [],
                 attributes or {},
                 chosen,
+                running_functions(),
             )
             core.instructions.append(self.instruction)
 

@@ -130,6 +130,9 @@ class Instruction:
         generation mode of a DMA.
       engine_chosen: whether the kernel chose the engine. If not, `engine` is the one that the
         compiler would most likely choose.
+      functions: the kernel's functions in which that statement ran, innermost first, then those
+        that called the kernel; of each the name of its file, without folders and ending, and its
+        own.
     """
 
     index: int
@@ -143,6 +146,7 @@ class Instruction:
     accesses: list[Access]
     attributes: dict[str, Any]
     engine_chosen: bool = True
+    functions: tuple[tuple[str, str], ...] = ()
 
     @property
     def reads(self) -> list[Access]:

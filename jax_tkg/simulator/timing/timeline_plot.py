@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from jax_tkg.simulator.timing.timeline import Event, Timeline
 
-ROWS = ("dma", "tensor", "vector", "scalar", "gpsimd", "sync", "collective")
+ROWS = {
+    "dma": "DMA",
+    "tensor": "Tensor",
+    "vector": "Vector",
+    "scalar": "Scalar",
+    "gpsimd": "GpSimd",
+    "sync": "Sync",
+    "collective": "collectives",
+}
+"""The resources of a timeline, from the top of the picture, and their names in it."""
 
 Bar = tuple[str, str, float, float]
 """Row, label, start and end in ns."""
@@ -42,27 +51,31 @@ def draw(
     title: str,
     axis: str,
     path: str | pathlib.Path,
+    colors: Mapping[str, str] | None = None,
 ) -> None:
     """Writes a PNG of what lies between two times.
 
     Args:
-      bars: what to draw; each label has a color.
+      bars: what to draw.
       span: first and last time in ns; the first is the picture's 0.
       title: above the picture.
       axis: what the horizontal axis shows.
       path: of the file.
+      colors: of all labels, in the order of the legend. None: some color for each.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import patches, pyplot
+    from matplotlib.colors import to_hex
 
     first, last = span
     shown = [bar for bar in bars if bar[3] > first and bar[2] < last]
-    labels = list(dict.fromkeys(label for _, label, _, _ in shown))
-    palette = pyplot.get_cmap("tab20")
-    colors = {label: palette(i % palette.N) for i, label in enumerate(labels)}
-    figure, axes = pyplot.subplots(figsize=(16, 5.5), layout="constrained")
+    if colors is None:
+        palette = pyplot.get_cmap("tab20")
+        labels = dict.fromkeys(label for _, label, _, _ in shown)
+        colors = {label: to_hex(palette(i % palette.N)) for i, label in enumerate(labels)}
+    figure, axes = pyplot.subplots(figsize=(14, 4.6), layout="constrained")
     rows = [row for row in ROWS if any(bar[0] == row for bar in shown)]
     for row, label, start, end in shown:
         left, right = max(start, first), min(end, last)
@@ -71,15 +84,31 @@ def draw(
             place,
             (right - left) / 1e3,
             left=(left - first) / 1e3,
-            height=0.8,
+            height=0.72,
             color=colors[label],
             linewidth=0,
         )
-    axes.set_yticks(range(len(rows)), rows[::-1])
+    axes.set_yticks(range(len(rows)), [ROWS[row] for row in rows[::-1]])
+    axes.tick_params(axis="y", length=0)
     axes.set_xlim(0, (last - first) / 1e3)
     axes.set_xlabel(axis)
-    axes.set_title(title)
-    handles = [patches.Patch(color=colors[label], label=label) for label in labels]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), fontsize="small")
+    axes.set_title(title, loc="left", fontsize="medium")
+    axes.grid(axis="x", color="#e4e4e4", linewidth=0.6)
+    axes.set_axisbelow(True)
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    drawn = {label for _, label, _, _ in shown}
+    handles = [
+        patches.Patch(color=color, label=label)
+        for label, color in colors.items()
+        if label in drawn
+    ]
+    axes.legend(
+        handles=handles,
+        loc="upper left",
+        bbox_to_anchor=(1.0, 1.0),
+        fontsize="small",
+        frameon=False,
+    )
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
