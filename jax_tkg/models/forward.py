@@ -278,9 +278,7 @@ class ModelForward:
                 if self.mesh is not None:
                     logits, ids = merge_candidates(logits, ids, count)
                 return Scores(self._scaled(logits), ids), *caches
-        hidden, *caches = self._run(
-            transformer_tkg, arguments, implementation=self.implementation
-        )
+        hidden, *caches = self._run(transformer_tkg, arguments, implementation=self.implementation)
         return Scores(self.logits(parameters, hidden)), *caches
 
     def _kernel_takes(self, arguments: dict[str, Any], count: int) -> bool:

@@ -168,7 +168,9 @@ def sample_candidates(
     if sampling.greedy:
         return scores.ids[:, 0]
     scaled = _tempered(scores.logits, sampling)
-    return draw_candidates(_from(_floor(scaled, sampling), scaled), scores.ids, key, vocabulary_size)
+    return draw_candidates(
+        _from(_floor(scaled, sampling), scaled), scores.ids, key, vocabulary_size
+    )
 
 
 def draw_candidates(

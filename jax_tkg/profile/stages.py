@@ -60,7 +60,13 @@ _OF_FILE = {
     **dict.fromkeys(("mlp", "experts", "router"), MLP),
 }
 
-_OF_FUNCTION = {"_heads": QKV, "_project_out": OUTPUT}
+_OF_FUNCTION = {
+    "_heads": QKV,
+    "_project_out": OUTPUT,
+    # What these do themselves, here and in `LayerStart`, is to load the gains of norms.
+    "_layer": NORM,
+    "__init__": NORM,
+}
 """Of the kernel's own file, where a layer is put together."""
 
 _OF_OPCODE = {"all_reduce": ALL_REDUCE, "sendrecv": WAITS, "core_barrier": WAITS}

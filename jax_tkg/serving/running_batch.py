@@ -166,7 +166,7 @@ class RunningBatch:
             **on_mesh(forward.mesh, (whole, (cached, cached))),
         )
         self._choose = Executables(
-            self._traced_choice, ("way",), donate_argnums=(1,), **on_mesh(forward.mesh, state)
+            self._traced_choice, ("way",), donate_argnums=(2,), **on_mesh(forward.mesh, state)
         )
         self._insert = Executables(
             self._traced_insertion,
@@ -253,9 +253,7 @@ class RunningBatch:
         for S_ctx, length in {self._caches.bucket(length): length for length in lengths}.items():
             arrays = (state.tokens, counts, counts, caches, self._caches.tables(S_ctx))
             prepared += [
-                self._step.prepare(
-                    threads, parameters, *arrays, S_ctx=S_ctx, candidates=candidates
-                )
+                self._step.prepare(threads, parameters, *arrays, S_ctx=S_ctx, candidates=candidates)
                 for candidates in self._candidate_counts
             ]
             target = self._caches.target(0, length)
@@ -264,7 +262,7 @@ class RunningBatch:
             )
         prepared += [
             self._choose.prepare(
-                threads, self._score_shapes(candidates), state, self._settings.settings, way=way
+                threads, self._settings.settings, self._score_shapes(candidates), state, way=way
             )
             for candidates in self._candidate_counts
             for way in (Way if candidates is None else (Way.LIKELIEST,))
@@ -350,7 +348,7 @@ class RunningBatch:
         )
         # Candidates are chosen from in one way.
         way = self._settings.way(slots) if scores.ids is None else Way.LIKELIEST
-        self._state = self._choose(scores, self._state, self._settings.settings, way=way)
+        self._state = self._choose(self._settings.settings, scores, self._state, way=way)
         tokens = np.asarray(self._state.tokens).tolist()
         events = [self._event(served, tokens[served.slot]) for served in decoding]
         return [event for event in events if event is not None]
@@ -498,7 +496,7 @@ class RunningBatch:
         return scores.at(0), (K_caches, V_caches)
 
     def _traced_choice(
-        self, scores: Scores, state: SlotState, settings: Settings, way: Way
+        self, settings: Settings, scores: Scores, state: SlotState, way: Way
     ) -> SlotState:
         keys = jax.vmap(jax.random.split)(state.key)
         seen = state.seen

@@ -129,7 +129,7 @@ class ScoresTest(parameterized.TestCase):
         return run(forward.parameters, *forward.caches(1))
 
     def test_padding_is_never_chosen(self) -> None:
-        """Where all logits are negative, equal, or no numbers; of six ranks with 45 columns each."""
+        """Where all logits are negative, equal, or no numbers; 45 columns on each of six ranks."""
         ranks = 6
         model = _model(ranks, tied=False)
         columns = model.parameters.head.shape[1]

@@ -43,7 +43,9 @@ class StagesTest(parameterized.TestCase):
         """A layer more adds instructions of every stage but the head, and none of no stage."""
         case = Case(**{**SIZES, "tensor_parallel": 4, **changes})
         shorter, longer = record_launches(case).records
-        counts = [collections.Counter(map(stages.stage_of, r.streams[0, 0])) for r in (shorter, longer)]
+        counts = [
+            collections.Counter(map(stages.stage_of, r.streams[0, 0])) for r in (shorter, longer)
+        ]
         added = counts[1] - counts[0]
         expected = set(stages.STAGES) - {stages.HEAD, stages.OTHER}
         if case.lnc == 1:
@@ -52,7 +54,9 @@ class StagesTest(parameterized.TestCase):
 
     def test_head(self) -> None:
         before, after = token.record_head(Case(**SIZES), 300).records
-        counts = [collections.Counter(map(stages.stage_of, r.streams[0, 0])) for r in (before, after)]
+        counts = [
+            collections.Counter(map(stages.stage_of, r.streams[0, 0])) for r in (before, after)
+        ]
         self.assertEqual(set(counts[1] - counts[0]), {stages.HEAD})
         timeline = schedule(after)
         busy: collections.Counter = collections.Counter()

@@ -119,7 +119,6 @@ class CandidatesTest(parameterized.TestCase):
         np.testing.assert_array_equal(logits[0, 1:], np.float32(-3e38))
         np.testing.assert_array_equal(logits[1], np.float32(-3e38))
 
-
     @parameterized.parameters(0, 1, 2)
     def test_columns_of_nan_are_padding(self, cores: int) -> None:
         """They come last, where all logits are negative, or the lowest, too."""

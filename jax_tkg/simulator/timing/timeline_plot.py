@@ -99,9 +99,7 @@ def draw(
         axes.spines[side].set_visible(False)
     drawn = {label for _, label, _, _ in shown}
     handles = [
-        patches.Patch(color=color, label=label)
-        for label, color in colors.items()
-        if label in drawn
+        patches.Patch(color=color, label=label) for label, color in colors.items() if label in drawn
     ]
     axes.legend(
         handles=handles,
