@@ -8,19 +8,30 @@ on JAX 0.10.2 (0.7.0, no longer supported, and 0.12.0 where they differ).
 | rows                                 | 1            | 2   | 4   | 8   |
 |--------------------------------------|--------------|-----|-----|-----|
 | f32, `x @ W`                         | 1.3          | 2.4 | 2.5 | 3.0 |
-| f32, `Form.SUMMED`                   | 1.1          | 1.3 | 1.7 | 2.6 |
 | f32, `Form.BLOCKS`                   | 1.6          | 1.9 | 1.9 | 2.5 |
 | bfloat16, `x @ W`                    | 60           | 3.4 | 4   | 4.3 |
 | bfloat16, one row padded to two      | 3.3 (90)     |     |     |     |
 | bfloat16, W stored as [out, in]      | 2.5 (90, 3)  | 2.5 | 3.2 | 3.3 |
-| bfloat16 bits, `Form.SUMMED`         | 1.3 (5, 2)   | 1.7 | 3.2 | 4.6 |
 | bfloat16 bits, `Form.BLOCKS`         | 2.5          | 2.2 | 3.2 | 2.7 |
-| float8 bits, `SUMMED`, over bfloat16 | 0.55         | 0.9 | 1.6 | 2.2 |
 | float8 bits, `BLOCKS`, over bfloat16 | 0.65         | 0.6 | 0.8 | 0.7 |
+
+The last row is float8 over bfloat16 stored as [out, in]. `Form.SUMMED` and, behind it, `BLOCKS`,
+over one row in `SUMMED`, which takes 1.1 (f32) and 1.3 (bfloat16) times what memory takes; first
+thirty layers of [576, 960], [576, 576], [576, 3072] and [1536, 576], then three of [2048, 3072],
+[2048, 2048], [2048, 16384] and [8192, 2048]; the least of five turns:
+
+| rows          | 2        | 4        | 8        | 16       | 32       |
+|---------------|----------|----------|----------|----------|----------|
+| f32           | 1.1, 2.0 | 1.3, 2.4 | 1.8, 2.9 | 2.6, 3.1 | 6.2, 6.8 |
+| f32, large    | 1.1, 1.2 | 1.4, 1.6 | 1.6, 4.8 | 2.6, 5.8 | 4.2, 9.3 |
+| bfloat16 bits | 1.3, 3.1 | 1.3, 3.0 | 2.9, 3.7 | 8.4, 7.2 |          |
+| large         | 1.2, 1.3 | 1.7, 3.2 | 2.9, 4.2 | 5.4, 6.9 |          |
+| float8 bits   | 2.0, 2.3 | 3.4, 2.7 | 6.5, 3.7 |          |          |
+| large         | 2.1, 2.4 | 4.3, 3.1 | 6.7, 4.2 |          |          |
 
 "Bits" are weights held as unsigned integers (`jax_tkg.bits`): up to JAX 0.10 XLA:CPU
 up-casts a whole bfloat16 array before it takes a block of it, and a whole float8 array on every
-version. The last two rows are float8 over bfloat16 stored as [out, in].
+version.
 """
 
 from __future__ import annotations
@@ -41,12 +52,30 @@ At 16 and more the processor's prefetchers lose track and the loop is 1.5 times 
 """
 
 SUMMED_ELEMENTS = 1 << 20
-"""Elements of the weight that one step of `Form.SUMMED` takes, at least, where there are as many.
+"""Elements of the weight that one step of `Form.SUMMED` takes for one row, at least.
 
 A step costs a few microseconds beside its work, and its partial sums stay in the second-level
 cache: 64 Ki to 1 Mi elements are level, less is slower. The most of these, because a weight that
 one step takes whole needs no loop, and compiles in two thirds of the time.
 """
+
+SEVERAL_ROWS_ELEMENTS = 1 << 17
+"""As `SUMMED_ELEMENTS`, for several rows, of which each has partial sums of its own.
+
+For thirty layers of [576, 3072] and smaller, four times as many elements are 1.4 times slower in
+f32 and up to 6 times in bfloat16; for [2048, 16384] they are level.
+"""
+
+BLOCK_COLUMNS = 256
+"""Columns that `Form.SUMMED` takes at once for several rows, at most.
+
+`TERMS` rows of so many columns are 8 KiB in f32, so that each row of activations after the first
+reads them from the first-level cache. 128 to 512 are level; all of 3072 are 1.1 to 1.3 times
+slower, of 16384 1.5 times.
+"""
+
+SMALLEST_BLOCK_COLUMNS = 32
+"""Columns of a block of `Form.SUMMED`, at least: a loop over fewer is not worth its start."""
 
 BLOCK_ELEMENTS = 1 << 21
 """Elements of the weight in one block of `Form.BLOCKS`, at most.
@@ -82,7 +111,7 @@ class Form(enum.Enum):
     BLOCKS = "a dot for each block of rows of the weight"
 
 
-_MOST_SUMMED_ROWS = {4: 4, 2: 2, 1: 1}
+_MOST_SUMMED_ROWS = {4: 32, 2: 8, 1: 2}
 """By bytes of a weight's element, the largest number of rows for which SUMMED is fastest.
 
 Each row of activations decodes the weight anew, which is the dearer the more decoding there is.
@@ -105,7 +134,7 @@ def choose(weight: StoredWeight, rows: int) -> Form:
     # XLA of JAX 0.9 fuses what leads to the activations, all layers before included, into a sum
     # outside of a loop: thirty layers in bfloat16 take 2.7 seconds a step, f32 a fifth longer.
     separate = jax.__version_info__ >= (0, 10) or weight.dtype.itemsize == 4
-    if few and ((rows == 1 and separate) or inner > TERMS * group_rows(inner, columns)):
+    if few and ((rows == 1 and separate) or inner > TERMS * group_rows(inner, columns, rows)):
         return Form.SUMMED
     block_elements = block_rows(inner, columns) * columns
     return Form.BLOCKS if block_elements >= SMALLEST_BLOCK_ELEMENTS else Form.WHOLE
@@ -141,16 +170,29 @@ def is_sliced_without_conversion(dtype: jax.typing.DTypeLike) -> bool:
     return kind.itemsize > 1
 
 
-def group_rows(inner: int, columns: int) -> int:
-    """Rows that each of the `TERMS` terms of one step of `Form.SUMMED` has.
+def group_rows(inner: int, columns: int, rows: int) -> int:
+    """Rows of the weight that each of the `TERMS` terms of one step of `Form.SUMMED` has.
 
     Args:
       inner: n, a multiple of `TERMS`.
       columns: m.
+      rows: rows of activations.
     """
     each = inner // TERMS
-    enough = [size for size in _divisors(each) if TERMS * size * columns >= SUMMED_ELEMENTS]
+    least = SUMMED_ELEMENTS if rows == 1 else SEVERAL_ROWS_ELEMENTS
+    enough = [size for size in _divisors(each) if TERMS * size * columns >= least]
     return min(enough, default=each)
+
+
+def block_columns(columns: int, rows: int) -> int:
+    """Columns that `Form.SUMMED` takes at once: a divisor of the weight's.
+
+    Args:
+      columns: m.
+      rows: rows of activations; one row needs no blocks.
+    """
+    largest = max(size for size in _divisors(columns) if size <= BLOCK_COLUMNS)
+    return columns if rows == 1 or largest < SMALLEST_BLOCK_COLUMNS else largest
 
 
 def many_rows_block(weight: StoredWeight) -> int:

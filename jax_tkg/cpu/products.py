@@ -58,21 +58,24 @@ def _summed(rows: jax.Array, weight: StoredWeight) -> jax.Array:
     """Sums of rows of the weight, each times its activation, in loops that XLA vectorizes.
 
     A step takes `TERMS` groups of consecutive rows of the weight and adds them up, so that each
-    place of a group has a partial sum of its own; at the end these are added.
+    place of a group has a partial sum of its own; at the end these are added. Several rows of
+    activations take a block of columns in turn, which stays in the processor's first cache.
     """
     inner, columns = weight.shape
-    terms = formulation.TERMS
-    group = formulation.group_rows(inner, columns)
+    terms, count = formulation.TERMS, rows.shape[0]
+    group = formulation.group_rows(inner, columns, count)
     steps = inner // (terms * group)
     factors = (rows.astype(jnp.float32) * weight.factor).T
-    shape = (group, rows.shape[0], columns)
+    block = formulation.block_columns(columns, count)
+    shape = (group, columns // block, count, block)
 
     def step(first: Any) -> Iterator[jax.Array]:
         for term in range(terms):
             start = first + (term * group if isinstance(first, int) else jnp.uint32(term * group))
             mine = jax.lax.dynamic_slice_in_dim(factors, start, group)
-            yield jax.lax.broadcast_in_dim(mine, shape, (0, 1)) * jax.lax.broadcast_in_dim(
-                weight.rows(start, group), shape, (0, 2)
+            values = weight.rows(start, group).reshape(group, columns // block, block)
+            yield jax.lax.broadcast_in_dim(mine, shape, (0, 2)) * jax.lax.broadcast_in_dim(
+                values, shape, (0, 1, 3)
             )
 
     def add(turn: jax.Array, partial: jax.Array) -> jax.Array:
@@ -84,7 +87,8 @@ def _summed(rows: jax.Array, weight: StoredWeight) -> jax.Array:
     partial = repeat(steps - 1, add, functools.reduce(jnp.add, step(0)))
     # Two rows of ones, because a product of two goes to a library, of one is compiled anew.
     ones = jnp.ones((2, group), jnp.float32)
-    return dot(ones, partial.reshape(group, -1))[0].reshape(rows.shape[0], columns)
+    sums = dot(ones, partial.reshape(group, -1))[0].reshape(shape[1:])
+    return sums.swapaxes(0, 1).reshape(count, columns)
 
 
 def multiply_many(rows: jax.Array, weight: StoredWeight) -> jax.Array:

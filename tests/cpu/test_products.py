@@ -106,7 +106,7 @@ class ChoiceTest(parameterized.TestCase):
         self.assertIs(formulation.choose(stored, 1), Form.WHOLE)
 
     @parameterized.parameters(
-        ("float32", 4, 8), ("bfloat16", 2, 4), ("float8_e4m3", 1, 2), ("float8_e5m2", 1, 8)
+        ("float32", 32, 33), ("bfloat16", 8, 9), ("float8_e4m3", 2, 3), ("float8_e5m2", 1, 8)
     )
     def test_many_rows_decode_once(self, dtype: str, few: int, many: int) -> None:
         stored = _stored(np.ones((2048, 1024), dtype), True, False)
@@ -115,11 +115,13 @@ class ChoiceTest(parameterized.TestCase):
 
     @parameterized.parameters("float32", "bfloat16")
     def test_several_rows_are_summed_in_loops_only(self, dtype: str) -> None:
-        stored = _stored(np.ones((640, 1536), dtype), True, False)
+        stored = _stored(np.ones((128, 1024), dtype), True, False)
         fuses_all = jax.__version_info__ < (0, 10) and dtype == "bfloat16"
         one_row = Form.BLOCKS if fuses_all else Form.SUMMED
         self.assertIs(formulation.choose(stored, 1), one_row)
         self.assertIs(formulation.choose(stored, 2), Form.BLOCKS)
+        larger = _stored(np.ones((256, 1024), dtype), True, False)
+        self.assertIs(formulation.choose(larger, 2), Form.SUMMED)
 
     def test_small_weights_are_one_product(self) -> None:
         stored = _stored(np.ones((128, 64), np.float32), False, False)
@@ -136,10 +138,13 @@ class ChoiceTest(parameterized.TestCase):
         self.assertEqual(heads % few, 0)
         self.assertLessEqual(few * d * context, max(formulation.ATTENTION_ELEMENTS, d * context))
 
-    @given(n=st.integers(1, 1024), m=st.integers(1, 1 << 15))
-    def test_blocks_cover_the_weight(self, n: int, m: int) -> None:
+    @given(n=st.integers(1, 1024), m=st.integers(1, 1 << 15), rows=st.integers(1, 32))
+    def test_blocks_cover_the_weight(self, n: int, m: int, rows: int) -> None:
         inner = n * formulation.TERMS
-        group = formulation.group_rows(inner, m)
+        columns = formulation.block_columns(m, rows)
+        self.assertEqual(m % columns, 0)
+        self.assertGreaterEqual(columns, min(m, formulation.SMALLEST_BLOCK_COLUMNS))
+        group = formulation.group_rows(inner, m, rows)
         self.assertEqual(inner % (formulation.TERMS * group), 0)
         size = formulation.block_rows(inner, m)
         self.assertEqual(inner % size, 0)
