@@ -34,6 +34,7 @@ GUIDES = {
     "vector_offset_needs_swdge": "deep dive on descriptor generation",
     "ap_": "deep dive on access patterns; nki.language.NkiTensor",
     "dynamic_index_range": "deep dive on access patterns; nki.language.NkiTensor",
+    "double_row_not_transposed": "Trainium2 architecture guide, double FP8 matmul performance",
     "one_bank": "architecture guide, PSUM; nki.isa.nc_matmul, tile size",
     "loop_psum": "public reports of NCC_IBIR092 from the compiler's back end",
     "loop_dge_none": "a public report of NCC_ISQI001 from the compiler's back end",

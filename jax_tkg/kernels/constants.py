@@ -4,7 +4,8 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import PARTITIONS
+from .limits import PARTITIONS, UNIT
+from .sizes import bytes_of
 
 
 class Constants(NKIObject):
@@ -15,6 +16,7 @@ class Constants(NKIObject):
       identity: [128, 128] float32.
       rotation: [d, d] in the compute dtype; rotation^T @ x = (-x2, x1) for x = (x1, x2) in
         contiguous halves. None if the halves of a head are chunks of their own.
+      unit: [128, 128] bfloat16, each `UNIT`; None if the compute dtype is float32.
     """
 
     def __init__(self, sizes):
@@ -25,6 +27,10 @@ class Constants(NKIObject):
         self.rotation = None
         if sizes.head_chunks == 1:
             self.rotation = _rotation(sizes.d, self.ones, sizes.dtype)
+        self.unit = None
+        if bytes_of(sizes.dtype) == 2:
+            self.unit = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.bfloat16, buffer=nl.sbuf)
+            nisa.memset(dst=self.unit, value=UNIT)
 
 
 def _select_diagonal(dst, on_true, size, shift):

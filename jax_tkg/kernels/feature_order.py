@@ -48,19 +48,20 @@ class FeatureOrder(NKIObject):
                     found.append((begin, size, 1))
         return found
 
-    def blocks(self, first, count, most):
+    def blocks(self, first, count, most, unit=1):
         """Whole groups first .. first + count in blocks of similar size, each for one load.
 
         Args:
           first: the first chunk.
           count: chunks.
           most: chunks of a block at most.
+          unit: what sizes of blocks are multiples of, where groups and `most` allow; not the last.
 
         Returns:
           (start, size) of each, counted from `first`: part of a group, or groups of equal size.
         """
         if self.groups == None:
-            return even_blocks(0, count, most)
+            return even_blocks(0, count, most, unit)
         found = []
         for each in self.equal_groups(first, count):
             begin, size, number = each
@@ -69,7 +70,7 @@ class FeatureOrder(NKIObject):
                     found.append((begin - first + block[0] * size, block[1] * size))
             else:
                 for group in range(number):
-                    found.extend(even_blocks(begin - first + group * size, size, most))
+                    found.extend(even_blocks(begin - first + group * size, size, most, unit))
         return found
 
     def whole_groups(self, first, most):
@@ -114,14 +115,30 @@ class FeatureOrder(NKIObject):
         by_partition = of_group.reshape_dim(1, (width, size))
         return by_partition[:, :, chunk - begin]
 
+    def columns_of_rows(self, tile, first, chunk):
+        """Columns [n, r, width] of a tile [n, r, m], as `columns` has them of each row."""
+        width = self.width
+        begin, size = self.group_of(chunk)
+        start = (begin - first) * width
+        of_group = tile[:, :, start : start + size * width]
+        by_partition = of_group.reshape_dim(2, (width, size))
+        return by_partition[:, :, :, chunk - begin]
 
-def even_blocks(first, count, most):
-    """(first, size) of as few blocks of similar size as hold `count` chunks, `most` in each."""
-    number = (count + most - 1) // most
+
+def even_blocks(first, count, most, unit=1):
+    """(first, size) of as few blocks of similar size as hold `count` chunks, `most` in each.
+
+    Sizes but the last are multiples of `unit`, if `most` is at least that.
+    """
+    if most < unit:
+        unit = 1
+    units = (count + unit - 1) // unit
+    at_once = most // unit
+    number = (units + at_once - 1) // at_once
     blocks = []
     begin = 0
     for index in range(number):
-        end = (index + 1) * count // number
+        end = min((index + 1) * units // number * unit, count)
         blocks.append((first + begin, end - begin))
         begin = end
     return blocks

@@ -36,13 +36,34 @@ FREE_STRIDE_BYTES = 16
 """Bytes from element to element that an engine reads at its full rate; on NeuronCore-v2 larger ones
 halve it (Trainium/Inferentia2 architecture guide, accessing SBUF and PSUM)."""
 
+TERMS = 3
+"""Values of float8_e5m2, of 3 bits each, whose sum is a bfloat16 or a float16 of 8 or 11 bits: one
+that is rounded to the nearest leaves a rest that is at most half of its last bit."""
+
+FREE_COLUMNS = 64
+"""Columns of a moving operand that take the Tensor Engine no longer than one (NKI API of Neuron SDK
+2.26.1, nki.isa, estimated instruction cost of nc_matmul)."""
+
+ROW_STRIDE_BYTES = 16
+"""What the stride from row to row of an operand in double rows is a multiple of
+(aws-neuron/nki-library, output_projection_tkg, "double row stride access")."""
+
+UNIT = 2.0**-13
+"""Sums of a token's magnitudes are brought to this times a power of two."""
+
+MAGNITUDE = 32767
+"""All bits of a bfloat16 or float16 but the sign."""
+
+EXPONENT_PAIRS = 2130706432
+"""The bits of a float32's exponent but the lowest, 0x7F000000."""
+
 MASK_ROOM_BYTES = 118000
 """Bytes per partition for masks and the activations of the largest stage: what constants, ring and
 tables leave."""
 
-CONSTANT_BYTES = 2 * PARTITIONS * 4 + 3 * PARTITIONS * 4
+CONSTANT_BYTES = 2 * PARTITIONS * 4 + 3 * PARTITIONS * 4 + PARTITIONS * 2
 """Bytes per partition of the constant tiles while they are made: ones and identity, and the three
-steps of the rotation, all float32."""
+steps of the rotation, all float32, and 16-bit units."""
 
 SOFTMAX_TILES = 20
 """float32 tiles of one element per query that the softmax holds at most: peaks, sums and weighted
@@ -94,13 +115,34 @@ def ceiling_divide(numerator, denominator):
     return (numerator + denominator - 1) // denominator
 
 
-def tiles_of_a_product(T, width, item):
-    """Tiles of `width` columns of a weight that are multiplied together, for T tokens.
+def tiles_of_a_product(columns, width, row_bytes):
+    """Tiles of `width` columns of a weight that are multiplied together.
 
-    Their products share the banks of one accumulation, and one row of them fits in a buffer of the
-    ring, `item` bytes an element.
+    Their products, each of `columns` for its tokens or their terms, share the banks of one
+    accumulation. The rows that are multiplied at once, `row_bytes` for each column of the weight,
+    fit in a buffer of the ring.
     """
-    return min(PSUM_BANK // T * PSUM_GROUP_BANKS, RING_SLOT_BYTES // (width * item))
+    return min(PSUM_BANK // columns * PSUM_GROUP_BANKS, RING_SLOT_BYTES // (width * row_bytes))
+
+
+def splits_tokens(T):
+    """Whether the terms of T tokens take the Tensor Engine no longer than one column."""
+    return TERMS * T <= FREE_COLUMNS
+
+
+def term_row_bytes(T):
+    """Bytes from chunk to chunk of the terms of T tokens."""
+    return ceiling_divide(TERMS * T, ROW_STRIDE_BYTES) * ROW_STRIDE_BYTES
+
+
+def term_bytes(chunks, T, item):
+    """Bytes per partition to split a tile [128, chunks, T], at most; 0 where tokens are not split.
+
+    The terms; the magnitudes, and what is scaled and left, `item` bytes an element; scales.
+    """
+    if item != 2 or not splits_tokens(T):
+        return 0
+    return chunks * (term_row_bytes(T) + 3 * item * T) + 16 * T
 
 
 def feature_chunks(I):  # noqa: E741 - the letter of the MLP's intermediate size
@@ -240,10 +282,11 @@ def expert_bytes(hidden, whole, I, E, T, item):  # noqa: E741
     # Two experts at a time: gate, its sigmoid and up, and the activated product, also clamped;
     # products as they are read out of PSUM, and columns of scales and biases.
     running = 3 * item * mlp + 12 * part + 8 * PSUM_BANK + 16 * (chunks + feature_chunks(I))
-    return router + features + running
+    terms = term_bytes(whole // T, T, item) + 2 * term_bytes(feature_chunks(I), T, item)
+    return router + features + running + terms
 
 
-def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0):
+def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0):
     """Bytes per partition for masks that stay on chip, beside normalization and MLP.
 
     Args:
@@ -252,10 +295,11 @@ def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0):
       mlp: elements per partition of the MLP's product.
       item: bytes per element of the compute dtype.
       experts: `expert_bytes` of layers that have some.
+      terms: `term_bytes` of the input of gate and up, and of that of down.
     """
     norm = (8 + 2 * item) * hidden + 2 * item * hidden_chunks
     part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
-    feed_forward = (3 * item + 4) * hidden + 8 * part + 2 * item * mlp
+    feed_forward = (3 * item + 4) * hidden + 8 * part + 2 * item * mlp + terms
     if experts > 0:
         # A shared expert's result is there, and its MLP runs after the router.
         feed_forward += experts

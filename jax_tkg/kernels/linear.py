@@ -8,9 +8,17 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
+from .double_rows import add_terms, split, splits
 from .exchange import add_other_core, tiles_at_once
-from .feature_order import FeatureOrder
-from .limits import PSUM_BANK, RING_SLOT_BYTES, RING_SLOTS, ceiling_divide, tiles_of_a_product
+from .feature_order import FeatureOrder, even_blocks
+from .limits import (
+    PSUM_BANK,
+    RING_SLOT_BYTES,
+    RING_SLOTS,
+    TERMS,
+    ceiling_divide,
+    tiles_of_a_product,
+)
 from .sizes import bytes_of
 
 
@@ -45,9 +53,27 @@ class Columns(NKIObject):
         chunk = self.first // self.width
         return self.order.columns(loaded, chunk + begun, chunk + tile)
 
+    def tile_of_rows(self, loaded, begun, tile):
+        """[n, r, width]: the same of rows [n, r, m]."""
+        if self.order == None:
+            start = (tile - begun) * self.width
+            return loaded[:, :, start : start + self.width]
+        chunk = self.first // self.width
+        return self.order.columns_of_rows(loaded, chunk + begun, chunk + tile)
+
 
 def linear(
-    dst, x, weight, columns, context, normed=None, first_chunk=0, rows=None, loads=None, ahead=None
+    dst,
+    x,
+    weight,
+    columns,
+    context,
+    normed=None,
+    first_chunk=0,
+    rows=None,
+    loads=None,
+    ahead=None,
+    terms=None,
 ):
     """dst = (x^T @ weight[:, columns])^T, accumulated in float32.
 
@@ -64,11 +90,19 @@ def linear(
         chunk * width + partition, of the width of x.
       loads: `product_loads` of this product, which may have begun; None: they begin here.
       ahead: `product_loads` of the next product, which begin once all rows are multiplied; or None.
+      terms: the `Terms` of x, for a weight that `splits`; None: they are made here.
     """
     T = dst.shape[2]
     width = columns.width
     tiles = dst.shape[1]
-    per_bank = PSUM_BANK // T
+    moving = T
+    if splits(weight.view.dtype, context.sizes):
+        moving = TERMS * T
+        if terms == None and normed != None:
+            terms = normed.terms(context)
+        elif terms == None:
+            terms = split(x, context)
+    per_bank = PSUM_BANK // moving
     # A result is read out in the pieces in which it is then swapped, or which a bank holds.
     at_once = min(per_bank, tiles_at_once(tiles, T))
     if loads == None:
@@ -80,17 +114,19 @@ def linear(
         count = group.count
         banks = ceiling_divide(count, per_bank)
         product = nl.ndarray((width, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-        _accumulate(product, x, group, context, normed)
+        _accumulate(product, x, terms, group, context, normed)
         if ahead != None and done + count == tiles:
             begin(ahead)
-        factor = None
-        if normed != None:
-            factor = normed.token_factor(context)
+        factor = _token_factor(normed, terms, context)
         first = 0
         while first < count:
             place = first % per_bank
             size = min(min(at_once, per_bank - place), count - first)
-            part = product[:, first // per_bank, place * T : (place + size) * T]
+            part = product[:, first // per_bank, place * moving : (place + size) * moving]
+            if terms == None:
+                summed = part.reshape_dim(1, (size, T))
+            else:
+                summed = add_terms(part, size, T)
             scale = None
             if columns.scale != None:
                 scale = columns.scale[:, done + first : done + first + size]
@@ -99,7 +135,7 @@ def linear(
                 bias = columns.bias[:, done + first : done + first + size]
             _store_product(
                 dst[:, done + first : done + first + size, :],
-                part.reshape_dim(1, (size, T)),
+                summed,
                 scale,
                 factor,
                 bias,
@@ -120,7 +156,13 @@ def product_loads(weight, columns, tiles, chunks, context, rows, first_chunk=0):
       first_chunk: the first chunk of rows.
     """
     sizes = context.sizes
-    most = tiles_of_a_product(sizes.T, columns.width, bytes_of(weight.view.dtype))
+    dtype = weight.view.dtype
+    moving = sizes.T
+    row_bytes = bytes_of(dtype)
+    if splits(dtype, sizes):
+        moving = TERMS * sizes.T
+        row_bytes = 2 * row_bytes
+    most = tiles_of_a_product(moving, columns.width, row_bytes)
     loads = []
     done = 0
     while done < tiles:
@@ -190,7 +232,21 @@ def linear_of_shares(
         columns = Columns(columns.first, columns.width, scale=columns.scale, order=columns.order)
     if share.count > share.skipped:
         x = x[:, share.skipped : share.count, :]
-        linear(partial, x, weight, columns, context, normed=normed, loads=loads, ahead=ahead)
+        terms = None
+        if splits(weight.view.dtype, context.sizes):
+            terms = normed.terms(context)
+            terms = terms.part(share.skipped, share.count)
+        linear(
+            partial,
+            x,
+            weight,
+            columns,
+            context,
+            normed=normed,
+            loads=loads,
+            ahead=ahead,
+            terms=terms,
+        )
     else:
         nisa.memset(dst=partial, value=0.0)
         if ahead != None:
@@ -254,7 +310,11 @@ class RowLoads(NKIObject):
         self.ring = context.ring
         self.begun = []
         row_bytes = count * columns.width * bytes_of(weight.view.dtype)
-        self.blocks = rows.blocks(first_chunk, chunks, max(1, RING_SLOT_BYTES // row_bytes))
+        unit = 1
+        if splits(weight.view.dtype, context.sizes):
+            unit = 2
+        most = max(1, RING_SLOT_BYTES // row_bytes)
+        self.blocks = rows.blocks(first_chunk, chunks, most, unit=unit)
 
     def begin(self):
         """Begins as many loads as the ring has buffers, all of which were read by now."""
@@ -295,8 +355,25 @@ class RowLoads(NKIObject):
         columns = self.columns
         return columns.tile(loaded[:, chunk, :], self.done, self.done + tile)
 
+    def tile_of_rows(self, loaded, chunk, rows, tile):
+        """[width, rows, columns of a tile]: the same of `rows` chunks."""
+        columns = self.columns
+        of_rows = loaded[:, chunk : chunk + rows, :]
+        return columns.tile_of_rows(of_rows, self.done, self.done + tile)
 
-def _accumulate(product, x, loads, context, normed):
+
+def _token_factor(normed, terms, context):
+    """[128, T] float32 by which a product is multiplied, or None."""
+    factor = None
+    if normed != None:
+        factor = normed.token_factor(context)
+    if terms == None:
+        return factor
+    scale = terms.scale
+    return scale.undo(factor)
+
+
+def _accumulate(product, x, terms, loads, context, normed):
     """Multiplies all rows, as many at a time as a buffer of the ring holds."""
     chunks = x.shape[1]
     blocks = loads.blocks
@@ -304,28 +381,46 @@ def _accumulate(product, x, loads, context, normed):
         start, size = blocks[index]
         if normed != None and len(blocks) > 2 and start + size == chunks:
             # Its inputs are ready by now, so that the first tiles need not wait for the last.
-            normed.token_factor(context)
+            _token_factor(normed, terms, context)
         loaded = loads.load(index, x.dtype)
+        # Chunks that are multiplied at once: in double rows two, but for the last of an odd number.
+        at_once = 1
+        if terms != None:
+            at_once = 2
+        steps = even_blocks(0, size, at_once, at_once)
         if start + size < chunks:
             # The first rows of x may be ready before the others.
-            for chunk in range(size):
+            for step in steps:
                 for tile in range(loads.count):
-                    _multiply(product, loads, loaded, x, start, chunk, tile)
+                    _multiply(product, loads, loaded, x, terms, start, step, tile)
         else:
             # Tile by tile, so that the first is read out while the others are multiplied.
             for tile in range(loads.count):
-                for chunk in range(size):
-                    _multiply(product, loads, loaded, x, start, chunk, tile)
+                for step in steps:
+                    _multiply(product, loads, loaded, x, terms, start, step, tile)
 
 
-def _multiply(product, loads, loaded, x, start, chunk, tile):
-    """Adds the product of one tile of the weight: of chunk `chunk` of the loaded block."""
-    T = x.shape[2]
-    per_bank = PSUM_BANK // T
-    place = (tile % per_bank) * T
+def _multiply(product, loads, loaded, x, terms, start, step, tile):
+    """Adds the product of one tile of the weight: of chunks `step` of the loaded block."""
+    chunk, rows = step
+    mode = nisa.matmul_perf_mode.none
+    if rows == 2:
+        stationary = loads.tile_of_rows(loaded, chunk, rows, tile)
+        mode = nisa.matmul_perf_mode.double_row
+    else:
+        stationary = loads.tile(loaded, chunk, tile)
+    if terms == None:
+        columns = x.shape[2]
+        moving = x[:, start + chunk, :]
+    else:
+        columns = terms.columns
+        moving = terms.moving(start + chunk, rows)
+    per_bank = PSUM_BANK // columns
+    place = (tile % per_bank) * columns
     nisa.nc_matmul(
-        dst=product[:, tile // per_bank, place : place + T],
-        stationary=loads.tile(loaded, chunk, tile),
-        moving=x[:, start + chunk, :],
+        dst=product[:, tile // per_bank, place : place + columns],
+        stationary=stationary,
+        moving=moving,
         accumulate=start + chunk > 0,
+        perf_mode=mode,
     )

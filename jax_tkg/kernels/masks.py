@@ -6,7 +6,7 @@ from nki.language import NKIObject
 
 from .attention_blocks import key_blocks, sequence_groups
 from .layer_tensor import LayerTensor
-from .limits import PARTITIONS, expert_bytes, mask_room_bytes
+from .limits import PARTITIONS, expert_bytes, mask_room_bytes, term_bytes
 from .sizes import bytes_of, hidden_share
 
 
@@ -222,7 +222,10 @@ def _mask_room(sizes, core):
     item = bytes_of(sizes.dtype)
     whole = sizes.hidden_chunks() * sizes.T
     experts = expert_bytes(hidden, whole, sizes.expert_I, sizes.experts, sizes.T, item)
-    return mask_room_bytes(hidden, sizes.hidden_chunks(), mlp, item, experts=experts)
+    terms = term_bytes(share.count, sizes.T, item) + term_bytes(sizes.mlp_chunks(), sizes.T, item)
+    return mask_room_bytes(
+        hidden, sizes.hidden_chunks(), mlp, item, experts=experts, terms=terms
+    )
 
 
 def _load_mask(prior, segment, group):

@@ -4,6 +4,7 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
+from .double_rows import split
 from .exchange import add_other_core
 from .layout import load_columns
 from .limits import PARTITIONS, PSUM_BANK
@@ -27,6 +28,8 @@ class Normed(NKIObject):
         self.tile = tile
         self.squares = squares
         self.factor = None
+        self.within_bound = None
+        self.split = None
 
     def token_factor(self, context):
         """[128, T] float32, by which products of the tile are multiplied; None for not at all.
@@ -41,7 +44,15 @@ class Normed(NKIObject):
         """The same within +-clamp_bound, if that is positive."""
         if sizes.clamp_bound <= 0.0:
             return self
-        return Normed(clamped(self.tile, sizes), None)
+        if self.within_bound == None:
+            self.within_bound = Normed(clamped(self.tile, sizes), None)
+        return self.within_bound
+
+    def terms(self, context):
+        """The `Terms` of the tile. The first call makes them."""
+        if self.split == None:
+            self.split = split(self.tile, context)
+        return self.split
 
 
 def clamped(x, sizes):
@@ -60,13 +71,14 @@ def clamped(x, sizes):
     return clipped
 
 
-def rms_norm(x, gain, context):
+def rms_norm(x, gain, context, double_rows=False):
     """The normalized x, rounded once to the compute dtype.
 
     Args:
       x: [128, n, T], the chunks of H that this core holds.
       gain: `load_features` of the gain.
       context: the launch's `Context`.
+      double_rows: whether the next product, which does not clamp it, takes its terms.
 
     Returns:
       `Normed`.
@@ -90,9 +102,13 @@ def rms_norm(x, gain, context):
                 op=nl.multiply,
                 engine=nisa.engine.gpsimd,
             )
+        result = Normed(normed, None)
+        if double_rows:
+            # Before the Vector Engine waits for the other core's squares.
+            result.terms(context)
+        result.squares = _squares(x, context)
+        return result
     squares = _squares(x, context)
-    if not complete:
-        return Normed(normed, squares)
     scaled = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
     inverse = _inverse_root(squares, context).expand_dim(1).broadcast(1, chunks)
     nisa.tensor_tensor(dst=scaled, data1=x, data2=inverse, op=nl.multiply)

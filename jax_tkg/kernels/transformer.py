@@ -53,6 +53,7 @@ from .cache_scales import load_cache_scales
 from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
 from .candidates import candidates, store_candidates
 from .constants import Constants
+from .double_rows import splits
 from .experts import experts
 from .feature_order import FeatureOrder
 from .layer_operands import LayerOperands, experts_held, features_of
@@ -735,7 +736,11 @@ def _layer(x, step, start, following):
     x = add_reduced(
         x, partial, shared.reduction, context, bias=W_out.bias, gamma=gamma, ahead=ahead
     )
-    normed = rms_norm(x, gain, context)
+    double_rows = False
+    if not layer.has_experts():
+        W_gate = layer.W_gate.tensor
+        double_rows = splits(W_gate.view.dtype, context.sizes)
+    normed = rms_norm(x, gain, context, double_rows=double_rows)
     if layer.has_experts():
         partial = experts(normed, layer, shared.routing, context, number=step.number)
     else:

@@ -175,6 +175,7 @@ def sbuf_bytes(
     swapped = 3 * FLOAT32 * PSUM_BANK
     # The normalized input (also clamped), these, their product, and the down projection's result.
     feed_forward = 2 * item * hidden + 2 * part + swapped + 2 * item * mlp + FLOAT32 * hidden
+    feed_forward += _term_bytes(D, cores, item)
     experts = _expert_bytes(D, cores, item)
     # The rows of tokens that are loaded and stored.
     rows = item * PARTITIONS * _hidden_chunks(D, cores) + item * hidden
@@ -227,6 +228,15 @@ def _expert_bytes(D: Dimensions, cores: int, item: int) -> int:
     return limits.expert_bytes(hidden, whole, D.I_expert, D.E, tokens, item)
 
 
+def _term_bytes(D: Dimensions, cores: int, item: int) -> int:
+    """The inputs of gate and up, and of down, as terms for double rows, where they are float8."""
+    tokens = D.B * D.S
+    return sum(
+        limits.term_bytes(chunks, tokens, item)
+        for chunks in (_hidden_chunks(D, cores), _mlp_chunks(D))
+    )
+
+
 def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int) -> int:
     """Masks that stay on chip: all, or as many as there is room for."""
     D = kinds[0]
@@ -236,7 +246,8 @@ def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int) -> 
     hidden = _hidden_chunks(D, cores) * tokens
     mlp = _mlp_chunks(D) * tokens
     experts = _expert_bytes(D, cores, item)
-    room = limits.mask_room_bytes(hidden, D.H // PARTITIONS, mlp, item, experts)
+    terms = _term_bytes(D, cores, item)
+    room = limits.mask_room_bytes(hidden, D.H // PARTITIONS, mlp, item, experts, terms)
     return max(0, min(needed, room))
 
 

@@ -103,6 +103,8 @@ def _check_matmul_dtypes(
     if double_row:
         require_generation(step.core, 3, "nc_matmul: perf_mode double_row")
         step.check_dtype(dtypes.FLOAT8, stationary=stationary, moving=moving)
+        if is_transpose:
+            step.fail("perf_mode double_row cannot be combined with is_transpose")
     if is_transpose:
         return
     if target.generation >= 4:

@@ -245,6 +245,17 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "trn1",
         ),
         (
+            "double_row_not_transposed",
+            lambda: nisa.nc_matmul(
+                empty(4, 4),
+                tile(4, 2, 4, dtype="float8_e4m3"),
+                tile(4, 2, 4, dtype="float8_e4m3"),
+                is_transpose=True,
+                perf_mode=nisa.matmul_perf_mode.double_row,
+            ),
+            "double_row cannot be combined with is_transpose",
+        ),
+        (
             "one_bank",
             lambda: nisa.nc_matmul(empty(4, 1024)[:, 256:768], tile(4, 4), tile(4, 512)),
             "within one PSUM bank of 2048 bytes, but spans bytes 1024..3072",
