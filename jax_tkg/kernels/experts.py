@@ -4,6 +4,7 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
+from .double_rows import split, splits
 from .exchange import add_other_core
 from .feature_order import FeatureOrder
 from .layout import store_tokens
@@ -215,7 +216,9 @@ class Expert(NKIObject):
       W_gate, W_up, W_down: its matrices, each a `LayerTensor`.
       vectors, index: the `ExpertVectors` that hold its scales and biases, and its place in them.
       width, chunks: its I features, as chunks of so many.
-      hidden: [width, chunks, T], the activated product of gate and up; None before `expand`.
+      hidden: [width, chunks, T], the activated product of gate and up, clamped for a float8 W_down;
+        None before `expand`.
+      terms: its `Terms`, if W_down is multiplied in double rows.
       weights: [128, T] float32, the tokens' weights.
       present: [128, 1] uint8, whether there is an expert; None if there always is.
     """
@@ -234,6 +237,7 @@ class Expert(NKIObject):
         self.chunks = feature_chunks(shape[2])
         self.width = shape[2] // self.chunks
         self.hidden = None
+        self.terms = None
         self.weights = None
         self.present = None
 
@@ -266,6 +270,12 @@ class Expert(NKIObject):
             up = self._product(up_input, self.W_up, columns, last - first, context)
             multiply_up(hidden[:, first:last, :], gate, up, sizes)
             first = last
+        if vectors.down_scale != None:
+            hidden = clamped(hidden, sizes)
+        W_down = self.W_down
+        if splits(W_down.view.dtype, sizes, self.chunks, sizes.hidden_chunks()):
+            # Now, so that the product, which comes after the next expert's, need not wait.
+            self.terms = split(hidden, context)
         self.hidden = hidden
 
     def _columns(self, first, last, scale, bias):
@@ -292,12 +302,9 @@ class Expert(NKIObject):
         vectors = self.vectors
         scale = _of_expert(vectors.down_scale, self.index)
         bias = _of_expert(vectors.down_bias, self.index)
-        hidden = self.hidden
-        if scale != None:
-            hidden = clamped(hidden, sizes)
         out = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
         columns = Columns(0, PARTITIONS, scale=scale, bias=bias, order=context.hidden_order())
-        linear(out, hidden, self.W_down, columns, context)
+        linear(out, self.hidden, self.W_down, columns, context, terms=self.terms)
         by_chunk = self.weights.expand_dim(1).broadcast(1, chunks)
         nisa.tensor_tensor(dst=out, data1=out, data2=by_chunk, op=nl.multiply)
         if self.present == None:

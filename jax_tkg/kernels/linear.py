@@ -90,13 +90,17 @@ def linear(
         chunk * width + partition, of the width of x.
       loads: `product_loads` of this product, which may have begun; None: they begin here.
       ahead: `product_loads` of the next product, which begin once all rows are multiplied; or None.
-      terms: the `Terms` of x, for a weight that `splits`; None: they are made here.
+      terms: the `Terms` of x, for loads `in_double_rows`; None: they are made here.
     """
     T = dst.shape[2]
     width = columns.width
     tiles = dst.shape[1]
+    if loads == None:
+        if rows == None:
+            rows = FeatureOrder(x.shape[0])
+        loads = product_loads(weight, columns, tiles, x.shape[1], context, rows, first_chunk)
     moving = T
-    if splits(weight.view.dtype, context.sizes):
+    if in_double_rows(loads):
         moving = TERMS * T
         if terms == None and normed != None:
             terms = normed.terms(context)
@@ -105,10 +109,6 @@ def linear(
     per_bank = PSUM_BANK // moving
     # A result is read out in the pieces in which it is then swapped, or which a bank holds.
     at_once = min(per_bank, tiles_at_once(tiles, T))
-    if loads == None:
-        if rows == None:
-            rows = FeatureOrder(x.shape[0])
-        loads = product_loads(weight, columns, tiles, x.shape[1], context, rows, first_chunk)
     for group in loads:
         done = group.done
         count = group.count
@@ -159,7 +159,8 @@ def product_loads(weight, columns, tiles, chunks, context, rows, first_chunk=0):
     dtype = weight.view.dtype
     moving = sizes.T
     row_bytes = bytes_of(dtype)
-    if splits(dtype, sizes):
+    double_rows = splits(dtype, sizes, chunks, tiles)
+    if double_rows:
         moving = TERMS * sizes.T
         row_bytes = 2 * row_bytes
     most = tiles_of_a_product(moving, columns.width, row_bytes)
@@ -167,9 +168,20 @@ def product_loads(weight, columns, tiles, chunks, context, rows, first_chunk=0):
     done = 0
     while done < tiles:
         count = columns.tiles_at_once(done, min(most, tiles - done))
-        loads.append(RowLoads(weight, columns, done, count, rows, first_chunk, chunks, context))
+        group = RowLoads(
+            weight, columns, done, count, rows, first_chunk, chunks, double_rows, context
+        )
+        loads.append(group)
         done += count
     return loads
+
+
+def in_double_rows(loads):
+    """Whether the product of some `product_loads` is in double rows."""
+    if len(loads) == 0:
+        return False
+    first = loads[0]
+    return first.double_rows
 
 
 def begin(loads):
@@ -233,7 +245,7 @@ def linear_of_shares(
     if share.count > share.skipped:
         x = x[:, share.skipped : share.count, :]
         terms = None
-        if splits(weight.view.dtype, context.sizes):
+        if in_double_rows(loads):
             terms = normed.terms(context)
             terms = terms.part(share.skipped, share.count)
         linear(
@@ -297,21 +309,25 @@ class RowLoads(NKIObject):
       rows: the `FeatureOrder` of the weight's rows.
       first_chunk: chunk of `rows` where the first block begins.
       blocks: (first, size) of the chunks whose rows each load brings.
+      double_rows: whether two rows are multiplied at once, by the terms of the activation.
       begun: what the first loads bring, those that have begun before the product.
     """
 
-    def __init__(self, weight, columns, done, count, rows, first_chunk, chunks, context):
+    def __init__(
+        self, weight, columns, done, count, rows, first_chunk, chunks, double_rows, context
+    ):
         self.weight = weight
         self.columns = columns
         self.done = done
         self.count = count
         self.rows = rows
         self.first_chunk = first_chunk
+        self.double_rows = double_rows
         self.ring = context.ring
         self.begun = []
         row_bytes = count * columns.width * bytes_of(weight.view.dtype)
         unit = 1
-        if splits(weight.view.dtype, context.sizes):
+        if double_rows:
             unit = 2
         most = max(1, RING_SLOT_BYTES // row_bytes)
         self.blocks = rows.blocks(first_chunk, chunks, most, unit=unit)

@@ -223,9 +223,7 @@ def _mask_room(sizes, core):
     whole = sizes.hidden_chunks() * sizes.T
     experts = expert_bytes(hidden, whole, sizes.expert_I, sizes.experts, sizes.T, item)
     terms = term_bytes(share.count, sizes.T, item) + term_bytes(sizes.mlp_chunks(), sizes.T, item)
-    return mask_room_bytes(
-        hidden, sizes.hidden_chunks(), mlp, item, experts=experts, terms=terms
-    )
+    return mask_room_bytes(hidden, sizes.hidden_chunks(), mlp, item, experts=experts, terms=terms)
 
 
 def _load_mask(prior, segment, group):

@@ -53,7 +53,6 @@ from .cache_scales import load_cache_scales
 from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
 from .candidates import candidates, store_candidates
 from .constants import Constants
-from .double_rows import splits
 from .experts import experts
 from .feature_order import FeatureOrder
 from .layer_operands import LayerOperands, experts_held, features_of
@@ -61,7 +60,14 @@ from .layer_range import LayerRange
 from .layer_tensor import LayerTensor, Weight, layer_tensor
 from .layout import load_columns, load_features, load_tokens, store_tokens
 from .limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS
-from .linear import Columns, linear, linear_of_shares, product_loads, share_loads
+from .linear import (
+    Columns,
+    in_double_rows,
+    linear,
+    linear_of_shares,
+    product_loads,
+    share_loads,
+)
 from .masks import Masks
 from .mlp import MlpLoads, mlp
 from .rms_norm import head_gain, normalize_heads, rms_norm
@@ -736,10 +742,7 @@ def _layer(x, step, start, following):
     x = add_reduced(
         x, partial, shared.reduction, context, bias=W_out.bias, gamma=gamma, ahead=ahead
     )
-    double_rows = False
-    if not layer.has_experts():
-        W_gate = layer.W_gate.tensor
-        double_rows = splits(W_gate.view.dtype, context.sizes)
+    double_rows = ahead != None and in_double_rows(ahead)
     normed = rms_norm(x, gain, context, double_rows=double_rows)
     if layer.has_experts():
         partial = experts(normed, layer, shared.routing, context, number=step.number)
