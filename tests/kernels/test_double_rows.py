@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 from unittest import mock
@@ -17,6 +18,7 @@ from jax_tkg.kernels.double_rows import split
 from jax_tkg.kernels.feature_order import even_blocks
 from jax_tkg.kernels.sizes import Context
 from tests import cases
+from tests.kernels import launch
 from tests.stages import drawing, kernel_stages
 from tests.stages.kernel_stages import KernelStages
 
@@ -160,6 +162,44 @@ class ProductTest(parameterized.TestCase):
         halves = [3] if cores == 1 else [2, 1]
         pairs = sum(2 * 5 * (half // 2) + own * 2 for half in halves)
         self.assertEqual(counts["double_row"], pairs)
+
+
+class KernelTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("two_cores", {"cores": 2, "ranks": 2, "on_chip": True}),
+        ("stacked", {"cores": 1, "stacked": True}),
+    )
+    def test_layers(self, how: dict[str, Any]) -> None:
+        """Whole layers against the oracle, of which each core holds an odd number of chunks."""
+        shape = cases.Shape(
+            B=3, S=2, H=768, I=384, dtype="bfloat16", quantized=(("float8_e4m3",) * 3,) * 2, L=2
+        )
+        with _counted() as counts, _small_products():
+            launch.check(shape, **how)
+        self.assertGreater(counts["double_row"], 0)
+
+    def test_experts(self) -> None:
+        shape = dataclasses.replace(
+            cases.EXPERTS,
+            H=512,
+            I_expert=256,
+            L=1,
+            dtype="bfloat16",
+            quantized=(("float8_e4m3", "float8_e5m2", "float8_e4m3"),),
+        )
+        with _counted() as counts, _small_products():
+            launch.check(shape, cores=2)
+        self.assertGreater(counts["double_row"], 0)
+
+    def test_large_products_alone_are_in_double_rows(self) -> None:
+        x = drawing.uniform(np.random.default_rng(0), 1, 1, 1024, dtype="bfloat16")
+        for columns, pairs in ((2048, 4 * 16), (1920, 0)):
+            weight = np.zeros((1024, columns), jnp.dtype("float8_e4m3"))
+            scale = np.ones((1, columns), np.float32)
+            with _counted() as counts:
+                KernelStages(1).linear_of_shares(x, weight, scale=scale)
+            with self.subTest(columns):
+                self.assertEqual(counts["double_row"], pairs)
 
 
 class BlocksTest(absltest.TestCase):
