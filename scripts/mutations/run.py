@@ -92,7 +92,9 @@ def run_tests(
         raise RuntimeError(f"pytest on {' '.join(tests)} could not run:\n{shown}")
     if done.returncode == 0:
         return True, ""
-    lines = [line for line in shown.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    lines = [
+        line for line in shown.splitlines() if line.startswith(("FAILED", "SUBFAILED", "ERROR"))
+    ]
     return False, lines[0] if lines else "ran out of time"
 
 
