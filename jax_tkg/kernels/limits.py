@@ -49,8 +49,8 @@ ROW_STRIDE_BYTES = 16
 (aws-neuron/nki-library, output_projection_tkg, "double row stride access")."""
 
 LEAST_PAIRS = 64
-"""Pairs of tiles in double rows from which on splitting the activation is worth it: as many products
-fewer save 1.7 to 3.4 us; to split, add up and scale takes the Vector Engine about 2."""
+"""Pairs of tiles in double rows from which on splitting the activation is worth it: as many fewer
+products save 1.7 to 3.4 us; to split, add up and scale takes the Vector Engine about 2."""
 
 UNIT = 2.0**-13
 """Sums of a token's magnitudes are brought to this times a power of two."""
