@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 HEADS = ((1, 1), (4, 1), (8, 2), (9, 3), (32, 8))
 SHAPES_PER_HEADS = {"float32": 12, "bfloat16": 5, "float16": 2}
-FEW_SHAPES = 3
+FEW_SHAPES = 2
 """In `make test`; the first is the simplest."""
 
 VALUES_PER_SHAPE = 6
@@ -135,7 +135,7 @@ def shapes(draw: st.DrawFn, q: int, k: int, dtype: str) -> cases.Shape:
 
 @pytest.mark.slow
 class DrawnShapesTest(parameterized.TestCase):
-    """5 head counts x (12 + 5 + 2) drawn shapes x 6 draws of values: 570 cases; and 90 others."""
+    """5 head counts x (12 + 5 + 2) drawn shapes x 6 draws of values: 570 cases; and 60 others."""
 
     @parameterized.named_parameters(
         *(
@@ -222,6 +222,7 @@ class FormsTest(parameterized.TestCase):
             reference = jax_tkg.reference.transformer_tkg(**arguments, **self.options)
             self._assert_same(reference, tolerance=1e-5)
 
+    @pytest.mark.extended
     def test_implementation_reference(self) -> None:
         got = jax_tkg.transformer_tkg(
             **self.weights, **self.inputs, **self.options, implementation="reference"
@@ -244,6 +245,7 @@ class FormsTest(parameterized.TestCase):
         self._assert_same(got)
 
     @parameterized.parameters(("K_caches", "V_caches"), ("W_qkvs", "W_downs", "W_down_scales"))
+    @pytest.mark.extended_except("0")
     def test_some_stacked(self, *names: str) -> None:
         arguments = {**self.weights, **self.inputs}
         for name in names:
@@ -265,6 +267,7 @@ class FormsTest(parameterized.TestCase):
         self._assert_same(got)
 
     @parameterized.parameters(False, True)
+    @pytest.mark.extended_except("1")
     def test_caches_without_their_head_axis(self, stacked: bool) -> None:
         shape = dataclasses.replace(self.shape, k=1)
         rng = np.random.default_rng(3)
@@ -313,6 +316,7 @@ class FormsTest(parameterized.TestCase):
         hidden, K, V, written = cases.expected(self.shape, [self.weights], [inputs])
         cases.check(got, self.shape, inputs, hidden, K[0], V[0], written)
 
+    @pytest.mark.extended
     def test_weakly_typed_arrays(self) -> None:
         """What `jnp.full` makes: the same program as of other arrays, stacked layers in a loop."""
         arguments = cases.stack({**self.weights, **self.inputs})

@@ -155,6 +155,7 @@ class OperationTest(parameterized.TestCase):
         hidden, K, V, written = cases.expected(shape, [weights], [inputs])
         cases.check(plain, shape, inputs, hidden, K[0], V[0], written)
 
+    @pytest.mark.extended
     def test_some_as_bits(self) -> None:
         """Arrays of weights beside caches of bits, the other way round, and some of each."""
         rng = np.random.default_rng(0)

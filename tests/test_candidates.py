@@ -141,6 +141,7 @@ class CandidatesTest(parameterized.TestCase):
         want = 0.01 * np.tanh(3.0 * np.asarray(plain.candidate_logits, np.float64) / 0.01)
         np.testing.assert_allclose(capped.candidate_logits, want, rtol=1e-5)
 
+    @pytest.mark.extended
     def test_vmap(self) -> None:
         """Sequences of members join one batch; the head is the members' own."""
         given = arguments()

@@ -224,6 +224,7 @@ class TransformationsTest(parameterized.TestCase):
         inputs = [{**shared, "X": one["X"]} for one in self.inputs]
         self._assert_batch(got, [self.weights[0]] * 3, inputs)
 
+    @pytest.mark.extended
     def test_vmap_over_weights(self) -> None:
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *self.weights)
         got = jax.vmap(lambda one: self.call(**one, **self.inputs[0]))(batch)
@@ -306,6 +307,7 @@ class TransformationsTest(parameterized.TestCase):
         names = [equation.primitive.name for equation in jaxpr.eqns]
         self.assertEqual(names.count("transformer_tkg"), 1)
 
+    @pytest.mark.extended
     def test_checkpoint(self) -> None:
         """jax.checkpoint and custom pytrees of weights leave the value as it is."""
         arguments = {**self.weights[0], **self.inputs[0]}

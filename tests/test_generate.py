@@ -78,7 +78,7 @@ class TextTest(parameterized.TestCase):
     @parameterized.parameters(
         "--tensor_parallel=6", "--device_loop", "--top_p=0.5", "--prompt_lookup_num_tokens=4"
     )
-    @pytest.mark.extended_except("2")
+    @pytest.mark.extended
     def test_same_text(self, flag: str) -> None:
         plain = self._write("--prompt=the cat")
         self.assertEqual(self._write("--prompt=the cat", flag), plain)

@@ -213,6 +213,7 @@ class DecodeInputsTest(absltest.TestCase):
             with self.assertRaisesRegex(ValueError, message):
                 decode_inputs(lengths, rates, **options)
 
+    @pytest.mark.extended
     def test_a_ring_of_lengths_decodes_as_masks_do(self) -> None:
         shape = dataclasses.replace(SHAPE, L=1, B=2, S=1)
         rng = np.random.default_rng(2)

@@ -99,6 +99,7 @@ class FormsTest(parameterized.TestCase):
             want = call(**{name: arguments[name] for name in names})
             _assert_same(jax.tree.map(lambda array, i=index: array[i], got), want, 1e-5)
 
+    @pytest.mark.extended
     def test_donated_stacks_are_updated_in_place(self) -> None:
         """The compiled program copies no stack: what it copies has other shapes."""
         shape = cases.Shape(

@@ -96,6 +96,7 @@ class MasksTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "S_ctx: expected at least S_tkg = 3, got 2"):
             masks.unified_mask(jnp.zeros(1, jnp.int32), 2, 1, 3)
 
+    @pytest.mark.extended
     def test_dtypes(self) -> None:
         lengths = np.array([1], np.int32)
         for dtype in (jnp.bool_, jnp.uint8, jnp.float32):

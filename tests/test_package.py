@@ -147,6 +147,7 @@ for name, found in zip(names, first):
         program = "import jax_tkg.api as m; print(type(m).__name__, m.transformer_tkg.__name__)"
         self.assertEqual(_python(program).stdout.strip(), "module transformer_tkg")
 
+    @pytest.mark.extended
     def test_help(self) -> None:
         text = _python("import jax_tkg; help(jax_tkg)").stdout
         self.assertRegex(text, r"transformer_tkg\(\s*X")

@@ -25,6 +25,7 @@ def _blocks() -> list[str]:
 
 @pytest.mark.thorough
 class OperationPageTest(absltest.TestCase):
+    @pytest.mark.extended
     def test_lengths_and_kinds(self) -> None:
         page = README.parent / "docs" / "operation.md"
         of_lengths, example = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)

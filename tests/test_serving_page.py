@@ -50,6 +50,7 @@ class ServingPageTest(absltest.TestCase):
                 text, r"(?s)^(The capital of France is|One, two, three,|Water boils at)."
             )
 
+    @pytest.mark.extended
     def test_loop(self) -> None:
         """More requests than slots, each with the answer that it has alone, step by step."""
         _, weights, loop = self.blocks

@@ -79,6 +79,7 @@ class StrictPromotionTest(parameterized.TestCase):
     def test_reference(self, shape: str, stacked: bool) -> None:
         self._check(SHAPES[shape], stacked, implementation="reference")
 
+    @pytest.mark.extended
     def test_gradient_of_the_reference(self) -> None:
         shape = cases.Shape(d=4, S_ctx=6, S_max=8)
         rng = np.random.default_rng(0)
@@ -90,6 +91,7 @@ class StrictPromotionTest(parameterized.TestCase):
 
         self.assertTrue(np.isfinite(jax.grad(loss)(arguments["X"])).all())
 
+    @pytest.mark.extended
     def test_vmap(self) -> None:
         shape = cases.Shape()
         rng = np.random.default_rng(0)

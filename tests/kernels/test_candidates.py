@@ -35,6 +35,7 @@ class KernelTest(parameterized.TestCase):
         (2, cases.Shape(B=1, S=1, H=384, L=1), 1000, 12, False),
         (2, cases.Shape(B=3, S=2, L=2, dtype="bfloat16"), 130, 1, True),
     )
+    @pytest.mark.extended_except("1", "2")
     def test_alone(self, cores: int, shape: cases.Shape, V: int, count: int, stacked: bool) -> None:
         """With a loop on the device too; no barrier between the cores is missing."""
         given = arguments(shape, V)

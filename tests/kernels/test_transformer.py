@@ -199,6 +199,7 @@ class FixedTest(parameterized.TestCase):
             counts.append(len(launch.check(shape, record=True).record))
         self.assertEqual(counts[2] - counts[1], counts[1] - counts[0])
 
+    @pytest.mark.extended
     def test_instructions_of_a_loop_do_not_grow_with_depth(self) -> None:
         """With stacked tensors the device repeats one copy of a layer."""
         bodies: list[int] = []

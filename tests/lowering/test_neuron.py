@@ -137,6 +137,7 @@ class CallTest(parameterized.TestCase):
         self.assertLen(counts, -(-SHAPE.L // size))
         self.assertLessEqual(max(counts), size)
 
+    @pytest.mark.extended
     def test_kinds(self) -> None:
         """Each launch has the stacks and masks of its own kinds, and updates those alone."""
         shape = dataclasses.replace(cases.KINDS, layer_kinds=(0, 0, 1, 1, 1))

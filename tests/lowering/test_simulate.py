@@ -136,6 +136,7 @@ class OneDeviceTest(parameterized.TestCase):
     def test_no_update(self) -> None:
         self._check(cases.SHAPES["no_update"])
 
+    @pytest.mark.extended
     def test_in_a_loop(self) -> None:
         weights, inputs = _case()
         arguments = jax.tree.map(jnp.asarray, {**weights, **inputs})

@@ -217,6 +217,7 @@ class PrepareTest(parameterized.TestCase):
         else:
             self.assertGreater(decoder.compile_seconds, 0)
 
+    @pytest.mark.extended
     def test_the_next_bucket_is_compiled_ahead(self) -> None:
         decoder = Decoder(_model(), 384)
         prompt = PROMPTS[23] * 4
@@ -281,6 +282,7 @@ class StateTest(absltest.TestCase):
 
 @pytest.mark.thorough
 class SampledTest(absltest.TestCase):
+    @pytest.mark.extended
     def test_keys_decide(self) -> None:
         decoder = Decoder(_model(), 200, sampling=Sampling(3.0, 0.95))
         prompts = [PROMPTS[9], PROMPTS[9]]

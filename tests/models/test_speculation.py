@@ -105,6 +105,7 @@ class TextTest(parameterized.TestCase):
 
 @pytest.mark.thorough
 class DistributionTest(absltest.TestCase):
+    @pytest.mark.extended
     def test_pairs_of_tokens(self) -> None:
         """Of many sequences with keys of their own, against exact probabilities."""
         sampling = Sampling(temperature=2.0, top_k=3)

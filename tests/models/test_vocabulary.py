@@ -36,6 +36,7 @@ class VocabularyTest(parameterized.TestCase):
     @parameterized.product(
         dtype=("float32", "bfloat16"), bits=(False, True), platform=("cpu", None), B=(1, 2, 9)
     )
+    @pytest.mark.extended_except("0", "4", "8", "9", "14", "15", "19", "23")
     def test_logits(self, dtype: str, bits: bool, platform: str | None, B: int) -> None:
         head = _head(dtype)
         hidden = np.random.default_rng(2).standard_normal((B, 1, H)).astype(dtype)

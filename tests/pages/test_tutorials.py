@@ -63,6 +63,7 @@ class TutorialsTest(absltest.TestCase):
         self.assertEqual(names["size"]["bfloat16"], 2 * names["size"]["float8"])
         self.assertLessEqual(float(jnp.abs(names["for_trainium2"].astype(jnp.float32)).max()), 240)
 
+    @pytest.mark.extended
     def test_token_trees(self) -> None:
         names = markdown.run(TUTORIALS / "token_trees.md")
         expected = np.concatenate(names["expected"], axis=1)
@@ -74,6 +75,7 @@ class TutorialsTest(absltest.TestCase):
             np.testing.assert_allclose(slots[:end], others[:end], rtol=1e-4, atol=1e-4)
             self.assertGreater(np.abs(slots[:end]).min(axis=0).max(), 0)
 
+    @pytest.mark.extended
     def test_trainium(self) -> None:
         names = markdown.run(TUTORIALS / "trainium.md")
         self.assertIn("AwsNeuronCustomNativeKernel", names["program"])
@@ -101,6 +103,7 @@ class TutorialsTest(absltest.TestCase):
             self.assertEqual(tokens, row[row >= 0].tolist())
         self.assertBetween(len(names["drawn"]), 1, 16)
 
+    @pytest.mark.extended
     def test_generate_text(self) -> None:
         self._write_model()
         names = markdown.run(TUTORIALS / "generate_text.md")
@@ -123,6 +126,7 @@ class TutorialsTest(absltest.TestCase):
         leaves = jax.tree.leaves((names["weights"].W_gates, names["K_caches"], names["V_caches"]))
         self.assertEqual({leaf.dtype for leaf in leaves}, {jnp.dtype(jnp.uint16)})
 
+    @pytest.mark.extended
     def test_processes(self) -> None:
         program = files.folder(self) / "several.py"
         (code,) = markdown.blocks(TUTORIALS / "processes.md", "python")

@@ -37,6 +37,7 @@ class LayerFiguresTest(parameterized.TestCase):
         self.assertEqual(self.figures.hbm_bytes["cache"], SMALL.cache_bytes() + written)
 
     @parameterized.parameters({"lengths": True}, {"block_len": 64})
+    @pytest.mark.extended_except("0")
     def test_lengths_and_blocks_read_the_slots_once(self, **changes):
         case = dataclasses.replace(SMALL, S_ctx=256, **changes)
         found = layer_figures(record_launches(case)).hbm_bytes
@@ -47,6 +48,7 @@ class LayerFiguresTest(parameterized.TestCase):
         self.assertEqual(found["other"], 0)
 
     @parameterized.parameters(1, 6)
+    @pytest.mark.extended_except("0")
     def test_chosen_experts_are_read_once(self, tokens):
         case = dataclasses.replace(
             SMALL,
@@ -77,6 +79,7 @@ class LayerFiguresTest(parameterized.TestCase):
         self.assertLess(without.latency, self.figures.latency)
 
     @parameterized.parameters(5, 25)
+    @pytest.mark.extended_except("1")
     def test_all_reduce_latency_is_swept(self, microseconds):
         costs = dataclasses.replace(TRN2, all_reduce_latency=1e3 * microseconds)
         moved = layer_figures(self.launches, costs).latency - self.figures.latency

@@ -19,6 +19,7 @@ from tests.models.tiny import Tiny
 
 class RunTest(parameterized.TestCase):
     @pytest.mark.slow
+    @pytest.mark.extended
     def test_no_case_has_a_fault(self) -> None:
         results = list(run.run(count=60, seed=1))
         self.assertLen(results, 60)

@@ -17,6 +17,7 @@ class BlocksTest(parameterized.TestCase):
     @parameterized.product(
         implementation=tuple(drawing.IMPLEMENTATIONS), dtype=("float32", "bfloat16", "float16")
     )
+    @pytest.mark.extended_except("0", "4", "8", "10")
     def test_drawn(self, implementation: str, dtype: str) -> None:
         stages = drawing.IMPLEMENTATIONS[implementation]
         count = 4 if implementation in drawing.KERNELS else 1

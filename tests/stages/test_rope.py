@@ -24,6 +24,7 @@ def _expected(heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray
 @pytest.mark.thorough
 class RopeTest(parameterized.TestCase):
     @parameterized.product(implementation=tuple(drawing.IMPLEMENTATIONS), dtype=drawing.DTYPES)
+    @pytest.mark.extended_except("1", "2", "5", "6")
     def test_drawn(self, implementation: str, dtype: str) -> None:
         stages = drawing.IMPLEMENTATIONS[implementation]
 

@@ -209,7 +209,8 @@ class Source:
 
 def unwrap(value: Any) -> Any:
     """The function of a decorated kernel."""
-    while not isinstance(value, types.FunctionType | type):
+    # A module answers a missing name with a search for similar ones.
+    while not isinstance(value, types.FunctionType | type | types.ModuleType):
         inner = getattr(value, "function", None) or getattr(value, "__wrapped__", None)
         if inner is None:
             return value

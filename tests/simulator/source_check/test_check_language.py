@@ -21,6 +21,7 @@ from nki.language import NKIObject
 
 from jax_tkg.simulator.source_check import language_rules
 from jax_tkg.simulator.source_check.findings import check_language
+from jax_tkg.simulator.source_check.source import unwrap
 from tests.simulator.source_check import constructs
 
 
@@ -217,6 +218,11 @@ class ReachTest(parameterized.TestCase):
     @parameterized.parameters(_clean, _recurses)
     def test_clean(self, kernel: Any) -> None:
         self.assertEqual(check_language(kernel), [])
+
+    def test_a_module_is_no_decorated_kernel(self) -> None:
+        module = types.ModuleType("kernels")
+        module.function = _deeper  # type: ignore[attr-defined]
+        self.assertIs(unwrap(module), module)
 
     def test_no_source(self) -> None:
         with self.assertRaisesRegex(TypeError, "kernel: expected a Python function"):

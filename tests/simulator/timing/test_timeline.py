@@ -7,6 +7,7 @@ import tempfile
 
 import ml_dtypes
 import numpy as np
+import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg import simulator
@@ -632,6 +633,7 @@ class RecordedRunTest(absltest.TestCase):
         run = simulator.run(exponential, [(np.ones((128, 128), ml_dtypes.bfloat16),)])
         self.assertAlmostEqual(schedule(run.record).latency / 4980, 1, delta=0.15)
 
+    @pytest.mark.extended
     def test_many_instructions(self):
         """Twenty thousand, on buffers that are used again and again."""
         stream = Stream()
