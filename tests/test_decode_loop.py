@@ -103,7 +103,7 @@ class DonationTest(parameterized.TestCase):
         self.assertTrue(all(leaf.is_deleted() for leaf in jax.tree.leaves(caches)))
 
     @parameterized.named_parameters((name, *form) for name, form in FORMS.items())
-    @pytest.mark.extended_except("bfloat16_lists", "float32_stacked")
+    @pytest.mark.extended_except("bfloat16_lists")
     def test_step(self, dtype: str, stacked: bool) -> None:
         run = functools.partial(_step, num_layers=SHAPE.L)
         self._assert_in_place(*self._compile(run, stacked, dtype))

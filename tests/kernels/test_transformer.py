@@ -35,6 +35,7 @@ class FixedTest(parameterized.TestCase):
         for name, shape in cases.SHAPES.items()
         for cores in (1, 2)
     )
+    @pytest.mark.extended_except("*_2_cores")
     def test_named_shape(self, shape: cases.Shape, cores: int) -> None:
         launch.check(shape, cores=cores)
 

@@ -149,6 +149,16 @@ class TransformersTest(parameterized.TestCase):
         self.assertEqual(template.prompt(messages), expected)
 
 
+class FileTest(absltest.TestCase):
+    """What is read of the file without running the model."""
+
+    def test_question(self) -> None:
+        tokenizer = _checkpoint().tokenizer
+        text = tokenizer.decode(_question(0))
+        self.assertIn(QUESTIONS[0], text)
+        self.assertEqual(tokenizer.encode("The capital of France is"), [504, 3575, 282, 4649, 314])
+
+
 class SameTextTest(parameterized.TestCase):
     """However the work is divided, the text is the same."""
 
@@ -171,6 +181,7 @@ class SameTextTest(parameterized.TestCase):
         streamed = np.stack(list(decoder.stream(decoder.start(prompts), SHORT)), axis=1)
         self.assertEqual(streamed.tolist(), generated.tolist())
 
+    @pytest.mark.extended
     def test_answer(self) -> None:
         decoder = _decoder(1, stops=True)
         tokens = _said(decoder.generate(decoder.start([_question(0)]), SHORT)[0])
