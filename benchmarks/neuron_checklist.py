@@ -134,6 +134,22 @@ def layer_loop(implementation: str) -> str:
     return _compare(got, _reference(arguments))
 
 
+def head(implementation: str) -> str:
+    """Final norm, head and candidates in the launch; a column of NaN, as padding, is none."""
+    arguments = _arguments(7)
+    rng = np.random.default_rng(7)
+    W_head = rng.normal(0, H**-0.5, (H, 301))
+    W_head[:, 300] = np.nan
+    arguments["W_gamma_final"] = jnp.asarray(rng.uniform(0.5, 1.5, (1, H)), jnp.bfloat16)
+    arguments["W_head"] = jnp.asarray(W_head, jnp.bfloat16)
+    got = jax.jit(_call(implementation, candidates_per_token=3))(**arguments)
+    with jax.default_device(jax.devices("cpu")[0]):
+        on_host = jax.tree.map(np.asarray, arguments)
+        want = jax.jit(_call("reference", candidates_per_token=3))(**on_host)
+    _expect(bool((np.asarray(got.candidate_ids) < 300).all()), "the column of NaN was chosen")
+    return _compare((*got[:3], got.candidate_logits), (*want[:3], want.candidate_logits))
+
+
 def layers_per_launch(implementation: str) -> str:
     """Two launches give what one gives: what to fall back to where a large kernel compiles long."""
     return one_call(implementation, layers_per_launch=1)
@@ -282,6 +298,7 @@ STEPS: Steps = (
     (layers_per_launch, "if one_call passed, compare the two programs' custom calls"),
     (one_core, "only where NEURON_LOGICAL_NC_CONFIG is 1"),
     (skipped_sequence, "never pass the marker; write to a spare slot and report"),
+    (head, "pass candidates=False to Decoder and RunningBatch; report what came"),
     (donation, "expect a copy of the caches in every step until this is understood"),
     (loop, "call the step from Python instead of a loop on the device"),
     (twice_in_a_program, "put each call into a program of its own"),

@@ -198,6 +198,8 @@ class MergeTest(absltest.TestCase):
         values, chosen = merge_candidates(logits, ids, 4)
         self.assertEqual(values.tolist(), [[[4, 4, 3, 2]]])
         self.assertEqual(chosen.tolist(), [[[7, 12, 10, 0]]])
+        values, chosen = merge_candidates(logits, ids)
+        self.assertEqual((values.tolist(), chosen.tolist()), ([[[4]]], [[[7]]]))
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ class NeuronChecklistTest(absltest.TestCase):
     def test_steps_in_the_simulator(self) -> None:
         done = self._run("--implementation=simulate")
         self.assertEqual(done.returncode, 0, done.stdout)
-        self.assertIn("12 of 12 steps passed", done.stdout)
+        self.assertIn("13 of 13 steps passed", done.stdout)
         # What loops on the device comes last.
         names = re.findall(r"^ ?\d+\. (\w+):", done.stdout, re.MULTILINE)
         self.assertEqual(names[-2:], ["layer_loop", "groups_in_a_layer_loop"])
