@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import numpy as np
 
 import jax_tkg
@@ -76,3 +77,73 @@ def check(
             V_caches=[cache[:, head] for cache in joined["V_caches"]],
         )
         cases.check(mine, shape, rank, hidden, K[number], V[number], written)
+
+
+def check_call(
+    shape: cases.Shape,
+    count: int,
+    kv_heads: int,
+    draws: int = 1,
+    mesh: jax.sharding.Mesh | None = None,
+    axes: Any = "tp",
+    check_vma: bool = True,
+    stacked: bool = False,
+    **options: Any,
+) -> None:
+    """Calls the operation on random ranks of a mesh, and compares the results with the oracle's.
+
+    Args:
+      shape: of a rank, with the S_max of the whole context.
+      count: ranks that share out a context.
+      kv_heads: KV heads of all ranks.
+      draws: how often the arrays are drawn, for one compiled program.
+      mesh: with `axes`; None: of one axis.
+      axes: that sum.
+      check_vma: whether `jax.shard_map` checks what varies over its axes.
+      stacked: whether per-layer arguments have a layer axis.
+      **options: of the operation.
+    """
+    mesh = mesh or mesh_of(tp=count * kv_heads)
+    specs = sharding.partition_specs(axes, stacked=stacked)
+    options = {
+        "axis_name": axes,
+        "context_parallel": count,
+        **cases.options(shape),
+        **options,
+    }
+    call = None
+    for seed in range(draws):
+        ranks = random_ranks(shape, count, kv_heads, seed)
+        whole = join(ranks, count)
+        if stacked:
+            whole = cases.stack(whole, shape.layer_kinds)
+        call = call or sharded_call(mesh, specs, whole, check_vma, **options)
+        hidden, *results = call(whole)
+        by_layer = [cases.by_layer(each, shape.layer_kinds) for each in results]
+        check(jax_tkg.TransformerTkgOutput(hidden, *by_layer), shape, ranks, count)
+
+
+def mesh_of(**sizes: int) -> jax.sharding.Mesh:
+    """A mesh of CPU devices, with its axes by name."""
+    devices = np.asarray(jax.devices("cpu")[: int(np.prod(list(sizes.values())))])
+    return jax.sharding.Mesh(devices.reshape(tuple(sizes.values())), tuple(sizes))
+
+
+def sharded_call(
+    mesh: jax.sharding.Mesh,
+    specs: sharding.TransformerTkgSpecs,
+    given: dict[str, Any],
+    check_vma: bool = True,
+    **options: Any,
+) -> Any:
+    """The jitted call on arguments like the given ones: hidden states, key and value caches."""
+    in_specs = {name: None if x is None else getattr(specs, name) for name, x in given.items()}
+    return jax.jit(
+        jax.shard_map(
+            lambda arguments: tuple(jax_tkg.transformer_tkg(**arguments, **options)),
+            mesh=mesh,
+            in_specs=(in_specs,),
+            out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
+            check_vma=check_vma,
+        )
+    )

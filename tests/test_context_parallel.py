@@ -13,8 +13,9 @@ from absl.testing import absltest, parameterized
 from jax.sharding import PartitionSpec
 
 import jax_tkg
+import jax_tkg.reference
 from jax_tkg import caches, kinds, rope, sharding
-from tests import cases, context_cases
+from tests import cases, context_cases, parallel_cases
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -48,71 +49,55 @@ SHAPES: dict[str, tuple[int, int, dict[str, Any]]] = {
 """Ranks that share out a context, KV heads, and changes of `SHAPE`."""
 
 
-def _mesh(**sizes: int) -> jax.sharding.Mesh:
-    devices = np.asarray(jax.devices("cpu")[: int(np.prod(list(sizes.values())))])
-    return jax.sharding.Mesh(devices.reshape(tuple(sizes.values())), tuple(sizes))
-
-
-def _call(
-    mesh: jax.sharding.Mesh,
-    specs: sharding.TransformerTkgSpecs,
-    given: dict[str, Any],
-    check_vma: bool = True,
-    **options: Any,
-) -> Any:
-    """The jitted call on arguments like the given ones."""
-    in_specs = {name: None if x is None else getattr(specs, name) for name, x in given.items()}
-    return jax.jit(
-        jax.shard_map(
-            lambda arguments: tuple(jax_tkg.transformer_tkg(**arguments, **options)),
-            mesh=mesh,
-            in_specs=(in_specs,),
-            out_specs=(specs.hidden, specs.K_caches, specs.V_caches),
-            check_vma=check_vma,
-        )
-    )
-
-
 class OracleTest(parameterized.TestCase):
-    def _check(
-        self,
-        shape: cases.Shape,
-        count: int,
-        kv_heads: int,
-        draws: int = VALUES_PER_SHAPE,
-        check_vma: bool = True,
-        mesh: jax.sharding.Mesh | None = None,
-        axes: Any = "tp",
-        given: dict[str, Any] | None = None,
-    ) -> None:
-        mesh = mesh or _mesh(tp=count * kv_heads)
-        specs = sharding.partition_specs(axes)
-        options = {"axis_name": axes, **cases.options(shape), **(given or {})}
-        call = None
-        for seed in range(draws):
-            ranks = context_cases.random_ranks(shape, count, kv_heads, seed)
-            whole = context_cases.join(ranks, count)
-            call = call or _call(
-                mesh, specs, whole, check_vma=check_vma, context_parallel=count, **options
-            )
-            actual = jax_tkg.TransformerTkgOutput(*call(whole))
-            context_cases.check(actual, shape, ranks, count)
-
     @parameterized.named_parameters(*((name, name) for name in SHAPES))
     @pytest.mark.thorough
     def test_drawn(self, name: str) -> None:
         count, kv_heads, changes = SHAPES[name]
-        self._check(dataclasses.replace(SHAPE, **changes), count, kv_heads)
+        shape = dataclasses.replace(SHAPE, **changes)
+        context_cases.check_call(shape, count, kv_heads, draws=VALUES_PER_SHAPE)
 
     def test_axes_of_a_mesh(self) -> None:
         """The ranks of a context are neighbors in the order of the axes."""
-        mesh = _mesh(dp=1, kv=2, context=2)
-        given = {"implementation": "reference"}
-        self._check(SHAPE, 2, 2, draws=1, mesh=mesh, axes=("kv", "context"), given=given)
+        mesh = context_cases.mesh_of(dp=1, kv=2, context=2)
+        context_cases.check_call(
+            SHAPE, 2, 2, mesh=mesh, axes=("kv", "context"), implementation="reference"
+        )
 
     def test_replica_groups_without_varying_types(self) -> None:
-        given = {"axis_name": None, "replica_groups": [[0, 1, 2, 3]]}
-        self._check(SHAPE, 2, 2, draws=1, check_vma=False, given=given)
+        groups = [[0, 1, 2, 3]]
+        context_cases.check_call(
+            SHAPE, 2, 2, check_vma=False, axis_name=None, replica_groups=groups
+        )
+
+    def test_gradients(self) -> None:
+        """Those of the reference, beside ranks that have copies of the context."""
+        shape = dataclasses.replace(SHAPE, options=("sinks",))
+        ranks = context_cases.random_ranks(shape, 2, 1, 0)
+        specs = sharding.partition_specs("tp")
+        copies = parallel_cases.join([ranks], specs, "tp", None)
+        found = []
+        for count, given in ((1, copies), (2, context_cases.join(ranks, 2))):
+            options = {**cases.options(shape), "axis_name": "tp", "context_parallel": count}
+
+            def hidden(arguments: dict[str, Any]) -> jax.Array:
+                return jax_tkg.reference.transformer_tkg(**arguments, **options).hidden  # noqa: B023
+
+            run = jax.shard_map(
+                hidden,
+                mesh=context_cases.mesh_of(tp=2),
+                in_specs=({n: None if x is None else getattr(specs, n) for n, x in given.items()},),
+                out_specs=specs.hidden,
+            )
+
+            def loss(own: dict[str, Any]) -> jax.Array:
+                return jnp.square(run({**given, **own})).sum()  # noqa: B023
+
+            own = {name: given[name] for name in ("X", "W_qkvs", "sinks")}
+            found.append(jax.jit(jax.grad(loss))(own))
+        want, got = map(jax.tree.leaves, found)
+        for one, other in zip(want, got, strict=True):
+            np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4 * np.abs(one).max())
 
 
 class DecodeTest(parameterized.TestCase):
@@ -127,7 +112,7 @@ class DecodeTest(parameterized.TestCase):
         tokens = cases.uniform(np.random.default_rng(1), (shape.B, 24, shape.H), -1, 1)
         lengths = np.array([13, 6], np.int32)
         results = []
-        for count, mesh in ((1, _mesh(tp=4)), (4, _mesh(tp=4))):
+        for count, mesh in ((1, context_cases.mesh_of(tp=4)), (4, context_cases.mesh_of(tp=4))):
             results.append(_generated(weights, tokens, lengths, shape, mesh, count))
         want, got = results
         np.testing.assert_allclose(got, want, atol=tolerance * np.abs(want).max())
@@ -224,7 +209,9 @@ class BadInputTest(parameterized.TestCase):
             return jax_tkg.transformer_tkg(**arguments, **options).hidden
 
         spec = PartitionSpec()
-        run = jax.shard_map(call, mesh=_mesh(tp=2), in_specs=spec, out_specs=spec, check_vma=False)
+        run = jax.shard_map(
+            call, mesh=context_cases.mesh_of(tp=2), in_specs=spec, out_specs=spec, check_vma=False
+        )
         with self.assertRaisesRegex(ValueError, message):
             jax.eval_shape(run, arguments)
 

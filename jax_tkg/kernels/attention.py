@@ -16,6 +16,7 @@ from .attention_blocks import (
 )
 from .cache_scales import CacheScales, ScoreScale, beside_cached, multipliable, product_bytes
 from .cache_update import token_rows
+from .context_ranks import StateExchange
 from .exchange import swap
 from .limits import PARTITIONS, PSUM_BANK, RING_SLOTS, ceiling_divide
 from .linear import begin
@@ -133,7 +134,7 @@ class AttentionLoads(NKIObject):
         return loaded
 
 
-def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None):
+def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None, ranks=None):
     """Attends all sequences.
 
     While the Vector Engine works on a block's softmax, the Tensor Engine computes the next block's
@@ -147,14 +148,19 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None)
       sinks: `LayerTensor` [1, q] float32, or None.
       scales: the layer's `CacheScales`; None for caches in the compute dtype.
       ahead: `product_loads` of the next product, which begin before the cores swap; or None.
+      ranks: `ContextRanks`, whose query heads are all in `heads`; None if this rank has all slots.
 
     Returns:
-      [rows, q * chunks, T] in the compute dtype, and the new values as rows [T, k, d].
+      [rows, q * chunks, T] in the compute dtype, of this rank's q query heads, and the new values
+      as rows [T, k, d].
     """
     sizes = context.sizes
     core = context.core
+    own = sizes
+    if ranks != None:
+        own = ranks.sizes
     _, count = sequence_share(sizes, core)
-    shape = (sizes.head_rows, sizes.q * sizes.head_chunks, count * sizes.S)
+    shape = (sizes.head_rows, own.q * sizes.head_chunks, count * sizes.S)
     attended = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
     if scales == None:
         scales = CacheScales()
@@ -166,7 +172,7 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None)
         capped = ScoreScale(number, scales.inverse_key)
     else:
         scale = ScoreScale(sizes.softmax_scale, scales.inverse_key)
-    sink_rows = _load_sinks(sinks, context)
+    sink_rows = _load_sinks(sinks, own.q, context)
     tasks = loads.tasks
     if len(tasks) == 0:
         if ahead != None:
@@ -175,7 +181,7 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None)
         for group in sequence_groups(sizes, core):
             state = _new_state(group, sizes)
             set_unattended(state)
-            ended = AttendedGroup(state, group, context, sink_rows, scales)
+            ended = AttendedGroup(state, group, context, sink_rows, scales, ranks)
             ended.store(attended, scale, context)
         return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
     keys = beside_cached(heads[:, sizes.q : sizes.q + sizes.k, :, :], scales.key)
@@ -193,7 +199,7 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None)
             before = tasks[index - 1]
             state = _add(state, result, before, scale, sizes)
             if before.ends:
-                ended = AttendedGroup(state, before.group, context, sink_rows, scales)
+                ended = AttendedGroup(state, before.group, context, sink_rows, scales, ranks)
                 state = None
         if index + 1 < len(tasks):
             product = _products(index + 1, heads, keys, loads, context)
@@ -205,7 +211,8 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None)
             ended.store(attended, scale, context)
     last = tasks[len(tasks) - 1]
     state = _add(state, result, last, scale, sizes)
-    AttendedGroup(state, last.group, context, sink_rows, scales).store(attended, scale, context)
+    ended = AttendedGroup(state, last.group, context, sink_rows, scales, ranks)
+    ended.store(attended, scale, context)
     return (_of_all_sequences(attended, context), values)
 
 
@@ -241,24 +248,34 @@ def _new_state(group, sizes):
 class AttendedGroup(NKIObject):
     """A group whose keys on this core are attended.
 
-    If the cores divide the slots, its state travels to the other core.
+    If the cores divide the slots, its state travels to the other core; if ranks share them out, to
+    the ranks whose heads it has.
     """
 
-    def __init__(self, state, group, context, sink_rows, scales):
+    def __init__(self, state, group, context, sink_rows, scales, ranks):
         core = context.core
         self.state = state
         self.scales = scales
         self.group = group
         self.sink_rows = sink_rows
         self.received = None
-        if core.count > 1 and not divides_sequences(context.sizes, core):
+        self.exchange = None
+        self.sizes = context.sizes
+        both = core.count > 1 and not divides_sequences(context.sizes, core)
+        if ranks != None:
+            self.sizes = ranks.sizes
+            self.exchange = StateExchange(state, group, ranks, core, both)
+        elif both:
             shape = state.packed.shape
             self.received = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
             swap(state.packed, self.received, core)
 
     def store(self, attended, scale, context):
-        """Merges the other core's state, normalizes, and writes to `attended`."""
-        sizes = context.sizes
+        """Merges the states of the other core and ranks, normalizes, and writes to `attended`."""
+        sizes = self.sizes
+        if self.exchange != None:
+            exchange = self.exchange
+            self.state = exchange.merged(scale)
         if self.received != None:
             merge_packed(self.state, self.received, scale)
         if self.sink_rows != None:
@@ -271,13 +288,11 @@ class AttendedGroup(NKIObject):
         _store_attended(attended, self.state, self.group, token, inverse_scale, sizes)
 
 
-def _load_sinks(sinks, context):
+def _load_sinks(sinks, q, context):
     """[128, q] float32: each query head's sink on all partitions; None without sinks."""
     if sinks == None:
         return None
-    sizes = context.sizes
     constants = context.constants
-    q = sizes.q
     row = nl.ndarray((1, q), dtype=nl.float32, buffer=nl.sbuf)
     nisa.dma_copy(
         dst=row,

@@ -185,6 +185,44 @@ def merge_packed(state, other, scale):
     nisa.tensor_copy(dst=state.peak, src=higher)
 
 
+def merge_parts(state, parts, scale):
+    """Makes `state` the softmax of several sets of keys.
+
+    Args:
+      state: `SoftmaxState`, empty.
+      parts: [128, m, 2 + chunks, n] float32, the `packed` tiles of their m states.
+      scale: of the scores.
+    """
+    count = parts.shape[1]
+    rest = parts.shape[2] - 1
+    columns = state.columns
+    peaks = parts[:, :, 0, :]
+    nisa.tensor_reduce(dst=state.peak, op=nl.maximum, data=peaks.permute((0, 2, 1)), axis=(2,))
+    lowered = nl.ndarray((PARTITIONS, count, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(
+        dst=lowered,
+        data1=peaks,
+        data2=state.peak.expand_dim(1).broadcast(1, count),
+        op=nl.subtract,
+    )
+    factor = nl.ndarray((PARTITIONS, count, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=factor, op=nl.exp, data=lowered, scale=scale.of_rows(PARTITIONS))
+    scaled = nl.ndarray((PARTITIONS, count, rest, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(
+        dst=scaled,
+        data1=parts[:, :, 1 : 1 + rest, :],
+        data2=factor.expand_dim(2).broadcast(2, rest),
+        op=nl.multiply,
+    )
+    nisa.tensor_reduce(
+        dst=state.packed[:, 1 : 1 + rest, :],
+        op=nl.add,
+        data=scaled.permute((0, 2, 3, 1)),
+        axis=(3,),
+    )
+    state.empty = False
+
+
 def _decay(peak, higher, scale):
     """exp(scale * (peak - higher))."""
     shape = (PARTITIONS, higher.shape[1])

@@ -15,8 +15,11 @@ what two cores swap.
     |   normalize_heads, if they have gains, and
     |   apply_rope, on queries and keys
     |      |
+    |   gather_queries, if ranks share out the context <-- other ranks' queries
+    |      |
     |   attention <--------- ring <-------------- K_cache, V_cache, each core half of the slots
     |      |  block by block: scores, mask, softmax, weighted values   [states of the softmax]
+    |      |  if ranks share out the context <---- other ranks' states of the softmax
     |      |
     |   linear <------------ ring <-------------- W_out
     |      |
@@ -53,13 +56,14 @@ from .cache_scales import load_cache_scales
 from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
 from .candidates import candidates, store_candidates
 from .constants import Constants
+from .context_ranks import context_ranks
 from .experts import experts
 from .feature_order import FeatureOrder
 from .layer_operands import LayerOperands, experts_held, features_of
 from .layer_range import LayerRange
 from .layer_tensor import LayerTensor, Weight, layer_tensor
 from .layout import load_columns, load_features, load_tokens, store_tokens
-from .limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS
+from .limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS, ceiling_divide
 from .linear import (
     Columns,
     in_double_rows,
@@ -186,13 +190,17 @@ class Kind(NKIObject):
     Attributes:
       shared: `Shared`.
       context: `Context`. Those of other kinds have other sizes, and else the same.
+      attention: that of attention, whose sizes have the query heads of all `ranks`.
+      ranks: the `ContextRanks` that share out the context of a KV head, or None.
       tables: `OffsetTables`.
       offsets: if layers have instructions of their own, the `WriteOffsets` of all; else None.
     """
 
-    def __init__(self, shared, context, tables):
+    def __init__(self, shared, context, attention, ranks, tables):
         self.shared = shared
         self.context = context
+        self.attention = attention
+        self.ranks = ranks
         self.tables = tables
         self.offsets = None
 
@@ -264,6 +272,7 @@ def transformer_tkg(
     caches_by_kind,
     layer_kinds,
     context_bucket,
+    context_parallel,
     looped,
 ):
     """All layers.
@@ -357,6 +366,9 @@ def transformer_tkg(
       layer_kinds: the kind of each layer of all launches; None if layers are alike.
       context_bucket: cache slots that are read, with `context_ranges`; None: S_max. With
         `layer_kinds` a tuple, or None for all kinds.
+      context_parallel: c, neighboring ranks of a replica group that share out the slots of their KV
+        head; masks, ranges and offsets are of this rank's slots, and q in the shapes of the masks
+        counts the query heads of all c ranks.
       looped: whether all per-layer arguments have a layer axis, and the layers loop on the device.
 
     Returns:
@@ -408,31 +420,38 @@ def transformer_tkg(
                 if bucket != None:
                     bucket = _of_kind(context_bucket, number, several)
                 if bucket != None:
-                    S_prior = bucket
+                    S_prior = ceiling_divide(bucket, context_parallel)
             elif prior != None:
                 S_prior = prior.shape[0]
-            sizes = _sizes(
-                X,
-                W_outs,
-                W_gates,
-                K_cache,
-                S_prior,
-                numbers,
-                eps,
-                clamp_bound,
-                softmax_scale,
-                attention_softcap,
-                activation,
-                activation_limit,
-                activation_alpha,
-                chooser,
-                W_shared_gates,
-                looped,
-            )
+            own_sizes = []
+            # With the query heads of this rank, and of all that share out the context.
+            for heads in [1, context_parallel]:
+                of_heads = _sizes(
+                    X,
+                    W_outs,
+                    W_gates,
+                    K_cache,
+                    S_prior,
+                    numbers,
+                    eps,
+                    clamp_bound,
+                    softmax_scale,
+                    attention_softcap,
+                    activation,
+                    activation_limit,
+                    activation_alpha,
+                    chooser,
+                    W_shared_gates,
+                    looped,
+                    heads,
+                )
+                own_sizes.append(of_heads)
+            sizes = own_sizes[0]
+            attention_sizes = own_sizes[1]
             cos = _of_kind(RoPE_cos, number, several)
             sin = _of_kind(RoPE_sin, number, several)
             rotation = Rotation(cos, sin, sizes)
-            masks = Masks(prior, active, sizes, core, mask_bytes, ranges=ranges)
+            masks = Masks(prior, active, attention_sizes, core, mask_bytes, ranges=ranges)
             mask_bytes = masks.bytes
             if context == None:
                 ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
@@ -451,7 +470,10 @@ def transformer_tkg(
                 numbers,
             )
             own = Context(sizes, core, context.ring, context.constants)
-            kind = Kind(Shared(rotation, masks, reduction, chooser), own, tables)
+            of_attention = Context(attention_sizes, core, context.ring, context.constants)
+            sharing = context_ranks(context_parallel, replica_groups, sbuf_residual_and_cc, sizes)
+            shared = Shared(rotation, masks, reduction, chooser)
+            kind = Kind(shared, own, of_attention, sharing, tables)
         kinds.append(kind)
     sizes = context.sizes
     operands = LayerOperands(
@@ -516,7 +538,9 @@ def _sizes(
     chooser,
     W_shared_gates,
     looped,
+    ranks,
 ):
+    """The `Sizes` of a kind, with the query heads of this rank and of ranks - 1 others."""
     B, S, H = X.shape
     block_len = 0
     n = 0
@@ -526,7 +550,7 @@ def _sizes(
     k = K_cache.shape[1]
     d = K_cache.shape[2]
     S_max = K_cache.shape[3]
-    q = W_outs[0].shape[0] // d
+    q = ranks * (W_outs[0].shape[0] // d)
     # Layers with experts and others may alternate.
     dense_I = features_of(W_gates, 2, looped)
     shared_I = features_of(W_shared_gates, 2, looped)
@@ -716,19 +740,24 @@ def _layer(x, step, start, following):
             caches.K_whole, caches.V_whole, caches.number, offsets.blocks, context.sizes
         )
     scales = load_cache_scales(layer.k_scale, layer.v_scale, context)
-    cache_loads = AttentionLoads(caches.K_cache, caches.V_cache, context, blocks)
+    cache_loads = AttentionLoads(caches.K_cache, caches.V_cache, kind.attention, blocks)
     normed = rms_norm(x, start.gain, context)
     heads = _heads(normed, layer, start, shared.rotation, context, [cache_loads])
     W_out = layer.W_out
     out_loads = _out_loads(W_out, context)
+    queries = heads
+    ranks = kind.ranks
+    if ranks != None:
+        queries = ranks.gather_queries(heads, context.core)
     attended, values = attention(
-        heads,
+        queries,
         cache_loads,
         shared.masks,
-        context,
+        kind.attention,
         sinks=layer.sinks,
         scales=scales,
         ahead=out_loads,
+        ranks=ranks,
     )
     await_readers(caches, context.core)
     partial = _project_out(attended, W_out, context, out_loads)

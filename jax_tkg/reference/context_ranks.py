@@ -64,8 +64,8 @@ class ContextRanks:
           What all of them have for this rank, in their order, without that axis.
         """
         axes, groups = self._groups()
-        array = vary_over(array, frozenset(axes))
-        return jax.lax.all_to_all(array, axes, axis, 0, axis_index_groups=groups)
+        by_rank = jnp.moveaxis(vary_over(array, frozenset(axes)), axis, 0)
+        return jax.lax.all_to_all(by_rank, axes, 0, 0, axis_index_groups=groups, tiled=True)
 
     def _groups(self) -> tuple[tuple[str, ...], Groups | None]:
         """Axes of the mesh, and groups of numbers along them; None for all of the axes."""
