@@ -95,6 +95,11 @@ class OracleTest(parameterized.TestCase):
 
             own = {name: given[name] for name in ("X", "W_qkvs", "sinks")}
             found.append(jax.jit(jax.grad(loss))(own))
+            # Ranks have the key and value columns in common: one of them gets all, or each a part.
+            (columns,) = found[-1]["W_qkvs"]
+            by_rank = columns.reshape(shape.H, 2, -1)
+            queries = shape.q * shape.d
+            found[-1]["W_qkvs"] = by_rank[:, :, :queries], by_rank[:, :, queries:].sum(axis=1)
         want, got = map(jax.tree.leaves, found)
         for one, other in zip(want, got, strict=True):
             np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-4 * np.abs(one).max())

@@ -22,7 +22,12 @@ def _operands(**arrays: Any) -> Operands:
     return Operands(**{**dict.fromkeys(row.name for row in OPERANDS), **arrays})
 
 
-OTHER_OPTIONS = {"softmax_scale": 0.1, "attention_softcap": 30.0, "activation": "gelu"}
+OTHER_OPTIONS = {
+    "softmax_scale": 0.1,
+    "attention_softcap": 30.0,
+    "activation": "gelu",
+    "context_parallel": 2,
+}
 
 EXPERT_OPTIONS = {
     "activation_limit": 3.0,
