@@ -84,6 +84,13 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer(
+        "context_parallel",
+        1,
+        "Ranks that share out the context of their KV head, in place of copies.",
+        lower_bound=1,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
         "layers", 3, "Layers of the launch whose last layer is the figure.", flag_values=values
     )
     flags.DEFINE_integer(
@@ -197,6 +204,7 @@ def _case(values: flags.FlagValues, model: ModelShape, kind: LayerKind, batch: i
         S=values.s_tkg,
         lengths=values.lengths,
         block_len=values.block_len,
+        context_parallel=values.context_parallel,
         dtype=values.dtype,
         quantized_mlp=values.quantized_mlp,
         cache_dtype=values.cache_dtype,

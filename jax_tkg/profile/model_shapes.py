@@ -181,6 +181,7 @@ class Case:
       experts: of a layer, of each of which the rank holds I features; 0 for a dense layer.
       shared: features that the rank holds of the shared expert; 0 for none.
       V: columns of the rank's head, if the case has one.
+      context_parallel: ranks that share out the S_ctx slots of their KV head, evenly.
     """
 
     B: int
@@ -207,9 +208,10 @@ class Case:
     shared: int = 0
     cache_dtype: str | None = None
     V: int = 0
+    context_parallel: int = 1
 
     def __post_init__(self) -> None:
-        """Checks the options that are names."""
+        """Checks the options that are names, and that the context divides."""
         for name, dtypes in (
             ("quantized_mlp", FLOAT8_DTYPES),
             ("cache_dtype", FLOAT8_CACHE_DTYPES),
@@ -217,22 +219,34 @@ class Case:
             known, value = [str(dtype) for dtype in dtypes], getattr(self, name)
             if value is not None and value not in known:
                 raise ValueError(f"{name}={value!r}: expected one of {known}")
-        if self.block_len and self.S_ctx % self.block_len:
+        shared = self.context_parallel
+        if self.block_len and self.S_ctx % (self.block_len * shared):
             raise ValueError(
                 f"block_len={self.block_len}: expected a divisor of the context, {self.S_ctx}"
+                + (f", over {shared} ranks" if shared > 1 else "")
             )
+        if shared < 1 or self.tensor_parallel % shared or self.S_ctx % shared:
+            raise ValueError(
+                f"context_parallel={shared}: expected a divisor of the ranks, "
+                f"{self.tensor_parallel}, and of the context, {self.S_ctx}"
+            )
+
+    @property
+    def S_max(self) -> int:
+        """Slots of the caches of a rank."""
+        return self.S_ctx // self.context_parallel
 
     def sizes(self) -> dict[str, int]:
         """The letters of the operand table's layouts with their sizes."""
         letters = {letter: getattr(self, letter) for letter in "BSHIdqk"}
-        n = self.S_ctx // self.block_len if self.block_len else 0
+        n = self.S_max // self.block_len if self.block_len else 0
         blocks = {"n": n, "blocks": self.B * n, "block_len": self.block_len}
         experts = {"E": self.experts, "E_held": self.experts, "I_expert": self.I}
         experts["I_shared"] = self.shared
         return {
             **letters,
             "S_ctx": self.S_ctx,
-            "S_max": self.S_ctx,
+            "S_max": self.S_max,
             "V": self.V,
             **blocks,
             **experts,
@@ -298,7 +312,7 @@ class Case:
 
     def cache_bytes(self) -> int:
         """Bytes of one layer's caches that its new tokens attend on one rank, each counted once."""
-        slots = (self.attended or self.S_ctx) - self.S
+        slots = -(-((self.attended or self.S_ctx) - self.S) // self.context_parallel)
         return 2 * self.B * self.k * self.d * slots * itemsize(self.cache_dtype or self.dtype)
 
 

@@ -33,8 +33,9 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
     """The instructions of a launch of `layers` equal layers.
 
     All weights and caches are zero, for the instructions do not depend on them; but for a router
-    that has the tokens choose `Case.chosen_experts` in every layer. One rank runs; its
-    all-reduces have a group of that rank alone, which `schedule(group_size=...)` makes larger.
+    that has the tokens choose `Case.chosen_experts` in every layer. One rank runs, or those that
+    share out a context; its all-reduces have a group of these alone, which
+    `schedule(group_size=...)` makes larger.
 
     Args:
       case: the sizes.
@@ -55,13 +56,15 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
     interface = _interface(operands, case, layers, KERNELS[kernel])
     if looped and not interface.loops(operands):
         raise ValueError("profile: the caches of all layers together are too large for a loop")
+    ranks = tuple(range(case.context_parallel))
     launch = Launch(
         parameters=Parameters(
             layers,
             sbuf_residual_and_cc=case.residual_on_chip and kernel == "ours",
+            context_parallel=case.context_parallel,
             **dict(case.options),
         ),
-        replica_groups=((0,),) if case.tensor_parallel > 1 else None,
+        replica_groups=(ranks,) if case.tensor_parallel > 1 else None,
         first_layer=0,
         num_layers=layers,
         stacked_caches=looped,
@@ -76,7 +79,7 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
         static = looked_up(interface.static_arguments(launch), interface.module())
         result = simulator.run(
             function,
-            [{**arguments, **static}],
+            [{**arguments, **static} for _ in ranks],
             lnc=case.lnc,
             target=case.target,
             options=options,
@@ -94,6 +97,7 @@ def _prepared(interface: KernelInterface, operands: Operands, launch: Launch) ->
             dataclasses.replace(operands, **small),
             launch.looped,
             launch.parameters.layer_kinds,
+            launch.parameters,
         )
         made = {name: value for name, value in given.items() if _is_computed(value)}
         as_they_are.update({name: given[name] for name in given if name not in made})
@@ -116,7 +120,10 @@ def _interface(
     simulator.install()
     shapes = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), operands)
     # AWS's residual always goes through HBM.
-    implementation.check(shapes, Parameters(layers, lnc=case.lnc, **dict(case.options)), "cpu")
+    parameters = Parameters(
+        layers, lnc=case.lnc, context_parallel=case.context_parallel, **dict(case.options)
+    )
+    implementation.check(shapes, parameters, "cpu")
     assert implementation.kernel is not None
     return implementation.kernel(shapes)
 

@@ -47,6 +47,28 @@ class LayerFiguresTest(parameterized.TestCase):
         self.assertEqual(found["cache"], slots + written)
         self.assertEqual(found["other"], 0)
 
+    @parameterized.parameters(
+        {}, {"residual_on_chip": True, "looped": True, "lengths": True, "lnc": 1}
+    )
+    def test_a_shared_out_context_is_read_in_parts(self, **changes):
+        case = dataclasses.replace(
+            SMALL, k=1, S=1, S_ctx=256, tensor_parallel=8, context_parallel=4, **changes
+        )
+        launches = record_launches(case)
+        found = layer_figures(launches)
+        read = 2 * case.B * case.d * 256 // 4 * 2
+        # One rank of the four writes the new token; its size alone is less than a slot of each.
+        self.assertBetween(found.hbm_bytes["cache"] - read, 0, 2 * case.B * case.d * 2)
+        self.assertEqual(found.hbm_bytes["weights"], case.weight_bytes())
+        # Two all-reduces, the queries, and the softmaxes.
+        free = layer_figures(launches, collectives=False)
+        self.assertBetween(found.latency - free.latency, 4 * 17_500 - 9_000, 4 * 17_500 + 9_000)
+
+    @parameterized.parameters({"context_parallel": 3}, {"context_parallel": 4, "S_ctx": 258})
+    def test_ranks_divide_the_context(self, **changes):
+        with self.assertRaisesRegex(ValueError, r"context_parallel=\d: expected a divisor of the"):
+            dataclasses.replace(SMALL, k=1, **changes)
+
     @parameterized.parameters(1, 6)
     @pytest.mark.extended_except("0")
     def test_chosen_experts_are_read_once(self, tokens):

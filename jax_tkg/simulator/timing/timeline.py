@@ -180,8 +180,8 @@ def schedule(
       rank: whose instructions.
       tensor_rate: "half": the Tensor Engine is always throttled; "ramp": it is until it was busy
         for half of the last `tensor_ramp`; "full": never, the optimistic case.
-      group_size: how many ranks take part in a collective, where another number was recorded
-        (one rank of a group behaves as all do); 1 makes collectives free.
+      group_size: how many ranks take part in an all-reduce, where another number was recorded
+        (one rank of a group behaves as all do); 1 makes all collectives free.
       dependencies: the record's `memory_dependencies`, if already computed.
 
     Raises:
@@ -439,7 +439,9 @@ class _Scheduler:
         instruction = event.instruction
         if event.resource == "collective":
             nbytes = instruction.attributes.get("bytes", 0)
-            ranks = self.group_size or len(instruction.attributes["ranks"])
+            ranks = len(instruction.attributes["ranks"])
+            if self.group_size == 1 or (self.group_size and instruction.opcode == "all_reduce"):
+                ranks = self.group_size
             return collective_time(costs, instruction.opcode, nbytes, ranks)
         if _on_gpsimd_dma(instruction):
             nbytes = sum(access.nbytes for access in moved(instruction)[0])
