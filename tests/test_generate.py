@@ -76,12 +76,16 @@ class TextTest(parameterized.TestCase):
         self.assertBetween(written, 1, 12)
 
     @parameterized.parameters(
-        "--tensor_parallel=6", "--device_loop", "--top_p=0.5", "--prompt_lookup_num_tokens=4"
+        "--tensor_parallel=6",
+        "--device_loop",
+        "--top_p=0.5",
+        "--prompt_lookup_num_tokens=4",
+        "--tensor_parallel=6 --context_parallel=3",
     )
     @pytest.mark.extended
-    def test_same_text(self, flag: str) -> None:
+    def test_same_text(self, flags: str) -> None:
         plain = self._write("--prompt=the cat")
-        self.assertEqual(self._write("--prompt=the cat", flag), plain)
+        self.assertEqual(self._write("--prompt=the cat", *flags.split()), plain)
 
     @pytest.mark.extended
     def test_batch_writes_what_each_prompt_alone_does(self) -> None:
@@ -215,6 +219,11 @@ class TextTest(parameterized.TestCase):
         ("seeds", ["--seed=1", "--seed=2"], "--seed: expected 1 or 1 (one for each prompt), got 2"),
         ("two_inputs", ["--prompt=-", "--prompt=-"], "--prompt: expected - once"),
         ("ranks", ["--tensor_parallel=4"], "--tensor_parallel"),
+        (
+            "context",
+            ["--tensor_parallel=6", "--context_parallel=2"],
+            "--context_parallel: expected a divisor of the 3 devices that have a KV head in common",
+        ),
         ("seed", ["--seed=18446744073709551616"], "--seed=18446744073709551616"),
         ("negative_seed", ["--seed=-1"], "--seed=-1"),
         ("system_bytes", [b"--system=\xe9"], "--system: expected text in UTF-8, got byte 0xe9"),

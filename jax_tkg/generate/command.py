@@ -41,7 +41,7 @@ from jax_tkg.models.default_model import default_model
 from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.executables import Compiled
 from jax_tkg.models.forward import TENSOR_AXIS
-from jax_tkg.models.packing import PackedModel, check_tensor_parallel
+from jax_tkg.models.packing import PackedModel, check_tensor_parallel, head_split
 from jax_tkg.models.sampling import Sampling, seed_keys
 from jax_tkg.models.speculation import MOST_DRAFTS, SpeculativeDecoder
 from jax_tkg.models.tokenizer import Tokenizer
@@ -85,6 +85,13 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     flags.DEFINE_integer(
         "tensor_parallel", 1, "Devices to split the model over.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "context_parallel",
+        1,
+        "With more devices than KV heads: how many of those that have a KV head in common share "
+        "out its context, in place of copies.",
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "dtype", "f32", list(_DTYPES), "Dtype of weights and compute.", flag_values=values
@@ -374,6 +381,7 @@ def _ready(
         sampling=sampling,
         stop_tokens=checkpoint.tokenizer.stop_tokens,
         implementation=values.implementation,
+        context_parallel=values.context_parallel,
     )
     loading = threads.submit(checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"))
     compiling = decoder.prepare(threads, lengths, keys, values.device_loop)
@@ -483,6 +491,16 @@ def _mesh(values: flags.FlagValues, checkpoint: Checkpoint) -> jax.sharding.Mesh
         check_tensor_parallel(checkpoint.config, ranks)
     except ModelError as error:
         raise CommandError(f"--{error}") from None
+    copies = head_split(checkpoint.config, ranks).copies
+    if values.context_parallel < 1 or copies % values.context_parallel:
+        raise CommandError(
+            f"--context_parallel: expected a divisor of the {copies} devices that have a KV head "
+            f"in common, got {values.context_parallel}"
+        )
+    if values.context_parallel > 1 and values.requests is not None:
+        raise CommandError(
+            f"--context_parallel: expected 1 with --requests, got {values.context_parallel}"
+        )
     if ranks == 1:
         return None
     # Takes effect only before JAX starts its CPU backend, and for that backend only.

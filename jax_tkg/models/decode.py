@@ -79,10 +79,12 @@ class Decoder:
         the same call, where the sampling asks for no others (`Sampling.candidates`), or computes
         all logits. None: the former where our kernel runs and has room for it: "nki", "simulate",
         and "auto" on Neuron. The tokens are the same.
+      context_parallel: ranks that share out the context of a KV head that they have in common, so
+        that each has caches of so much fewer slots; 1: each holds all of it.
 
     Raises:
-      ValueError: the mesh does not fit the model, or the capacity is no positive number within
-        the model's context length.
+      ValueError: the mesh does not fit the model, too few ranks have a KV head in common, or
+        the capacity is no positive number within the model's context length.
     """
 
     def __init__(
@@ -95,6 +97,7 @@ class Decoder:
         implementation: str = "auto",
         prefill: bool | None = None,
         candidates: bool | None = None,
+        context_parallel: int = 1,
     ):
         if not 1 <= capacity <= model.config.context_length:
             raise ValueError(
@@ -105,7 +108,12 @@ class Decoder:
         self.sampling = sampling or Sampling()
         self.stop_tokens = tuple(stop_tokens)
         self._forward = ModelForward(
-            model, mesh, implementation, capacity=capacity, candidates=candidates
+            model,
+            mesh,
+            implementation,
+            capacity=capacity,
+            candidates=candidates,
+            context_parallel=context_parallel,
         )
         mesh, whole = self._forward.mesh, self._forward.replicated
         state = self._state_shardings()

@@ -17,7 +17,7 @@ from jax_tkg.caches import allocate_blocks, allocate_caches, ring_capacity
 from jax_tkg.kinds import Kind, decode_inputs, prefill_inputs, step_inputs
 from jax_tkg.lowering.choice import is_within_limits
 from jax_tkg.models.config import LayerKind, ModelConfig
-from jax_tkg.models.packing import ModelParameters, PackedModel
+from jax_tkg.models.packing import ModelParameters, PackedModel, head_split
 from jax_tkg.models.placing import put
 from jax_tkg.models.sampling import Scores
 from jax_tkg.models.vocabulary import Vocabulary
@@ -65,6 +65,8 @@ class ModelForward:
       candidates: whether `scores`, where the likeliest tokens are enough, takes them from
         `transformer_tkg`, or computes all logits. None: takes them where our kernel runs and has
         room for them: "nki", "simulate", and "auto" on Neuron.
+      context_parallel: ranks that share out the context of a KV head that they have in common, a
+        divisor of those that do (`jax_tkg.weights.split_heads`); 1: each holds all of it.
 
     Attributes:
       model: as given.
@@ -74,7 +76,8 @@ class ModelForward:
       cache_sharding: sharding of each cache, or None without a mesh.
 
     Raises:
-      ValueError: the mesh does not fit the model, or layers that differ are to be stacked.
+      ValueError: the mesh does not fit the model, layers that differ are to be stacked, or too few
+        ranks have a KV head in common.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class ModelForward:
         stacked: bool | None = None,
         capacity: int | None = None,
         candidates: bool | None = None,
+        context_parallel: int = 1,
     ):
         ranks = 1 if mesh is None else mesh.shape.get(TENSOR_AXIS, 0)
         if ranks != model.tensor_parallel or (mesh is not None and mesh.size != ranks):
@@ -94,6 +98,12 @@ class ModelForward:
             )
             got = "None" if mesh is None else dict(mesh.shape)
             raise ValueError(f"mesh: expected {expected}, got {got}")
+        copies = head_split(model.config, model.tensor_parallel).copies
+        if context_parallel < 1 or copies % context_parallel:
+            raise ValueError(
+                f"context_parallel: expected a divisor of the {copies} ranks that have a KV head "
+                f"in common, got {context_parallel}"
+            )
         if mesh is not None:
             # What is computed between the calls of the primitive is left to the compiler to split.
             axis_types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
@@ -131,7 +141,10 @@ class ModelForward:
             self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             self.cache_sharding = jax.sharding.NamedSharding(mesh, self._specs.K_caches)
         capacity = model.config.context_length if capacity is None else capacity
-        self._kinds = tuple(_kind(model.config, kind, capacity) for kind in model.config.kinds)
+        self._kinds = tuple(
+            _kind(model.config, kind, capacity, context_parallel) for kind in model.config.kinds
+        )
+        self._context_parallel = context_parallel
         self._options = _options(model.config)
         self.parameters = self._placed(model.parameters)
 
@@ -148,6 +161,7 @@ class ModelForward:
                 B=batch,
                 S_max=[kind.S_max for kind in self._kinds],
                 layer_kinds=None if alike else self.model.config.layer_kinds,
+                context_parallel=self._context_parallel,
                 **self._cache_sizes(),
             )
         )
@@ -162,6 +176,7 @@ class ModelForward:
         Raises:
           ValueError: the model has layers of several kinds, or with a window.
         """
+        assert self._context_parallel == 1
         if len(self._kinds) > 1 or self._kinds[0].window is not None:
             raise ValueError(
                 "blocks: expected a model whose layers are of one kind, without a window within "
@@ -406,6 +421,7 @@ class ModelForward:
             operation,
             num_layers=self.model.config.num_layers,
             eps=self.model.eps,
+            context_parallel=self._context_parallel,
             **self._options,
             **options,
         )
@@ -506,10 +522,11 @@ def _options(config: ModelConfig) -> dict[str, Any]:
     return options
 
 
-def _kind(config: ModelConfig, kind: LayerKind, capacity: int) -> Kind:
+def _kind(config: ModelConfig, kind: LayerKind, capacity: int, context_parallel: int) -> Kind:
     """What the layers of a kind are given in each step, with caches of a capacity.
 
-    Where no sequence grows longer than the window, there is none.
+    Rings have as many slots on each rank that shares them out. Where no sequence grows longer than
+    the window, there is none.
     """
     rope = kind.rope
     frequencies = rope.head_frequencies(config.head_size, capacity)
@@ -517,6 +534,7 @@ def _kind(config: ModelConfig, kind: LayerKind, capacity: int) -> Kind:
     if kind.window is None or kind.window >= capacity:
         return Kind(capacity, frequencies, concentrations=concentrations)
     ring = min(capacity, ring_capacity(kind.window))
+    ring = -(-ring // context_parallel) * context_parallel
     return Kind(ring, frequencies, kind.window, concentrations)
 
 
