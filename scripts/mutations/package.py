@@ -43,6 +43,27 @@ PACKAGE: tuple[Mutation, ...] = (
         ("stages/test_attention.py",),
     ),
     Mutation(
+        "every rank of a shared-out context attends the new keys",
+        "reference/context_ranks.py",
+        "_of_all_heads(active, ranks) & (place == 0)",
+        "_of_all_heads(active, ranks) & (place >= 0)",
+        ("test_context_parallel.py",),
+    ),
+    Mutation(
+        "ranges of a shared-out context that wrap leave out all of a rank's slots",
+        "reference/context_ranks.py",
+        "whole = (starts > ends) & (own_starts == lengths)",
+        "whole = (starts > ends) & (own_starts < lengths)",
+        ("test_context_parallel.py",),
+    ),
+    Mutation(
+        "kernel merges softmaxes of ranks that are relative to their own peaks",
+        "kernels/softmax.py",
+        "data2=factor.expand_dim(2).broadcast(2, rest),\n        op=nl.multiply",
+        "data2=factor.expand_dim(2).broadcast(2, rest),\n        op=nl.maximum",
+        ("stages/test_context_ranks.py",),
+    ),
+    Mutation(
         "kernel caps scores before it scales them",
         "kernels/attention.py",
         "number = sizes.softmax_scale / sizes.attention_softcap",
