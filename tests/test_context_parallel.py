@@ -52,6 +52,7 @@ SHAPES: dict[str, tuple[int, int, dict[str, Any]]] = {
 class OracleTest(parameterized.TestCase):
     @parameterized.named_parameters(*((name, name) for name in SHAPES))
     @pytest.mark.thorough
+    @pytest.mark.extended_except("masks", "ranges_with_every_option", "blocks")
     def test_drawn(self, name: str) -> None:
         count, kv_heads, changes = SHAPES[name]
         shape = dataclasses.replace(SHAPE, **changes)
@@ -109,6 +110,7 @@ class DecodeTest(parameterized.TestCase):
     """Prompt and loop on shared-out caches, beside the same model on one device."""
 
     @parameterized.parameters(("float32", 2e-5), ("bfloat16", 0.03))
+    @pytest.mark.extended_except("0")
     def test_prompt_and_loop(self, dtype: str, tolerance: float) -> None:
         shape = dataclasses.replace(SHAPE, S=1, L=2, dtype=dtype, S_max=32)
         ranks = context_cases.random_ranks(shape, 4, 1, 0)

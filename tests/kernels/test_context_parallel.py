@@ -52,6 +52,7 @@ CASES: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {
 class KernelTest(parameterized.TestCase):
     @parameterized.named_parameters(*((name, name) for name in CASES))
     @pytest.mark.thorough
+    @pytest.mark.extended_except("masks_of_four_ranks", "every_option_on_chip")
     def test_against_the_oracle(self, name: str) -> None:
         count, kv_heads, changes, how = CASES[name]
         on_chip = how.get("on_chip", False)
