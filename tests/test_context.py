@@ -100,6 +100,7 @@ class DrawnContextsTest(parameterized.TestCase):
         run()
 
     @parameterized.parameters("lengths", "each_range")
+    @pytest.mark.extended_except("0")
     def test_the_reference_is_equal_to_the_bit_with_masks(self, context: str) -> None:
         shape = cases.Shape(L=1, k=1, d=16, S_ctx=20, context=context, unified=context == "lengths")
         rng = np.random.default_rng(1)

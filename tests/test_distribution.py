@@ -85,6 +85,7 @@ class DistributionTest(absltest.TestCase):
         printed = _run(command, self.folder / "source" / NAME)
         self.assertRegex(printed, r"\d+ passed")
 
+    @pytest.mark.extended
     def test_installed(self) -> None:
         """The console script of an installed wheel, with this environment's other packages."""
         place = self.folder / "installed"

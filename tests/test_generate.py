@@ -333,6 +333,7 @@ class OutputTest(absltest.TestCase):
         os.close(writer)
         self.assertEqual((done.returncode, done.stderr), (141, b""))
 
+    @pytest.mark.extended
     def test_full_device(self) -> None:
         with open("/dev/full", "wb") as full:
             done = _run(*self.flags, stdout=full)
@@ -347,6 +348,7 @@ class OutputTest(absltest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertEqual(done.stdout, text.encode("ascii", "replace"))
 
+    @pytest.mark.extended
     def test_progress_on_a_terminal(self) -> None:
         """Bars for loading and reading are drawn, on stderr only."""
         with _OnTerminal(*self.flags) as process:
@@ -397,12 +399,13 @@ class InterruptTest(parameterized.TestCase):
             self._assert_ends(process)
 
     @parameterized.parameters(1, 10, 100)
-    @pytest.mark.extended_except("1")
+    @pytest.mark.extended
     def test_while_text_streams(self, size: int) -> None:
         with self._start() as process:
             process.stdout.read(size)
             self._assert_ends(process)
 
+    @pytest.mark.extended
     def test_while_the_simulator_runs(self) -> None:
         flags = (f"--model={self.model}", "--prompt=the cat", "--implementation=simulate")
         done = subprocess.run(

@@ -82,6 +82,7 @@ class NotAwsTest(parameterized.TestCase):
         self.assertEqual(got["dry_run"], "1")
         self.assertEqual(got["simulate"], "True")
 
+    @pytest.mark.extended
     def test_nothing(self) -> None:
         with tempfile.TemporaryDirectory() as folder:
             self._check(pathlib.Path(folder), "nothing")

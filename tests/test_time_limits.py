@@ -80,6 +80,7 @@ class TimeLimitsTest(parameterized.TestCase):
         self.assertIn("Timeout", shown)
         self.assertGreaterEqual(shown.count("in wait_for_ever"), 2, shown)
 
+    @pytest.mark.extended
     def test_slow_tests_have_more(self) -> None:
         done = self._pytest(LIMITS)
         self.assertEqual(done.returncode, 0, done.stdout + done.stderr)

@@ -170,6 +170,7 @@ class FileTest(parameterized.TestCase):
             self.assertEqual(set(pool.map(load, range(480))), {"generated"})
         self.assertLen(list(self.folder.iterdir()), 60)
 
+    @pytest.mark.extended
     def test_processes(self) -> None:
         program = (
             "from jax_tkg.lowering import kernel_entry\n"

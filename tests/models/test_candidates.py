@@ -65,6 +65,7 @@ def _step(decoder: Decoder, batch: int = 2) -> tuple[Any, DecodeState]:
     return shapes
 
 
+@pytest.mark.thorough
 class TextTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("greedy_untied", 1, Sampling(), {"tied": False}),
@@ -81,6 +82,7 @@ class TextTest(parameterized.TestCase):
         )
         self.assertEqual(_text(given), _text(all_logits))
 
+    @pytest.mark.extended
     def test_in_the_simulated_kernel(self) -> None:
         """Where it is the default: of one launch with head a token, on two ranks."""
         decoder = Decoder(_model(2), CAPACITY, devices.mesh(2), implementation="simulate")
@@ -89,6 +91,7 @@ class TextTest(parameterized.TestCase):
         got = [tokens[0] for tokens in decoder.stream(state, 3)]
         self.assertEqual(got, [tokens[0] for tokens in plain.stream(want, 3)])
 
+    @pytest.mark.extended
     def test_with_drafts(self) -> None:
         """Drafts that hold, more and more of them."""
         said = []
@@ -114,6 +117,7 @@ class TextTest(parameterized.TestCase):
         self.assertTrue((said[0][-1] != NO_TOKEN).all())
 
 
+@pytest.mark.thorough
 class ScoresTest(parameterized.TestCase):
     """One call, whose head is made so that the logits are known."""
 

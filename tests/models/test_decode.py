@@ -145,6 +145,7 @@ class StopTest(absltest.TestCase):
 
 @pytest.mark.thorough
 class CapacityTest(absltest.TestCase):
+    @pytest.mark.extended
     def test_each_answer_ends_with_the_capacity(self) -> None:
         """The longest prompt's answer is the shortest, and the others go on."""
         decoder = Decoder(_model(), 28)

@@ -91,6 +91,7 @@ class TutorialsTest(absltest.TestCase):
         self.addCleanup(os.chdir, before)
         os.chdir(path.parent)
 
+    @pytest.mark.extended
     def test_requests(self) -> None:
         """Each answer is that of `Decoder` with the request alone."""
         self._write_model()

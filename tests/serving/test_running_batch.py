@@ -335,6 +335,7 @@ class ModelsTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "blocks: expected a model whose layers are of one"):
             _batch(window=20, blocks=16, block_len=BLOCK_LEN)
 
+    @pytest.mark.extended
     def test_prompts_read_by_the_operation(self) -> None:
         self._assert_as_alone(_batch(prefill=False))
 
