@@ -4,9 +4,13 @@
 
 Nothing here was measured on a device: `jax_tkg.simulator.timing.timeline` schedules what the
 simulator recorded. "x bound" is a latency over the least time in which HBM delivers the bytes that
-must be read, with all-reduces of the table of constants (17.5 us); "free" is the same with
-all-reduces that take no time. A token is all layers of the model, without embedding and head. With
-experts, the bound counts those that tokens choose at random.
+must be read. All-reduces are free, as on the machine "documented" of the grid and of the stress
+set; "17.5 us" is the same with all-reduces of the table of constants, and "chain" that with an HBM
+and DMA engines that take no time: what is left are the steps that wait for each other. The last
+column has the machines "favorable" and "unfavorable" of the stress set, the second with all-reduces
+of 25 us. A token is all layers of the model, without embedding and head; "no windows" is a token if
+all layers attended the whole context. With experts, the bound counts those that tokens choose at
+random.
 """
 
 from __future__ import annotations
@@ -18,9 +22,11 @@ from typing import Any
 
 from absl import app, flags
 
-from benchmarks import report
+from benchmarks import report, stress_model
 from jax_tkg.profile.layer import bound, layer_figures, record_launches
 from jax_tkg.profile.model_shapes import MODELS, Case, LayerKind, ModelShape, layer_case
+from jax_tkg.simulator.timing.costs import TARGETS
+from jax_tkg.simulator.timing.stress import DOCUMENTED, FAVORABLE, UNFAVORABLE
 
 _MODELS = flags.DEFINE_list("models", list(MODELS), "Which models.")
 _BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Sequences per rank.")
@@ -36,12 +42,24 @@ EMBEDDING_GIB = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class KindFigures:
-    """Modelled figures of one layer of a kind, in ns; `free` is with free all-reduces."""
+    """Modelled figures of one layer of a kind, in ns.
+
+    Attributes:
+      kind: of the layer.
+      bound: least time in which HBM delivers what it reads.
+      free: on the machine "documented", whose all-reduces are free.
+      reduced: the same with all-reduces of the table of constants.
+      chain: `reduced` where the bytes of transfers take no time.
+      favorable, unfavorable: on the machines of these names.
+    """
 
     kind: LayerKind
     bound: float
-    latency: float
     free: float
+    reduced: float
+    chain: float
+    favorable: float
+    unfavorable: float
 
 
 def resident_gib(cases: Iterable[tuple[LayerKind, Case]]) -> float:
@@ -63,11 +81,16 @@ def resident_gib(cases: Iterable[tuple[LayerKind, Case]]) -> float:
 
 def _figures(kind: LayerKind, case: Case) -> KindFigures:
     launches = record_launches(case, layers=3)
+    costs = TARGETS[case.target]
+    instant = dataclasses.replace(costs, hbm_bandwidth=1e9, dma_bandwidth=1e9, dma_run=0.0)
     return KindFigures(
         kind,
         bound(case),
+        stress_model.latency_on(launches, DOCUMENTED),
         layer_figures(launches).latency,
-        layer_figures(launches, collectives=False).latency,
+        layer_figures(launches, instant).latency,
+        stress_model.latency_on(launches, FAVORABLE),
+        stress_model.latency_on(launches, UNFAVORABLE),
     )
 
 
@@ -77,16 +100,26 @@ def table_row(name: str, ranks: int, batch: int, kinds: list[KindFigures]) -> di
     def of_token(field: str) -> float:
         return sum(each.kind.layers * getattr(each, field) for each in kinds)
 
+    def times_bound(field: str) -> float:
+        return round(of_token(field) / of_token("bound"), 2)
+
     row: dict[str, Any] = {"model": name, "tp": ranks, "B": batch}
+    layers = sum(each.kind.layers for each in kinds)
+    whole = None
     for words, has_window in (("full layer", False), ("window layer", True)):
         found = [each for each in kinds if (each.kind.window is not None) == has_window]
         one = found[0] if found else None
         row[f"{words}s"] = one and one.kind.layers
-        row[f"{words}, us"] = one and round(one.latency / 1e3, 1)
-        row[f"{words}, x bound"] = one and round(one.latency / one.bound, 2)
-    row["token, ms"] = round(of_token("latency") / 1e6, 2)
-    row["token, x bound"] = round(of_token("latency") / of_token("bound"), 2)
-    row["token, free, x bound"] = round(of_token("free") / of_token("bound"), 2)
+        row[f"{words}, us"] = one and round(one.free / 1e3, 1)
+        row[f"{words}, x bound"] = one and round(one.free / one.bound, 2)
+        if one and not has_window and one.kind.layers < layers:
+            whole = round(layers * one.free / 1e6, 2)
+    row["token, ms"] = round(of_token("free") / 1e6, 2)
+    row["no windows, ms"] = whole
+    row["token, x bound"] = times_bound("free")
+    row["17.5 us, x bound"] = times_bound("reduced")
+    row["chain, x bound"] = times_bound("chain")
+    row["stress set"] = f"{times_bound('favorable'):.2f} to {times_bound('unfavorable'):.2f}"
     return row
 
 

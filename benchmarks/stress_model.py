@@ -56,18 +56,15 @@ def _ratio(value: float | None, other: float | None) -> str:
 
 
 def stressed(case: Case, kernels: Sequence[str]) -> list[StressRow]:
-    """A cell on every machine: recorded once for each kernel, and scheduled again and again.
-
-    All-reduces count as free, except on machines that give them a latency.
-    """
+    """A cell on every machine: recorded once for each kernel, and scheduled again and again."""
     recorded = {name: _recorded(case, name) for name in kernels}
+
+    def latency(kernel: str, machine: Machine) -> float | None:
+        launches = recorded.get(kernel)
+        return None if launches is None else latency_on(launches, machine)
+
     return [
-        StressRow(
-            machine,
-            bound(case),
-            _latency(recorded.get("ours"), machine),
-            _latency(recorded.get("nkilib"), machine),
-        )
+        StressRow(machine, bound(case), latency("ours", machine), latency("nkilib", machine))
         for machine in MACHINES
     ]
 
@@ -80,9 +77,8 @@ def _recorded(case: Case, kernel: str) -> Launches | None:
         return None
 
 
-def _latency(launches: Launches | None, machine: Machine) -> float | None:
-    if launches is None:
-        return None
+def latency_on(launches: Launches, machine: Machine) -> float:
+    """A layer's latency in ns; all-reduces are free unless the machine gives them a latency."""
     costs = machine.costs(TARGETS[launches.case.target])
     collectives = "all_reduce_latency" in machine.changes
     return layer_figures(launches, costs, machine.tensor_rate, collectives).latency

@@ -38,20 +38,24 @@ class ResidentTest(absltest.TestCase):
 class RowTest(absltest.TestCase):
     def test_a_token_is_all_layers(self) -> None:
         kinds = [
-            families_model.KindFigures(LayerKind(2), 1000.0, 1500.0, 1100.0),
-            families_model.KindFigures(LayerKind(6, 128), 500.0, 1000.0, 600.0),
+            families_model.KindFigures(LayerKind(2), 1e6, 1.1e6, 1.5e6, 1.2e6, 1.01e6, 2e6),
+            families_model.KindFigures(LayerKind(6, 128), 5e5, 6e5, 1e6, 7e5, 5.05e5, 1.5e6),
         ]
         row = families_model.table_row("model", 8, 1, kinds)
-        self.assertEqual(row["full layer, x bound"], 1.5)
-        self.assertEqual(row["window layer, x bound"], 2.0)
-        self.assertEqual(row["token, x bound"], 1.8)
-        self.assertEqual(row["token, free, x bound"], round(5800 / 5000, 2))
-        self.assertEqual(row["token, ms"], 0.01)
+        self.assertEqual(row["full layer, x bound"], 1.1)
+        self.assertEqual(row["window layer, x bound"], 1.2)
+        self.assertEqual(row["token, x bound"], round(5800 / 5000, 2))
+        self.assertEqual(row["17.5 us, x bound"], 1.8)
+        self.assertEqual(row["chain, x bound"], round(6600 / 5000, 2))
+        self.assertEqual(row["stress set"], "1.01 to 2.60")
+        self.assertEqual(row["token, ms"], 5.8)
+        self.assertEqual(row["no windows, ms"], 8.8)
 
     def test_without_windows(self) -> None:
-        kind = families_model.KindFigures(LayerKind(2), 1000.0, 1500.0, 1100.0)
+        kind = families_model.KindFigures(LayerKind(2), 1e6, 1.1e6, 1.5e6, 1.2e6, 1.01e6, 2e6)
         row = families_model.table_row("model", 8, 1, [kind])
         self.assertIsNone(row["window layer, x bound"])
+        self.assertIsNone(row["no windows, ms"])
 
 
 if __name__ == "__main__":
