@@ -128,9 +128,12 @@ def own_context(operands: Operands, sizes: Dimensions, ranks: ContextRanks) -> O
     if cache is not None and active is None:
         cache, active = cache[: D.S_ctx - D.S], cache[D.S_ctx - D.S :]
     if active is None:
-        active = active_mask(D.S, D.B, D.q)
+        # Alike on all ranks, so nothing is gathered where there are lengths.
+        active = active_mask(D.S, D.B, ranks.count * D.q)
+    else:
+        active = _of_all_heads(active, ranks)
     own: dict[str, Any] = {
-        "mask_active": _of_all_heads(active, ranks) & (place == 0),
+        "mask_active": active & (place == 0),
         "mask_cache": None if cache is None else _own_rows(_of_all_heads(cache, ranks), ranks),
     }
     if cache is None:
