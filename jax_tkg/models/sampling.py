@@ -144,6 +144,11 @@ def sample(
     Returns:
       [B] int32.
     """
+    vocabulary_size = logits.shape[-1]
+    if not sampling.greedy and 0 < sampling.top_k < vocabulary_size:
+        # XLA:CPU sorts the whole vocabulary where `filtered` asks for the last of the likeliest.
+        likeliest = jax.lax.top_k(_penalized(logits, sampling, seen), sampling.top_k)
+        return sample_candidates(Scores(*likeliest), key, sampling, vocabulary_size)
     logits = filtered(logits, sampling, seen)
     if sampling.greedy:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
@@ -157,7 +162,7 @@ def sample_candidates(
     """What `sample` draws with the same key, from the likeliest tokens.
 
     Args:
-      scores: [B, n], of the likeliest tokens, n = `sampling.candidates` or, if that is less, V.
+      scores: [B, n], of the likeliest tokens: n is top_k or, if that is less, V; greedy, any.
       key: as in `sample`.
       sampling: as in `sample`.
       vocabulary_size: V.
@@ -205,11 +210,7 @@ def filtered(logits: jax.Array, sampling: Sampling, seen: jax.Array | None = Non
       sampling: as in `sample`.
       seen: as in `sample`.
     """
-    if sampling.penalizes:
-        assert seen is not None
-        penalty = sampling.repetition_penalty
-        penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
-        logits = jnp.where(seen, penalized, logits)
+    logits = _penalized(logits, sampling, seen)
     if sampling.greedy:
         return logits
     scaled = _tempered(logits, sampling)
@@ -222,6 +223,16 @@ def filtered(logits: jax.Array, sampling: Sampling, seen: jax.Array | None = Non
     elif sampling.top_p < 1:
         ordered = jnp.sort(scaled, axis=-1, descending=True)
     return _from(_floor(ordered, sampling), scaled)
+
+
+def _penalized(logits: jax.Array, sampling: Sampling, seen: jax.Array | None) -> jax.Array:
+    """Logits after the repetition penalty."""
+    if not sampling.penalizes:
+        return logits
+    assert seen is not None
+    penalty = sampling.repetition_penalty
+    penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
+    return jnp.where(seen, penalized, logits)
 
 
 def _tempered(logits: jax.Array, sampling: Sampling) -> jax.Array:
