@@ -153,6 +153,19 @@ ONE_OPTION: dict[str, dict[str, Any]] = {
 }
 """Fields of a `Shape` that has one option of a layer, by the option."""
 
+
+def layer_options(shape: Shape) -> set[str]:
+    """The options of a layer that a case has, named as in `ONE_OPTION`."""
+    found = set(shape.options)
+    if shape.softmax_scale is not None:
+        found.add("softmax_scale")
+    if shape.attention_softcap:
+        found.add("attention_softcap")
+    if shape.activation != ACTIVATIONS[0]:
+        found.add(f"activation_{shape.activation}")
+    return found
+
+
 SHAPES = {
     "one_head": Shape(B=1, S=1, q=1, k=1, d=128, unified=True),
     "first_token": Shape(B=1, S=1, S_ctx=1, S_max=1, unified=True),

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import hypothesis
@@ -69,16 +70,18 @@ def quantizations(draw: st.DrawFn, L: int) -> tuple[tuple[str | None, ...], ...]
 
 
 @st.composite
-def layer_options(draw: st.DrawFn) -> dict[str, Any]:
-    """Fields of `cases.Shape`: no option of a layer, one of them, or several."""
+def layer_options(draw: st.DrawFn, d: int) -> dict[str, Any]:
+    """Fields of `cases.Shape`: one option of a layer, several, or (the rarest) none."""
     values: dict[str, Any] = {
-        "softmax_scale": draw(st.sampled_from((0.05, 0.3))),
+        # Scores that do not grow with d: large ones make the rounding of float32 visible.
+        "softmax_scale": draw(st.sampled_from((0.4, 2.4))) * d**-0.5,
         "attention_softcap": draw(st.sampled_from((0.5, 3.0, 50.0))),
         "activation": draw(st.sampled_from(ACTIVATIONS[1:])),
     }
     every = (*cases.LAYER_OPTIONS, *values)
-    most = draw(st.sampled_from((0, 1, len(every))))
-    chosen = draw(st.sets(st.sampled_from(every), min_size=min(most, 1), max_size=most))
+    # Hypothesis draws the first of these far more often than the others.
+    most = draw(st.sampled_from((len(every), 1, 1, len(every), 0)))
+    chosen = draw(st.sets(st.sampled_from(every), min_size=min(most, 2), max_size=most))
     fields = {name: value for name, value in values.items() if name in chosen}
     return {"options": tuple(n for n in cases.LAYER_OPTIONS if n in chosen), **fields}
 
@@ -111,13 +114,15 @@ def shapes(draw: st.DrawFn, q: int, k: int, dtype: str) -> cases.Shape:
     S = draw(st.integers(1, 8))
     S_ctx = draw(st.integers(S, 40))
     layers = {"L": draw(st.integers(1, 3)), **draw(kinds(S))}
+    # The oracle walks through every query of every head.
+    B = draw(st.integers(1, 8 if q < 32 else 3))
+    d = draw(st.sampled_from(cases.HEAD_SIZES))
     return cases.Shape(
-        # The oracle walks through every query of every head.
-        B=draw(st.integers(1, 8 if q < 32 else 3)),
+        B=B,
         S=S,
         q=q,
         k=k,
-        d=draw(st.sampled_from(cases.HEAD_SIZES)),
+        d=d,
         H=128 * draw(st.integers(1, 4)),
         I=128 * draw(st.integers(1, 3)),
         **layers,
@@ -129,8 +134,28 @@ def shapes(draw: st.DrawFn, q: int, k: int, dtype: str) -> cases.Shape:
         quantized=draw(quantizations(layers["L"])),
         clamp_bound=draw(st.sampled_from((0.0, 0.5))),
         scale_rows=draw(st.sampled_from((1, 128))),
-        **draw(layer_options()),
+        **draw(layer_options(d)),
     )
+
+
+def each_drawn_shape(
+    name: str, count: int, q: int, k: int, dtype: str, run: Callable[[cases.Shape, int, bool], None]
+) -> None:
+    """Calls `run` with each of `count` shapes, a seed, and whether its layers are stacked.
+
+    Every name has draws of its own, the same in each run.
+    """
+
+    @hypothesis.seed(zlib.crc32(name.encode()))
+    @hypothesis.settings(max_examples=count)
+    @hypothesis.given(data=st.data())
+    def draw(data: st.DataObject) -> None:
+        shape = data.draw(shapes(q, k, dtype))
+        stackable = len(set(shape.quantized)) <= 1
+        stacked = stackable and data.draw(st.booleans())
+        run(shape, data.draw(st.integers(0, 1 << 30)), stacked)
+
+    draw()
 
 
 @pytest.mark.slow
@@ -139,46 +164,59 @@ class DrawnShapesTest(parameterized.TestCase):
 
     @parameterized.named_parameters(
         *(
-            (f"{dtype}_q{q}_k{k}", q, k, dtype, SHAPES_PER_HEADS[dtype])
+            (f"{dtype}_q{q}_k{k}", f"{dtype} {q} {k}", SHAPES_PER_HEADS[dtype], q, k, dtype)
             for dtype in SHAPES_PER_HEADS
             for q, k in HEADS
         ),
         *(
-            (f"few_{dtype}_q{q}_k{k}", q, k, dtype, FEW_SHAPES)
+            (f"few_{dtype}_q{q}_k{k}", f"few {dtype} {q} {k}", FEW_SHAPES, q, k, dtype)
             for (q, k), dtype in zip(HEADS, itertools.cycle(SHAPES_PER_HEADS), strict=False)
         ),
     )
     @pytest.mark.extended_except("few_*")
-    def test_drawn_shapes(self, q: int, k: int, dtype: str, count: int) -> None:
-        # Without a seed of its own every combination would draw the same shapes.
-        few = "few " if count == FEW_SHAPES else ""
+    def test_drawn_shapes(self, name: str, count: int, q: int, k: int, dtype: str) -> None:
+        each_drawn_shape(name, count, q, k, dtype, _run)
 
-        @hypothesis.seed(zlib.crc32(f"{few}{dtype} {q} {k}".encode()))
-        @hypothesis.settings(max_examples=count)
-        @hypothesis.given(data=st.data())
-        def run(data: st.DataObject) -> None:
-            shape = data.draw(shapes(q, k, dtype))
-            stackable = len(set(shape.quantized)) <= 1
-            stacked = stackable and data.draw(st.booleans())
-            _run(shape, data.draw(st.integers(0, 1 << 30)), stacked)
 
-        run()
+NAMED_SHAPES = {
+    **cases.SHAPES,
+    "kinds": cases.KINDS,
+    **{name: cases.Shape(q=6, S=3, L=1, **own) for name, own in cases.ONE_OPTION.items()},
+}
+"""One shape of each kind, and one with each option of a layer alone."""
 
 
 @pytest.mark.thorough
 class NamedShapesTest(parameterized.TestCase):
-    """One shape of each kind, and one with each option of a layer alone."""
-
-    @parameterized.named_parameters(
-        (name, shape)
-        for name, shape in (
-            *cases.SHAPES.items(),
-            ("kinds", cases.KINDS),
-            *((name, cases.Shape(q=6, S=3, L=1, **own)) for name, own in cases.ONE_OPTION.items()),
-        )
-    )
+    @parameterized.named_parameters(NAMED_SHAPES.items())
     def test_named_shape(self, shape: cases.Shape) -> None:
         _run(shape, 0)
+
+
+def check_combinations(found: list[set[str]]) -> None:
+    """Each option of a layer is alone in one of these cases, and beside others in another."""
+    for option in cases.ONE_OPTION:
+        assert {option} in found, option
+    beside = set().union(*(options for options in found if len(options) > 1))
+    # One case has one activation, so that draws have few of the last ones.
+    rare = {f"activation_{name}" for name in ACTIVATIONS[2:]}
+    assert beside >= set(cases.ONE_OPTION) - rare, beside
+
+
+@pytest.mark.thorough
+class CountTest(absltest.TestCase):
+    def test_options_of_a_layer(self) -> None:
+        """500 cases and more have one at least, each alone and among others."""
+        found = [cases.layer_options(shape) for shape in NAMED_SHAPES.values()]
+
+        def keep(shape: cases.Shape, seed: int, stacked: bool) -> None:
+            found.append(cases.layer_options(shape))
+
+        for dtype, count in SHAPES_PER_HEADS.items():
+            for q, k in HEADS:
+                each_drawn_shape(f"{dtype} {q} {k}", count, q, k, dtype, keep)
+        self.assertGreaterEqual(VALUES_PER_SHAPE * sum(map(bool, found)), 500)
+        check_combinations(found)
 
 
 @pytest.mark.thorough
