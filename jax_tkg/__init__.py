@@ -1,7 +1,8 @@
 """The token-generation forward pass of a transformer as one JAX primitive.
 
-`transformer_tkg` is the operation. `explain` says which implementation a call uses, `dry_run` shows
-what a program lowers to on AWS Neuron. The modules below hold what a decode loop needs beside it.
+`transformer_tkg` is the operation. `explain` says which implementation a call uses,
+`is_within_limits` whether a kernel has room for it, and `dry_run` shows what a program lowers to on
+AWS Neuron. The modules below hold what a decode loop needs beside it.
 
 Names are loaded on first use: `import jax_tkg` alone imports neither JAX nor the simulator, and
 `jax_tkg.simulator` works where JAX is not installed. After `import jax` it also registers the
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
         simulator,
         weights,
     )
-    from jax_tkg.api import dry_run, explain, transformer_tkg
+    from jax_tkg.api import dry_run, explain, is_within_limits, transformer_tkg
     from jax_tkg.call.results import TransformerTkgCandidates, TransformerTkgOutput
 
 __version__ = "0.2.0"
@@ -43,6 +44,7 @@ __all__ = [
     "dry_run",
     "errors",
     "explain",
+    "is_within_limits",
     "kinds",
     "limits",
     "masks",
@@ -63,6 +65,7 @@ _HOMES = {
     "TransformerTkgOutput": "jax_tkg.call.results",
     "dry_run": "jax_tkg.api",
     "explain": "jax_tkg.api",
+    "is_within_limits": "jax_tkg.api",
     "transformer_tkg": "jax_tkg.api",
 }
 """Where public names that are not modules are defined."""

@@ -17,6 +17,7 @@ from jax_tkg.call.results import (
 from jax_tkg.call.signature import bind_arguments
 from jax_tkg.lowering import primitive
 from jax_tkg.lowering.choice import Choice, choose
+from jax_tkg.lowering.choice import is_within_limits as is_within_limits
 from jax_tkg.lowering.neuron import lower_for_neuron
 
 

@@ -114,7 +114,7 @@ for name, found in zip(names, first):
     assert found is scope[name] is getattr(jax_tkg, name), name
     print(type(found).__name__)
 """
-        functions = ("dry_run", "explain", "transformer_tkg")
+        functions = ("dry_run", "explain", "is_within_limits", "transformer_tkg")
         kinds = ["function" if name in functions else "module" for name in names]
         for name in ("TransformerTkgCandidates", "TransformerTkgOutput"):
             kinds[names.index(name)] = "type"

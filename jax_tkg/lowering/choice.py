@@ -13,6 +13,8 @@ from jax_tkg.lowering.implementation import Implementation
 from jax_tkg.lowering.neuron_settings import logical_cores
 from jax_tkg.lowering.registry import AUTOMATIC, named
 
+_KERNELS = ("nki", "nkilib", "simulate")
+
 
 @dataclasses.dataclass(frozen=True)
 class Choice:
@@ -69,17 +71,21 @@ def _only_platform(implementation: Implementation, platforms: tuple[str, ...]) -
 
 
 def is_within_limits(name: str, **arguments: Any) -> bool:
-    """Whether an implementation with one platform could run a call, there.
+    """Whether a kernel's implementation has the options and the on-chip memory that a call needs.
+
+    It asks nothing of this machine: not that the platform is here, nor that its compiler is.
 
     Args:
-      name: of the implementation.
-      **arguments: the call's public arguments; arrays may be traced.
+      name: "nki", "nkilib" or "simulate".
+      **arguments: arguments of `transformer_tkg`; arrays may be traced.
 
     Raises:
-      TypeError, ValueError: as `transformer_tkg`.
+      TypeError, ValueError: as `transformer_tkg`, or there is no kernel of that name.
     """
+    if name not in _KERNELS:
+        raise ValueError(f"name: expected one of {', '.join(_KERNELS)}, got {name!r}")
     implementation = named(name)
-    (platform,) = implementation.platforms
+    platform = implementation.platforms[0]
     within: list[bool] = []
 
     def run(operands: Operands, parameters: Parameters) -> tuple[Any, ...]:

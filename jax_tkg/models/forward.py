@@ -11,11 +11,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.api import transformer_tkg
+from jax_tkg.api import is_within_limits, transformer_tkg
 from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.caches import allocate_blocks, allocate_caches, ring_capacity
 from jax_tkg.kinds import Kind, decode_inputs, prefill_inputs, step_inputs
-from jax_tkg.lowering.choice import is_within_limits
 from jax_tkg.models.config import LayerKind, ModelConfig
 from jax_tkg.models.packing import ModelParameters, PackedModel, head_split
 from jax_tkg.models.placing import put

@@ -299,6 +299,15 @@ class ChoiceTest(parameterized.TestCase):
         self.assertEqual(choice.implementation, "reference")
         self.assertIn("B * S = 17 * 8 = 136", choice.reason)
 
+    def test_within_the_limits(self) -> None:
+        for batch, within in ((16, True), (17, False)):
+            shape = cases.Shape(B=batch, S=8, q=1, k=1, L=1)
+            for kernel in ("nki", "simulate"):
+                got = jax_tkg.is_within_limits(kernel, **_arguments(shape), **cases.options(shape))
+                self.assertEqual(got, within, f"{kernel}, {batch} sequences")
+        with self.assertRaisesRegex(ValueError, "name: expected one of nki, .*, got 'cpu'"):
+            jax_tkg.is_within_limits("cpu", **_arguments(), **cases.options(SHAPE))
+
     @parameterized.named_parameters(
         ("nki_on_cpu", "nki", "cpu", "'nki' on platform neuron only"),
         ("nki_not_installed", "nki", "neuron", "AWS's nki package is not installed"),
