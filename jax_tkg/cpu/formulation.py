@@ -15,10 +15,12 @@ on JAX 0.10.2 (0.7.0, no longer supported, and 0.12.0 where they differ).
 | bfloat16 bits, `Form.BLOCKS`         | 2.5          | 2.2 | 3.2 | 2.7 |
 | float8 bits, `BLOCKS`, over bfloat16 | 0.65         | 0.6 | 0.8 | 0.7 |
 
-The last row is float8 over bfloat16 stored as [out, in]. `Form.SUMMED` and, behind it, `BLOCKS`,
-over one row in `SUMMED`, which takes 1.1 (f32) and 1.3 (bfloat16) times what memory takes; first
-thirty layers of [576, 960], [576, 576], [576, 3072] and [1536, 576], then three of [2048, 3072],
-[2048, 2048], [2048, 16384] and [8192, 2048]; the least of five turns:
+The last row is float8 over bfloat16 stored as [out, in]. `Form.SUMMED` and, behind it, `BLOCKS`
+(for the large weights with up to 4 rows in f32 and 2 in bfloat16 sums in steps of 1 Mi elements,
+of all columns at once), over one row in `SUMMED`, which takes 1.1 (f32) and 1.3 (bfloat16) times
+what memory takes: twelve layers of [576, 960], [576, 576], [576, 3072] and [1536, 576], and one of
+[2048, 3072], [2048, 2048], [2048, 16384] and [8192, 2048]; the least of five turns.
+`benchmarks/product_forms_cpu.py` measures them all.
 
 | rows          | 2        | 4        | 8        | 16       | 32       |
 |---------------|----------|----------|----------|----------|----------|
