@@ -1,9 +1,10 @@
 # make demo           a real model answers PROMPT
 # make check          linters, type checker, fast tests
-# make test           linters, type checker, tests of every kind: about ten minutes on two cores
+# make test           tests of every kind: about ten minutes on two cores
 # make test-extended  more of the same kinds of tests; CI runs it after make test
 # make test-all       both, tests that PyTorch and transformers judge (installs them), more drawn
 #                     cases, other versions of JAX, and AWS's kernels where NKILIB names a checkout
+# make lint           linters, type checker
 # make docs           the site, in build/docs
 # make dist           source distribution and wheel, in dist
 PYTHON ?= python3
@@ -24,7 +25,7 @@ export PROMPT
 check: $(VENV)/.test lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not thorough and not extended and not exhaustive and not model and not oracle" $(PYTEST_FLAGS)
 
-test: $(VENV)/.test lint
+test: $(VENV)/.test
 	$(BIN)/python -m jax_tkg.fetch_model
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "not extended and not exhaustive and not oracle" $(PYTEST_FLAGS)
 
@@ -37,7 +38,7 @@ test-extended: $(VENV)/.test
 test-exhaustive: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2 --dist worksteal -m "exhaustive and not oracle" $(PYTEST_FLAGS)
 
-test-all: test test-extended test-oracle test-exhaustive test-simulator-without-jax versions test-nkilib docs
+test-all: lint test test-extended test-oracle test-exhaustive test-simulator-without-jax versions test-nkilib docs
 
 # BUILD.md says how to get a build of PyTorch without CUDA.
 test-oracle: $(VENV)/.oracle

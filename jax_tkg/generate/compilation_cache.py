@@ -12,6 +12,9 @@ import jax
 from jax_tkg.command_line import note
 from jax_tkg.user_cache import make_private, user_cache
 
+_FOLDER = "jax_compilation_cache_dir"
+"""JAX's name for the folder; type checkers know it in some versions of JAX only."""
+
 OFF = "off"
 """What the flag says for no cache."""
 
@@ -32,7 +35,7 @@ def use_compilation_cache(named: str | None) -> None:
     if named == OFF:
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    given = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    given = getattr(jax.config, _FOLDER)
     if named is None and given:
         return
     try:
@@ -47,7 +50,7 @@ def use_compilation_cache(named: str | None) -> None:
         note(f"note: --compilation_cache: expected a folder of your own, got {error}; not used")
         jax.config.update("jax_enable_compilation_cache", False)
         return
-    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update(_FOLDER, str(folder))
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
     # By default JAX keeps nothing that compiles in less than a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

@@ -201,7 +201,7 @@ class _Cursor:
     def __init__(self, path: str, data: np.ndarray):
         self.path = path
         self.position = 0
-        self._view = memoryview(data)  # type: ignore[arg-type]
+        self._view = data.data
         self._strings_left = _MAX_STRINGS
 
     def take(self, size: int, what: str) -> memoryview:
@@ -265,9 +265,9 @@ class _Cursor:
     def _numbers(self, key: str, kind: int, count: int) -> np.ndarray:
         if kind == gguf.GGUFValueType.BOOL:
             stored = np.frombuffer(self.take(count, key), np.uint8)
-            if stored.max(initial=0) > 1:
+            if np.max(stored, initial=0) > 1:
                 raise ModelError(
-                    f"{self.path}: {key}: expected booleans stored as 0 or 1, got {stored.max()}"
+                    f"{self.path}: {key}: expected booleans stored as 0 or 1, got {np.max(stored)}"
                 )
             return stored.astype(bool)
         dtype = _SCALARS.get(kind)

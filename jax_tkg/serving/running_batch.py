@@ -331,7 +331,7 @@ class RunningBatch:
         lengths, counts = np.zeros((2, self.slots), np.int32)
         for served in decoding:
             lengths[served.slot], counts[served.slot] = served.length, 1
-        S_ctx = self._caches.bucket(int(lengths.max()))
+        S_ctx = self._caches.bucket(int(np.max(lengths)))
         slots = [served.slot for served in decoding]
         candidates = self._settings.candidates(slots)
         if candidates not in self._candidate_counts:

@@ -54,7 +54,7 @@ def _statistics(array: np.ndarray) -> str:
     if not finite.size:
         return f"no finite element{odd}"
     return (
-        f"min {finite.min():.6g}, max {finite.max():.6g}, mean {finite.mean():.6g}, "
+        f"min {np.min(finite):.6g}, max {np.max(finite):.6g}, mean {finite.mean():.6g}, "
         f"std {finite.std():.6g}{odd}"
     )
 

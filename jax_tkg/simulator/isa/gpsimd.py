@@ -177,9 +177,9 @@ def local_gather(
         group = slice(start, start + CORE_PARTITIONS)
         flat = picks[group].T.reshape(-1)[:count].astype(np.int64)
         positions = (flat[:, None] * num_elem_per_idx + steps).reshape(-1)
-        if positions.size and positions.max() >= rows.shape[1]:
+        if positions.size and np.max(positions) >= rows.shape[1]:
             step.fail(
-                f"index must address elements below {rows.shape[1]}, got {int(positions.max())}"
+                f"index must address elements below {rows.shape[1]}, got {int(np.max(positions))}"
             )
         result[group] = rows[group][:, positions]
     step.write_exact("dst", dst, result)

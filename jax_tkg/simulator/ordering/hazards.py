@@ -103,7 +103,7 @@ def region_of(access: Access) -> Region:
         else:
             period = math.gcd(period, stride)
     if offsets is not None:
-        period = math.gcd(period, int(np.gcd.reduce(offsets - offsets[0])))
+        period = math.gcd(period, *(offsets - offsets[0]).ravel().tolist())
     dense = not period and high - low <= run
     if period <= run:
         # Runs may touch each other: nothing can be told from the period.
