@@ -20,6 +20,9 @@ MOST_CANDIDATES = 64
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 """Lower temperatures, which are not normal float32 numbers, are greedy, as 0 is."""
 
+LARGEST_PENALTY = 1e30
+"""Logits times this are far from float32's end, and far from all that are not penalized."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Sampling:
@@ -73,8 +76,18 @@ class Sampling:
 
     @property
     def nucleus(self) -> float:
-        """top_p; where that is no normal float32 number, the smallest, which leaves one token."""
-        return max(self.top_p, float(np.finfo(np.float32).tiny))
+        """top_p as a normal float32 number; less than 1 where top_p is."""
+        below_one = 1 - float(np.finfo(np.float32).epsneg)
+        nearest = min(max(self.top_p, float(np.finfo(np.float32).tiny)), below_one)
+        return nearest if self.top_p < 1 else 1.0
+
+    @property
+    def penalty(self) -> float:
+        """repetition_penalty, from 1 / `LARGEST_PENALTY` to `LARGEST_PENALTY`.
+
+        Beyond, float32 logits would be infinite or NaN, and the same tokens would be chosen.
+        """
+        return min(max(self.repetition_penalty, 1 / LARGEST_PENALTY), LARGEST_PENALTY)
 
     @property
     def penalizes(self) -> bool:
@@ -230,16 +243,23 @@ def _penalized(logits: jax.Array, sampling: Sampling, seen: jax.Array | None) ->
     if not sampling.penalizes:
         return logits
     assert seen is not None
-    penalty = sampling.repetition_penalty
+    penalty = sampling.penalty
     penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
     return jnp.where(seen, penalized, logits)
 
 
+def relative(logits: jax.Array) -> jax.Array:
+    """Logits minus the largest of their row, so that over a small temperature none is +inf.
+
+    Of logits that are +inf themselves, each counts as the largest float32 number.
+    """
+    logits = jnp.minimum(logits, float(np.finfo(np.float32).max))
+    return logits - jnp.max(logits, axis=-1, keepdims=True)
+
+
 def _tempered(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """Logits relative to the largest, over the temperature."""
-    # Relative to the largest: a small temperature makes the others -inf, and none +inf.
-    temperature = min(sampling.temperature, float(np.finfo(np.float32).max))
-    return (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
+    return relative(logits) / min(sampling.temperature, float(np.finfo(np.float32).max))
 
 
 def _from(floor: jax.Array | float, logits: jax.Array) -> jax.Array:

@@ -17,7 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.models.sampling import MOST_CANDIDATES, Sampling, Scores, draw_candidates
+from jax_tkg.models.sampling import (
+    MOST_CANDIDATES,
+    Sampling,
+    Scores,
+    draw_candidates,
+    relative,
+)
 
 
 class Way(enum.Enum):
@@ -79,7 +85,7 @@ class SettingsTable:
         to.top_k[slot] = min(sampling.top_k, int(np.iinfo(np.int32).max))
         to.top_p[slot] = sampling.nucleus
         to.floor[slot] = math.log(sampling.min_p) if sampling.min_p else -math.inf
-        to.penalty[slot] = min(sampling.repetition_penalty, largest)
+        to.penalty[slot] = sampling.penalty
 
     def way(self, slots: Sequence[int]) -> Way:
         """What is enough for these slots."""
@@ -124,9 +130,7 @@ def choose(
     logits = jnp.where(seen, penalized, logits)
     likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
     greedy = settings.temperature == 0
-    # Relative to the largest: a small temperature makes the others -inf, and none +inf.
-    scaled = logits - jnp.max(logits, axis=-1, keepdims=True)
-    scaled = scaled / jnp.where(greedy, 1, settings.temperature)[:, None]
+    scaled = relative(logits) / jnp.where(greedy, 1, settings.temperature)[:, None]
     floor = settings.floor[:, None]
     if way is Way.FILTERED:
         ordered = jnp.sort(scaled, axis=-1, descending=True)
@@ -161,8 +165,7 @@ def choose_candidates(
     if n == 1:
         return likeliest
     greedy = settings.temperature == 0
-    scaled = scores.logits - scores.logits[:, :1]
-    scaled = scaled / jnp.where(greedy, 1, settings.temperature)[:, None]
+    scaled = relative(scores.logits) / jnp.where(greedy, 1, settings.temperature)[:, None]
     ordered = _first(scaled, _count(settings, n))
     floor = jnp.maximum(settings.floor[:, None], _nucleus_floor(ordered, settings))
     left = jnp.where(ordered >= floor, ordered, -jnp.inf)

@@ -539,8 +539,8 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "temperature multiplies",
         "models/sampling.py",
-        "keepdims=True)) / temperature",
-        "keepdims=True)) * temperature",
+        "return relative(logits) / min(",
+        "return relative(logits) * min(",
         ("models/test_sampling.py",),
     ),
     Mutation(

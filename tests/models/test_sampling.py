@@ -214,6 +214,37 @@ class SampleTest(parameterized.TestCase):
         tokens = _draws(jnp.asarray(logits), 1, Sampling(1e300))
         self.assertEqual(set(tokens.tolist()), set(range(20)))
 
+    @parameterized.parameters(1e-300, 1e-45, 1e-31, 1e31, 1e300)
+    def test_penalties_beyond_float32(self, penalty: float) -> None:
+        """A logit of 0, which is seen, among them."""
+        logits = np.float32([[3, 2, 0, -1, 5], [-3, -2, 0, -1, -5], [0, 0, -1, -2, -3]])
+        seen = np.array([[True, True, True, True, False]] * 3)
+        sampling = Sampling(1.0, repetition_penalty=penalty)
+        given = filtered(jnp.asarray(logits), sampling, jnp.asarray(seen))
+        for row, one, before in zip(jax.nn.softmax(given), logits, seen, strict=True):
+            np.testing.assert_allclose(row, _distribution(one, sampling, before), atol=1e-6)
+        greedy = Sampling(repetition_penalty=penalty)
+        tokens = sample(jnp.asarray(logits), jax.random.key(0), greedy, jnp.asarray(seen))
+        exact = logits.astype(np.float64)
+        exact[seen] = np.where(exact > 0, exact / penalty, exact * penalty)[seen]
+        self.assertEqual(tokens.tolist(), exact.argmax(axis=1).tolist())
+
+    @parameterized.parameters(
+        Sampling(1.0, min_p=5e-324),
+        Sampling(1e-30, top_p=1 - 2**-53),
+        Sampling(1.0, top_p=5e-324, min_p=1.0),
+        Sampling(1e300, top_k=3),
+    )
+    def test_infinite_logits(self, sampling: Sampling) -> None:
+        """The infinite one is drawn, and the lowest ones never; evenly with the others if hot."""
+        tokens = set(_draws(jnp.asarray([-jnp.inf, 2, jnp.inf, 1]), 1, sampling).tolist())
+        self.assertEqual(tokens, {1, 2, 3} if sampling.temperature > 1 else {2})
+
+    def test_top_p_below_one_stays_below_it(self) -> None:
+        for top_p in (1 - 2**-53, 1 - 2**-25, 0.9999999):
+            self.assertLess(np.float32(Sampling(1.0, top_p).nucleus), 1)
+        self.assertEqual(Sampling(1.0, 1.0).nucleus, 1)
+
     def test_sequences_draw_independently(self) -> None:
         tokens = sample(jnp.zeros((64, 1000)), jax.random.key(3), Sampling(1.0))
         self.assertGreater(len(set(tokens.tolist())), 40)

@@ -25,6 +25,8 @@ SAMPLINGS = (
     Sampling(temperature=1.0, top_k=1000, top_p=0.6),
     Sampling(temperature=1.5, top_p=1e-60),
     Sampling(temperature=3.0, top_k=40, top_p=0.9, min_p=0.02, repetition_penalty=0.8),
+    Sampling(temperature=1.0, min_p=5e-324, repetition_penalty=1e-300),
+    Sampling(temperature=1e300, top_p=1 - 2**-53, repetition_penalty=1e300),
 )
 
 _alone = jax.jit(sample, static_argnames="sampling")
@@ -94,7 +96,9 @@ class ChooseTest(absltest.TestCase):
         run = functools.partial(_choose, logits, keys, table.settings, seen)
         most = np.asarray(run(way=Way.FILTERED))
         ways = [table.way([slot]) for slot in range(len(SAMPLINGS))]
-        self.assertEqual(ways, [Way.LIKELIEST, *[Way.DRAWN] * 3, *[Way.FILTERED] * 4])
+        expected = [Way.LIKELIEST, *[Way.DRAWN] * 3, *[Way.FILTERED] * 4, Way.DRAWN, Way.FILTERED]
+        self.assertEqual(ways, expected)
+        self.assertLess(table.settings.top_p[-1], 1)
         for slot, way in enumerate(ways):
             self.assertEqual(run(way=way)[slot], most[slot])
         self.assertEqual(table.way([0, 2]), Way.DRAWN)
