@@ -7,6 +7,7 @@ import os
 import pathlib
 import platform
 
+import filelock
 import jax
 
 from jax_tkg.command_line import note
@@ -21,13 +22,17 @@ OFF = "off"
 MOST_BYTES = 1 << 30
 """Size of a folder beyond which JAX removes the entries that were used least recently."""
 
+_LOCK_SECONDS = 10
+"""How long JAX waits for the folder's lock, too."""
+
 
 def use_compilation_cache(named: str | None) -> None:
     """Turns the cache on for this process, before it compiles anything.
 
     Where JAX has been told of a folder already (JAX_COMPILATION_CACHE_DIR) and none is named, its
     settings stay as they are. A folder that cannot be used is noted on standard error, and
-    nothing is cached. JAX locks the folder, so that processes can share it.
+    nothing is cached. JAX locks the folder, so that processes can share it. Programs whose writing
+    was cut off in an earlier run are removed from it.
 
     Args:
       named: a folder; `OFF` for no cache; None for the one in the user's cache directory.
@@ -46,6 +51,7 @@ def use_compilation_cache(named: str | None) -> None:
         make_private(folder)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(f"{folder}, which cannot be written to")
+        _remove_cut_off(folder)
     except (OSError, RuntimeError) as error:
         note(f"note: --compilation_cache: expected a folder of your own, got {error}; not used")
         jax.config.update("jax_enable_compilation_cache", False)
@@ -54,6 +60,28 @@ def use_compilation_cache(named: str | None) -> None:
     jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
     # By default JAX keeps nothing that compiles in less than a second.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def _remove_cut_off(folder: pathlib.Path) -> None:
+    """Removes programs whose writing was cut off, as by Ctrl-C or a signal.
+
+    JAX writes a program in place, and then a file with the time of its last use. A program without
+    one may not be whole: JAX would warn of it in each run, never write it anew, and write no other
+    program either, because it reads all times first. Under the lock no other process is writing.
+
+    A program that another process has read since looks whole, and stays.
+    """
+    try:
+        with filelock.FileLock(folder / ".lockfile", timeout=_LOCK_SECONDS):
+            for program in folder.glob("*-cache"):
+                used = program.with_name(program.name.removesuffix("-cache") + "-atime")
+                if not used.exists():
+                    program.unlink()
+    except filelock.Timeout:
+        note(
+            f"note: --compilation_cache: expected to lock {folder} within {_LOCK_SECONDS} s, got "
+            "no lock; programs whose writing was cut off stay there"
+        )
 
 
 def _processor() -> str:

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import pathlib
+import warnings
 from unittest import mock
 
+import filelock
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from absl.testing import absltest
 from jax.experimental.compilation_cache import compilation_cache
 
+from jax_tkg.generate import compilation_cache as compilation_cache_module
 from jax_tkg.generate.compilation_cache import use_compilation_cache
 from jax_tkg.models.executables import Executables
 from tests import commands
@@ -28,6 +32,14 @@ SETTINGS = (
 
 def _programs(folder: pathlib.Path) -> set[str]:
     return {path.name for path in folder.rglob("*-cache")}
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    return x * 17
+
+
+def _cut_off(x: jax.Array) -> jax.Array:
+    return x * 19
 
 
 @pytest.mark.slow
@@ -87,6 +99,54 @@ class FolderTest(absltest.TestCase):
             self.assertEqual(updated[3], 4)
             names = [name for name in _programs(self.folder) if name.startswith("jit_add-")]
             self.assertLen(names, 1, f"turn {turn}")
+
+    def test_programs_that_were_cut_off_are_written_anew(self) -> None:
+        """Ctrl-C while JAX writes; what it had written before stays."""
+        named = str(self.folder)
+
+        def run() -> list[str]:
+            """Compiles two programs as a command would, and returns the warnings."""
+            jax.clear_caches()
+            compilation_cache.reset_cache()
+            self.assertEqual(self._noted(named), "")
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                for program in (_whole, _cut_off):
+                    jax.jit(program)(np.ones(3, np.float32))
+            return [str(warning.message) for warning in caught]
+
+        write = pathlib.Path.write_bytes
+
+        def interrupted(path: pathlib.Path, data: bytes) -> int:
+            if not path.name.startswith("jit__cut_off") or not path.name.endswith("-cache"):
+                return write(path, data)
+            write(path, data[: len(data) // 2])
+            raise KeyboardInterrupt
+
+        with (
+            mock.patch.object(pathlib.Path, "write_bytes", interrupted),
+            self.assertRaises(KeyboardInterrupt),
+        ):
+            run()
+        (half,) = self.folder.rglob("jit__cut_off-*-cache")
+        (whole,) = self.folder.rglob("jit__whole-*-cache")
+        sizes = half.stat().st_size, whole.stat().st_size
+        written = whole.stat().st_mtime_ns
+        for turn in range(2):
+            self.assertEqual(run(), [], turn)
+            self.assertGreater(half.stat().st_size, sizes[0])
+            self.assertEqual((whole.stat().st_size, whole.stat().st_mtime_ns), (sizes[1], written))
+
+    def test_waits_for_those_who_write(self) -> None:
+        self.assertEqual(self._noted(str(self.folder)), "")
+        (lock,) = self.folder.rglob(".lockfile")
+        with (
+            filelock.FileLock(lock),
+            mock.patch.object(compilation_cache_module, "_LOCK_SECONDS", 0.01),
+        ):
+            line = self._noted(str(self.folder))
+        self.assertRegex(line, r"^note: --compilation_cache: expected to lock .* within 0.01 s, ")
+        self.assertTrue(jax.config.jax_enable_compilation_cache)
 
     def test_off(self) -> None:
         self.assertEqual(self._noted("off"), "")
