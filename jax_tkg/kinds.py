@@ -120,6 +120,9 @@ def decode_inputs(
 ) -> dict[str, Any]:
     """The arguments of one step of a model of equal layers, without masks; usable under `jax.jit`.
 
+    Without `new_lengths` and `window` they are also those of
+    `jax_tkg.prefill.transformer_prefill`, with S_tkg of any size.
+
     Args:
       lengths: [B] int32, tokens of each sequence before this step.
       frequencies: [d/2], radians per position (`jax_tkg.rope.rope_frequencies`).

@@ -54,7 +54,7 @@ class ServingPageTest(absltest.TestCase):
     def test_loop(self) -> None:
         """More requests than slots, each with the answer that it has alone, step by step."""
         _, weights, loop = self.blocks
-        self.assertLess(len([line for line in loop.splitlines() if line.strip()]), 45)
+        self.assertLessEqual(len([line for line in loop.splitlines() if line.strip()]), 30)
         names: dict[str, Any] = {}
         _run(weights, names)
         _run(loop, names)

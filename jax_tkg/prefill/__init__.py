@@ -2,8 +2,10 @@
 
 `transformer_prefill` computes what calls of `transformer_tkg` with few tokens each compute. Memory
 is bounded by the new tokens of a call: no array has both their number and the context's as axes.
+`padded_prompt` gives prompts of all lengths a few shapes.
 """
 
 from jax_tkg.prefill.operation import transformer_prefill
+from jax_tkg.prefill.padding import padded_prompt
 
-__all__ = ["transformer_prefill"]
+__all__ = ["padded_prompt", "transformer_prefill"]
