@@ -289,6 +289,7 @@ def _running_batch(
         mesh=mesh,
         stop_tokens=checkpoint.tokenizer.stop_tokens,
         implementation=values.implementation,
+        context_parallel=values.context_parallel,
     )
     loading = threads.submit(checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"))
     _wait(loading, batch.prepare(threads, longest), bar("Compiling"))
@@ -496,10 +497,6 @@ def _mesh(values: flags.FlagValues, checkpoint: Checkpoint) -> jax.sharding.Mesh
         raise CommandError(
             f"--context_parallel: expected a divisor of the {copies} devices that have a KV head "
             f"in common, got {values.context_parallel}"
-        )
-    if values.context_parallel > 1 and values.requests is not None:
-        raise CommandError(
-            f"--context_parallel: expected 1 with --requests, got {values.context_parallel}"
         )
     if ranks == 1:
         return None

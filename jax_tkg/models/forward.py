@@ -69,6 +69,7 @@ class ModelForward:
 
     Attributes:
       model: as given.
+      context_parallel: as given.
       parameters: the model's arrays on the devices.
       platform: of its devices, such as "cpu".
       replicated: sharding of an array that every device has whole, or None without a mesh.
@@ -143,7 +144,7 @@ class ModelForward:
         self._kinds = tuple(
             _kind(model.config, kind, capacity, context_parallel) for kind in model.config.kinds
         )
-        self._context_parallel = context_parallel
+        self.context_parallel = context_parallel
         self._options = _options(model.config)
         self.parameters = self._placed(model.parameters)
 
@@ -160,7 +161,7 @@ class ModelForward:
                 B=batch,
                 S_max=[kind.S_max for kind in self._kinds],
                 layer_kinds=None if alike else self.model.config.layer_kinds,
-                context_parallel=self._context_parallel,
+                context_parallel=self.context_parallel,
                 **self._cache_sizes(),
             )
         )
@@ -173,9 +174,14 @@ class ModelForward:
           block_len: tokens of a block.
 
         Raises:
-          ValueError: the model has layers of several kinds, or with a window.
+          ValueError: the model has layers of several kinds, or with a window; or ranks share out
+            contexts.
         """
-        assert self._context_parallel == 1
+        if self.context_parallel > 1:
+            raise ValueError(
+                "blocks: expected context_parallel = 1 with them, got context_parallel = "
+                f"{self.context_parallel}"
+            )
         if len(self._kinds) > 1 or self._kinds[0].window is not None:
             raise ValueError(
                 "blocks: expected a model whose layers are of one kind, without a window within "
@@ -420,7 +426,7 @@ class ModelForward:
             operation,
             num_layers=self.model.config.num_layers,
             eps=self.model.eps,
-            context_parallel=self._context_parallel,
+            context_parallel=self.context_parallel,
             **self._options,
             **options,
         )

@@ -104,9 +104,11 @@ class RunningBatch:
       block_len: tokens of a block; the capacity is a multiple of it.
       candidates: as in `Decoder`; where every request that is being answered asks for the likeliest
         tokens only.
+      context_parallel: as in `Decoder`; for flat caches.
 
     Raises:
-      ValueError: a number is out of range, or the mesh or blocks do not fit the model.
+      ValueError: a number is out of range, or the mesh or blocks do not fit the model, or ranks
+        are to share out contexts in blocks.
     """
 
     def __init__(
@@ -122,6 +124,7 @@ class RunningBatch:
         blocks: int | None = None,
         block_len: int = 256,
         candidates: bool | None = None,
+        context_parallel: int = 1,
     ):
         for name, number in (("slots", slots), ("prompt_tokens", prompt_tokens)):
             if number < 1:
@@ -137,7 +140,12 @@ class RunningBatch:
         self.stop_tokens = frozenset(stop_tokens)
         self._prompt_tokens = prompt_tokens
         self._forward = forward = ModelForward(
-            model, mesh, implementation, capacity=capacity, candidates=candidates
+            model,
+            mesh,
+            implementation,
+            capacity=capacity,
+            candidates=candidates,
+            context_parallel=context_parallel,
         )
         self._prompts = PromptReader(forward, capacity, prefill)
         self._caches: SlotCaches

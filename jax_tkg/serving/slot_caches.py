@@ -86,6 +86,7 @@ class FlatCaches(SlotCaches):
     def __init__(self, forward: ModelForward, slots: int, capacity: int):
         super().__init__(capacity)
         self.arrays = forward.caches(slots)
+        self._context_parallel = forward.context_parallel
 
     def check(self, tokens: int) -> None:
         """A slot has room for every sequence."""
@@ -112,8 +113,12 @@ class FlatCaches(SlotCaches):
     def inserted(
         self, caches: tuple[Any, Any], target: jax.Array, new: tuple[Any, Any], length: int
     ) -> tuple[Any, Any]:
-        """Writes the first `length` slots of a row, or all of a shorter ring."""
+        """Writes the first `length` slots of a row, or all of a shorter ring.
+
+        Where ranks share out contexts, a row of each has every so-many-th of them.
+        """
         K_new, V_new = new
+        length = -(-length // self._context_parallel)
         return insert(*caches, target, _slots(K_new, -1, 0, length), _slots(V_new, -2, 0, length))
 
 

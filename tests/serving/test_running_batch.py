@@ -329,6 +329,17 @@ class ModelsTest(parameterized.TestCase):
         self._assert_as_alone(_batch(ranks=2, mesh=mesh, blocks=16, block_len=BLOCK_LEN))
 
     @pytest.mark.extended
+    def test_ranks_that_share_out_contexts(self) -> None:
+        """Each of a KV head's two ranks holds every other slot."""
+        options: dict[str, Any] = {"ranks": 4, "mesh": devices.mesh(4), "context_parallel": 2}
+        batch = _batch(**options)
+        for leaf in jax.tree.leaves(batch._caches.arrays):
+            self.assertIn(CAPACITY // 2, leaf.shape)
+        self._assert_as_alone(batch)
+        with self.assertRaisesRegex(ValueError, "^blocks: expected context_parallel = 1 with"):
+            _batch(**options, blocks=16, block_len=BLOCK_LEN)
+
+    @pytest.mark.extended
     def test_windows(self) -> None:
         """Rings shorter than the prompts."""
         self._assert_as_alone(_batch(window=20), window=20)
