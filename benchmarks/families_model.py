@@ -25,7 +25,6 @@ from absl import app, flags
 from benchmarks import report, stress_model
 from jax_tkg.profile.layer import bound, layer_figures, record_launches
 from jax_tkg.profile.model_shapes import MODELS, Case, LayerKind, ModelShape, layer_case
-from jax_tkg.simulator.timing.costs import TARGETS
 from jax_tkg.simulator.timing.stress import DOCUMENTED, FAVORABLE, UNFAVORABLE
 
 _MODELS = flags.DEFINE_list("models", list(MODELS), "Which models.")
@@ -81,14 +80,12 @@ def resident_gib(cases: Iterable[tuple[LayerKind, Case]]) -> float:
 
 def _figures(kind: LayerKind, case: Case) -> KindFigures:
     launches = record_launches(case, layers=3)
-    costs = TARGETS[case.target]
-    instant = dataclasses.replace(costs, hbm_bandwidth=1e9, dma_bandwidth=1e9, dma_run=0.0)
     return KindFigures(
         kind,
         bound(case),
         stress_model.latency_on(launches, DOCUMENTED),
         layer_figures(launches).latency,
-        layer_figures(launches, instant).latency,
+        stress_model.chain_latency(launches),
         stress_model.latency_on(launches, FAVORABLE),
         stress_model.latency_on(launches, UNFAVORABLE),
     )

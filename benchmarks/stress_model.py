@@ -84,6 +84,16 @@ def latency_on(launches: Launches, machine: Machine) -> float:
     return layer_figures(launches, costs, machine.tensor_rate, collectives).latency
 
 
+def chain_latency(launches: Launches) -> float:
+    """A layer's latency in ns with an HBM and DMA engines that take no time for bytes.
+
+    What is left are the steps that wait for each other.
+    """
+    costs = TARGETS[launches.case.target]
+    instant = dataclasses.replace(costs, hbm_bandwidth=1e9, dma_bandwidth=1e9, dma_run=0.0)
+    return layer_figures(launches, instant).latency
+
+
 def run(cells: Sequence[tuple[str, Case]], kernels: Sequence[str], markdown: str | None) -> None:
     """Prints a table for each cell, and writes them to a file if one is given."""
     texts = [
