@@ -164,14 +164,16 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
     attended = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
     if scales == None:
         scales = CacheScales()
+    arithmetic = context.arithmetic
+    softmax_scale = arithmetic.score_scale(sizes.d)
+    softcap = arithmetic.attention_softcap
     capped = None
-    if sizes.attention_softcap > 0.0:
+    if softcap > 0.0:
         # `_masked` leaves scores within +-1.
-        scale = ScoreScale(sizes.attention_softcap)
-        number = sizes.softmax_scale / sizes.attention_softcap
-        capped = ScoreScale(number, scales.inverse_key)
+        scale = ScoreScale(softcap)
+        capped = ScoreScale(softmax_scale / softcap, scales.inverse_key)
     else:
-        scale = ScoreScale(sizes.softmax_scale, scales.inverse_key)
+        scale = ScoreScale(softmax_scale, scales.inverse_key)
     sink_rows = _load_sinks(sinks, own.q, context)
     tasks = loads.tasks
     if len(tasks) == 0:

@@ -46,8 +46,8 @@ def experts(normed, layer, routing, context, number=None):
     if layer.W_shared_gate != None:
         # Its weights load while the router works.
         shared = mlp(normed, layer.shared_expert(), context)
-    gate_input = input_of(x, layer.W_gate, sizes)
-    up_input = input_of(x, layer.W_up, sizes)
+    gate_input = input_of(x, layer.W_gate, context)
+    up_input = input_of(x, layer.W_up, context)
     summed = nl.ndarray(
         (PARTITIONS, sizes.hidden_chunks(), sizes.T), dtype=nl.float32, buffer=nl.sbuf
     )
@@ -265,13 +265,13 @@ class Expert(NKIObject):
             last = min(first + at_once, self.chunks)
             columns = self._columns(first, last, gate_scale, gate_bias)
             gate = self._product(gate_input, self.W_gate, columns, last - first, context)
-            activate(gate, sizes)
+            activate(gate, context.arithmetic)
             columns = self._columns(first, last, up_scale, up_bias)
             up = self._product(up_input, self.W_up, columns, last - first, context)
-            multiply_up(hidden[:, first:last, :], gate, up, sizes)
+            multiply_up(hidden[:, first:last, :], gate, up, context.arithmetic)
             first = last
         if vectors.down_scale != None:
-            hidden = clamped(hidden, sizes)
+            hidden = clamped(hidden, context)
         W_down = self.W_down
         if splits(W_down.view.dtype, sizes, self.chunks, sizes.hidden_chunks()):
             # Now, so that the product, which comes after the next expert's, need not wait.

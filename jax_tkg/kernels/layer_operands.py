@@ -85,6 +85,32 @@ class LayerOperands(NKIObject):
         tensor = W_gate.tensor
         return len(tensor.view.shape) == 3
 
+    def experts_held(self, looped):
+        """E', of all layers: the experts that this rank holds in each that has some; else 0."""
+        W_gate = self.W_gate
+        weights = W_gate.tensor
+        held = 0
+        if looped:
+            if len(weights.shape) == 4:
+                held = weights.shape[1]
+        else:
+            for weight in weights:
+                if len(weight.shape) == 3:
+                    held = weight.shape[0]
+        return held
+
+    def dense_features(self, looped):
+        """I, of all layers: most features of a dense MLP or a shared expert; 0 without one."""
+        W_gate = self.W_gate
+        W_shared_gate = self.W_shared_gate
+        dense = _most_columns(W_gate.tensor, 2, looped)
+        return max(dense, _most_columns(W_shared_gate.tensor, 2, looped))
+
+    def expert_features(self, looped):
+        """I of an expert, of all layers; 0 without experts."""
+        W_gate = self.W_gate
+        return _most_columns(W_gate.tensor, 3, looped)
+
     def shared_expert(self):
         """The operands whose MLP is the layer's shared expert."""
         return LayerOperands(
@@ -98,23 +124,7 @@ class LayerOperands(NKIObject):
         )
 
 
-def experts_held(W_gates, looped):
-    """E', the experts that this rank holds in each layer that has some; 0 without such layers.
-
-    W_gates are a tuple of tensors, or one tensor with a layer axis if `looped`.
-    """
-    held = 0
-    if looped:
-        if len(W_gates.shape) == 4:
-            held = W_gates.shape[1]
-    else:
-        for W_gate in W_gates:
-            if len(W_gate.shape) == 3:
-                held = W_gate.shape[0]
-    return held
-
-
-def features_of(weights, axes, looped):
+def _most_columns(weights, axes, looped):
     """Most columns of a weight, among layers whose weight has so many axes; 0 without such layers.
 
     Args:

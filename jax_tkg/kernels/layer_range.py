@@ -14,12 +14,14 @@ class LayerRange(NKIObject):
       first: the first layer.
       count: how many layers.
       kinds: the kind of each layer of all launches; None if layers are alike.
+      looped: whether the layers are a loop on the device, and all operands have a layer axis.
     """
 
-    def __init__(self, first, count, kinds):
+    def __init__(self, first, count, kinds, looped):
         self.first = first
         self.count = count
         self.kinds = kinds
+        self.looped = looped
 
     def kind(self, layer):
         """The kind of a layer."""

@@ -91,8 +91,9 @@ def mlp(normed, layer, context, loads=None):
         loads = MlpLoads(layer, context)
     width = loads.width
     hidden = nl.ndarray((width, loads.chunks, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
-    gate_input = input_of(normed, W_gate, sizes)
-    up_input = input_of(normed, W_up, sizes)
+    arithmetic = context.arithmetic
+    gate_input = input_of(normed, W_gate, context)
+    up_input = input_of(normed, W_up, context)
     for piece in range(len(loads.pieces)):
         first, last = loads.pieces[piece]
         shape = (width, last - first, sizes.T)
@@ -108,10 +109,10 @@ def mlp(normed, layer, context, loads=None):
             loads=loads.gate[piece],
             ahead=loads.up[piece],
         )
-        activate(gate, sizes)
+        activate(gate, arithmetic)
         product = hidden[:, first:last, :]
         columns = loads.columns(piece, loads.up_scale)
-        if sizes.activation == "swiglu_oai":
+        if arithmetic.activation == "swiglu_oai":
             up = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
             linear_of_shares(
                 up,
@@ -122,7 +123,7 @@ def mlp(normed, layer, context, loads=None):
                 loads=loads.up[piece],
                 ahead=loads.after_up(piece),
             )
-            multiply_up(product, gate, up, sizes)
+            multiply_up(product, gate, up, arithmetic)
         else:
             linear_of_shares(
                 product,
@@ -137,15 +138,16 @@ def mlp(normed, layer, context, loads=None):
     return _down(hidden, layer.W_down, loads, context)
 
 
-def activate(gate, sizes):
+def activate(gate, arithmetic):
     """Applies the launch's activation to a tile, in place."""
-    activation = sizes.activation
+    activation = arithmetic.activation
     if activation == "swiglu_oai":
         # x * sigmoid(alpha * x) of x = min(gate, limit).
         shape = (gate.shape[0], gate.shape[1], gate.shape[2])
-        nisa.tensor_scalar(dst=gate, data=gate, op0=nl.minimum, operand0=sizes.activation_limit)
+        limit = arithmetic.activation_limit
+        nisa.tensor_scalar(dst=gate, data=gate, op0=nl.minimum, operand0=limit)
         share = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-        nisa.activation(dst=share, op=nl.sigmoid, data=gate, scale=sizes.activation_alpha)
+        nisa.activation(dst=share, op=nl.sigmoid, data=gate, scale=arithmetic.activation_alpha)
         nisa.tensor_tensor(dst=gate, data1=gate, data2=share, op=nl.multiply)
     elif activation == "silu":
         nisa.activation(dst=gate, op=nl.silu, data=gate)
@@ -160,16 +162,16 @@ def activate(gate, sizes):
         )
 
 
-def multiply_up(dst, gate, up, sizes):
+def multiply_up(dst, gate, up, arithmetic):
     """dst = the activated gate * up; in "swiglu_oai" up is bounded, in place, and 1 is added."""
-    if sizes.activation == "swiglu_oai":
+    if arithmetic.activation == "swiglu_oai":
         nisa.tensor_scalar(
             dst=up,
             data=up,
             op0=nl.minimum,
-            operand0=sizes.activation_limit,
+            operand0=arithmetic.activation_limit,
             op1=nl.maximum,
-            operand1=-sizes.activation_limit,
+            operand1=-arithmetic.activation_limit,
         )
         nisa.scalar_tensor_tensor(
             dst=dst, data=up, op0=nl.add, operand0=1.0, op1=nl.multiply, operand1=gate
@@ -178,11 +180,11 @@ def multiply_up(dst, gate, up, sizes):
         nisa.tensor_tensor(dst=dst, data1=gate, data2=up, op=nl.multiply)
 
 
-def input_of(normed, weight, sizes):
+def input_of(normed, weight, context):
     """The input of a product with a weight: clamped if the weight is float8."""
     if weight.scale == None:
         return normed
-    return normed.clamped(sizes)
+    return normed.clamped(context)
 
 
 def _down_columns(scale, context):
@@ -197,7 +199,7 @@ def _down(hidden, weight, loads, context):
     share = context.hidden_share()
     scale = loads.down_scale
     if scale != None:
-        hidden = clamped(hidden, sizes)
+        hidden = clamped(hidden, context)
     out = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     columns = _down_columns(scale, context)
     linear(out, hidden, weight.tensor, columns, context, loads=loads.down)

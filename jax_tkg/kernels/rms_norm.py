@@ -40,12 +40,13 @@ class Normed(NKIObject):
             self.factor = _inverse_root(self.squares, context)
         return self.factor
 
-    def clamped(self, sizes):
+    def clamped(self, context):
         """The same within +-clamp_bound, if that is positive."""
-        if sizes.clamp_bound <= 0.0:
+        arithmetic = context.arithmetic
+        if arithmetic.clamp_bound <= 0.0:
             return self
         if self.within_bound == None:
-            self.within_bound = Normed(clamped(self.tile, sizes), None)
+            self.within_bound = Normed(clamped(self.tile, context), None)
         return self.within_bound
 
     def terms(self, context):
@@ -55,18 +56,20 @@ class Normed(NKIObject):
         return self.split
 
 
-def clamped(x, sizes):
+def clamped(x, context):
     """x [128, n, T] within +-clamp_bound, if that is positive."""
-    if sizes.clamp_bound <= 0.0:
+    sizes = context.sizes
+    arithmetic = context.arithmetic
+    if arithmetic.clamp_bound <= 0.0:
         return x
     clipped = nl.ndarray((x.shape[0], x.shape[1], x.shape[2]), dtype=sizes.dtype, buffer=nl.sbuf)
     nisa.tensor_scalar(
         dst=clipped,
         data=x,
         op0=nl.minimum,
-        operand0=sizes.clamp_bound,
+        operand0=arithmetic.clamp_bound,
         op1=nl.maximum,
-        operand1=-sizes.clamp_bound,
+        operand1=-arithmetic.clamp_bound,
     )
     return clipped
 
@@ -84,13 +87,14 @@ def rms_norm(x, gain, context, double_rows=False):
       `Normed`.
     """
     sizes = context.sizes
+    arithmetic = context.arithmetic
     share = context.hidden_share()
     chunks = share.count
     T = sizes.T
     gain = gain.expand_dim(2).broadcast(2, T)
     normed = nl.ndarray((PARTITIONS, chunks, T), dtype=sizes.dtype, buffer=nl.sbuf)
     # Clamping needs the complete norm, and x * gamma may exceed the range of float16.
-    complete = sizes.clamp_bound > 0.0 or sizes.dtype == nl.float16
+    complete = arithmetic.clamp_bound > 0.0 or sizes.dtype == nl.float16
     if not complete:
         # The Vector Engine may still be adding up the rest of x.
         for piece in pieces(chunks, T):
@@ -154,6 +158,7 @@ def normalize_heads(heads, gain_q, gain_k, context):
 def _inverse_roots_of_heads(heads, context):
     """[rows, n, T] float32: 1 / sqrt(mean + eps) of each head [rows, n, chunks, T] and token."""
     sizes = context.sizes
+    arithmetic = context.arithmetic
     constants = context.constants
     rows = heads.shape[0]
     chunks = heads.shape[2]
@@ -170,7 +175,7 @@ def _inverse_roots_of_heads(heads, context):
             accumulate=chunk > 0,
         )
     epsilon = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=epsilon, value=sizes.eps)
+    nisa.memset(dst=epsilon, value=arithmetic.eps)
     inverse = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.activation(dst=inverse, op=nl.rsqrt, data=total, scale=1.0 / sizes.d, bias=epsilon)
     return inverse
@@ -239,6 +244,7 @@ def _squares(x, context):
 def _inverse_root(squares, context):
     """[128, T] float32 on all partitions: 1 / sqrt(mean + eps) of sums [128, T] per partition."""
     sizes = context.sizes
+    arithmetic = context.arithmetic
     constants = context.constants
     # A product with ones sums over the partitions and gives every partition the sum.
     total = nl.ndarray((PARTITIONS, sizes.T), dtype=nl.float32, buffer=nl.psum)
@@ -250,7 +256,7 @@ def _inverse_root(squares, context):
         accumulate=False,
     )
     epsilon = nl.ndarray((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=epsilon, value=sizes.eps)
+    nisa.memset(dst=epsilon, value=arithmetic.eps)
     inverse = nl.ndarray((PARTITIONS, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     nisa.activation(dst=inverse, op=nl.rsqrt, data=total, scale=1.0 / sizes.H, bias=epsilon)
     return inverse

@@ -22,11 +22,6 @@ class Sizes(NKIObject):
     Attributes:
       head_chunks: chunks of a head: 1, or 2 if d features do not fit on the partitions.
       head_rows: features of a chunk: d, or d/2, so that the chunks are the halves that RoPE pairs.
-      softmax_scale: factor of the scores; d**-0.5 if None is given.
-      attention_softcap: what a tanh bounds the scaled scores to; 0 for nothing.
-      activation: of the MLP's gate, as the public option names it.
-      activation_limit: bound of gate and up in "swiglu_oai".
-      activation_alpha: factor in that activation's sigmoid.
       experts: E, experts of all ranks in layers that have some; else 0.
       expert_I: I of an expert.
       cache_rows: what dimension 0 of a layer's caches counts: sequences, or blocks.
@@ -46,13 +41,6 @@ class Sizes(NKIObject):
         S_prior,
         S_max,
         dtype,
-        eps,
-        clamp_bound,
-        softmax_scale=None,
-        attention_softcap=0.0,
-        activation="silu",
-        activation_limit=7.0,
-        activation_alpha=1.702,
         experts=0,
         expert_I=0,
         cache_rows=0,
@@ -72,15 +60,6 @@ class Sizes(NKIObject):
         self.S_prior = S_prior
         self.S_max = S_max
         self.dtype = dtype
-        self.eps = eps
-        self.clamp_bound = clamp_bound
-        self.softmax_scale = softmax_scale
-        if softmax_scale == None:
-            self.softmax_scale = 1.0 / d**0.5
-        self.attention_softcap = attention_softcap
-        self.activation = activation
-        self.activation_limit = activation_limit
-        self.activation_alpha = activation_alpha
         self.experts = experts
         self.expert_I = expert_I
         self.cache_rows = B
@@ -96,6 +75,44 @@ class Sizes(NKIObject):
     def mlp_chunks(self):
         """Chunks of the features of a dense MLP or a shared expert, on the partitions."""
         return feature_chunks(self.I)
+
+
+class Arithmetic(NKIObject):
+    """The options that change what a layer computes.
+
+    Attributes:
+      eps: RMSNorm epsilon.
+      clamp_bound: bound of the inputs of float8 products; 0 for none.
+      softmax_scale: factor of the scores; None for d**-0.5.
+      attention_softcap: what a tanh bounds the scaled scores to; 0 for nothing.
+      activation: of the MLP's gate, as the public option names it.
+      activation_limit: bound of gate and up in "swiglu_oai".
+      activation_alpha: factor in that activation's sigmoid.
+    """
+
+    def __init__(
+        self,
+        eps,
+        clamp_bound,
+        softmax_scale=None,
+        attention_softcap=0.0,
+        activation="silu",
+        activation_limit=7.0,
+        activation_alpha=1.702,
+    ):
+        self.eps = eps
+        self.clamp_bound = clamp_bound
+        self.softmax_scale = softmax_scale
+        self.attention_softcap = attention_softcap
+        self.activation = activation
+        self.activation_limit = activation_limit
+        self.activation_alpha = activation_alpha
+
+    def score_scale(self, d):
+        """The factor of the scores of heads of d features."""
+        if self.softmax_scale == None:
+            return 1.0 / d**0.5
+        return self.softmax_scale
 
 
 class Core(NKIObject):
@@ -135,13 +152,15 @@ class Context(NKIObject):
 
     Attributes:
       sizes: `Sizes`.
+      arithmetic: `Arithmetic`.
       core: `Core`.
       ring: `WeightRing`, the buffers for weights and caches.
       constants: `Constants`, the constant tiles.
     """
 
-    def __init__(self, sizes, core, ring, constants):
+    def __init__(self, sizes, arithmetic, core, ring, constants):
         self.sizes = sizes
+        self.arithmetic = arithmetic
         self.core = core
         self.ring = ring
         self.constants = constants

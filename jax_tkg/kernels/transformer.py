@@ -1,5 +1,9 @@
 """The megakernel: all layers of the forward pass of token generation in one launch.
 
+`transformer_tkg` below sorts its arguments, by layer and by kind of layer (`layer_operands`,
+`layer_caches`, `layer_kinds`), and `layer_sequence` runs the layers. `transformer_layer` in `layer`
+is the picture as code.
+
 One layer, as each of the one or two physical cores runs it. Activations stay in SBUF; weights and
 caches stream from HBM through the ring's buffers, ahead of the stage that uses them. In brackets
 what two cores swap.
@@ -44,165 +48,20 @@ what two cores swap.
 """
 
 import nki
-import nki.isa as nisa
 import nki.language as nl
 from nki.collectives import ReplicaGroup
-from nki.language import NKIObject
 
-from .all_reduce import Reduction, add_reduced
-from .attention import AttentionLoads, attention
-from .blocks import CacheBlocks
-from .cache_scales import load_cache_scales
-from .cache_update import LayerCaches, await_readers, load_offsets, update_caches
+from .all_reduce import Reduction
 from .candidates import candidates, store_candidates
-from .constants import Constants
-from .context_ranks import context_ranks
-from .experts import experts
-from .feature_order import FeatureOrder
-from .layer_operands import LayerOperands, experts_held, features_of
+from .layer_caches import Caches
+from .layer_kinds import KindArguments, Shared, launch_context, launch_kinds
+from .layer_operands import LayerOperands
 from .layer_range import LayerRange
-from .layer_tensor import LayerTensor, Weight, layer_tensor
-from .layout import load_columns, load_features, load_tokens, store_tokens
-from .limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS, ceiling_divide
-from .linear import (
-    Columns,
-    in_double_rows,
-    linear,
-    linear_of_shares,
-    product_loads,
-    share_loads,
-)
-from .masks import Masks
-from .mlp import MlpLoads, mlp
-from .rms_norm import head_gain, normalize_heads, rms_norm
-from .rope import Rotation, apply_rope
+from .layer_sequence import run_layers
+from .layer_tensor import LayerTensor, Weight
+from .layout import load_tokens, store_tokens
 from .router import Routing
-from .sizes import Context, Core, Sizes
-from .weight_ring import WeightRing
-
-
-class Caches(NKIObject):
-    """All layers' caches in HBM.
-
-    A tensor per layer of the launch; or if `stacked`, one with a leading layer axis, or if
-    `by_kind`, one for each kind of layers, None for a kind that has none in the launch.
-    """
-
-    def __init__(self, K_caches, V_caches, stacked, by_kind):
-        self.K_caches = K_caches
-        self.V_caches = V_caches
-        self.stacked = stacked
-        self.by_kind = by_kind
-
-    def keys_like(self, layer, layers):
-        """A tensor [B, k, d, S_max], as a layer's keys."""
-        if self.by_kind:
-            stack = self.K_caches[layers.kind(layer)]
-            return stack[0]
-        if self.stacked:
-            return self.K_caches[0]
-        return self.K_caches[layer - layers.first]
-
-    def number(self, layer, layers):
-        """Where a layer is in tensors with a layer axis."""
-        if self.by_kind:
-            return layers.place(layer)
-        return layer
-
-    def layer(self, layer, layers):
-        """The `LayerCaches` of a layer."""
-        if self.stacked:
-            number = self.number(layer, layers)
-            K_whole, V_whole = self._stacks(layer, layers)
-            return LayerCaches(
-                layer_tensor(K_whole, number),
-                layer_tensor(V_whole, number),
-                K_whole,
-                V_whole,
-                number,
-            )
-        K_cache = self.K_caches[layer - layers.first]
-        V_cache = self.V_caches[layer - layers.first]
-        return LayerCaches(LayerTensor(K_cache), LayerTensor(V_cache), K_cache, V_cache, 0)
-
-    def layer_of_loop(self, number, layer, layers):
-        """The `LayerCaches` of a `LoopLayer`, which is `layer` in turn 0."""
-        K_whole, V_whole = self._stacks(layer, layers)
-        return LayerCaches(
-            layer_tensor(K_whole, number, looped=True),
-            layer_tensor(V_whole, number, looped=True),
-            K_whole,
-            V_whole,
-            0,
-        )
-
-    def _stacks(self, layer, layers):
-        """The stacks of keys and of values that hold a layer."""
-        if self.by_kind:
-            kind = layers.kind(layer)
-            return (self.K_caches[kind], self.V_caches[kind])
-        return (self.K_caches, self.V_caches)
-
-    def results(self):
-        """The tensors to return, keys before values."""
-        if self.stacked and not self.by_kind:
-            return [self.K_caches, self.V_caches]
-        results = []
-        for caches in [self.K_caches, self.V_caches]:
-            for cache in caches:
-                if cache != None:
-                    results.append(cache)
-        return results
-
-
-class OffsetTables(NKIObject):
-    """The kernel's tables of write offsets and blocks, each [1 or L, n] in HBM or None."""
-
-    def __init__(self, windows, keys, values, blocks):
-        self.windows = windows
-        self.keys = keys
-        self.values = values
-        self.blocks = blocks
-
-    def load(self, number, looped=False):
-        """Row `number` of the tables, on chip: `WriteOffsets`."""
-        return load_offsets(
-            layer_tensor(self.windows, number, looped=looped),
-            layer_tensor(self.keys, number, looped=looped),
-            layer_tensor(self.values, number, looped=looped),
-            layer_tensor(self.blocks, number, looped=looped),
-        )
-
-
-class Shared(NKIObject):
-    """What every layer of a kind uses besides the `Context`."""
-
-    def __init__(self, rotation, masks, reduction, routing):
-        self.rotation = rotation
-        self.masks = masks
-        self.reduction = reduction
-        self.routing = routing
-
-
-class Kind(NKIObject):
-    """What the layers of a kind have in common.
-
-    Attributes:
-      shared: `Shared`.
-      context: `Context`. Those of other kinds have other sizes, and else the same.
-      attention: that of attention, whose sizes have the query heads of all `ranks`.
-      ranks: the `ContextRanks` that share out the context of a KV head, or None.
-      tables: `OffsetTables`.
-      offsets: if layers have instructions of their own, the `WriteOffsets` of all; else None.
-    """
-
-    def __init__(self, shared, context, attention, ranks, tables):
-        self.shared = shared
-        self.context = context
-        self.attention = attention
-        self.ranks = ranks
-        self.tables = tables
-        self.offsets = None
+from .sizes import Arithmetic, Core
 
 
 @nki.jit
@@ -375,107 +234,18 @@ def transformer_tkg(
       Hidden states [B, S, H], then the key caches, then the value caches, then with `W_head` each
       token's largest logits [B, S, candidates_per_token] float32, and int32 columns of `W_head`.
     """
-    caches = Caches(K_caches, V_caches, stacked_caches, caches_by_kind)
-    layers = LayerRange(first_layer, num_layers, layer_kinds)
     core = Core()
-    group = None
-    if replica_groups != None:
-        group = ReplicaGroup(replica_groups)
-    reduction = Reduction(group, sbuf_residual_and_cc)
-    several = layer_kinds != None
-    ranks = 1
-    if replica_groups != None:
-        ranks = len(replica_groups[0])
-    chooser = None
-    held = experts_held(W_gates, looped)
-    if held > 0:
-        chooser = Routing(
-            experts_per_token,
-            routing,
-            normalize_expert_weights,
-            routed_scale,
-            held,
-            ranks,
-            expert_order,
-        )
-    kinds = []
-    context = None
-    mask_bytes = 0
-    cleared = False
-    for number in range(layers.kind_count()):
-        layer = layers.first_of(number)
-        kind = None
-        if layer != None:
-            prior = _of_kind(prior_mask, number, several)
-            active = _of_kind(active_mask, number, several)
-            ranges = _of_kind(context_ranges, number, several)
-            numbers = _of_kind(block_numbers, number, several)
-            K_cache = caches.keys_like(layer, layers)
-            S_prior = 0
-            if ranges != None:
-                S_prior = K_cache.shape[3]
-                if numbers != None:
-                    S_prior = S_prior * (numbers.shape[1] // X.shape[0])
-                bucket = context_bucket
-                if bucket != None:
-                    bucket = _of_kind(context_bucket, number, several)
-                if bucket != None:
-                    S_prior = ceiling_divide(bucket, context_parallel)
-            elif prior != None:
-                S_prior = prior.shape[0]
-            own_sizes = []
-            # With the query heads of this rank, and of all that share out the context.
-            for heads in [1, context_parallel]:
-                of_heads = _sizes(
-                    X,
-                    W_outs,
-                    W_gates,
-                    K_cache,
-                    S_prior,
-                    numbers,
-                    eps,
-                    clamp_bound,
-                    softmax_scale,
-                    attention_softcap,
-                    activation,
-                    activation_limit,
-                    activation_alpha,
-                    chooser,
-                    W_shared_gates,
-                    looped,
-                    heads,
-                )
-                own_sizes.append(of_heads)
-            sizes = own_sizes[0]
-            attention_sizes = own_sizes[1]
-            cos = _of_kind(RoPE_cos, number, several)
-            sin = _of_kind(RoPE_sin, number, several)
-            rotation = Rotation(cos, sin, sizes)
-            masks = Masks(prior, active, attention_sizes, core, mask_bytes, ranges=ranges)
-            mask_bytes = masks.bytes
-            if context == None:
-                ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
-                if chooser != None and chooser.may_be_fewer(sizes.T):
-                    ring.clear()
-                    cleared = True
-                context = Context(sizes, core, ring, Constants(sizes))
-            if numbers != None and not cleared:
-                ring = context.ring
-                ring.clear()
-                cleared = True
-            tables = OffsetTables(
-                _of_kind(window_offsets, number, several),
-                _of_kind(key_offsets, number, several),
-                _of_kind(value_offsets, number, several),
-                numbers,
-            )
-            own = Context(sizes, core, context.ring, context.constants)
-            of_attention = Context(attention_sizes, core, context.ring, context.constants)
-            sharing = context_ranks(context_parallel, replica_groups, sbuf_residual_and_cc, sizes)
-            shared = Shared(rotation, masks, reduction, chooser)
-            kind = Kind(shared, own, of_attention, sharing, tables)
-        kinds.append(kind)
-    sizes = context.sizes
+    arithmetic = Arithmetic(
+        eps,
+        clamp_bound,
+        softmax_scale=softmax_scale,
+        attention_softcap=attention_softcap,
+        activation=activation,
+        activation_limit=activation_limit,
+        activation_alpha=activation_alpha,
+    )
+    layers = LayerRange(first_layer, num_layers, layer_kinds, looped)
+    caches = Caches(K_caches, V_caches, stacked_caches, caches_by_kind)
     operands = LayerOperands(
         Weight(W_qkvs, bias=bias_qkvs),
         Weight(W_outs, bias=bias_outs),
@@ -497,11 +267,43 @@ def transformer_tkg(
         k_scale=k_scales,
         v_scale=v_scales,
     )
+    arguments = KindArguments(
+        RoPE_cos,
+        RoPE_sin,
+        prior_mask,
+        active_mask,
+        context_ranges,
+        block_numbers,
+        window_offsets,
+        key_offsets,
+        value_offsets,
+        context_bucket,
+    )
+    group = None
+    ranks = 1
+    if replica_groups != None:
+        group = ReplicaGroup(replica_groups)
+        ranks = len(replica_groups[0])
+    reduction = Reduction(group, sbuf_residual_and_cc)
+    chooser = None
+    held = operands.experts_held(looped)
+    if held > 0:
+        chooser = Routing(
+            experts_per_token,
+            routing,
+            normalize_expert_weights,
+            routed_scale,
+            held,
+            ranks,
+            expert_order,
+        )
+    shared = Shared(core, arithmetic, reduction, chooser, replica_groups, context_parallel)
+    kinds = launch_kinds(X, operands, caches, layers, arguments, shared)
+    context = launch_context(kinds)
+    sizes = context.sizes
+
     x = load_tokens(X, sizes, core)
-    if looped:
-        x = _looped_layers(x, operands, caches, layers, kinds)
-    else:
-        x = _unrolled_layers(x, operands, caches, layers, kinds)
+    x = run_layers(x, operands, caches, layers, kinds)
     hidden = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
     store_tokens(hidden, x, sizes, core)
     results = [hidden]
@@ -519,317 +321,3 @@ def transformer_tkg(
         store_candidates(out_logits, out_ids, logits, columns, core)
         results.extend([out_logits, out_ids])
     return tuple(results)
-
-
-def _sizes(
-    X,
-    W_outs,
-    W_gates,
-    K_cache,
-    S_prior,
-    block_numbers,
-    eps,
-    clamp_bound,
-    softmax_scale,
-    attention_softcap,
-    activation,
-    activation_limit,
-    activation_alpha,
-    chooser,
-    W_shared_gates,
-    looped,
-    ranks,
-):
-    """The `Sizes` of a kind, with the query heads of this rank and of ranks - 1 others."""
-    B, S, H = X.shape
-    block_len = 0
-    n = 0
-    if block_numbers != None:
-        block_len = K_cache.shape[3]
-        n = block_numbers.shape[1] // B
-    k = K_cache.shape[1]
-    d = K_cache.shape[2]
-    S_max = K_cache.shape[3]
-    q = ranks * (W_outs[0].shape[0] // d)
-    # Layers with experts and others may alternate.
-    dense_I = features_of(W_gates, 2, looped)
-    shared_I = features_of(W_shared_gates, 2, looped)
-    expert_I = features_of(W_gates, 3, looped)
-    expert_count = 0
-    if chooser != None:
-        expert_count = chooser.experts
-    return Sizes(
-        B,
-        S,
-        H,
-        max(dense_I, shared_I),
-        d,
-        q,
-        k,
-        S_prior,
-        S_max,
-        X.dtype,
-        eps,
-        clamp_bound,
-        softmax_scale=softmax_scale,
-        attention_softcap=attention_softcap,
-        activation=activation,
-        cache_rows=K_cache.shape[0],
-        block_len=block_len,
-        n=n,
-        activation_limit=activation_limit,
-        activation_alpha=activation_alpha,
-        experts=expert_count,
-        expert_I=expert_I,
-    )
-
-
-def _of_kind(tensors, kind, several):
-    """A kind's tensor: its entry if there are several kinds, else `tensors` itself."""
-    if several:
-        return tensors[kind]
-    return tensors
-
-
-class Step(NKIObject):
-    """One layer of a launch.
-
-    Attributes:
-      layer: its operands.
-      caches: its `LayerCaches`, with offsets.
-      kind: its `Kind`.
-      number: in a loop on the device, its `LoopLayer`; else None.
-    """
-
-    def __init__(self, layer, caches, kind, number=None):
-        self.layer = layer
-        self.caches = caches
-        self.kind = kind
-        self.number = number
-
-
-def _run(x, steps):
-    """The residual stream after some layers, one after another."""
-    start = LayerStart(steps[0])
-    for index in range(len(steps)):
-        following = None
-        if index + 1 < len(steps):
-            following = steps[index + 1]
-        x, start = _layer(x, steps[index], start, following)
-    return x
-
-
-def _unrolled_layers(x, operands, caches, layers, kinds):
-    """The residual stream after the layers, each with instructions of its own."""
-    for kind in kinds:
-        if kind != None:
-            kind.offsets = kind.tables.load(0)
-    steps = []
-    for index in range(layers.count):
-        layer = layers.first + index
-        kind = kinds[layers.kind(layer)]
-        own = caches.layer(layer, layers)
-        own.offsets = kind.offsets
-        steps.append(Step(operands.layer(index), own, kind))
-    return _run(x, steps)
-
-
-def _looped_layers(x, operands, caches, layers, kinds):
-    """The same with one copy of the instructions of a pattern of layers, which the device repeats.
-
-    The layers after the last whole turn have instructions of their own.
-    """
-    size = layers.pattern_size()
-    turns = layers.count // size
-    if turns > 1 or layers.count == 1:
-        _loop(x, operands, caches, layers, kinds, turns)
-    else:
-        turns = 0
-    steps = []
-    for index in range(turns * size, layers.count):
-        layer = layers.first + index
-        kind = kinds[layers.kind(layer)]
-        own = caches.layer(layer, layers)
-        # These offsets are relative to the first layer.
-        own.offsets = kind.tables.load(own.number)
-        own.number = 0
-        steps.append(Step(operands.layer(layer), own, kind))
-    if len(steps) == 0:
-        return x
-    return _run(x, steps)
-
-
-def _loop(x, operands, caches, layers, kinds, turns):
-    """Runs `turns` turns of the launch's pattern on x, in place."""
-    size = layers.pattern_size()
-
-    def body(turn):
-        # Every turn executes the same instructions, so it takes the same buffers.
-        for kind in kinds:
-            if kind != None:
-                ring = kind.context.ring
-                ring.restart()
-                masks = kind.shared.masks
-                masks.enter_loop()
-        steps = []
-        for index in range(size):
-            layer = layers.first + index
-            kind = kinds[layers.kind(layer)]
-            number = layers.loop_layer(turn, index, size, turns)
-            place = number
-            if caches.by_kind:
-                place = layers.loop_place(turn, index, size, turns)
-            own = caches.layer_of_loop(place, layer, layers)
-            own.offsets = kind.tables.load(place, looped=True)
-            steps.append(Step(operands.layer(number, looped=True), own, kind, number=number))
-        nisa.tensor_copy(dst=x, src=_run(x, steps))
-
-    nl.fori_loop(0, turns, body)
-    for kind in kinds:
-        if kind != None:
-            masks = kind.shared.masks
-            masks.leave_loop()
-
-
-class LayerStart(NKIObject):
-    """What a layer's first stages load, before the layer before it has ended.
-
-    Attributes:
-      gain: of the first norm.
-      bias: of the projection of heads, or None.
-      gain_q, gain_k: of head norms, or None.
-      loads: of W_qkv.
-    """
-
-    def __init__(self, step):
-        layer = step.layer
-        context = step.kind.context
-        W_qkv = layer.W_qkv
-        sizes = context.sizes
-        tiles = (sizes.q + 2 * sizes.k) * sizes.head_chunks
-        self.gain = load_features(layer.W_gamma_qkv, context)
-        self.bias = load_columns(W_qkv.bias, 0, tiles, width=sizes.head_rows)
-        self.gain_q = head_gain(layer.W_gamma_q, context)
-        self.gain_k = head_gain(layer.W_gamma_k, context)
-        self.loads = share_loads(W_qkv.tensor, Columns(0, sizes.head_rows), tiles, context)
-
-
-def _layer(x, step, start, following):
-    """One layer of the residual stream x [128, n, T], of which this core holds n chunks of H.
-
-    A stage's first loads begin before the swap or all-reduce that the stage waits for.
-
-    Args:
-      x: [128, n, T].
-      step: the `Step`.
-      start: its `LayerStart`.
-      following: the next layer's `Step`, or None.
-
-    Returns:
-      A tile like x, and the next layer's `LayerStart` or None.
-    """
-    layer = step.layer
-    caches = step.caches
-    kind = step.kind
-    shared = kind.shared
-    context = kind.context
-    blocks = None
-    offsets = caches.offsets
-    if offsets.blocks != None:
-        blocks = CacheBlocks(
-            caches.K_whole, caches.V_whole, caches.number, offsets.blocks, context.sizes
-        )
-    scales = load_cache_scales(layer.k_scale, layer.v_scale, context)
-    cache_loads = AttentionLoads(caches.K_cache, caches.V_cache, kind.attention, blocks)
-    normed = rms_norm(x, start.gain, context)
-    heads = _heads(normed, layer, start, shared.rotation, context, [cache_loads])
-    W_out = layer.W_out
-    out_loads = _out_loads(W_out, context)
-    queries = heads
-    ranks = kind.ranks
-    if ranks != None:
-        queries = ranks.gather_queries(heads, context.core)
-    attended, values = attention(
-        queries,
-        cache_loads,
-        shared.masks,
-        kind.attention,
-        sinks=layer.sinks,
-        scales=scales,
-        ahead=out_loads,
-        ranks=ranks,
-    )
-    await_readers(caches, context.core)
-    partial = _project_out(attended, W_out, context, out_loads)
-    gain = load_features(layer.W_gamma_mlp, context)
-    mlp_loads = None
-    ahead = None
-    if not layer.has_experts():
-        mlp_loads = MlpLoads(layer, context)
-        ahead = mlp_loads.gate[0]
-    gamma = layer.W_gamma_post_attention
-    x = add_reduced(
-        x, partial, shared.reduction, context, bias=W_out.bias, gamma=gamma, ahead=ahead
-    )
-    double_rows = ahead != None and in_double_rows(ahead)
-    normed = rms_norm(x, gain, context, double_rows=double_rows)
-    if layer.has_experts():
-        partial = experts(normed, layer, shared.routing, context, number=step.number)
-    else:
-        partial = mlp(normed, layer, context, loads=mlp_loads)
-    if offsets.values != None:
-        # Only here, so that no load of weights queues behind writes that wait for attention.
-        update_caches(caches, heads, values, context, scales=scales)
-    next_start = None
-    ahead = None
-    if following != None:
-        next_start = LayerStart(following)
-        ahead = next_start.loads
-    gamma = layer.W_gamma_post_mlp
-    x = add_reduced(x, partial, shared.reduction, context, gamma=gamma, ahead=ahead)
-    return (x, next_start)
-
-
-def _heads(normed, layer, start, rotation, context, ahead):
-    """[rows, q + 2k, chunks, T]: queries and keys rotated, then values, in the compute dtype."""
-    W_qkv = layer.W_qkv
-    sizes = context.sizes
-    rotated = sizes.q + sizes.k
-    count = rotated + sizes.k
-    shape = (sizes.head_rows, count * sizes.head_chunks, sizes.T)
-    product = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
-    columns = Columns(0, sizes.head_rows, bias=start.bias)
-    linear_of_shares(
-        product, normed, W_qkv.tensor, columns, context, loads=start.loads, ahead=ahead
-    )
-    heads = product.reshape_dim(1, (count, sizes.head_chunks))
-    if start.gain_q != None or start.gain_k != None:
-        normalize_heads(heads[:, 0:rotated, :, :], start.gain_q, start.gain_k, context)
-    apply_rope(heads[:, 0:rotated, :, :], rotation, context)
-    return heads
-
-
-def _out_columns(context):
-    """This core's `Columns` of W_out."""
-    share = context.hidden_share()
-    order = context.hidden_order()
-    return Columns(share.first * PARTITIONS, PARTITIONS, order=order)
-
-
-def _out_loads(W_out, context):
-    """The `product_loads` of this core's columns of W_out."""
-    sizes = context.sizes
-    share = context.hidden_share()
-    rows = FeatureOrder(sizes.head_rows)
-    chunks = sizes.q * sizes.head_chunks
-    columns = _out_columns(context)
-    return product_loads(W_out.tensor, columns, share.count, chunks, context, rows)
-
-
-def _project_out(attended, W_out, context, loads):
-    """[128, n, T] float32: this core's chunks of attended [rows, q * chunks, T] @ W_out."""
-    sizes = context.sizes
-    share = context.hidden_share()
-    partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-    linear(partial, attended, W_out.tensor, _out_columns(context), context, loads=loads)
-    return partial

@@ -64,10 +64,10 @@ _OF_FUNCTION = {
     "_heads": QKV,
     "_project_out": OUTPUT,
     # What these do themselves, here and in `LayerStart`, is to load the gains of norms.
-    "_layer": NORM,
+    "transformer_layer": NORM,
     "__init__": NORM,
 }
-"""Of the kernel's own file, where a layer is put together."""
+"""Of `layer.py`, where a layer is put together."""
 
 _OF_OPCODE = {"all_reduce": ALL_REDUCE, "sendrecv": WAITS, "core_barrier": WAITS}
 
@@ -86,6 +86,6 @@ def stage_of(instruction: Instruction) -> str:
     for file, function in instruction.functions:
         if file in _OF_FILE:
             return _OF_FILE[file]
-        if file == "transformer" and function in _OF_FUNCTION:
+        if file == "layer" and function in _OF_FUNCTION:
             return _OF_FUNCTION[function]
     return OTHER

@@ -66,8 +66,8 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "kernel caps scores before it scales them",
         "kernels/attention.py",
-        "number = sizes.softmax_scale / sizes.attention_softcap",
-        "number = 1.0 / sizes.attention_softcap",
+        "ScoreScale(softmax_scale / softcap,",
+        "ScoreScale(1.0 / softcap,",
         ("stages/test_attention.py",),
     ),
     Mutation(
@@ -338,14 +338,14 @@ PACKAGE: tuple[Mutation, ...] = (
     ),
     Mutation(
         "kernel counts layers of a stack from zero",
-        "kernels/transformer.py",
+        "kernels/layer_caches.py",
         "            return layers.place(layer)\n        return layer\n",
         "            return layers.place(layer)\n        return layer - layers.first\n",
         ("lowering/test_simulate.py::OneDeviceTest",),
     ),
     Mutation(
         "kernel takes a layer's place among all layers for that among its kind's",
-        "kernels/transformer.py",
+        "kernels/layer_caches.py",
         "            return layers.place(layer)\n        return layer\n",
         "            return layer\n        return layer\n",
         ("kernels/test_transformer.py::FixedTest",),
@@ -674,7 +674,7 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "kernel up projection is not clamped",
         "kernels/mlp.py",
-        "up_input = input_of(normed, W_up, sizes)",
+        "up_input = input_of(normed, W_up, context)",
         "up_input = normed",
         ("stages/test_mlp.py",),
     ),

@@ -10,7 +10,7 @@ from unittest import mock
 import pytest
 from absl.testing import absltest, parameterized
 
-from jax_tkg.kernels import masks, transformer
+from jax_tkg.kernels import layer_sequence, masks
 from tests import cases
 from tests.kernels import launch
 
@@ -36,8 +36,8 @@ class InputsTest(parameterized.TestCase):
         # Each core is a thread.
         here = threading.local()
         moved: set[tuple[str, bool]] = set()
-        copy: Callable[..., Any] = transformer.nisa.dma_copy
-        loop: Callable[..., Any] = transformer.nl.fori_loop
+        copy: Callable[..., Any] = layer_sequence.nisa.dma_copy
+        loop: Callable[..., Any] = layer_sequence.nl.fori_loop
 
         def watched_copy(dst: Any, src: Any, **options: Any) -> Any:
             if getattr(here, "inside", False):
@@ -54,8 +54,8 @@ class InputsTest(parameterized.TestCase):
         room = 118000 if masks_stay else 0
         with (
             mock.patch.object(masks, "_mask_room", return_value=room),
-            mock.patch.object(transformer.nisa, "dma_copy", watched_copy),
-            mock.patch.object(transformer.nl, "fori_loop", watched_loop),
+            mock.patch.object(layer_sequence.nisa, "dma_copy", watched_copy),
+            mock.patch.object(layer_sequence.nl, "fori_loop", watched_loop),
         ):
             launch.check(shape, cores=cores, stacked=True)
         self.assertContainsSubset({("W_qkvs", True), ("K_caches", True), ("W_downs", True)}, moved)

@@ -15,7 +15,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
-from jax_tkg.kernels import masks, transformer
+from jax_tkg.kernels import layer_sequence, masks
 from jax_tkg.lowering import kernel_operands
 from jax_tkg.simulator.memory.addressing import VirtualRegister
 from tests import cases
@@ -75,7 +75,7 @@ class FixedTest(parameterized.TestCase):
         """Masks of a kind that stay on chip, and masks of another that do not."""
         shape = cases.Shape(**sizes, S_ctx=300, S_max=310, kinds=((30, 40, True, "each"),))
         loops: list[int] = []
-        loop = transformer.nl.fori_loop
+        loop = layer_sequence.nl.fori_loop
 
         def watched(lower: Any, upper: Any, body: Any) -> None:
             loops.append(upper - lower)
@@ -83,7 +83,7 @@ class FixedTest(parameterized.TestCase):
 
         with (
             mock.patch.object(masks, "_mask_room", return_value=40),
-            mock.patch.object(transformer.nl, "fori_loop", watched),
+            mock.patch.object(layer_sequence.nl, "fori_loop", watched),
         ):
             launch.check(shape, ranks=2, cores=2, stacked=stacked)
         self.assertEqual(set(loops), {turns} if turns else set())
@@ -213,7 +213,7 @@ class FixedTest(parameterized.TestCase):
         for layers in (2, 5):
             shape = cases.Shape(L=layers)
             (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
-            with mock.patch.object(transformer.nl, "fori_loop", once):
+            with mock.patch.object(layer_sequence.nl, "fori_loop", once):
                 _, result = launch.run(shape, row, stacked=True, record=True)
             counts.append(len(result.record))
         self.assertEqual(bodies, [2, 5])

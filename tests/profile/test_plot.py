@@ -25,7 +25,7 @@ def _weights(stream: Stream, storage: int, name: str) -> None:
         access("dst", "psum", 91, (128, 512)),
     )
     function = "_heads" if "qkv" in name else "_project_out"
-    stream.instructions[-1].functions = (("linear", "linear"), ("transformer", function))
+    stream.instructions[-1].functions = (("linear", "linear"), ("layer", function))
 
 
 class BarsTest(absltest.TestCase):

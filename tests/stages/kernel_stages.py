@@ -8,6 +8,7 @@ the groups of chunks into which it divides the residual stream.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import types
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -40,7 +41,7 @@ from jax_tkg.kernels.masks import Masks
 from jax_tkg.kernels.mlp import mlp
 from jax_tkg.kernels.rms_norm import Normed, head_gain, normalize_heads, rms_norm
 from jax_tkg.kernels.rope import Rotation, apply_rope
-from jax_tkg.kernels.sizes import Context, Core, Sizes, hidden_order
+from jax_tkg.kernels.sizes import Arithmetic, Context, Core, Sizes, hidden_order
 from jax_tkg.kernels.softmax import (
     SoftmaxState,
     column_peaks,
@@ -56,11 +57,14 @@ from jax_tkg.lowering.kernel_operands import context_ranges
 
 _NOTHING = Operands(**{field.name: None for field in dataclasses.fields(Operands)})
 
-_NUMBERS = {
+_SIZES = {
     **{"B": 1, "S": 1, "H": 128, "I": 128, "d": 64, "q": 1, "k": 1, "S_prior": 0, "S_max": 1},
-    **{"dtype": nl.float32, "eps": 1e-6, "clamp_bound": 0},
+    "dtype": nl.float32,
 }
 """Arguments of `Sizes` for stages to which they do not matter."""
+
+_ARITHMETIC = {"eps": 1e-6, "clamp_bound": 0}
+"""Those of `Arithmetic`."""
 
 TARGETS = {"float8_e4m3fn": "trn3"}
 """The machine that a dtype needs, where the oldest has it not."""
@@ -125,7 +129,7 @@ class KernelStages:
 
     def features(self, H: int, T: int, dtype: str) -> np.ndarray:
         """[128, H/128]: which feature each place of the residual stream's tile has."""
-        sizes = Sizes(**{**_NUMBERS, "B": T, "H": H, "dtype": dtype})
+        sizes = Sizes(**{**_SIZES, "B": T, "H": H, "dtype": dtype})
         places = np.full((PARTITIONS, H // PARTITIONS), -1)
         for first, count in hidden_order(sizes, types.SimpleNamespace(count=self.cores)).groups:
             within = np.arange(count * PARTITIONS).reshape(PARTITIONS, count)
@@ -170,14 +174,16 @@ class KernelStages:
           body: the kernel; `context` is the launch's `Context`.
           ranks: the tensors of each rank.
           target: the simulated machine.
-          **changes: numbers of `Sizes`; those that do not matter have defaults.
+          **changes: of `Sizes` and `Arithmetic`; those that do not matter have defaults.
         """
-        numbers = {**_NUMBERS, **changes}
+        options = inspect.signature(Arithmetic).parameters
+        numbers = _SIZES | {name: changes[name] for name in changes if name not in options}
+        given = _ARITHMETIC | {name: changes[name] for name in changes if name in options}
 
         def kernel(**tensors: Any) -> Any:
             sizes = Sizes(**numbers)
             ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
-            context = Context(sizes, Core(), ring, Constants(sizes))
+            context = Context(sizes, Arithmetic(**given), Core(), ring, Constants(sizes))
             return body(context, **tensors)
 
         return simulator.run(
@@ -199,7 +205,7 @@ class KernelStages:
             )
             factor = normed.token_factor(context)
             if factor == None:  # noqa: E711
-                return store(normed.clamped(context.sizes).tile, context), None
+                return store(normed.clamped(context).tile, context), None
             return store(normed.tile, context), store(factor, context)
 
         given = {"x": self.residual(x.reshape(B * S, H)), "gamma": gamma}

@@ -8,7 +8,7 @@ from absl.testing import absltest
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
-WHOLE = {"__init__", "transformer"}
+WHOLE = {"__init__", "layer", "transformer"}
 """Modules of one name that are no stage: the whole has tests of its own."""
 
 

@@ -1,0 +1,186 @@
+"""One layer: the stages that the picture in `transformer.py` shows, one after another."""
+
+import nki.language as nl
+from nki.language import NKIObject
+
+from .all_reduce import add_reduced
+from .attention import AttentionLoads, attention
+from .blocks import CacheBlocks
+from .cache_scales import load_cache_scales
+from .cache_update import await_readers, update_caches
+from .experts import experts
+from .feature_order import FeatureOrder
+from .layout import load_columns, load_features
+from .limits import PARTITIONS
+from .linear import (
+    Columns,
+    in_double_rows,
+    linear,
+    linear_of_shares,
+    product_loads,
+    share_loads,
+)
+from .mlp import MlpLoads, mlp
+from .rms_norm import head_gain, normalize_heads, rms_norm
+from .rope import apply_rope
+
+
+class Step(NKIObject):
+    """One layer of a launch.
+
+    Attributes:
+      layer: its operands.
+      caches: its `LayerCaches`, with offsets.
+      kind: its `Kind`.
+      number: in a loop on the device, its `LoopLayer`; else None.
+    """
+
+    def __init__(self, layer, caches, kind, number=None):
+        self.layer = layer
+        self.caches = caches
+        self.kind = kind
+        self.number = number
+
+
+class LayerStart(NKIObject):
+    """What a layer's first stages load, before the layer before it has ended.
+
+    Attributes:
+      gain: of the first norm.
+      bias: of the projection of heads, or None.
+      gain_q, gain_k: of head norms, or None.
+      loads: of W_qkv.
+    """
+
+    def __init__(self, step):
+        layer = step.layer
+        context = step.kind.context
+        W_qkv = layer.W_qkv
+        sizes = context.sizes
+        tiles = (sizes.q + 2 * sizes.k) * sizes.head_chunks
+        self.gain = load_features(layer.W_gamma_qkv, context)
+        self.bias = load_columns(W_qkv.bias, 0, tiles, width=sizes.head_rows)
+        self.gain_q = head_gain(layer.W_gamma_q, context)
+        self.gain_k = head_gain(layer.W_gamma_k, context)
+        self.loads = share_loads(W_qkv.tensor, Columns(0, sizes.head_rows), tiles, context)
+
+
+def transformer_layer(x, step, start, following):
+    """One layer of the residual stream x [128, n, T], of which this core holds n chunks of H.
+
+    A stage's first loads begin before the swap or all-reduce that the stage waits for.
+
+    Args:
+      x: [128, n, T].
+      step: the `Step`.
+      start: its `LayerStart`.
+      following: the next layer's `Step`, or None.
+
+    Returns:
+      A tile like x, and the next layer's `LayerStart` or None.
+    """
+    layer = step.layer
+    caches = step.caches
+    kind = step.kind
+    shared = kind.shared
+    context = kind.context
+    blocks = None
+    offsets = caches.offsets
+    if offsets.blocks != None:
+        blocks = CacheBlocks(
+            caches.K_whole, caches.V_whole, caches.number, offsets.blocks, context.sizes
+        )
+    scales = load_cache_scales(layer.k_scale, layer.v_scale, context)
+    cache_loads = AttentionLoads(caches.K_cache, caches.V_cache, kind.attention, blocks)
+    normed = rms_norm(x, start.gain, context)
+    heads = _heads(normed, layer, start, kind.rotation, context, [cache_loads])
+    W_out = layer.W_out
+    out_loads = _out_loads(W_out, context)
+    queries = heads
+    ranks = kind.ranks
+    if ranks != None:
+        queries = ranks.gather_queries(heads, context.core)
+    attended, values = attention(
+        queries,
+        cache_loads,
+        kind.masks,
+        kind.attention,
+        sinks=layer.sinks,
+        scales=scales,
+        ahead=out_loads,
+        ranks=ranks,
+    )
+    await_readers(caches, context.core)
+    partial = _project_out(attended, W_out, context, out_loads)
+    gain = load_features(layer.W_gamma_mlp, context)
+    mlp_loads = None
+    ahead = None
+    if not layer.has_experts():
+        mlp_loads = MlpLoads(layer, context)
+        ahead = mlp_loads.gate[0]
+    gamma = layer.W_gamma_post_attention
+    x = add_reduced(
+        x, partial, shared.reduction, context, bias=W_out.bias, gamma=gamma, ahead=ahead
+    )
+    double_rows = ahead != None and in_double_rows(ahead)
+    normed = rms_norm(x, gain, context, double_rows=double_rows)
+    if layer.has_experts():
+        partial = experts(normed, layer, shared.routing, context, number=step.number)
+    else:
+        partial = mlp(normed, layer, context, loads=mlp_loads)
+    if offsets.values != None:
+        # Only here, so that no load of weights queues behind writes that wait for attention.
+        update_caches(caches, heads, values, context, scales=scales)
+    next_start = None
+    ahead = None
+    if following != None:
+        next_start = LayerStart(following)
+        ahead = next_start.loads
+    gamma = layer.W_gamma_post_mlp
+    x = add_reduced(x, partial, shared.reduction, context, gamma=gamma, ahead=ahead)
+    return (x, next_start)
+
+
+def _heads(normed, layer, start, rotation, context, ahead):
+    """[rows, q + 2k, chunks, T]: queries and keys rotated, then values, in the compute dtype."""
+    W_qkv = layer.W_qkv
+    sizes = context.sizes
+    rotated = sizes.q + sizes.k
+    count = rotated + sizes.k
+    shape = (sizes.head_rows, count * sizes.head_chunks, sizes.T)
+    product = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
+    columns = Columns(0, sizes.head_rows, bias=start.bias)
+    linear_of_shares(
+        product, normed, W_qkv.tensor, columns, context, loads=start.loads, ahead=ahead
+    )
+    heads = product.reshape_dim(1, (count, sizes.head_chunks))
+    if start.gain_q != None or start.gain_k != None:
+        normalize_heads(heads[:, 0:rotated, :, :], start.gain_q, start.gain_k, context)
+    apply_rope(heads[:, 0:rotated, :, :], rotation, context)
+    return heads
+
+
+def _out_columns(context):
+    """This core's `Columns` of W_out."""
+    share = context.hidden_share()
+    order = context.hidden_order()
+    return Columns(share.first * PARTITIONS, PARTITIONS, order=order)
+
+
+def _out_loads(W_out, context):
+    """The `product_loads` of this core's columns of W_out."""
+    sizes = context.sizes
+    share = context.hidden_share()
+    rows = FeatureOrder(sizes.head_rows)
+    chunks = sizes.q * sizes.head_chunks
+    columns = _out_columns(context)
+    return product_loads(W_out.tensor, columns, share.count, chunks, context, rows)
+
+
+def _project_out(attended, W_out, context, loads):
+    """[128, n, T] float32: this core's chunks of attended [rows, q * chunks, T] @ W_out."""
+    sizes = context.sizes
+    share = context.hidden_share()
+    partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+    linear(partial, attended, W_out.tensor, _out_columns(context), context, loads=loads)
+    return partial
