@@ -8,20 +8,15 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .attention_blocks import (
-    attention_tasks,
-    divides_sequences,
-    sequence_groups,
-    sequence_share,
-)
-from .cache_scales import CacheScales, ScoreScale, beside_cached, multipliable, product_bytes
+from .attention_blocks import divides_sequences, sequence_groups, sequence_share
+from .attention_scores import masked_scores, score_products
+from .cache_scales import CacheScales, ScoreScale, beside_cached
 from .cache_update import token_rows
 from .context_ranks import StateExchange
 from .exchange import swap
-from .limits import PARTITIONS, PSUM_BANK, RING_SLOTS, ceiling_divide
+from .limits import PARTITIONS, PSUM_BANK
 from .linear import begin
 from .softmax import (
-    MASKED,
     SoftmaxState,
     add_sinks,
     column_peaks,
@@ -47,91 +42,6 @@ class BlockResult(NKIObject):
         self.peaks = peaks
         self.total = total
         self.weighted = weighted
-
-
-class AttentionLoads(NKIObject):
-    """The loads of keys and values, in the order of a core's tasks.
-
-    Attributes:
-      tasks: `Task`s.
-      pairs: of each task the `Pairs` whose keys are loaded together.
-      value_pairs: the same of values.
-    """
-
-    def __init__(self, K_cache, V_cache, context, blocks=None):
-        """Of one layer.
-
-        Args:
-          K_cache: `LayerTensor` [B, k, d, S_max].
-          V_cache: `LayerTensor` [B, k, S_max, d].
-          context: the launch's `Context`.
-          blocks: `CacheBlocks`, from which keys and values are then loaded; or None.
-        """
-        self.K_cache = K_cache
-        self.V_cache = V_cache
-        self.context = context
-        self.blocks = blocks
-        self.tasks = attention_tasks(context.sizes, context.core)
-        sizes = context.sizes
-        key_bytes = product_bytes(K_cache.view.dtype, sizes.dtype)
-        value_bytes = product_bytes(V_cache.view.dtype, sizes.dtype)
-        self.pairs = []
-        self.value_pairs = []
-        for task in self.tasks:
-            block = task.block
-            group = task.group
-            self.pairs.append(_pairs_at_once(block, group, key_bytes, context))
-            self.value_pairs.append(_pairs_at_once(block, group, value_bytes, context))
-        # Of the first task, what has begun.
-        self.begun_keys = []
-        self.begun_values = []
-
-    def begin(self):
-        """Begins the first task's keys, and its values if it is the only one, while buffers last.
-
-        All buffers of the ring were read by now. Caches of another dtype, whose conversion takes
-        further buffers, do not begin early.
-        """
-        sizes = self.context.sizes
-        alike = self.K_cache.view.dtype == sizes.dtype and self.V_cache.view.dtype == sizes.dtype
-        if len(self.tasks) > 0 and alike:
-            number = len(self.pairs[0])
-            for index in range(min(number, RING_SLOTS)):
-                self.begun_keys.append(self._load_keys(0, index))
-            block = self.tasks[0].block
-            each = max(1, len(block.segments))
-            if len(self.tasks) == 1 and number < RING_SLOTS:
-                for index in range(min(number, (RING_SLOTS - number) // each)):
-                    self.begun_values.append(self._load_values(0, index))
-
-    def keys(self, number, index):
-        """[rows, count, chunks, slots]: the keys of a task, of its `Pairs` `index`."""
-        if number == 0 and index < len(self.begun_keys):
-            return self.begun_keys[index]
-        return self._load_keys(number, index)
-
-    def values(self, number, index):
-        """Of each segment [rows, count, chunks, d]: its values, likewise."""
-        if number == 0 and index < len(self.begun_values):
-            return self.begun_values[index]
-        return self._load_values(number, index)
-
-    def _load_keys(self, number, index):
-        task = self.tasks[number]
-        pairs = self.pairs[number][index]
-        return _load_keys(self.K_cache, task.block, pairs, task.group, self.context, self.blocks)
-
-    def _load_values(self, number, index):
-        task = self.tasks[number]
-        pairs = self.value_pairs[number][index]
-        if self.blocks != None:
-            return _load_block_values(
-                self.V_cache, self.blocks, task.block, pairs, task.group, self.context
-            )
-        loaded = []
-        for segment in task.block.segments:
-            loaded.append(_load_values(self.V_cache, segment, pairs, task.group, self.context))
-        return loaded
 
 
 def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None, ranks=None):
@@ -169,7 +79,7 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
     softcap = arithmetic.attention_softcap
     capped = None
     if softcap > 0.0:
-        # `_masked` leaves scores within +-1.
+        # `masked_scores` leaves scores within +-1.
         scale = ScoreScale(softcap)
         capped = ScoreScale(softmax_scale / softcap, scales.inverse_key)
     else:
@@ -187,14 +97,14 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
             ended.store(attended, scale, context)
         return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
     keys = beside_cached(heads[:, sizes.q : sizes.q + sizes.k, :, :], scales.key)
-    product = _products(0, heads, keys, loads, context)
+    product = score_products(0, heads, keys, loads, context)
     values = token_rows(heads, sizes.q + sizes.k, sizes)
     new_values = beside_cached(values, scales.value)
     state = None
     result = None
     for index in range(len(tasks)):
         task = tasks[index]
-        scores = _masked(task, product, masks, capped, sizes)
+        scores = masked_scores(task, product, masks, capped, sizes)
         peaks = column_peaks(scores, context.constants)
         ended = None
         if index > 0:
@@ -204,7 +114,7 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
                 ended = AttendedGroup(state, before.group, context, sink_rows, scales, ranks)
                 state = None
         if index + 1 < len(tasks):
-            product = _products(index + 1, heads, keys, loads, context)
+            product = score_products(index + 1, heads, keys, loads, context)
         result = _attend(index, scores, peaks, new_values, loads, scale, context)
         if ahead != None and index + 1 == len(tasks):
             begin(ahead)
@@ -315,21 +225,6 @@ def _load_sinks(sinks, q, context):
     return rows
 
 
-def _of_kv_head(columns, kv_head, group, sizes):
-    """[P, count, q / k * S] of [P, columns]: the columns of a KV head, of all sequences."""
-    by_pair = columns.reshape_dim(1, (group.count, sizes.k, group.per_pair))
-    return by_pair[:, :, kv_head, :]
-
-
-def _queries(heads, group, first, count, kv_head, sizes):
-    """[rows, chunks, count, q / k, S]: the queries of some sequences that share a KV head."""
-    shared = sizes.q // sizes.k
-    token = (group.first + first) * sizes.S
-    queries = heads[:, kv_head * shared : (kv_head + 1) * shared, :, :]
-    queries = queries[:, :, :, token : token + count * sizes.S]
-    return queries.reshape_dim(3, (count, sizes.S)).permute((0, 2, 3, 1, 4))
-
-
 def _attend(number, scores, peaks, values, loads, scale, context):
     """The `BlockResult` of a task: its values weighted by the softmax of their scores."""
     sizes = context.sizes
@@ -345,9 +240,9 @@ def _attend(number, scores, peaks, values, loads, scale, context):
             for head_chunk in range(sizes.head_chunks):
                 feature = head_chunk * sizes.head_rows
                 nisa.nc_matmul(
-                    dst=_of_kv_head(weighted[:, head_chunk, :], kv_head, group, sizes),
+                    dst=group.of_kv_head(weighted[:, head_chunk, :], kv_head),
                     stationary=values[:, kv_head, feature : feature + sizes.head_rows],
-                    moving=_of_kv_head(own, kv_head, group, sizes),
+                    moving=group.of_kv_head(own, kv_head),
                     accumulate=False,
                 )
     of_task = loads.value_pairs[number]
@@ -382,221 +277,6 @@ def _weighted_tile(group, sizes):
     shape = (sizes.head_rows, sizes.head_chunks, width)
     tile = nl.ndarray(shape, dtype=nl.float32, buffer=nl.psum)
     return tile[:, :, 0 : group.columns]
-
-
-class Pairs(NKIObject):
-    """Pairs (sequence, KV head) first .. first + count of a group, loaded in one transfer."""
-
-    def __init__(self, first, count):
-        self.first = first
-        self.count = count
-
-
-def _pairs_at_once(block, group, item, context):
-    """All pairs of a group, as `Pairs` whose keys or values fit in a buffer of the ring.
-
-    They have `item` bytes each.
-    """
-    sizes = context.sizes
-    ring = context.ring
-    # All segments of keys have one buffer.
-    slots = 0
-    values = 0
-    for segment in block.segments:
-        slots += segment.slots * sizes.head_chunks
-        values = max(values, segment.chunks * sizes.d)
-    if sizes.block_len > 0:
-        # Those of values too.
-        values = block.slot_chunks * sizes.d
-    total = group.count * sizes.k
-    at_once = total
-    if slots > 0:
-        at_once = max(1, ring.slot_bytes // (item * max(slots, values)))
-    found = []
-    first = 0
-    while first < total:
-        found.append(Pairs(first, min(at_once, total - first)))
-        first += at_once
-    return found
-
-
-def _caches_of(cache, pairs, group, sizes):
-    """[count, ...]: the pairs' caches, of [B, k, ...]."""
-    shape = cache.shape
-    by_pair = cache.reshape((sizes.B * sizes.k, shape[2], shape[3]))
-    first = group.first * sizes.k + pairs.first
-    return by_pair[first : first + pairs.count]
-
-
-def _load_keys(K_cache, block, pairs, group, context, blocks):
-    """[rows, count, chunks, slots]: the keys of the slots of a block's segments, one after another.
-
-    None for a block of new keys alone.
-    """
-    sizes = context.sizes
-    ring = context.ring
-    chunks = sizes.head_chunks
-    if len(block.segments) == 0:
-        return None
-    start = block.segments[0].start
-    slots = 0
-    for segment in block.segments:
-        slots += segment.slots
-    columns = pairs.count * chunks * slots
-    shape = (pairs.count, chunks, slots)
-    tile = ring.take(K_cache.view.dtype)[0 : sizes.head_rows, 0:columns]
-    keys = tile.reshape_dim(1, shape)
-    if blocks != None:
-        for segment in block.segments:
-            first = segment.start - start
-            own = keys[:, :, :, first : first + segment.slots]
-            blocks.load_keys(own, segment, pairs, group, sizes)
-        return multipliable(tile, ring, sizes.dtype).reshape_dim(1, shape)
-    source = _caches_of(K_cache.view, pairs, group, sizes)
-    source = source[:, :, start : start + slots]
-    source = source.reshape_dim(1, (chunks, sizes.head_rows))
-    nisa.dma_copy(
-        dst=keys,
-        src=K_cache.select_layer(source.permute((2, 0, 1, 3))),
-        dge_mode=nisa.dge_mode.hwdge,
-        engine=nisa.engine.sync,
-    )
-    return multipliable(tile, ring, sizes.dtype).reshape_dim(1, shape)
-
-
-def _load_values(V_cache, segment, pairs, group, context):
-    """[rows, count, chunks, d]: the values of a segment's slots."""
-    sizes = context.sizes
-    ring = context.ring
-    width = segment.chunks * sizes.d
-    tile = ring.take(V_cache.view.dtype)[0 : segment.rows, 0 : pairs.count * width]
-    values = tile.reshape_dim(1, (pairs.count, width))
-    source = _caches_of(V_cache.view, pairs, group, sizes)
-    source = source[:, segment.start : segment.start + segment.slots, :]
-    source = source.reshape_dim(1, (segment.rows, segment.chunks))
-    source = V_cache.select_layer(source.permute((1, 0, 2, 3)))
-    values = values.reshape_dim(2, (segment.chunks, sizes.d))
-    nisa.dma_copy(
-        dst=values,
-        src=source,
-        dge_mode=nisa.dge_mode.hwdge,
-        engine=nisa.engine.sync,
-    )
-    values = multipliable(tile, ring, sizes.dtype)
-    return values.reshape_dim(1, (pairs.count, segment.chunks, sizes.d))
-
-
-def _load_block_values(V_cache, blocks, block, pairs, group, context):
-    """Of each segment [rows, count, chunks, d]: the values of its slots, all in one buffer."""
-    sizes = context.sizes
-    ring = context.ring
-    if block.slot_chunks == 0:
-        # A block of new keys alone.
-        return []
-    shape = (pairs.count, block.slot_chunks, sizes.d)
-    dtype = V_cache.view.dtype
-    tile = ring.take(dtype)[:, 0 : shape[0] * shape[1] * shape[2]]
-    if dtype != nl.bfloat16 and dtype != nl.float32:
-        # What weights of another dtype left may be no number in this one, and 0 * NaN is NaN.
-        nisa.memset(dst=tile, value=0.0, engine=nisa.engine.gpsimd)
-    stored = tile.reshape_dim(1, shape)
-    for segment in block.segments:
-        first = segment.first_chunk
-        values = stored[0 : segment.rows, :, first : first + segment.chunks, :]
-        blocks.load_values(values, segment, pairs, group, sizes)
-    whole = multipliable(tile, ring, sizes.dtype).reshape_dim(1, shape)
-    loaded = []
-    for segment in block.segments:
-        first = segment.first_chunk
-        loaded.append(whole[0 : segment.rows, :, first : first + segment.chunks, :])
-    return loaded
-
-
-def _products(number, heads, new_keys, loads, context):
-    """Scores of a task before masks, [rows, banks, 512] in PSUM; new keys [rows, k, chunks, T]."""
-    sizes = context.sizes
-    task = loads.tasks[number]
-    block = task.block
-    group = task.group
-    banks = ceiling_divide(block.chunks, group.per_bank)
-    product = nl.ndarray((block.rows, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-    of_task = loads.pairs[number]
-    for index in range(len(of_task)):
-        pairs = of_task[index]
-        keys = loads.keys(number, index)
-        for segment in block.segments:
-            start = segment.start - block.segments[0].start
-            for pair in range(pairs.first, pairs.first + pairs.count):
-                by_chunk = keys[:, pair - pairs.first, :, start : start + segment.slots]
-                by_chunk = by_chunk.reshape_dim(2, (segment.rows, segment.chunks))
-                queries = _queries(heads, group, pair // sizes.k, 1, pair % sizes.k, sizes)
-                for chunk in range(segment.chunks):
-                    bank, first = group.place(segment.first_chunk + chunk)
-                    first += pair * group.per_pair
-                    for head_chunk in range(sizes.head_chunks):
-                        nisa.nc_matmul(
-                            dst=product[0 : segment.rows, bank, first : first + group.per_pair],
-                            stationary=by_chunk[:, head_chunk, :, chunk],
-                            moving=queries[:, head_chunk, :, :, :],
-                            accumulate=head_chunk > 0,
-                        )
-    if block.active_rows > 0:
-        # The new keys of all sequences at once: other sequences' keys are masked.
-        bank, first = group.place(block.active_chunk)
-        columns = product[0 : block.active_rows, bank, first : first + group.columns]
-        for kv_head in range(sizes.k):
-            queries = _queries(heads, group, 0, group.count, kv_head, sizes)
-            for head_chunk in range(sizes.head_chunks):
-                nisa.nc_matmul(
-                    dst=_of_kv_head(columns, kv_head, group, sizes),
-                    stationary=new_keys[:, kv_head, head_chunk, :],
-                    moving=queries[:, head_chunk, :, :, :],
-                    accumulate=head_chunk > 0,
-                )
-    return product
-
-
-def _masked(task, product, masks, capped, sizes):
-    """The scores of a block, [rows, chunks, columns] float32; `MASKED` for unattended keys.
-
-    With a soft cap, scores are the tanh of scores times `capped`, a `ScoreScale`; else they are not
-    scaled, and `capped` is None.
-    """
-    block = task.block
-    group = task.group
-    shape = (block.rows, block.chunks, group.columns)
-    scores = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-    # The Vector Engine has the most to do here.
-    nisa.memset(dst=scores, value=MASKED, engine=nisa.engine.gpsimd)
-    tiles = masks.get(task)
-    for index in range(len(tiles)):
-        first_chunk = block.segments[index].first_chunk
-        _copy_attended(scores, product, tiles[index], first_chunk, group, capped)
-    if block.active_rows > 0:
-        own = masks.active[:, group.first_column : group.first_column + group.columns]
-        _copy_attended(scores, product, own.expand_dim(1), block.active_chunk, group, capped)
-    return scores
-
-
-def _copy_attended(scores, product, mask, first_chunk, group, capped):
-    """Copies scores of chunks from PSUM where mask [rows, chunks, columns] is not zero."""
-    rows = mask.shape[0]
-    chunks = mask.shape[1]
-    done = 0
-    while done < chunks:
-        # As many chunks as one bank holds.
-        bank, start = group.place(first_chunk + done)
-        first = first_chunk + done
-        count = min(group.per_bank - first % group.per_bank, chunks - done)
-        part = product[0:rows, bank, start : start + count * group.columns]
-        if capped != None:
-            nisa.activation(dst=part, op=nl.tanh, data=part, scale=capped.of_rows(rows))
-        nisa.tensor_copy_predicated(
-            dst=scores[0:rows, first : first + count, :],
-            src=part.reshape_dim(1, (count, group.columns)),
-            predicate=mask[:, done : done + count, :],
-        )
-        done += count
 
 
 def _store_attended(attended, state, group, token, inverse_scale, sizes):

@@ -150,6 +150,7 @@ class Group(NKIObject):
     """Sequences first .. first + count, attended together; columns are (sequence, head, token).
 
     Attributes:
+      kv_heads: k.
       width: columns of a sequence.
       per_pair: columns of a sequence and KV head.
       columns: columns of the group.
@@ -161,12 +162,18 @@ class Group(NKIObject):
     def __init__(self, first, count, sizes):
         self.first = first
         self.count = count
+        self.kv_heads = sizes.k
         self.width = sizes.q * sizes.S
         self.per_pair = self.width // sizes.k
         self.columns = count * self.width
         self.first_column = first * self.width
         self.per_bank = PSUM_BANK // self.columns
         self.chunks = min(MAX_BLOCK_CHUNKS, self.per_bank * PSUM_GROUP_BANKS)
+
+    def of_kv_head(self, columns, kv_head):
+        """[P, count, q / k * S] of [P, columns]: the columns of a KV head, of all sequences."""
+        by_pair = columns.reshape_dim(1, (self.count, self.kv_heads, self.per_pair))
+        return by_pair[:, :, kv_head, :]
 
     def place(self, chunk):
         """(bank, first column) of a chunk in the PSUM tile of the scores."""

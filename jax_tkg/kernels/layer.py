@@ -4,7 +4,8 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .all_reduce import add_reduced
-from .attention import AttentionLoads, attention
+from .attention import attention
+from .attention_loads import AttentionLoads
 from .blocks import CacheBlocks
 from .cache_scales import load_cache_scales
 from .cache_update import await_readers, update_caches

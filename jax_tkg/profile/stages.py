@@ -51,8 +51,8 @@ _OF_FILE = {
     "rope": ROPE,
     **dict.fromkeys(
         (
-            *("attention", "attention_blocks", "softmax", "masks", "blocks"),
-            *("cache_scales", "cache_update"),
+            *("attention", "attention_blocks", "attention_loads", "attention_scores"),
+            *("softmax", "masks", "blocks", "cache_scales", "cache_update"),
         ),
         ATTENTION,
     ),

@@ -289,7 +289,7 @@ PACKAGE: tuple[Mutation, ...] = (
     ),
     Mutation(
         "kernel scores new keys by a large head's second half",
-        "kernels/attention.py",
+        "kernels/attention_scores.py",
         "\n                    accumulate=head_chunk > 0",
         "\n                    accumulate=False",
         ("stages/test_attention.py",),

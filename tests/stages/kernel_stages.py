@@ -20,8 +20,9 @@ import numpy as np
 from jax_tkg import simulator
 from jax_tkg.call.arguments import Operands
 from jax_tkg.kernels.all_reduce import Reduction, add_reduced
-from jax_tkg.kernels.attention import AttentionLoads, attention
+from jax_tkg.kernels.attention import attention
 from jax_tkg.kernels.attention_blocks import attention_tasks
+from jax_tkg.kernels.attention_loads import AttentionLoads
 from jax_tkg.kernels.blocks import CacheBlocks
 from jax_tkg.kernels.cache_scales import ScoreScale, load_cache_scales
 from jax_tkg.kernels.cache_update import (
