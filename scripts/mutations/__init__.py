@@ -1,1 +1,1 @@
-"""Faults that the tests must notice: a table of the simulator's, one of the package's, a runner."""
+"""Faults that the tests must notice: tables by part of the package, the simulator's, a runner."""
