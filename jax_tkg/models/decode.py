@@ -17,8 +17,9 @@ import numpy as np
 
 from jax_tkg.caches import context_bucket
 from jax_tkg.models.executables import Compiled, Executables, on_mesh
-from jax_tkg.models.forward import ModelForward, PlacedParameters
+from jax_tkg.models.forward import ModelForward
 from jax_tkg.models.packing import PackedModel
+from jax_tkg.models.placed_parameters import PlacedParameters
 from jax_tkg.models.placing import put
 from jax_tkg.models.prompts import PromptReader
 from jax_tkg.models.sampling import Sampling, Scores, sample, sample_candidates

@@ -2,47 +2,22 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jax_tkg.api import is_within_limits, transformer_tkg
-from jax_tkg.bits import as_bits, weights_as_bits
 from jax_tkg.caches import allocate_blocks, allocate_caches, ring_capacity
 from jax_tkg.kinds import Kind, decode_inputs, prefill_inputs, step_inputs
 from jax_tkg.models.config import LayerKind, ModelConfig
-from jax_tkg.models.packing import ModelParameters, PackedModel, head_split
-from jax_tkg.models.placing import put
+from jax_tkg.models.packing import PackedModel, head_split
+from jax_tkg.models.placed_parameters import TENSOR_AXIS, PlacedParameters, placement
 from jax_tkg.models.sampling import Scores
-from jax_tkg.models.vocabulary import Vocabulary
 from jax_tkg.output_head import merge_candidates, rms_norm
 from jax_tkg.prefill import transformer_prefill
-from jax_tkg.sharding import partition_specs
-from jax_tkg.weights import TransformerWeights, unstack_layers
-
-TENSOR_AXIS = "tp"
-"""Name of the mesh axis over which the model is split."""
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class PlacedParameters:
-    """The arrays of a model on its devices. A pytree.
-
-    Attributes:
-      layers: weights of the layers.
-      vocabulary: embedding and head.
-      final_gamma: [1, H] of the last RMSNorm.
-    """
-
-    layers: TransformerWeights
-    vocabulary: Vocabulary
-    final_gamma: jax.Array
 
 
 class ModelForward:
@@ -111,42 +86,23 @@ class ModelForward:
         self.model = model
         self.mesh = mesh
         self.implementation = implementation
-        self.replicated: jax.sharding.Sharding | None = None
-        self.cache_sharding: jax.sharding.Sharding | None = None
-        device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-        self.platform = device.platform
+        self._placement = placement(model.config, mesh, stacked)
+        self.platform = self._placement.platform
+        self.replicated = self._placement.sharding(jax.sharding.PartitionSpec())
+        self.cache_sharding = self._placement.sharding(self._placement.specs.K_caches)
         self._kernel = implementation
         if implementation == "auto" and self.platform == "neuron":
             self._kernel = "nki"
         if candidates is None and self._kernel not in ("nki", "simulate"):
             candidates = False
         self._candidates = candidates
-        self._on_cpu = device.platform == "cpu"
-        if stacked and model.config.dense_layers:
-            raise ValueError(
-                "stacked: expected False or None, because only some layers of the model have "
-                "experts, got True"
-            )
-        alike = not model.config.dense_layers
-        self._stacked = self._on_cpu and alike if stacked is None else stacked
-        self._specs = partition_specs(
-            TENSOR_AXIS,
-            stacked=self._stacked,
-            expert_split=None if model.config.experts is None else "intermediate",
-            expert_layers=None
-            if alike
-            else [model.config.experts_of(n) is not None for n in range(model.config.num_layers)],
-        )
-        if mesh is not None:
-            self.replicated = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-            self.cache_sharding = jax.sharding.NamedSharding(mesh, self._specs.K_caches)
         capacity = model.config.context_length if capacity is None else capacity
         self._kinds = tuple(
             _kind(model.config, kind, capacity, context_parallel) for kind in model.config.kinds
         )
         self.context_parallel = context_parallel
         self._options = _options(model.config)
-        self.parameters = self._placed(model.parameters)
+        self.parameters = self._placement.placed(model.parameters)
 
     @property
     def takes_candidates(self) -> bool:
@@ -156,7 +112,7 @@ class ModelForward:
     def caches(self, batch: int) -> tuple[Any, Any]:
         """Zeroed caches for `batch` sequences of `capacity` tokens; rings are shorter."""
         alike = len(self._kinds) == 1
-        return self._for_platform(
+        return self._placement.cached(
             allocate_caches(
                 B=batch,
                 S_max=[kind.S_max for kind in self._kinds],
@@ -187,7 +143,7 @@ class ModelForward:
                 "blocks: expected a model whose layers are of one kind, without a window within "
                 "the capacity, got one with windows or several kinds"
             )
-        return self._for_platform(
+        return self._placement.cached(
             allocate_blocks(blocks=blocks, block_len=block_len, **self._cache_sizes())
         )
 
@@ -199,12 +155,9 @@ class ModelForward:
             "k": self.model.kv_heads,
             "d": config.head_size,
             "dtype": self.model.parameters.head.dtype,
-            "stacked": self._stacked,
+            "stacked": self._placement.stacked,
             "sharding": self.cache_sharding,
         }
-
-    def _for_platform(self, caches: tuple[Any, Any]) -> tuple[Any, Any]:
-        return jax.tree.map(as_bits, caches) if self._on_cpu else caches
 
     def cache_shapes(self, batch: int) -> tuple[Any, Any]:
         """The shapes, dtypes and shardings of what `caches` makes, as jax.ShapeDtypeStruct."""
@@ -242,9 +195,8 @@ class ModelForward:
         Returns:
           Hidden states [B, S, H] before the last RMSNorm, and the updated caches.
         """
-        arguments = self._step_arguments(
-            parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx, block_tables
-        )
+        by_kind = self._step_inputs(tokens.shape[1], lengths, counts, S_ctx, block_tables)
+        arguments = self._arguments(parameters, tokens, K_caches, V_caches, by_kind)
         return self._run(transformer_tkg, arguments, implementation=self.implementation)
 
     def scores(
@@ -276,9 +228,8 @@ class ModelForward:
           Scores [B, S, V] of all tokens, or [B, S, n] of the n = `candidates` likeliest (at most
           V), in one call with the layers; and the updated caches.
         """
-        arguments = self._step_arguments(
-            parameters, tokens, lengths, counts, K_caches, V_caches, S_ctx, block_tables
-        )
+        by_kind = self._step_inputs(tokens.shape[1], lengths, counts, S_ctx, block_tables)
+        arguments = self._arguments(parameters, tokens, K_caches, V_caches, by_kind)
         if candidates is not None and self.takes_candidates:
             count = min(candidates, self.model.config.vocabulary_size)
             with_head = {
@@ -314,41 +265,30 @@ class ModelForward:
         jax.eval_shape(run, arguments)
         return all(found)
 
-    def _step_arguments(
+    def _step_inputs(
         self,
-        parameters: PlacedParameters,
-        tokens: jax.Array,
+        S: int,
         lengths: jax.Array,
         counts: jax.Array,
-        K_caches: Any,
-        V_caches: Any,
         S_ctx: int,
         block_tables: jax.Array | None,
-    ) -> dict[str, Any]:
-        """The array arguments of a step; the parameters are those of `hidden`."""
+    ) -> dict[str, tuple[Any, ...]]:
+        """Tables, masks and positions of a step with S new tokens, an entry for each kind."""
+        q = self.model.config.num_heads
         if block_tables is None:
-            by_kind = step_inputs(
-                self._kinds,
-                lengths,
-                S_tkg=tokens.shape[1],
-                q=self.model.config.num_heads,
-                S_ctx=S_ctx,
-                new_lengths=counts,
-            )
-        else:
-            (kind,) = self._kinds
-            inputs = decode_inputs(
-                lengths,
-                kind.frequencies,
-                S_tkg=tokens.shape[1],
-                new_lengths=counts,
-                block_tables=block_tables,
-                block_len=S_ctx // block_tables.shape[1],
-                concentrations=kind.concentrations,
-                q=self.model.config.num_heads,
-            )
-            by_kind = {name: (given,) for name, given in inputs.items()}
-        return self._arguments(parameters, tokens, K_caches, V_caches, by_kind)
+            return step_inputs(self._kinds, lengths, S_tkg=S, q=q, S_ctx=S_ctx, new_lengths=counts)
+        (kind,) = self._kinds
+        inputs = decode_inputs(
+            lengths,
+            kind.frequencies,
+            S_tkg=S,
+            new_lengths=counts,
+            block_tables=block_tables,
+            block_len=S_ctx // block_tables.shape[1],
+            concentrations=kind.concentrations,
+            q=q,
+        )
+        return {name: (given,) for name, given in inputs.items()}
 
     def prefill(
         self,
@@ -433,7 +373,7 @@ class ModelForward:
         named = {"mask_cache": None, "mask_active": None, **arguments}
         if self.mesh is None:
             return tuple(call(**named))
-        specs = self._specs
+        specs = self._placement.specs
         candidates = (specs.candidates,) * 2 if "W_head" in named else ()
         parallel = jax.shard_map(
             lambda named: tuple(call(**named, axis_name=TENSOR_AXIS)),
@@ -454,59 +394,8 @@ class ModelForward:
         """
         before = jax.tree.map(_shape, self.parameters)
         self.model = model
-        self.parameters = jax.block_until_ready(self._placed(model.parameters))
+        self.parameters = jax.block_until_ready(self._placement.placed(model.parameters))
         return before == jax.tree.map(_shape, self.parameters)
-
-    def _placed(self, parameters: ModelParameters) -> PlacedParameters:
-        """The parameters on the devices; of an outline's shapes, the shapes and shardings there."""
-        if isinstance(parameters.head, jax.ShapeDtypeStruct):
-            arranged = jax.eval_shape(self._arranged, parameters)
-            return self._with_shardings(arranged, _described)
-        return self._with_shardings(self._arranged(parameters), put)
-
-    def _arranged(self, parameters: ModelParameters) -> PlacedParameters:
-        """The parameters in the form in which the devices read them fastest."""
-        layers = parameters.layers if self._stacked else unstack_layers(parameters.layers)
-        layers = weights_as_bits(layers) if self._on_cpu else layers
-        head, embedding = parameters.head, parameters.embedding
-        # Where the head is split the embedding is not, and Trainium gathers rows, not columns.
-        if embedding is None and (self.mesh is not None or self.platform == "neuron"):
-            rows = head[:, : self.model.config.vocabulary_size].T
-            embedding = np.ascontiguousarray(rows) if isinstance(head, np.ndarray) else rows
-        vocabulary = Vocabulary(as_bits(head) if self._on_cpu else head, embedding)
-        return PlacedParameters(layers, vocabulary, parameters.final_gamma)
-
-    def _with_shardings(
-        self, parameters: PlacedParameters, put: Callable[[Any, Any], Any]
-    ) -> PlacedParameters:
-        """Weights split as the primitive wants them.
-
-        Args:
-          parameters: as `_arranged` makes them.
-          put: puts an array, or a list of arrays, where the sharding says; None is one device.
-        """
-        mesh = self.mesh
-        if mesh is None:
-            return put(parameters, None)
-
-        def place(array: Any, spec: Any) -> Any:
-            if isinstance(spec, list):
-                # Layers that differ have a spec each.
-                return list(map(place, array, spec))
-            return put(array, jax.sharding.NamedSharding(mesh, spec))
-
-        whole = jax.sharding.PartitionSpec()
-        layers = {
-            # A list's arrays have the same sharding each, which stands for all of them.
-            name: None if arrays is None else place(arrays, getattr(self._specs, name))
-            for name, arrays in parameters.layers.arguments().items()
-        }
-        head, embedding = parameters.vocabulary.head, parameters.vocabulary.embedding
-        return PlacedParameters(
-            layers=TransformerWeights(**layers),
-            vocabulary=Vocabulary(place(head, self._specs.W_head), place(embedding, whole)),
-            final_gamma=place(parameters.final_gamma, whole),
-        )
 
 
 def _options(config: ModelConfig) -> dict[str, Any]:
@@ -545,10 +434,3 @@ def _kind(config: ModelConfig, kind: LayerKind, capacity: int, context_parallel:
 
 def _shape(leaf: Any) -> tuple[Any, ...]:
     return leaf.shape, jnp.dtype(leaf.dtype)
-
-
-def _described(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
-    """Shapes with a sharding, where `put` would put arrays."""
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )

@@ -18,7 +18,8 @@ import numpy as np
 from jax_tkg.caches import context_bucket
 from jax_tkg.limits import MAX_NEW_TOKENS
 from jax_tkg.models.executables import Compiled, Executables, on_mesh
-from jax_tkg.models.forward import ModelForward, PlacedParameters
+from jax_tkg.models.forward import ModelForward
+from jax_tkg.models.placed_parameters import PlacedParameters
 
 CHUNK_SIZES = (32, 64, 128, 256)
 """Tokens of a chunk. A prompt is read in chunks of one size: the smallest that holds all of it, or

@@ -22,8 +22,8 @@ from jax_tkg.caches import context_bucket
 from jax_tkg.limits import MAX_NEW_TOKENS
 from jax_tkg.models.decode import NO_TOKEN, STEPS_AHEAD, Decoder, DecodeState, shape_of
 from jax_tkg.models.executables import Compiled, Executables, on_mesh
-from jax_tkg.models.forward import PlacedParameters
 from jax_tkg.models.packing import PackedModel
+from jax_tkg.models.placed_parameters import PlacedParameters
 from jax_tkg.models.prompt_lookup import PromptLookup
 from jax_tkg.models.sampling import Scores
 

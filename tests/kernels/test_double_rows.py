@@ -19,7 +19,7 @@ from jax_tkg.kernels.feature_order import even_blocks
 from jax_tkg.kernels.sizes import Context
 from tests import cases
 from tests.kernels import launch
-from tests.stages import drawing, kernel_stages
+from tests.stages import drawing, small_kernels
 from tests.stages.kernel_stages import KernelStages
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -34,14 +34,14 @@ SIXTEEN_BITS = ("bfloat16", "float16")
 def _counted() -> Iterator[dict[str, int]]:
     """Counts the matrix products by their mode, of all cores."""
     counts = {"none": 0, "double_row": 0}
-    real = kernel_stages.nisa.nc_matmul
-    none = kernel_stages.nisa.matmul_perf_mode.none
+    real = small_kernels.nisa.nc_matmul
+    none = small_kernels.nisa.matmul_perf_mode.none
 
     def counted(*args: Any, perf_mode: Any = none, **kwargs: Any) -> Any:
         counts[perf_mode.name] += 1
         return real(*args, perf_mode=perf_mode, **kwargs)
 
-    with mock.patch.object(kernel_stages.nisa, "nc_matmul", counted):
+    with mock.patch.object(small_kernels.nisa, "nc_matmul", counted):
         yield counts
 
 
@@ -76,20 +76,20 @@ class SplitTest(parameterized.TestCase):
         x = _magnitudes(np.random.default_rng(0), tokens, width * chunks, dtype)
 
         def body(context: Context, x: Any) -> Any:
-            terms = split(kernel_stages.load(x), context)
+            terms = split(small_kernels.load(x), context)
             # What the moving operand of two chunks has from row to row.
             self.assertEqual(terms.tile.shape[2] % 16, 0)
             scale = terms.scale
             factor, undo = scale.factor, scale.undo(None)
             columns = terms.moving(0, chunks) if chunks > 1 else terms.moving(0, 1)
-            copied = kernel_stages.nl.ndarray(columns.shape, dtype=columns.dtype, buffer="sbuf")
-            kernel_stages.nisa.tensor_copy(dst=copied, src=columns)
-            return tuple(kernel_stages.store(each, context) for each in (copied, factor, undo))
+            copied = small_kernels.nl.ndarray(columns.shape, dtype=columns.dtype, buffer="sbuf")
+            small_kernels.nisa.tensor_copy(dst=copied, src=columns)
+            return tuple(small_kernels.store(each, context) for each in (copied, factor, undo))
 
-        given = {"x": kernel_stages.turned(x, width)}
+        given = {"x": small_kernels.turned(x, width)}
         numbers = {"B": tokens, "H": 128, "dtype": dtype}
         ((tile, factor, undo),) = KernelStages(1).run(body, [given], **numbers)
-        factor, undo = (kernel_stages.same(kernel_stages.same(part)) for part in (factor, undo))
+        factor, undo = (small_kernels.same(small_kernels.same(part)) for part in (factor, undo))
         np.testing.assert_array_equal(np.frexp(factor)[0], 0.5)
         np.testing.assert_array_equal(factor * undo, 1)
         terms = drawing.wide(tile[0]).reshape(width, chunks, 3, tokens)

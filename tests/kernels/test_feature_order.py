@@ -10,7 +10,7 @@ from absl.testing import absltest, parameterized
 
 from jax_tkg.kernels.feature_order import FeatureOrder, even_blocks
 from jax_tkg.kernels.sizes import Context, Share, hidden_order
-from tests.stages import kernel_stages
+from tests.stages import small_kernels
 from tests.stages.kernel_stages import KernelStages
 
 GROUPS = (((0, 5),), ((0, 2), (2, 2), (4, 2)), ((0, 3), (3, 1), (4, 3)), ((0, 1), (1, 1)), None)
@@ -33,17 +33,17 @@ class FeatureOrderTest(parameterized.TestCase):
         numbers = np.arange(chunks * width, dtype=np.float32)
 
         def body(context: Context, numbers: Any) -> Any:
-            tile = kernel_stages.nl.ndarray(
-                (width, chunks, 1), dtype=numbers.dtype, buffer=kernel_stages.nl.sbuf
+            tile = small_kernels.nl.ndarray(
+                (width, chunks, 1), dtype=numbers.dtype, buffer=small_kernels.nl.sbuf
             )
             matrix = numbers.reshape((chunks * width, 1))
             for start, size in blocks:
                 rows = order.rows(matrix, start, size)
                 place = tile[:, start : start + size, :].reshape_dim(1, rows.shape[1:3])
-                kernel_stages.nisa.dma_copy(dst=place, src=rows)
-            row = kernel_stages.load(numbers.reshape((1, chunks * width)))
+                small_kernels.nisa.dma_copy(dst=place, src=rows)
+            row = small_kernels.load(numbers.reshape((1, chunks * width)))
             columns = [order.columns(row, 0, chunk) for chunk in range(chunks)]
-            return tuple(kernel_stages.store(each, context) for each in (tile, *columns))
+            return tuple(small_kernels.store(each, context) for each in (tile, *columns))
 
         ((tile, *columns),) = KernelStages(1).run(body, [{"numbers": numbers}])
         expected = [[_feature(order, p, c) for c in range(chunks)] for p in range(width)]
@@ -69,7 +69,7 @@ class FeatureOrderTest(parameterized.TestCase):
     )
     def test_residual_stream(self, total: int, T: int, cores: int, item: int) -> None:
         """Shares are whole groups, alike on both cores, each of which a product makes at once."""
-        dtype = {2: kernel_stages.nl.bfloat16, 4: kernel_stages.nl.float32}[item]
+        dtype = {2: small_kernels.nl.bfloat16, 4: small_kernels.nl.float32}[item]
         sizes: Any = types.SimpleNamespace(T=T, dtype=dtype, hidden_chunks=lambda: total)
         orders = []
         for index in range(cores):

@@ -14,12 +14,8 @@ from jax_tkg.kernels.layer_tensor import LayerTensor, LoopLayer, Weight
 from jax_tkg.kernels.rms_norm import Normed
 from jax_tkg.kernels.router import Routing
 from jax_tkg.kernels.sizes import Context
-from tests.stages.kernel_stages import (
-    TARGETS,
-    KernelStages,
-    load_share,
-    store,
-)
+from tests.stages.kernel_stages import KernelStages
+from tests.stages.small_kernels import TARGETS, load_share, store
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,8 @@ from jax_tkg.kernels import limits
 from jax_tkg.kernels.candidates import candidates as kernel_candidates
 from jax_tkg.kernels.layer_tensor import LayerTensor
 from jax_tkg.reference import candidates as reference
-from tests.stages.kernel_stages import KernelStages, load_share, same, store
+from tests.stages.kernel_stages import KernelStages
+from tests.stages.small_kernels import load_share, same, store
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

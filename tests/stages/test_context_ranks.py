@@ -18,7 +18,8 @@ from jax_tkg.kernels.limits import PARTITIONS, head_chunks
 from jax_tkg.kernels.softmax import MASKED, SoftmaxState, normalize
 from jax_tkg.reference.softmax import merged_softmax
 from tests.stages import drawing
-from tests.stages.kernel_stages import KernelStages, load, same, store, turned_back, turned_heads
+from tests.stages.kernel_stages import KernelStages
+from tests.stages.small_kernels import load, same, store, turned_back, turned_heads
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from jax_tkg.kernels.layer_tensor import LayerTensor
 from jax_tkg.kernels.layout import load_columns, load_tokens, store_tokens
 from jax_tkg.kernels.sizes import Context
-from tests.stages import drawing, kernel_stages
+from tests.stages import drawing, small_kernels
 from tests.stages.kernel_stages import KernelStages
 
 
@@ -29,11 +29,11 @@ class LayoutTest(parameterized.TestCase):
             def body(context: Context, X: Any) -> Any:
                 sizes, core = context.sizes, context.core
                 tile = load_tokens(X, sizes, core)
-                out = kernel_stages.nl.ndarray(
-                    (B, S, H), dtype=sizes.dtype, buffer=kernel_stages.nl.shared_hbm
+                out = small_kernels.nl.ndarray(
+                    (B, S, H), dtype=sizes.dtype, buffer=small_kernels.nl.shared_hbm
                 )
                 store_tokens(out, tile, sizes, core)
-                return kernel_stages.store(tile, context), out
+                return small_kernels.store(tile, context), out
 
             stages = KernelStages(cores)
             ((tile, out),) = stages.run(body, [{"X": X}], B=B, S=S, H=H, dtype=dtype)
@@ -50,7 +50,7 @@ class LayoutTest(parameterized.TestCase):
 
             def body(context: Context, vector: Any, first: int = first, count: int = count) -> Any:
                 columns = load_columns(LayerTensor(vector), first, count)
-                return kernel_stages.store(columns, context)
+                return small_kernels.store(columns, context)
 
             (got,) = KernelStages(1).run(body, [{"vector": vector}])
             want = vector[0].reshape(300, 128)[first : first + count].T

@@ -16,7 +16,8 @@ from jax_tkg.kernels.router import Choice, Routing, router_logits
 from jax_tkg.kernels.sizes import Context
 from jax_tkg.reference.router import route
 from tests.stages import drawing
-from tests.stages.kernel_stages import KernelStages, load_share, same, store
+from tests.stages.kernel_stages import KernelStages
+from tests.stages.small_kernels import load_share, same, store
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
