@@ -249,7 +249,7 @@ class CommandTest(absltest.TestCase):
         self.assertEqual(done.returncode, 0, done.stderr)
         note, count = done.stdout.splitlines()
         self.assertRegex(
-            note, r"kernels/transformer\.py:\d+: loop-body: `body`: note, allowed from"
+            note, r"kernels/layer_sequence\.py:\d+: loop-body: `body`: note, allowed from"
         )
         self.assertEqual(count, "0 findings, 1 notes")
 
