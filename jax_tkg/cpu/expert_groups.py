@@ -7,7 +7,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_tkg.cpu import formulation
 from jax_tkg.cpu.loops import repeat
+from jax_tkg.cpu.stored_weight import StoredWeight
 from jax_tkg.reference import expert_runs
 from jax_tkg.reference.expert_runs import RunExpert
 from jax_tkg.reference.varying_axes import vary_with
@@ -25,11 +27,52 @@ def run_experts(
 
     Where there are as many pairs of a token and an expert as experts, a step of the loop is a pair,
     sorted by expert, so that a weight that several tokens need is still in the processor's caches.
+    Otherwise a step has as many pairs as `formulation.experts_at_once` says.
     """
     T, k = chosen.shape
-    if T == 1 or T * k < held:
+    if T > 1 and T * k >= held:
+        return run_in_groups(1, run, rows, chosen, shares, held, weights)
+    matrices = [each for each in jax.tree.leaves(weights, is_leaf=_is_stored) if _is_stored(each)]
+    together = min((formulation.experts_at_once(T * k, each) for each in matrices), default=1)
+    if together == 1:
         return expert_runs.run_experts(run, rows, chosen, shares, held, weights)
-    return run_in_groups(1, run, rows, chosen, shares, held, weights)
+    return run_side_by_side(together, run, rows, chosen, shares)
+
+
+def _is_stored(node: Any) -> bool:
+    return isinstance(node, StoredWeight)
+
+
+def run_side_by_side(
+    together: int, run: RunExpert, rows: jax.Array, chosen: jax.Array, shares: jax.Array
+) -> jax.Array:
+    """As `jax_tkg.reference.expert_runs.run_experts`, with `together` pairs in each step.
+
+    Args:
+      together: a divisor of T * k.
+      run: as there.
+      rows: [T, H].
+      chosen: [T, k] int32.
+      shares: [T, k] f32.
+    """
+    T, k = chosen.shape
+    steps = T * k // together
+    numbers, weights = chosen.reshape(-1), shares.reshape(-1)
+    tokens = jnp.repeat(rows, k, axis=0)
+    pairs = jax.vmap(lambda row, number: run(row[None], number)[0])
+
+    def results(mine: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        row, number, weight = mine
+        return weight[:, None] * pairs(row, number)
+
+    given = (tokens, numbers, weights)
+    if steps == 1:
+        parts = results(given)
+    else:
+        parts = jax.lax.map(
+            results, tuple(each.reshape(steps, together, *each.shape[1:]) for each in given)
+        )
+    return parts.reshape(T, k, -1).sum(axis=1)
 
 
 def run_in_groups(

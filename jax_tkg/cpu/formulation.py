@@ -142,6 +142,22 @@ def choose(weight: StoredWeight, rows: int) -> Form:
     return Form.BLOCKS if block_elements >= SMALLEST_BLOCK_ELEMENTS else Form.WHOLE
 
 
+def experts_at_once(pairs: int, weight: StoredWeight) -> int:
+    """How many pairs of a token and an expert run side by side: a divisor of `pairs`.
+
+    The sums of small matrices are too little work for XLA:CPU to share between cores; those of
+    several experts in one loop are enough. They read as much as one step of a large weight.
+
+    Args:
+      pairs: of a token and an expert.
+      weight: of experts, [..., n, m].
+    """
+    inner, columns = weight.shape
+    if choose(weight, 1) is not Form.SUMMED:
+        return 1
+    return max(s for s in _divisors(pairs) if s == 1 or s * inner * columns <= SUMMED_ELEMENTS)
+
+
 def attention_heads(cache: Any, heads: int, context: int) -> int:
     """How many of the B*k heads of a cache attention takes at once: a divisor of them.
 

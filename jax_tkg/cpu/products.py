@@ -85,10 +85,28 @@ def _summed(rows: jax.Array, weight: StoredWeight) -> jax.Array:
     # The first step stands before the loop. Zeros to add to would depend on nothing, so XLA would
     # make those of all products of all layers before the first, and read them from memory later.
     partial = repeat(steps - 1, add, functools.reduce(jnp.add, step(0)))
-    # Two rows of ones, because a product of two goes to a library, of one is compiled anew.
-    ones = jnp.ones((2, group), jnp.float32)
-    sums = dot(ones, partial.reshape(group, -1))[0].reshape(shape[1:])
+    sums = _sum_of_rows(partial.reshape(group, -1)).reshape(shape[1:])
     return sums.swapaxes(0, 1).reshape(count, columns)
+
+
+@jax.custom_batching.custom_vmap
+def _sum_of_rows(partial: jax.Array) -> jax.Array:
+    """[m] f32 of [n, m]."""
+    # Two rows of ones, because a product of two goes to a library, of one is compiled anew.
+    return dot(jnp.ones((2, partial.shape[0]), jnp.float32), partial)[0]
+
+
+@_sum_of_rows.def_vmap
+def _sums_of_rows(
+    axis_size: int, in_batched: list[bool], partial: jax.Array
+) -> tuple[jax.Array, bool]:
+    """[k, m] of [k, n, m]: a product of a batch. One product of all columns transposes first."""
+    del in_batched
+    ones = jnp.ones((axis_size, 2, partial.shape[1]), jnp.float32)
+    sums = jax.lax.dot_general(
+        ones, partial, (((2,), (1,)), ((0,), (0,))), precision=jax.lax.Precision.HIGHEST
+    )
+    return sums[:, 0], True
 
 
 def multiply_many(rows: jax.Array, weight: StoredWeight) -> jax.Array:

@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jax_tkg.cpu import expert_groups
+from jax_tkg.cpu import expert_groups, formulation, products
+from jax_tkg.cpu.formulation import Form
+from jax_tkg.cpu.stored_weight import StoredWeight
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
@@ -41,6 +43,45 @@ class RunInGroupsTest(parameterized.TestCase):
             results = np.einsum("th,tkhj->tkj", rows, matrices[chosen])
             want = (shares[:, :, np.newaxis] * results).sum(axis=1)
             np.testing.assert_allclose(run(rows, chosen, shares), want, rtol=1e-5, atol=1e-5)
+
+
+class RunSideBySideTest(parameterized.TestCase):
+    @parameterized.parameters((1, 4, 4), (1, 4, 2), (3, 4, 3), (3, 2, 6))
+    def test_against_numpy(self, T: int, k: int, together: int) -> None:
+        """Matrices of which the loops sum 40 rows in steps of eight, five to a partial sum."""
+        inner, columns = 40, 6
+        rng = np.random.default_rng(T)
+        matrices = rng.normal(size=(HELD, inner, columns)).astype(np.float32)
+
+        def expert(tokens: jax.Array, number: jax.Array) -> jax.Array:
+            self.assertEqual(tokens.shape, (1, inner))
+            weight = StoredWeight(jnp.asarray(matrices)).expert(number)
+            return products.multiply(tokens, weight, Form.SUMMED)
+
+        @jax.jit
+        def run(rows: jax.Array, chosen: jax.Array, shares: jax.Array) -> jax.Array:
+            return expert_groups.run_side_by_side(together, expert, rows, chosen, shares)
+
+        for _ in range(5):
+            rows = rng.normal(size=(T, inner)).astype(np.float32)
+            chosen = np.stack([rng.permutation(HELD)[:k] for _ in range(T)]).astype(np.int32)
+            shares = rng.uniform(0.1, 1, (T, k)).astype(np.float32)
+            want = np.einsum("tk,th,tkhj->tj", shares, rows, matrices[chosen])
+            np.testing.assert_allclose(run(rows, chosen, shares), want, rtol=1e-4, atol=1e-4)
+
+    def test_how_many_at_once(self) -> None:
+        """As many as read what one step of a large weight reads, a divisor of the pairs."""
+        for shape, pairs, want in (
+            ((128, 256, 96), 8, 8),
+            ((128, 256, 96), 64, 32),
+            ((128, 1024, 512), 8, 2),
+            ((128, 1024, 512), 5, 1),
+            ((128, 1024, 1024), 8, 1),
+            ((128, 2048, 1024), 8, 1),
+            ((128, 12, 8), 8, 1),  # Not a multiple of the terms: one dot.
+        ):
+            weight = StoredWeight(np.broadcast_to(np.float32(0), shape))
+            self.assertEqual(formulation.experts_at_once(pairs, weight), want, (shape, pairs))
 
 
 class RunExpertsTest(parameterized.TestCase):
