@@ -17,7 +17,8 @@ from jax_tkg.call.arguments import (
     Parameters,
     is_stacked,
 )
-from jax_tkg.call.checks import check_operands, holds_kind_stacks
+from jax_tkg.call.checks import check_operands
+from jax_tkg.call.entries import holds_kind_stacks
 from jax_tkg.call.expert_checks import RoutingOptions
 from jax_tkg.call.explicit_axes import run_on_auto_axes
 from jax_tkg.call.head_checks import check_head

@@ -1,4 +1,4 @@
-"""Every check of the arrays of `transformer_tkg`, made before anything is traced further.
+"""Checks of the arrays of `transformer_tkg` together, made before anything is traced further.
 
 Each error names the argument, what was expected (with the arithmetic) and what came.
 """
@@ -10,11 +10,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jax_tkg.bits import Bits
 from jax_tkg.call.arguments import (
     COMPUTE_DTYPES,
     FLOAT8_CACHE_DTYPES,
@@ -23,16 +20,21 @@ from jax_tkg.call.arguments import (
     MAX_NEW_TOKENS,
     PARTITIONS,
     PER_LAYER_CACHES,
-    is_stacked,
 )
 from jax_tkg.call.dimensions import (
     LETTERS_OF_KINDS,
     SOLVING_ORDER,
     Dimensions,
-    in_blocks,
     infer_sizes,
     layout_of_rank,
-    of_experts,
+)
+from jax_tkg.call.entries import (
+    entries,
+    holds_kind_stacks,
+    is_in_blocks,
+    layer_of,
+    row_of,
+    said_of_kind,
 )
 from jax_tkg.call.expert_checks import (
     NO_EXPERTS,
@@ -40,11 +42,9 @@ from jax_tkg.call.expert_checks import (
     check_expert_layers,
     check_expert_options,
 )
+from jax_tkg.call.form_checks import check_cache_forms, check_kind_entries, check_presence
 from jax_tkg.call.layer_kinds import LayerKinds, by_kind
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS, Operand
-
-BITS_KINDS = ("weight", "cache", "head")
-"""Kinds of operands that may be given as `Bits`."""
 
 
 def check_operands(
@@ -75,18 +75,18 @@ def check_operands(
     kinds = LayerKinds.of(layer_kinds, num_layers)
     for row in OPERANDS:
         if row.per_kind and isinstance(arguments[row.name], Sequence):
-            _check_kind_entries(row, arguments[row.name], layer_kinds)
+            check_kind_entries(row, arguments[row.name], layer_kinds)
         else:
-            _check_presence(row, arguments[row.name], kinds, named=layer_kinds is not None)
-    _check_cache_forms(arguments)
+            check_presence(row, arguments[row.name], kinds, named=layer_kinds is not None)
+    check_cache_forms(arguments)
     for kind in range(kinds.count):
         _check_context(arguments, kinds, kind, by_kind(context_bucket, kind))
     for row in OPERANDS:
         for kind in range(kinds.count):
-            for label, value in _entries(row, arguments[row.name], kinds, kind):
-                _check_rank(_row_of(row, arguments, kinds, kind, value), label, value)
+            for label, value in entries(row, arguments[row.name], kinds, kind):
+                _check_rank(row_of(row, arguments, kinds, kind, value), label, value)
     layers = {
-        row.name: [_layer_of(row.name, arguments[row.name], index) for index in range(num_layers)]
+        row.name: [layer_of(row.name, arguments[row.name], index) for index in range(num_layers)]
         for row in OPERANDS
         if row.of_experts is not None or row.needs_experts
     }
@@ -106,136 +106,15 @@ def check_operands(
             _check_scales(row, arguments, kinds)
 
 
-def _check_kind_entries(
-    row: Operand, value: Sequence[Any], layer_kinds: tuple[int, ...] | None
-) -> None:
-    """Checks an argument that is given for each kind of layers."""
-    if layer_kinds is None:
-        raise TypeError(
-            f"{row.name}: expected an array (a tuple with an array for each kind of layers needs "
-            f"layer_kinds), got {type(value).__name__}"
-        )
-    count = max(layer_kinds) + 1
-    if len(value) != count:
-        raise ValueError(
-            f"{row.name}: expected one array, or a tuple with an entry for each of the {count} "
-            f"kinds of layer_kinds, got {len(value)} entries"
-        )
-    for kind, entry in enumerate(value):
-        if entry is not None or not row.optional:
-            _check_is_array(row, f"{row.name}[{kind}]", entry)
-
-
-def holds_kind_stacks(value: Any) -> bool:
-    """Whether caches are a sequence with a stack for each kind of layers: of five axes each."""
-    if is_stacked(value) or not value:
-        return False
-    return len(getattr(value[0], "shape", ())) == len(BY_NAME[PER_LAYER_CACHES[0]].layout.axes) + 1
-
-
-def _check_presence(row: Operand, value: Any, kinds: LayerKinds, named: bool) -> None:
-    num_layers = len(kinds.of_layers)
-    if value is None:
-        if row.optional:
-            return
-        what = "an array or a sequence of arrays" if row.per_layer else "an array"
-        raise TypeError(f"{row.name}: expected {what}, got None")
-    if not row.per_layer:
-        _check_is_array(row, row.name, value)
-        return
-    if row.kind == "cache" and holds_kind_stacks(value):
-        if not named:
-            raise ValueError(
-                f"{row.name}: expected one stack, or an array for each layer (a stack for each "
-                f"kind of layers needs layer_kinds), got a sequence with an array of shape "
-                f"{list(value[0].shape)}"
-            )
-        _check_kind_stacks(row, value, kinds)
-        return
-    if is_stacked(value):
-        if not hasattr(value, "shape"):
-            raise TypeError(
-                f"{row.name}: expected a sequence of arrays or one array with a leading layer "
-                f"axis, got {type(value).__name__}"
-            )
-        _check_is_array(row, row.name, value)
-        count = value.shape[0] if value.shape else 0
-    else:
-        count = len(value)
-    if count < num_layers:
-        raise ValueError(
-            f"{row.name}: expected at least num_layers = {num_layers} layers, got {count}"
-        )
-    if isinstance(value, Sequence):
-        for index, entry in enumerate(value[:num_layers]):
-            if entry is not None or not row.optional:
-                _check_is_array(row, f"{row.name}[{index}]", entry)
-
-
-def _check_kind_stacks(row: Operand, value: Sequence[Any], kinds: LayerKinds) -> None:
-    if len(value) != kinds.count:
-        raise ValueError(
-            f"{row.name}: expected a stack for each of the {kinds.count} kinds of layer_kinds, got "
-            f"{len(value)}"
-        )
-    for kind, stack in enumerate(value):
-        label = f"{row.name}[{kind}]"
-        _check_is_array(row, label, stack)
-        count = len(kinds.layers(kind))
-        wanted = len(row.layout.axes) + 1
-        if len(stack.shape) != wanted:
-            raise ValueError(
-                f"{label}: expected {wanted} dimensions, a layer axis and {row.layout.text}, as "
-                f"{row.name}[0] has, got {len(stack.shape)}: {list(stack.shape)}"
-            )
-        if stack.shape[0] < count:
-            raise ValueError(
-                f"{label}: expected at least the {count} layers of kind {kind} in layer_kinds, got "
-                f"{stack.shape[0]}"
-            )
-
-
-def _check_is_array(row: Operand, label: str, value: Any) -> None:
-    if isinstance(value, Bits):
-        if row.kind not in BITS_KINDS:
-            raise TypeError(f"{label}: expected an array, got Bits, which hold weights and caches")
-        return
-    if value is None or not hasattr(value, "shape"):
-        got = "None" if value is None else type(value).__name__
-        raise TypeError(f"{label}: expected an array, got {got}")
-    if not isinstance(value, jax.Array | np.ndarray | np.generic):
-        kind = f"{type(value).__module__}.{type(value).__qualname__}"
-        raise TypeError(f"{label}: expected an array of JAX or NumPy, got {kind}")
-    if jnp.issubdtype(value.dtype, jax.dtypes.extended):
-        raise TypeError(f"{label}: expected an array of numbers, got dtype {value.dtype}")
-
-
-def _check_cache_forms(arguments: Mapping[str, Any]) -> None:
-    first, *others = PER_LAYER_CACHES
-    wanted = _cache_form(arguments[first])
-    for name in others:
-        got = _cache_form(arguments[name])
-        if got != wanted:
-            raise ValueError(f"{name}: expected the form of {first}, {wanted}, got {got}")
-    for name in ("position_ids", "block_tables"):
-        value = arguments[name]
-        several = isinstance(value, Sequence) and any(entry is not None for entry in value)
-        if several and is_stacked(arguments[first]):
-            raise ValueError(
-                f"{name}: expected one array for all kinds where {first} is one stack of all "
-                "layers, got a sequence; give the caches as one stack for each kind"
-            )
-
-
 def _check_context(
     arguments: Mapping[str, Any], kinds: LayerKinds, kind: int, bucket: int | None
 ) -> None:
     """Checks that either a mask or lengths say which cache slots a kind's queries attend."""
     mask, lengths, starts = (
-        _entries(BY_NAME[name], arguments[name], kinds, kind)
+        entries(BY_NAME[name], arguments[name], kinds, kind)
         for name in ("mask_cache", "context_lengths", "context_starts")
     )
-    of_kind = _of(kinds, kind)
+    of_kind = said_of_kind(kinds, kind)
     if not mask and not lengths:
         several = isinstance(arguments["mask_cache"], Sequence)
         label = f"mask_cache[{kind}]" if several else "mask_cache"
@@ -249,7 +128,7 @@ def _check_context(
     if starts and not lengths:
         ((label, _),) = starts
         raise ValueError(f"{label}: expected None without context_lengths{of_kind}, got an array")
-    tables = _entries(BY_NAME["block_tables"], arguments["block_tables"], kinds, kind)
+    tables = entries(BY_NAME["block_tables"], arguments["block_tables"], kinds, kind)
     if tables and bucket is not None:
         ((beside, _),) = tables
         raise ValueError(
@@ -273,65 +152,11 @@ def _with_bucket(
     context_parallel: int,
 ) -> Dimensions:
     """The sizes with S_ctx where no mask says it, and with S_max where caches are in blocks."""
-    if _is_in_blocks(arguments, kinds, kind):
+    if is_in_blocks(arguments, kinds, kind):
         D = dataclasses.replace(D, S_max=D.n * D.block_len)
-    if _entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind):
+    if entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind):
         return D
     return dataclasses.replace(D, S_ctx=D.S_max * context_parallel if bucket is None else bucket)
-
-
-def _cache_form(value: Any) -> str:
-    if is_stacked(value):
-        return "one stacked array"
-    return "a stack for each kind" if holds_kind_stacks(value) else "a sequence of arrays"
-
-
-class _Layer:
-    """Shape and dtype of one layer of a stacked argument."""
-
-    def __init__(self, stacked: Any) -> None:
-        self.shape = tuple(stacked.shape[1:])
-        self.dtype = stacked.dtype
-
-
-def _entries(row: Operand, value: Any, kinds: LayerKinds, kind: int) -> list[tuple[str, Any]]:
-    """Label and array of every given layer, or of the argument itself.
-
-    Of caches, those of the layers of a kind; of an argument for each kind, the kind's. What does
-    not belong to a kind is returned for all of them.
-    """
-    if value is None:
-        return []
-    if not row.per_layer:
-        if row.per_kind and isinstance(value, Sequence):
-            return [] if value[kind] is None else [(f"{row.name}[{kind}]", value[kind])]
-        return [(row.name, value)]
-    if is_stacked(value):
-        return [(f"{row.name} (one layer)", _Layer(value))]
-    if row.kind != "cache":
-        layers: Sequence[int] = range(len(kinds.of_layers))
-    elif holds_kind_stacks(value):
-        return [(f"{row.name}[{kind}] (one layer)", _Layer(value[kind]))]
-    else:
-        layers = kinds.layers(kind)
-    entries = [(f"{row.name}[{index}]", value[index]) for index in layers]
-    return [(label, entry) for label, entry in entries if entry is not None]
-
-
-def _is_in_blocks(arguments: Mapping[str, Any], kinds: LayerKinds, kind: int) -> bool:
-    """Whether the caches of a kind are in blocks."""
-    return bool(_entries(BY_NAME["block_tables"], arguments["block_tables"], kinds, kind))
-
-
-def _row_of(
-    row: Operand, arguments: Mapping[str, Any], kinds: LayerKinds, kind: int, value: Any
-) -> Operand:
-    """The row as it holds for an array of a kind."""
-    if row.of_experts is not None and len(value.shape) == len(row.of_experts.axes):
-        return of_experts(row)
-    if row.in_blocks is not None and _is_in_blocks(arguments, kinds, kind):
-        return in_blocks(row)
-    return row
 
 
 def _check_rank(row: Operand, label: str, value: Any) -> None:
@@ -356,8 +181,8 @@ def _infer_dimensions(arguments: Mapping[str, Any], kinds: LayerKinds) -> list[D
         shapes.append([])
         for row in OPERANDS:
             votes: dict[str, list[tuple[int, ...]]] = {}
-            for _, value in _entries(row, arguments[row.name], kinds, kind):
-                name = _row_of(row, arguments, kinds, kind, value).name
+            for _, value in entries(row, arguments[row.name], kinds, kind):
+                name = row_of(row, arguments, kinds, kind, value).name
                 votes.setdefault(name, []).append(tuple(value.shape))
             shapes[-1] += [
                 (name, max(dict.fromkeys(counts), key=counts.count))
@@ -380,8 +205,8 @@ def _check_shapes(
     row: Operand, arguments: Mapping[str, Any], D: Dimensions, kinds: LayerKinds, kind: int
 ) -> None:
     sizes = D.sizes()
-    for label, value in _entries(row, arguments[row.name], kinds, kind):
-        layouts = _row_of(row, arguments, kinds, kind, value).layouts
+    for label, value in entries(row, arguments[row.name], kinds, kind):
+        layouts = row_of(row, arguments, kinds, kind, value).layouts
         if row.kind == "cache" and layouts is row.layouts:
             layouts = tuple(
                 layout
@@ -391,7 +216,7 @@ def _check_shapes(
             ) or (row.layout,)
         shapes = [layout.shape(sizes) for layout in layouts]
         if tuple(value.shape) not in shapes:
-            which = _of(kinds, kind) if row.kind == "cache" else ""
+            which = said_of_kind(kinds, kind) if row.kind == "cache" else ""
             raise ValueError(
                 f"{label}{which}: expected shape {_described(layouts, sizes)}, got "
                 f"{list(value.shape)}"
@@ -402,7 +227,7 @@ def _check_shapes(
 def _cache_rank(arguments: Mapping[str, Any], kinds: LayerKinds) -> int:
     """Caches come with or without their KV-head axis, all of them alike: as the first one does."""
     name = PER_LAYER_CACHES[0]
-    ((_, first), *_) = _entries(BY_NAME[name], arguments[name], kinds, kinds.of_layers[0])
+    ((_, first), *_) = entries(BY_NAME[name], arguments[name], kinds, kinds.of_layers[0])
     return len(first.shape)
 
 
@@ -425,7 +250,7 @@ def _check_sizes(
     context_parallel: int,
 ) -> None:
     """The limits of each letter, said of the argument that shows it best."""
-    masks = _entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind)
+    masks = entries(BY_NAME["mask_cache"], arguments["mask_cache"], kinds, kind)
     mask = masks[0][0] if masks else None
     if D.B < 1:
         raise ValueError(f"X: expected B >= 1 in [B, S, H], got B = {D.B}")
@@ -435,7 +260,7 @@ def _check_sizes(
         raise ValueError(f"X: expected {wanted} in [B, S, H], got S = {D.S}")
     has_dense_layers = any(
         len(gate.shape) == len(BY_NAME["W_gates"].layout.axes)
-        for _, gate in _entries(BY_NAME["W_gates"], arguments["W_gates"], kinds, kind)
+        for _, gate in entries(BY_NAME["W_gates"], arguments["W_gates"], kinds, kind)
     )
     for argument, layout, letter, size in (
         ("X", "[B, S, H]", "H", D.H),
@@ -478,20 +303,15 @@ def _check_sizes(
     if D.S_ctx > slots:
         raise ValueError(
             f"{mask or 'context_bucket'}: expected S_ctx <= {most} = {slots} "
-            f"(K_caches{_of(kinds, kind)}), got "
+            f"(K_caches{said_of_kind(kinds, kind)}), got "
             f"S_ctx = {D.S_ctx}"
         )
-    unified = not _entries(BY_NAME["mask_active"], arguments["mask_active"], kinds, kind)
+    unified = not entries(BY_NAME["mask_active"], arguments["mask_active"], kinds, kind)
     if mask is not None and unified and D.S_ctx < D.S:
         raise ValueError(
             f"{mask}: expected S_ctx >= S = {D.S} where mask_active is None (its last S rows "
             f"are the active mask), got S_ctx = {D.S_ctx}"
         )
-
-
-def _of(kinds: LayerKinds, kind: int) -> str:
-    """Says which kind, if there are several."""
-    return f" of kind {kind}" if kinds.count > 1 else ""
 
 
 def _check_dtype(row: Operand, label: str, dtype: Any, D: Dimensions) -> None:
@@ -533,10 +353,10 @@ def _check_scales(row: Operand, arguments: Mapping[str, Any], kinds: LayerKinds)
     assert row.scaled_by is not None
     by_kind_stacks = row.kind == "cache" and holds_kind_stacks(arguments[row.name])
     for index, kind in enumerate(kinds.of_layers):
-        weight_label, weight = _layer_of(
+        weight_label, weight = layer_of(
             row.name, arguments[row.name], kind if by_kind_stacks else index
         )
-        scale_label, scale = _layer_of(row.scaled_by, arguments[row.scaled_by], index)
+        scale_label, scale = layer_of(row.scaled_by, arguments[row.scaled_by], index)
         dtype = jnp.dtype(weight.dtype)
         if dtype in FLOAT8_DTYPES and scale is None:
             raise ValueError(
@@ -548,11 +368,3 @@ def _check_scales(row: Operand, arguments: Mapping[str, Any], kinds: LayerKinds)
                 f"{scale_label}: expected None, because {weight_label} has dtype {dtype.name} and "
                 f"not a float8 one, got a scale of shape {list(scale.shape)}"
             )
-
-
-def _layer_of(name: str, value: Any, index: int) -> tuple[str, Any]:
-    if value is None:
-        return name, None
-    if is_stacked(value):
-        return f"{name} (one layer)", _Layer(value)
-    return f"{name}[{index}]", value[index]
