@@ -90,9 +90,9 @@ $(VENV)/.models: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[models]"
 	touch $@
 
-$(VENV)/.test: $(VENV)/.models
+$(VENV)/.test: $(VENV)/.created pyproject.toml
 	$(BIN)/python -m pip install --quiet --editable ".[models,profile,test,dev]"
-	touch $@
+	touch $(VENV)/.models $@
 
 $(VENV)/.oracle: $(VENV)/.test
 	$(BIN)/python -m pip install --quiet --editable ".[oracle,notebook]"

@@ -207,7 +207,10 @@ def uniform(
 
 def projection(rng: np.random.Generator, *sizes: int) -> np.ndarray:
     """N(0, 1/fan_in), [rows, columns] or more of them."""
-    return (rng.standard_normal(sizes) / np.sqrt(sizes[-2])).astype(np.float32)
+    drawn = rng.standard_normal(sizes)
+    # In place: of a large model each copy is half a gigabyte.
+    drawn /= np.sqrt(sizes[-2])
+    return drawn.astype(np.float32)
 
 
 def quantize(weight: np.ndarray, dtype: str, rows: int) -> tuple[np.ndarray, np.ndarray]:

@@ -13,6 +13,7 @@ import threading
 
 import hypothesis
 import pytest
+import threadpoolctl
 
 from jax_tkg import simulator
 from tests import compiled_programs, extended
@@ -24,8 +25,8 @@ from tests.worker_memory import (  # noqa: F401
 
 if importlib.util.find_spec("jax") is not None:
     from tests.with_jax import (  # noqa: F401
-        forget_compiled_programs,
         forget_when_large,
+        little_memory,
         programs_of_this_run,
         quick_compilation,
     )
@@ -35,6 +36,10 @@ compiled_programs.make_folder()
 
 # Kernels import nki.
 simulator.install()
+
+# Each worker has a core. NumPy's products in the oracle are small, and take ten times as long on
+# threads that wait for one another.
+threadpoolctl.threadpool_limits(limits=1, user_api="blas")
 
 # In the background of a shell SIGINT is ignored, also by the processes that tests interrupt.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN and (

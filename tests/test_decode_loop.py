@@ -23,6 +23,8 @@ from jax_tkg.bits import as_bits, weights_as_bits, without_bits
 from jax_tkg.weights import TransformerWeights
 from tests import cases, hlo
 
+pytestmark = pytest.mark.compilation("users_hlo")
+
 # One layer's cache is larger than every activation, weight and mask.
 SHAPE = cases.Shape(
     B=2, S=1, q=2, k=2, d=64, H=128, I=128, L=3, S_ctx=512, S_max=1024, unified=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
@@ -9,6 +10,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from typing import Any
@@ -61,11 +63,16 @@ class TextTest(parameterized.TestCase):
 
     def _write(self, *flags: str) -> tuple[bytes, int, int]:
         """What it writes, and the tokens it says it read and wrote."""
-        done = _run(f"--model={self.model}", "--max_tokens=12", *flags)
-        self.assertEqual(done.returncode, 0, done.stderr)
-        rates = RATES.search(done.stderr.decode())
-        assert rates is not None, done.stderr
-        return done.stdout, int(rates[1]), int(rates[2])
+        return _written(self.model, *flags)
+
+    @staticmethod
+    @functools.cache
+    def _plain(prompt: str) -> tuple[bytes, int, int]:
+        """What it writes of a prompt without other flags, for all tests of this process."""
+        with tempfile.TemporaryDirectory() as folder:
+            model = pathlib.Path(folder) / "model.gguf"
+            tiny.write_tiny(model)
+            return _written(model, f"--prompt={prompt}")
 
     def test_text_and_rates(self) -> None:
         text, read, written = self._write("--prompt=the cat", "--nochat")
@@ -84,13 +91,13 @@ class TextTest(parameterized.TestCase):
     )
     @pytest.mark.extended
     def test_same_text(self, flags: str) -> None:
-        plain = self._write("--prompt=the cat")
-        self.assertEqual(self._write("--prompt=the cat", *flags.split()), plain)
+        written = self._write("--prompt=the cat", *flags.split())
+        self.assertEqual(written, self._plain("the cat"))
 
     @pytest.mark.extended
     def test_batch_writes_what_each_prompt_alone_does(self) -> None:
-        one, *_ = self._write("--prompt=the cat")
-        other, *_ = self._write("--prompt=12 and in")
+        one, *_ = self._plain("the cat")
+        other, *_ = self._plain("12 and in")
         both, *_ = self._write("--prompt=the cat", "--prompt=12 and in")
         # Each is written when it is complete, whichever comes first.
         answers = [b"--- the cat\n" + one, b"--- 12 and in\n" + other]
@@ -144,10 +151,15 @@ class TextTest(parameterized.TestCase):
 
     @pytest.mark.extended
     def test_seed(self) -> None:
-        flags = ("--prompt=the cat", "--temperature=2")
-        first = self._write(*flags, "--seed=1")
-        self.assertEqual(self._write(*flags, "--seed=1"), first)
-        self.assertNotEqual(self._write(*flags, "--seed=2"), first)
+        """Of four equal prompts, two with the same seed, one with a seed of 64 bits."""
+        flags = ("--prompt=the cat", "--temperature=2", "--json")
+        seeds = [f"--seed={seed}" for seed in (1, 2, 1, 2**64 - 2**32 + 1)]
+        texts, alone = (
+            [json.loads(line)["text"] for line in self._write(*given)[0].splitlines()]
+            for given in ((*flags, *flags[:1] * 3, *seeds), (*flags, "--seed=1"))
+        )
+        self.assertLen(set(texts), 3)
+        self.assertEqual([texts.count(text) for text in alone], [2])
 
     def test_requests(self) -> None:
         """JSON, a seed of its own, a prompt from standard input, and stop texts."""
@@ -256,11 +268,13 @@ class TextTest(parameterized.TestCase):
         else:
             self.assertEqual(done.returncode, 0, done.stderr)
 
-    @pytest.mark.extended
-    def test_large_seeds(self) -> None:
-        flags = ("--prompt=the cat", "--temperature=2")
-        first, other = (self._write(*flags, f"--seed={seed}") for seed in (1, 2**64 - 2**32 + 1))
-        self.assertNotEqual(first, other)
+
+def _written(model: pathlib.Path, *flags: str) -> tuple[bytes, int, int]:
+    done = _run(f"--model={model}", "--max_tokens=12", *flags)
+    assert done.returncode == 0, done.stderr
+    rates = RATES.search(done.stderr.decode())
+    assert rates is not None, done.stderr
+    return done.stdout, int(rates[1]), int(rates[2])
 
 
 def _assert_one_line(

@@ -78,12 +78,14 @@ class TablesTest(parameterized.TestCase):
         positions=st.lists(
             st.lists(st.integers(0, 4000), min_size=2, max_size=2), min_size=1, max_size=4
         ),
-        half=st.integers(1, 16),
+        half=st.sampled_from((1, 2, 5, 16)),
     )
     def test_cosines_and_sines(self, positions: list[list[int]], half: int) -> None:
         cos, sin = rope.rope_tables(jnp.asarray(positions), 2 * half, theta=100.0)
         self.assertEqual(cos.shape, (half, len(positions), 2))
         self.assertEqual(cos.dtype, jnp.float32)
+        # Reading an element of a JAX array is a program of its own.
+        cos, sin = np.asarray(cos), np.asarray(sin)
         for i in range(half):
             for b, row in enumerate(positions):
                 for s, position in enumerate(row):

@@ -120,6 +120,7 @@ class StrictPromotionTest(parameterized.TestCase):
         prior = masks.cache_mask(jnp.asarray(lengths), 300, 2, 3)
         active = masks.active_mask(3, 3, 2, jnp.asarray(lengths))
         unified = masks.unified_mask(jnp.asarray(lengths), 300, 2, 3)
+        prior, active, unified = map(np.asarray, (prior, active, unified))
         for slot, b in itertools.product(range(300), range(3)):
             self.assertEqual(bool(prior[slot, b, 1, 2]), slot < int(lengths[b]))
             if slot < 297:

@@ -13,6 +13,8 @@ from absl.testing import absltest, parameterized
 import jax_tkg
 from tests import cases, hlo
 
+pytestmark = pytest.mark.compilation("users_hlo")
+
 FLOAT8 = "float8_e4m3fn"
 H = 256
 

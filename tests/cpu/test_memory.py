@@ -17,6 +17,8 @@ from jax_tkg.call.arguments import FLOAT8_DTYPES
 from jax_tkg.cpu import formulation
 from tests import hlo
 
+pytestmark = pytest.mark.compilation("users_hlo")
+
 L, H, I, Q, D, S_CTX = 4, 512, 1792, 4, 128, 128  # noqa: E741
 MATRIX_SHAPES = {
     "W_qkvs": (H, (Q + 2) * D),

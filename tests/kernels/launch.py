@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -36,6 +37,12 @@ def target_of(shape: cases.Shape) -> str:
     """The oldest machine that has the float8 formats of a case."""
     kinds = {shape.cache_dtype, *(kind for layer in shape.quantized for kind in layer)}
     return "trn3" if "float8_e4m3fn" in kinds else "trn2"
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _tensors(operands: Operands, looped: bool, layer_kinds: tuple[int, ...] | None) -> Any:
+    """The kernel's tensors; one program, where each operation on its own would be one."""
+    return MEGAKERNEL.operands(operands, looped, layer_kinds)
 
 
 def run(
@@ -74,9 +81,7 @@ def run(
             looped,
             caches_by_kind=stacked and parameters.layer_kinds is not None,
         )
-        tensors = jax.tree.map(
-            np.asarray, MEGAKERNEL.operands(operands, looped, parameters.layer_kinds)
-        )
+        tensors = jax.tree.map(np.asarray, _tensors(operands, looped, parameters.layer_kinds))
         if shape.E_held < shape.E:
             # Outside of a mesh no rank knows its number.
             tensors["expert_order"] = np.roll(tensors["expert_order"], rank * shape.E_held)

@@ -240,6 +240,7 @@ class FixedTest(parameterized.TestCase):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("little_memory")
 class RealSizeTest(parameterized.TestCase):
     """One layer of real models, against the reference: the oracle's loops would take long.
 
