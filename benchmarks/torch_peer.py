@@ -54,6 +54,11 @@ def random_model(shape: Shape, dtype: str) -> Any:
     return model.eval()
 
 
+def weight_bytes(model: Any) -> int:
+    """Bytes of a model's weights; an embedding that is the head too counts once."""
+    return sum(each.numel() * each.element_size() for each in model.parameters())
+
+
 def pretrained_model(path: str | os.PathLike[str], dtype: str) -> Any:
     """The causal language model of a GGUF file, its weights in `dtype`."""
     import torch
