@@ -63,14 +63,18 @@ def _decoder(ranks: int, stops: bool = False, dtype: str = "float32") -> Decoder
     """A decoder; the last one is kept until another is asked for, which takes its memory."""
     key = (ranks, stops, dtype)
     if key not in _decoders:
-        _decoders.clear()
-        gc.collect()
+        _forget_decoders()
         _decoders[key] = _new_decoder(*key)
     return _decoders[key]
 
 
-def tearDownModule() -> None:
+def _forget_decoders() -> None:
     _decoders.clear()
+    gc.collect()
+
+
+def tearDownModule() -> None:
+    _forget_decoders()
 
 
 def _new_decoder(ranks: int, stops: bool, dtype: str) -> Decoder:
@@ -218,6 +222,11 @@ def _said(row: np.ndarray) -> list[int]:
 
 class SimulatedKernelTest(parameterized.TestCase):
     """The Neuron kernel in the simulator says what the reference says."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        # That of three ranks takes 2 GB.
+        _forget_decoders()
 
     @pytest.mark.extended
     def test_two_tokens_of_some_layers(self) -> None:
