@@ -21,8 +21,6 @@ import jax_tkg
 from jax_tkg.call.options import ACTIVATIONS
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HEADS = ((1, 1), (4, 1), (8, 2), (9, 3), (32, 8))
 SHAPES_PER_HEADS = {"float32": 12, "bfloat16": 5, "float16": 2}
 FEW_SHAPES = 2

@@ -19,8 +19,6 @@ from jax_tkg.cpu import formulation
 from jax_tkg.weights import TransformerWeights, stack_layers
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 LOW_PRECISION = ("bfloat16", "float16", "float8_e4m3", "float8_e4m3fn", "float8_e5m2")
 UNTOUCHED = ("float32", "int8", "uint16")
 MATRICES = tuple(name for name in names("weight") if not BY_NAME[name].optional)

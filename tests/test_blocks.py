@@ -17,8 +17,6 @@ from hypothesis import strategies as st
 import jax_tkg
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VALUES_PER_SHAPE = 20
 
 

@@ -17,8 +17,6 @@ from jax_tkg.bits import as_bits
 from jax_tkg.output_head import merge_candidates
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = cases.Shape(B=2, S=2, L=1)
 V = 300
 LOWEST = np.float32(-3e38)

@@ -18,8 +18,6 @@ import jax_tkg
 from jax_tkg import masks
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONTEXTS = ("lengths", "each_length", "ranges", "each_range")
 
 VALUES_PER_SHAPE = 20

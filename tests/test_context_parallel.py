@@ -17,8 +17,6 @@ import jax_tkg.reference
 from jax_tkg import caches, kinds, rope, sharding
 from tests import cases, context_cases, parallel_cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = cases.Shape(B=2, S=2, q=2, k=1, d=16, L=1, S_ctx=21, S_max=24)
 
 VALUES_PER_SHAPE = 4

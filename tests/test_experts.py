@@ -21,8 +21,6 @@ from jax_tkg import bits, reference, sharding
 from jax_tkg.call.operand_table import names
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VALUES_PER_SHAPE = 23
 
 NEAR_TIE = {"float32": 1e-4, "bfloat16": 0.04}

@@ -17,8 +17,6 @@ from jax_tkg import masks
 from jax_tkg.call.operand_table import OPERANDS
 from tests import cases, hlo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # One layer's keys have more elements than any weight, so that a copy of them stands out.
 SHAPE = cases.Shape(B=2, S=1, q=2, k=2, d=64, L=2, S_ctx=16, S_max=512)
 

@@ -19,8 +19,6 @@ from jax_tkg import bits, caches, quantize, sharding
 from jax_tkg.hardware import TARGET_VARIABLE
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VALUES_PER_SHAPE = 10
 
 SMALL = cases.Shape(L=2, d=16, S_ctx=20, S_max=24, cache_dtype="float8_e4m3")

@@ -16,8 +16,6 @@ import jax_tkg
 from jax_tkg import reference
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = cases.Shape(B=2, S=2, q=2, k=1, d=4, H=128, I=128, L=2, S_ctx=6, S_max=8)
 DIFFERENTIATED = ("X", "W_qkvs", "W_downs", "W_gamma_mlps", "K_caches", "V_caches")
 

@@ -18,8 +18,6 @@ from jax_tkg.kinds import Kind, decode_inputs, step_inputs
 from jax_tkg.rope import rope_frequencies
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 WINDOW = 6
 SHAPE = cases.Shape(q=2, k=1, L=3, layer_kinds=(0, 1, 0))
 """Kind 0 has a window."""

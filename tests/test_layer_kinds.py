@@ -15,8 +15,6 @@ import jax_tkg
 from jax_tkg.call.layer_kinds import LayerKinds
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = cases.KINDS
 PER_KIND = ("RoPE_cos", "RoPE_sin", "mask_cache", "mask_active", "position_ids")
 Change = Callable[[dict[str, Any]], None]

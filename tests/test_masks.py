@@ -13,8 +13,6 @@ from absl.testing import absltest, parameterized
 
 from jax_tkg import masks
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def _made(make: Any, *arguments: Any, **options: Any) -> np.ndarray:
     """A mask of these arguments, of which lists are arrays, made by one program."""

@@ -16,8 +16,6 @@ import jax_tkg.sharding
 from jax_tkg.call.replica_groups import groups_of_axes
 from tests import cases, parallel_cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = cases.Shape(B=2, S=2, q=2, k=1, d=64, L=2)
 MESHES = {
     "tp1": ((1,), ("tp",), None),

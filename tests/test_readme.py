@@ -14,8 +14,6 @@ import jax_tkg
 from jax_tkg import masks, rope
 from jax_tkg.weights import pack_qkv
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 README = pathlib.Path(__file__).resolve().parents[1] / "README.md"
 
 

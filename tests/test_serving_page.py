@@ -21,7 +21,7 @@ from tests.models import files, tiny
 
 pytestmark = [
     pytest.mark.thorough,
-    pytest.mark.usefixtures("quick_compilation", "programs_of_this_run"),
+    pytest.mark.usefixtures("programs_of_this_run"),
 ]
 
 PAGE = pathlib.Path(__file__).resolve().parents[1] / "docs" / "serving.md"

@@ -42,8 +42,6 @@ BY_HAND_PER_LAYER = {
 FLOAT8 = (("float8_e4m3",) * 3,) * 2
 WHOLE = cases.Shape(B=2, S=2, q=4, k=2, d=64, H=256, I=512, L=2, quantized=FLOAT8)
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.thorough
 class SpecsTest(parameterized.TestCase):

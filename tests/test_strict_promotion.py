@@ -16,8 +16,6 @@ import jax_tkg
 from jax_tkg import bits, masks, quantize, rope, weights
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # Two KV heads of one sequence are attended together, those of eight sequences in turns.
 SEVERAL_TURNS = cases.Shape(B=8, S=1, S_ctx=1000, S_max=1030, dtype="bfloat16")
 SHAPES = {

@@ -20,8 +20,6 @@ LENGTHS = np.array([5, 11])
 PARENTS = np.array([[-1, 0, 0, 2, 1], [-1, -1, 1, 2, 0]])
 ACCEPTED = np.array([[0, 2, 3], [1, 2, -1]])
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.thorough
 class TokenTreesTest(absltest.TestCase):

@@ -18,8 +18,6 @@ from jax_tkg import caches
 from jax_tkg.bits import as_bits, without_bits
 from tests import cases, hlo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # One layer's keys have more elements than any weight, so that a copy of them stands out.
 SHAPE = cases.Shape(B=2, S=1, q=2, k=2, d=64, H=128, I=128, L=2, S_ctx=16, S_max=512)
 CACHE_ELEMENTS = SHAPE.B * SHAPE.k * SHAPE.d * SHAPE.S_max

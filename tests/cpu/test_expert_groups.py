@@ -7,14 +7,11 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg.cpu import expert_groups, formulation, products
 from jax_tkg.cpu.formulation import Form
 from jax_tkg.cpu.stored_weight import StoredWeight
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 HELD, H = 5, 4
 

@@ -20,8 +20,6 @@ from jax_tkg.cpu.products import multiply
 from jax_tkg.cpu.stored_weight import StoredWeight
 from jax_tkg.reference.linear import linear
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 # By the weight's dtype, that of the activations.
 DTYPES = {
     "float32": "float32",

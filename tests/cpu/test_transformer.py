@@ -17,8 +17,6 @@ from jax_tkg.bits import without_bits
 from jax_tkg.call.operand_table import names
 from tests import cases, hlo
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = cases.Shape(B=1, S=2, L=3, S_ctx=24, S_max=2048)
 BOTH = ("cpu", "reference")
 

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from tests import cases
 from tests.kernels import launch
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @st.composite
 def shapes(draw: st.DrawFn) -> cases.Shape:

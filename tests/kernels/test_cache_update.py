@@ -11,8 +11,6 @@ from absl.testing import absltest, parameterized
 from tests import cases
 from tests.kernels import launch
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SKIPPED = 2**32 - 1
 S_MAX = 12
 

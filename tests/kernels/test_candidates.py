@@ -17,8 +17,6 @@ from tests import cases
 from tests.kernels import launch
 from tests.test_candidates import arguments, check_candidates, exact_logits
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def _check(out: Any, given: dict[str, Any], dtype: str) -> None:
     check_candidates(

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from tests import cases
 from tests.kernels import launch
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 CONTEXTS = ("lengths", "each_length", "ranges", "each_range")
 
 

@@ -13,8 +13,6 @@ from absl.testing import absltest, parameterized
 from jax_tkg import simulator
 from tests import cases, context_cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = cases.Shape(B=2, S=2, q=2, k=1, d=16, L=1, S_ctx=20, S_max=24)
 
 CASES: dict[str, tuple[int, int, dict[str, Any], dict[str, Any]]] = {

@@ -14,8 +14,6 @@ from jax_tkg.kernels import layer_sequence, masks
 from tests import cases
 from tests.kernels import launch
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.thorough
 class InputsTest(parameterized.TestCase):

@@ -10,7 +10,6 @@ from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg.kernels import double_rows, limits
@@ -21,8 +20,6 @@ from tests import cases
 from tests.kernels import launch
 from tests.stages import drawing, small_kernels
 from tests.stages.kernel_stages import KernelStages
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 MOST_TOKENS = 21
 """Three terms of each are 63 columns."""

@@ -15,8 +15,6 @@ from hypothesis import strategies as st
 from tests import cases, test_api
 from tests.kernels import launch
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HEADS = ((1, 1), (8, 1), (4, 2), (9, 3), (32, 8))
 SMALL_DRAWS = {"float32": 8, "bfloat16": 3, "float16": 2}
 WIDE_DRAWS = {"float32": 6, "bfloat16": 3}

@@ -17,8 +17,6 @@ from tests import cases, parallel_cases
 from tests.kernels import launch
 from tests.stages import drawing
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NEAR_TIE = {"float32": 1e-4, "bfloat16": 0.04}
 """Scores that differ by less may be chosen in either order: other values are drawn."""
 

@@ -21,8 +21,6 @@ from jax_tkg.simulator.memory.addressing import VirtualRegister
 from tests import cases
 from tests.kernels import launch
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def _reads(instruction: Any, name: str) -> bool:
     return any(access.name == name for access in instruction.reads)

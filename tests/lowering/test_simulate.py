@@ -20,8 +20,6 @@ import jax_tkg
 from jax_tkg import simulator
 from tests import cases, test_parallel
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = cases.Shape()
 
 

@@ -29,8 +29,6 @@ from jax_tkg.lowering import neuron
 from tests import cases, parallel_cases
 from tests.lowering import custom_calls, with_nki
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SHAPE = cases.Shape()
 FLOAT8 = ("float8_e4m3",) * 3
 

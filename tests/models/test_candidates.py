@@ -24,7 +24,7 @@ from jax_tkg.models.speculation import SpeculativeDecoder
 from tests.lowering import custom_calls
 from tests.models import devices, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "programs_of_this_run")
+pytestmark = pytest.mark.usefixtures("programs_of_this_run")
 
 V = len(tiny.VOCABULARY)
 CAPACITY = 128

@@ -28,7 +28,7 @@ from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.sampling import Sampling
 from tests.models import devices, numpy_llama, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "programs_of_this_run")
+pytestmark = pytest.mark.usefixtures("programs_of_this_run")
 
 SHAPE = tiny.Tiny(context_length=400)
 RNG = np.random.default_rng(11)

@@ -17,8 +17,6 @@ from jax_tkg.models import gguf
 from jax_tkg.models.forward import ModelForward
 from tests.models import devices, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOKENS = np.array([[3, 1, 4], [1, 5, 9]], np.int32)
 S_CTX, CAPACITY = 8, 16
 

@@ -17,8 +17,6 @@ from jax_tkg.models import decode, gguf
 from jax_tkg.models.errors import ModelError
 from tests.models import devices, files, numpy_llama, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOKENS = np.random.default_rng(7).integers(0, len(tiny.VOCABULARY), 21).tolist()
 
 

@@ -17,7 +17,7 @@ from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.prompts import Chunk, PromptReader
 from tests.models import numpy_llama, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "programs_of_this_run")
+pytestmark = pytest.mark.usefixtures("programs_of_this_run")
 
 SHAPE = tiny.Tiny(num_layers=1, context_length=600)
 RNG = np.random.default_rng(5)

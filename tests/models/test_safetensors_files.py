@@ -16,8 +16,6 @@ from jax_tkg.models import decode, packing, safetensors
 from jax_tkg.models.errors import ModelError
 from tests.models import files, numpy_llama, tiny, tiny_folder
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 TOKENS = np.random.default_rng(5).integers(0, len(tiny.VOCABULARY), 13).tolist()
 HEAD, EMBEDDING, UP = (
     "lm_head.weight",

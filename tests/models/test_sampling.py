@@ -14,8 +14,6 @@ from hypothesis import strategies as st
 
 from jax_tkg.models.sampling import Sampling, Scores, filtered, sample, sample_candidates
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 DRAWS = 4000
 
 

@@ -22,7 +22,7 @@ from jax_tkg.models.sampling import Sampling
 from jax_tkg.models.speculation import SpeculativeDecoder
 from tests.models import devices, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "programs_of_this_run")
+pytestmark = pytest.mark.usefixtures("programs_of_this_run")
 
 RNG = np.random.default_rng(5)
 PROMPTS = [RNG.integers(0, len(tiny.VOCABULARY), n).tolist() for n in (23, 1, 9)]

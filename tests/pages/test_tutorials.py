@@ -34,7 +34,6 @@ ELSEWHERE = {
 
 
 @pytest.mark.thorough
-@pytest.mark.usefixtures("quick_compilation")
 class TutorialsTest(absltest.TestCase):
     def test_quickstart(self) -> None:
         names = markdown.run(markdown.DOCS / "quickstart.md")

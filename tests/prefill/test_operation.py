@@ -17,8 +17,6 @@ from jax_tkg import prefill
 from jax_tkg.prefill import attention
 from tests import cases
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 VALUES_PER_SHAPE = 4
 
 NEAR_TIE = {"float32": 1e-4, "bfloat16": 0.04}

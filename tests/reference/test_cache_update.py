@@ -17,8 +17,6 @@ from jax_tkg.bits import as_bits, without_bits
 from jax_tkg.cpu import cache_update as cpu
 from jax_tkg.reference import cache_update as reference
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 L, K_HEADS, D, CAPACITY = 2, 2, 4, 6
 
 

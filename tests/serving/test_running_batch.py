@@ -25,7 +25,7 @@ from jax_tkg.models.sampling import MOST_CANDIDATES, Sampling, seed_keys
 from jax_tkg.serving import Event, Request, RunningBatch
 from tests.models import devices, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation", "programs_of_this_run")
+pytestmark = pytest.mark.usefixtures("programs_of_this_run")
 
 SHAPE = tiny.Tiny(num_layers=2, hidden_size=64, intermediate_size=96, num_heads=4)
 CAPACITY, SLOTS, BLOCK_LEN = 192, 4, 32

@@ -7,13 +7,10 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from absl.testing import absltest
 
 from jax_tkg.models.sampling import MOST_CANDIDATES, Sampling, Scores, sample, seed_keys
 from jax_tkg.serving.slot_sampling import SettingsTable, Way, choose, choose_candidates
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 VOCABULARY = 60
 SAMPLINGS = (

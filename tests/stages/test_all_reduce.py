@@ -17,8 +17,6 @@ from jax_tkg.reference.all_reduce import all_reduce
 from tests.stages import drawing
 from tests.stages.kernel_stages import KernelStages
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 Groups = tuple[tuple[int, ...], ...]
 GROUPS: dict[str, Groups] = {
     "two": ((0, 1),),

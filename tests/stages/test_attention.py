@@ -14,8 +14,6 @@ from jax_tkg.cpu import formulation
 from jax_tkg.reference.attention import attention_mask
 from tests.stages import drawing
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 HEADS = ((1, 1), (8, 1), (4, 2), (9, 3), (16, 8))
 
 

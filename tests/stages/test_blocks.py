@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from tests.stages import drawing, test_attention
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.thorough
 class BlocksTest(parameterized.TestCase):

@@ -12,8 +12,6 @@ from hypothesis import strategies as st
 from tests.stages import drawing
 from tests.stages.kernel_stages import KernelStages
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 SKIPPED = 2**32 - 1
 
 

@@ -18,8 +18,6 @@ from jax_tkg.reference import candidates as reference
 from tests.stages.kernel_stages import KernelStages
 from tests.stages.small_kernels import load_share, same, store
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 EPS = 1e-5
 DTYPES = {"float32": nl.float32, "bfloat16": nl.bfloat16}
 

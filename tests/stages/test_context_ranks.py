@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import nki.isa as nisa
 import nki.language as nl
 import numpy as np
-import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg.kernels.cache_scales import ScoreScale
@@ -20,8 +19,6 @@ from jax_tkg.reference.softmax import merged_softmax
 from tests.stages import drawing
 from tests.stages.kernel_stages import KernelStages
 from tests.stages.small_kernels import load, same, store, turned_back, turned_heads
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 class ContextRanksTest(parameterized.TestCase):

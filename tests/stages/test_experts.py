@@ -11,8 +11,6 @@ from tests import cases
 from tests.stages import drawing
 from tests.stages.kernel_experts import RoutingCase, run_experts
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 METHODS = ("softmax_topk", "topk_softmax", "sigmoid_topk")
 NEAR_TIE = 1e-4
 """Scores that differ by less may be chosen in either order."""

@@ -10,8 +10,6 @@ from hypothesis import strategies as st
 from tests import cases
 from tests.stages import drawing
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 FLOAT8 = (None, "float8_e4m3", "float8_e4m3fn", "float8_e5m2")
 
 

@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from tests.stages import drawing
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def _expected(
     lengths: np.ndarray, starts: np.ndarray | None, slots: int, q: int, S: int

@@ -13,8 +13,6 @@ from hypothesis import strategies as st
 from tests import cases
 from tests.stages import drawing
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 ACTIVATIONS = {
     "silu": lambda x: x / (1 + np.exp(-x)),
     "gelu": lambda x: x / 2 * (1 + np.vectorize(math.erf)(x / 2**0.5)),

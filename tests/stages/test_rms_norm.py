@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from tests.stages import drawing
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def _expected(x: np.ndarray, gamma: np.ndarray, eps: float) -> np.ndarray:
     x = drawing.wide(x)

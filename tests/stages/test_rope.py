@@ -9,8 +9,6 @@ from hypothesis import strategies as st
 
 from tests.stages import drawing
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 def _expected(heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
     """Each pair (x[i], x[i + d/2]) as a complex number, turned by its angle."""

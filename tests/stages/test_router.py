@@ -19,8 +19,6 @@ from tests.stages import drawing
 from tests.stages.kernel_stages import KernelStages
 from tests.stages.small_kernels import load_share, same, store
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 NEAR_TIE = 1e-4
 """Scores that differ by less may be chosen in either order."""
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
 from jax_tkg.kernels.softmax import MASKED
 from tests.stages import drawing
 from tests.stages.kernel_stages import KernelStages
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def _expected(

@@ -25,7 +25,7 @@ from tests.models.families import gguf_files
 from tests.models.families.tiny_families import FAMILIES, Family, tokens
 
 torch = pytest.importorskip("torch")
-pytestmark = [pytest.mark.oracle, pytest.mark.usefixtures("quick_compilation")]
+pytestmark = pytest.mark.oracle
 
 GIVEN, CHOSEN = 136, 64
 """Tokens of the text that are given, and those after them that the model chooses."""
