@@ -1,6 +1,6 @@
 # make demo           a real model answers PROMPT
 # make check          linters, type checker, fast tests
-# make test           tests of every kind: about ten minutes on two cores
+# make test           tests of every kind: about eight minutes on two cores
 # make test-extended  more of the same kinds of tests; CI runs it after make test
 # make test-all       both, tests that PyTorch and transformers judge (installs them), more drawn
 #                     cases, other versions of JAX, and AWS's kernels where NKILIB names a checkout

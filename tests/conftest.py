@@ -25,6 +25,7 @@ from tests.worker_memory import (  # noqa: F401
 
 if importlib.util.find_spec("jax") is not None:
     from tests.with_jax import (  # noqa: F401
+        failures_told_once,
         forget_when_large,
         little_memory,
         programs_of_this_run,

@@ -9,7 +9,7 @@ from unittest import mock
 
 import jax
 import pytest
-from jax._src import compiler
+from jax._src import compiler, dispatch
 from jax.experimental.compilation_cache import compilation_cache
 
 from tests import compiled_programs, worker_memory
@@ -27,6 +27,14 @@ def forget_when_large() -> Iterator[None]:
     yield
     if worker_memory.resident_bytes() > LARGE_BYTES:
         _forget()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def failures_told_once() -> Iterator[None]:
+    """A simulated launch that fails, as some tests want, leaves a token of its program, with which
+    JAX would raise the same error again when the process ends."""
+    yield
+    dispatch.runtime_tokens.clear()
 
 
 @pytest.fixture

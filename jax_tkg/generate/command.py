@@ -40,8 +40,8 @@ from jax_tkg.models.decode import NO_TOKEN, Decoder, DecodeState, context_bucket
 from jax_tkg.models.default_model import default_model
 from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.executables import Compiled
-from jax_tkg.models.forward import TENSOR_AXIS
 from jax_tkg.models.packing import PackedModel, check_tensor_parallel, head_split
+from jax_tkg.models.placed_parameters import TENSOR_AXIS
 from jax_tkg.models.sampling import Sampling, seed_keys
 from jax_tkg.models.speculation import MOST_DRAFTS, SpeculativeDecoder
 from jax_tkg.models.tokenizer import Tokenizer

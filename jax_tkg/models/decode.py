@@ -68,8 +68,8 @@ class Decoder:
       model: packed for `mesh`'s ranks; or the outline of one, for which `prepare` can compile
         before `place` brings the arrays.
       capacity: S_max, the longest sequence in tokens, prompt and answer together.
-      mesh: one axis named "tp" (`jax_tkg.models.forward.TENSOR_AXIS`), of the size the model is
-        packed for; None for one device.
+      mesh: one axis named "tp" (`jax_tkg.models.placed_parameters.TENSOR_AXIS`), of the size the
+        model is packed for; None for one device.
       sampling: how tokens are chosen; None for greedy.
       stop_tokens: ids that end a sequence.
       implementation: of `transformer_tkg`.

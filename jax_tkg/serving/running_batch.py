@@ -92,8 +92,8 @@ class RunningBatch:
         before `place` brings the arrays.
       slots: B, how many requests are answered at once.
       capacity: the longest sequence in tokens, prompt and answer together.
-      mesh: one axis named "tp" (`jax_tkg.models.forward.TENSOR_AXIS`), of the size the model is
-        packed for; None for one device.
+      mesh: one axis named "tp" (`jax_tkg.models.placed_parameters.TENSOR_AXIS`), of the size the
+        model is packed for; None for one device.
       stop_tokens: ids that end an answer, unless its request has its own.
       implementation: of `transformer_tkg`.
       prefill: how prompts are read, as in `Decoder`.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import pathlib
 import re
 import types
 
@@ -12,6 +14,13 @@ import jax_tkg
 from scripts.package_imports import imported, modules
 from tests.pages import markdown
 
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _module(parts: list[str]) -> pathlib.Path:
+    """The file that a module's dotted name stands for, were it one."""
+    return ROOT.joinpath(*parts).with_suffix(".py")
+
 
 def _documented(directive: str) -> set[str]:
     """The names that the pages give to a directive of Sphinx."""
@@ -20,6 +29,15 @@ def _documented(directive: str) -> set[str]:
         for page in (markdown.DOCS / "api").glob("*.rst")
         for name in re.findall(rf"^\.\. {directive}:: (\S+)", page.read_text(), re.MULTILINE)
     }
+
+
+def _defined(module: pathlib.Path) -> set[str]:
+    """What a module defines itself; what it imports has its page elsewhere."""
+    names = set()
+    for node in ast.parse(module.read_text()).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", node)]
+        names |= {getattr(target, "id", getattr(target, "name", "")) for target in targets}
+    return names
 
 
 class ApiPagesTest(absltest.TestCase):
@@ -45,6 +63,20 @@ class ApiPagesTest(absltest.TestCase):
         for name in sorted(used):
             if name.startswith("jax_tkg.models."):
                 self.assertIn(name, found)
+
+    def test_references_name_where_things_are(self) -> None:
+        """A name in single backquotes is a link in the site, which has it under its own module."""
+        count = 0
+        for path in sorted(ROOT.glob("jax_tkg/**/*.py")):
+            for name in re.findall(r"(?<!`)`(jax_tkg(?:\.\w+)+)`(?!`)", path.read_text()):
+                parts = name.split(".")
+                ends = [n for n in range(1, len(parts)) if _module(parts[:n]).is_file()]
+                if not ends or _module(parts).is_file() or ROOT.joinpath(*parts).is_dir():
+                    continue
+                module, attribute = _module(parts[: ends[-1]]), parts[ends[-1]]
+                self.assertIn(attribute, _defined(module), f"{path}: `{name}`")
+                count += 1
+        self.assertGreater(count, 50)
 
     def test_modules_exist(self) -> None:
         for name in _documented("automodule"):
