@@ -36,43 +36,11 @@ def run_experts(
     together = min((formulation.experts_at_once(T * k, each) for each in matrices), default=1)
     if together == 1:
         return expert_runs.run_experts(run, rows, chosen, shares, held, weights)
-    return run_side_by_side(together, run, rows, chosen, shares)
+    return expert_runs.run_pairs(run, rows, chosen, shares, batch_size=together)
 
 
 def _is_stored(node: Any) -> bool:
     return isinstance(node, StoredWeight)
-
-
-def run_side_by_side(
-    together: int, run: RunExpert, rows: jax.Array, chosen: jax.Array, shares: jax.Array
-) -> jax.Array:
-    """As `jax_tkg.reference.expert_runs.run_experts`, with `together` pairs in each step.
-
-    Args:
-      together: a divisor of T * k.
-      run: as there.
-      rows: [T, H].
-      chosen: [T, k] int32.
-      shares: [T, k] f32.
-    """
-    T, k = chosen.shape
-    steps = T * k // together
-    numbers, weights = chosen.reshape(-1), shares.reshape(-1)
-    tokens = jnp.repeat(rows, k, axis=0)
-    pairs = jax.vmap(lambda row, number: run(row[None], number)[0])
-
-    def results(mine: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        row, number, weight = mine
-        return weight[:, None] * pairs(row, number)
-
-    given = (tokens, numbers, weights)
-    if steps == 1:
-        parts = results(given)
-    else:
-        parts = jax.lax.map(
-            results, tuple(each.reshape(steps, together, *each.shape[1:]) for each in given)
-        )
-    return parts.reshape(T, k, -1).sum(axis=1)
 
 
 def run_in_groups(

@@ -44,9 +44,7 @@ def run_experts(
     T, H = rows.shape
     k = chosen.shape[1]
     if T * k < held:
-        pairs = (jnp.repeat(rows[:, None], k, axis=0), chosen.reshape(-1), shares.reshape(-1))
-        parts = jax.lax.map(lambda pair: pair[2] * run(pair[0], pair[1])[0], pairs)
-        return parts.reshape(T, k, H).sum(axis=1)
+        return run_pairs(run, rows, chosen, shares)
 
     def add(total: jax.Array, number: jax.Array) -> tuple[jax.Array, None]:
         share = jnp.where(chosen == number, shares, 0).sum(axis=1, keepdims=True)
@@ -54,3 +52,27 @@ def run_experts(
 
     zeros = vary_with(jnp.zeros((T, H), jnp.float32), rows, chosen, shares, weights)
     return jax.lax.scan(add, zeros, jnp.arange(held, dtype=jnp.int32))[0]
+
+
+def run_pairs(
+    run: RunExpert,
+    rows: jax.Array,
+    chosen: jax.Array,
+    shares: jax.Array,
+    batch_size: int | None = None,
+) -> jax.Array:
+    """As `run_experts`, a step of a loop for each pair of a token and an expert.
+
+    Args:
+      run: as there, for one token.
+      rows: [T, H].
+      chosen: [T, k] int32.
+      shares: [T, k] f32.
+      batch_size: how many pairs a step runs side by side, by `jax.vmap`; None: one, without it.
+    """
+    T, k = chosen.shape
+    pairs = (jnp.repeat(rows[:, None], k, axis=0), chosen.reshape(-1), shares.reshape(-1))
+    parts = jax.lax.map(
+        lambda pair: pair[2] * run(pair[0], pair[1])[0], pairs, batch_size=batch_size
+    )
+    return parts.reshape(T, k, -1).sum(axis=1)

