@@ -152,10 +152,12 @@ class ExpertsTest(parameterized.TestCase):
         rng = np.random.default_rng(0)
         case = RoutingCase(3, "topk_softmax", True, 1.0, 12, 12, 0)
         arrays = _arrays(rng, case, 128, 128, "float32", False, None)
-        router = np.repeat(drawing.uniform(rng, 128, 1), 12, axis=1)
+        # Multiples of 1/8, whose sums are exact: NumPy's product may add up equal columns in
+        # different orders, and then logits that should tie do not.
+        router = np.repeat(np.round(8 * drawing.uniform(rng, 128, 1)) / 8, 12, axis=1)
         router[:, :2] = 0.0
         arrays["W_router"] = router
-        x = drawing.uniform(rng, 2, 128)
+        x = np.round(8 * drawing.uniform(rng, 2, 128)) / 8
         # The others' logits are above those of the first two.
         x *= np.sign(x @ router[:, 2:3])
         got = run_experts(drawing.IMPLEMENTATIONS[implementation], x, arrays, case)
