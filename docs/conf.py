@@ -7,7 +7,9 @@ single backticks around code.
 from __future__ import annotations
 
 import pathlib
+import re
 import sys
+from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -69,6 +71,50 @@ def _link_to_pages(app: Sphinx, path: pathlib.Path, page: str, content: list[str
         content[0] = content[0].replace(f"]({name}", f"]({included}")
 
 
+# Holds the place of a space in the name of a field.
+_GLUE = "\u200b"
+
+
+def _docstring_as_written(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    del app, name, obj, options
+    # A role would drop the character that such code begins with.
+    lines[:] = [re.sub(r"(?<!`)`([~.][^`]*)`(?!`)", r"``\1``", line) for line in lines]
+    # Napoleon takes what precedes a colon in the first line for a type; here that is an empty
+    # comment's line.
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]
+
+
+def _several_names(
+    app: Sphinx, what: str, name: str, obj: object, options: object, lines: list[str]
+) -> None:
+    del app, what, name, obj, options
+    # Of attributes with one description, Sphinx would take all words but the last for a type.
+    for index, line in enumerate(lines):
+        if names := re.match(r":ivar \w+(, \w+)+:", line):
+            lines[index] = names[0].replace(", ", f",{_GLUE}") + line[names.end() :]
+
+
+def _finish_body(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: object
+) -> None:
+    del app, page, template, doctree
+
+    def marked(word: re.Match[str]) -> str:
+        kind = "long" if len(word[1]) > 24 else "middling"
+        parts = re.sub(r"(?<!jax)([._/])(?=[a-zA-Z])", r"\1<wbr>", word[1])
+        return f'<span class="pre {kind}">{parts}</span>'
+
+    if "body" in context:
+        body = context["body"].replace(_GLUE, " ")
+        context["body"] = re.sub(r'<span class="pre">([^<]{17,})</span>', marked, body)
+
+
 def setup(app: Sphinx) -> None:
     """Called by Sphinx."""
     app.connect("include-read", _link_to_pages)
+    app.connect("autodoc-process-docstring", _docstring_as_written, priority=400)
+    app.connect("autodoc-process-docstring", _several_names, priority=600)
+    app.connect("html-page-context", _finish_body)

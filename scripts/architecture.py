@@ -84,7 +84,9 @@ DESCRIPTIONS = {
 }
 """Of boxes that are several modules, or whose module's first sentence is too long."""
 
-WIDTH, BOX_HEIGHT, BAND_GAP, GAP, MARGIN = 1080, 70, 30, 18, 16
+# As wide as the text of a page of the site, so that letters have the sizes named here.
+WIDTH, BAND_GAP, GAP, MARGIN = 736, 28, 14, 4
+TITLE_LINE, TEXT_LINE, PADDING = 15, 14, 7
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,27 +98,46 @@ class Box:
     band: int
     left: float
     width: float
-
-    @property
-    def top(self) -> float:
-        """Distance from the picture's upper edge."""
-        return MARGIN + self.band * (BOX_HEIGHT + BAND_GAP)
+    top: float = 0
+    height: float = 0
 
 
 def boxes() -> list[Box]:
-    """All boxes with their places."""
+    """All boxes with their places. Those of a band are as high as the text of one of them needs."""
     column = (WIDTH - 2 * MARGIN + GAP) / COLUMNS
-    return [
-        Box(
-            title,
-            tuple(f"{PACKAGE}.{member}" for member in members),
-            band,
-            MARGIN + start * column,
-            (end - start) * column - GAP,
+    placed: list[Box] = []
+    top: float = MARGIN
+    for band, row in enumerate(BANDS):
+        across = [
+            Box(
+                title,
+                tuple(f"{PACKAGE}.{member}" for member in members),
+                band,
+                MARGIN + start * column,
+                (end - start) * column - GAP,
+            )
+            for title, members, start, end in row
+        ]
+        height = max(
+            2 * PADDING + TITLE_LINE * len(title_lines(box)) + TEXT_LINE * len(text_lines(box))
+            for box in across
         )
-        for band, row in enumerate(BANDS)
-        for title, members, start, end in row
-    ]
+        placed += [dataclasses.replace(box, top=top, height=height) for box in across]
+        top += height + BAND_GAP
+    return placed
+
+
+def title_lines(box: Box) -> list[str]:
+    """The title; a folder's parts stand on lines of their own where one has no room."""
+    if "/" in box.title and len(box.title) * 7.5 > box.width:
+        folder, name = box.title.split("/")
+        return [f"{folder}/", name]
+    return textwrap.wrap(box.title, int(box.width / 7))
+
+
+def text_lines(box: Box) -> list[str]:
+    """The description in lines that the box has room for."""
+    return textwrap.wrap(description(box), int(box.width / 6.2))
 
 
 def box_of(module: str, all_boxes: list[Box]) -> Box | None:
@@ -168,13 +189,14 @@ def description(box: Box) -> str:
 def picture() -> str:
     """The SVG's text."""
     all_boxes = boxes()
-    height = MARGIN * 2 + len(BANDS) * (BOX_HEIGHT + BAND_GAP) - BAND_GAP
+    height = max(box.top + box.height for box in all_boxes) + MARGIN
     lines = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" '
-        'font-family="sans-serif" role="img" aria-label="Rooms of jax_tkg and their imports">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height:.0f}" '
+        'font-family="Helvetica, Arial, sans-serif" role="img" '
+        'aria-label="Rooms of jax_tkg and their imports">',
         '<defs><marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" '
         'markerHeight="7" orient="auto"><path d="M0 0L8 4L0 8z" fill="#7a869a"/></marker></defs>',
-        f'<rect width="{WIDTH}" height="{height}" fill="#ffffff"/>',
+        f'<rect width="{WIDTH}" height="{height:.0f}" fill="#ffffff"/>',
     ]
     lines += [_arrow(importer, target) for importer, target in edges(all_boxes)]
     for box in all_boxes:
@@ -187,7 +209,7 @@ def _arrow(importer: Box, target: Box) -> str:
         forward = importer.left < target.left
         x1 = importer.left + (importer.width if forward else 0)
         x2 = target.left + (0 if forward else target.width)
-        y = importer.top + BOX_HEIGHT / 2
+        y = importer.top + min(importer.height, target.height) / 2
         path = f"M{x1:.0f} {y:.0f}L{x2:.0f} {y:.0f}"
     else:
         # Between boxes of different width an arrow is as upright as their overlap allows.
@@ -195,7 +217,7 @@ def _arrow(importer: Box, target: Box) -> str:
         high = min(importer.left + importer.width, target.left + target.width) - 12
         centers = (importer.left + importer.width / 2, target.left + target.width / 2)
         x1, x2 = ((low + high) / 2,) * 2 if low < high else centers
-        y1, y2 = importer.top + BOX_HEIGHT, target.top
+        y1, y2 = importer.top + importer.height, target.top
         path = f"M{x1:.0f} {y1:.0f}C{x1:.0f} {y1 + 30:.0f} {x2:.0f} {y2 - 30:.0f} {x2:.0f} {y2:.0f}"
     return f'<path d="{path}" fill="none" stroke="#7a869a" marker-end="url(#arrow)"/>'
 
@@ -204,17 +226,22 @@ def _drawn(box: Box) -> list[str]:
     color = "#fdf3e1" if "simulator" in box.title else "#e8f1fb"
     if box.title == "kernels":
         color = "#e6f5ea"
-    text = textwrap.wrap(description(box), max(20, int(box.width / 6.2)))[:3]
     middle = box.left + box.width / 2
     lines = [
-        f'<rect x="{box.left:.0f}" y="{box.top:.0f}" width="{box.width:.0f}" height="{BOX_HEIGHT}" '
-        f'rx="6" fill="{color}" stroke="#5b6b82"/>',
-        f'<text x="{middle:.0f}" y="{box.top + 19:.0f}" font-size="13" font-weight="bold" '
-        f'text-anchor="middle" fill="#1b2a41">{html.escape(box.title)}</text>',
+        f'<rect x="{box.left:.0f}" y="{box.top:.0f}" width="{box.width:.0f}" '
+        f'height="{box.height:.0f}" rx="6" fill="{color}" stroke="#5b6b82"/>',
     ]
-    for index, line in enumerate(text):
+    baseline = box.top + PADDING - 3
+    for line in title_lines(box):
+        baseline += TITLE_LINE
         lines.append(
-            f'<text x="{middle:.0f}" y="{box.top + 36 + 14 * index:.0f}" font-size="11.5" '
+            f'<text x="{middle:.0f}" y="{baseline:.0f}" font-size="12.5" font-weight="bold" '
+            f'text-anchor="middle" fill="#1b2a41">{html.escape(line)}</text>'
+        )
+    for line in text_lines(box):
+        baseline += TEXT_LINE
+        lines.append(
+            f'<text x="{middle:.0f}" y="{baseline:.0f}" font-size="11.5" '
             f'text-anchor="middle" fill="#33415c">{html.escape(line)}</text>'
         )
     return lines
