@@ -167,7 +167,7 @@ def _llama_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
 def _smollm2_cells(dtype: str, peers: Sequence[str]) -> Iterator[Cell]:
     path = find.default_model()
     context = _CONTEXT.value
-    model = open_checkpoint(path).load(steps.COMPUTE_DTYPES[dtype], 1, None)
+    model = steps.loaded(open_checkpoint(path), dtype)
     layers = unstack_layers(model.parameters.layers)
     if dtype == "fp8":
         layers = steps.quantized(layers)

@@ -38,7 +38,7 @@ def main(_: Sequence[str]) -> None:
     reader = memory_floor.MemoryReader()
     rows = []
     for dtype in dict.fromkeys(_DTYPES.value):
-        model = open_checkpoint(find.default_model()).load(steps.COMPUTE_DTYPES[dtype], 1, None)
+        model = steps.loaded(open_checkpoint(find.default_model()), dtype)
         forward = ModelForward(model, capacity=_CONTEXT.value)
         for batch in dict.fromkeys(_BATCHES.value):
             print(f"measuring {dtype} B={batch} ...", flush=True)

@@ -41,7 +41,7 @@ def main(_: Sequence[str]) -> None:
     path = find.default_model()
     rows = []
     for dtype in dict.fromkeys(_DTYPES.value):
-        model = open_checkpoint(path).load(steps.COMPUTE_DTYPES[dtype], 1, None)
+        model = steps.loaded(open_checkpoint(path), dtype)
         peer = None if absent else torch_peer.pretrained_model(path, dtype)
         for length in dict.fromkeys(_LENGTHS.value):
             print(f"measuring {dtype}, {length} tokens ...", flush=True)

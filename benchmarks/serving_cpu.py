@@ -60,7 +60,7 @@ def main(_: Sequence[str]) -> None:
     path = find.default_model()
     rows = []
     for dtype in dict.fromkeys(_DTYPES.value):
-        model = open_checkpoint(path).load(steps.COMPUTE_DTYPES[dtype], 1, None)
+        model = steps.loaded(open_checkpoint(path), dtype)
         requests = _requests(model.config.vocabulary_size)
         print(f"measuring {dtype} ...", flush=True)
         candidates = [_ours(OURS, model, requests), _ours(BLOCKS, model, requests)]

@@ -83,7 +83,7 @@ def main(_: Sequence[str]) -> None:
     checkpoint = open_checkpoint(default_model())
     rows = []
     for dtype in dict.fromkeys(_DTYPES.value):
-        model = checkpoint.load(steps.COMPUTE_DTYPES[dtype], 1, None)
+        model = steps.loaded(checkpoint, dtype)
         stops = checkpoint.tokenizer.stop_tokens
         capacity = 1024
         plain = Decoder(model, capacity, stop_tokens=stops)

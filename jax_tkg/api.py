@@ -95,9 +95,9 @@ def transformer_tkg(
     and the choice of its largest logits are, if `W_head` is given.
 
     Letters: B batch, S new tokens (1..8), H hidden, I MLP intermediate per rank, d head size,
-    q query heads and k KV heads per rank, S_ctx context bucket, S_max cache capacity. H and I are
-    multiples of 128, d is even and at most 256, q is a multiple of k, S_ctx <= S_max. V is the
-    number of a rank's tokens of the vocabulary.
+    q query heads and k KV heads per rank, S_ctx context bucket, S_max cache capacity. d is even
+    and at most 256, q is a multiple of k, S_ctx <= S_max; kernels want H and I to be multiples of
+    128. V is the number of a rank's tokens of the vocabulary.
 
     A per-layer argument (`W_*`, `*_caches`) is a list or tuple of at least `num_layers` arrays, of
     which the first `num_layers` are used, or one array with a leading layer axis. Matrices and

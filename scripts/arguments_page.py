@@ -23,8 +23,8 @@ Letters: B batch · S new tokens (1..8) · H hidden · I MLP intermediate per ra
 q query heads and k KV heads per rank · L layers · S_ctx context bucket · S_max cache capacity ·
 n blocks of a sequence · block_len slots of a block · E experts of all ranks, E_held of this rank ·
 I_expert and I_shared intermediate sizes per rank of an expert and of the shared expert ·
-V tokens of the vocabulary per rank. H and I are multiples of 128, d is even and at most 256, q is
-a multiple of k, S_ctx is at most S_max.
+V tokens of the vocabulary per rank. The Neuron kernel wants H and I to be multiples of 128; d is
+even and at most 256, q is a multiple of k, S_ctx is at most S_max.
 
 ## Arrays
 

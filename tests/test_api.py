@@ -180,6 +180,12 @@ NAMED_SHAPES = {
     **cases.SHAPES,
     "kinds": cases.KINDS,
     **{name: cases.Shape(q=6, S=3, L=1, **own) for name, own in cases.ONE_OPTION.items()},
+    # Kernels alone want whole tiles of 128.
+    "part_of_a_tile": cases.Shape(H=96, I=72),
+    "odd_sizes": cases.Shape(H=75, I=131),
+    "part_of_a_tile_float8": cases.Shape(
+        H=200, I=40, dtype="bfloat16", quantized=(("float8_e4m3fn",) * 3,) * 2
+    ),
 }
 """One shape of each kind, and one with each option of a layer alone."""
 

@@ -18,7 +18,6 @@ from jax_tkg.call.arguments import (
     FLOAT8_DTYPES,
     MAX_HEAD_SIZE,
     MAX_NEW_TOKENS,
-    PARTITIONS,
     PER_LAYER_CACHES,
 )
 from jax_tkg.call.dimensions import (
@@ -266,11 +265,9 @@ def _check_sizes(
         ("X", "[B, S, H]", "H", D.H),
         *([("W_gates", "[H, I]", "I", D.I)] if has_dense_layers else []),
     ):
-        if size < 1 or size % PARTITIONS:
+        if size < 1:
             raise ValueError(
-                f"{argument}: expected {letter} in {layout} to be a positive multiple of "
-                f"{PARTITIONS}, got {letter} = {size} ({size} % {PARTITIONS} = "
-                f"{size % PARTITIONS})"
+                f"{argument}: expected {letter} >= 1 in {layout}, got {letter} = {size}"
             )
     if D.d % 2 or not 2 <= D.d <= MAX_HEAD_SIZE:
         raise ValueError(

@@ -39,6 +39,8 @@ version.
 from __future__ import annotations
 
 import enum
+import functools
+import pathlib
 from typing import Any
 
 import jax
@@ -238,6 +240,28 @@ def block_rows(inner: int, columns: int) -> int:
 
 def _divisors(number: int) -> list[int]:
     return [candidate for candidate in range(1, number + 1) if number % candidate == 0]
+
+
+def many_rows_dtype(activations: jax.typing.DTypeLike, weight: np.dtype) -> np.dtype:
+    """As `multiplication_dtype`, for hundreds of rows, which arithmetic bounds.
+
+    On an AMD EPYC with AVX512-BF16 products of bfloat16 run at 1.8 to 2.8 times the rate of f32
+    (256 and 512 rows, weights [640, 960] to [1536, 640]). On processors without such instructions
+    they take 1.0 to 1.4 times as long as f32 (256 rows, [640, 1536]).
+    """
+    if not has_bfloat16_products():
+        return jnp.dtype(jnp.float32)
+    return multiplication_dtype(activations, weight)
+
+
+@functools.cache
+def has_bfloat16_products() -> bool:
+    """Whether this machine's processor has instructions that multiply bfloat16 (x86, on Linux)."""
+    try:
+        words = pathlib.Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(words)
 
 
 def multiplication_dtype(activations: jax.typing.DTypeLike, weight: np.dtype) -> np.dtype:

@@ -40,7 +40,12 @@ from jax_tkg.models.decode import NO_TOKEN, Decoder, DecodeState, context_bucket
 from jax_tkg.models.default_model import default_model
 from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.executables import Compiled
-from jax_tkg.models.packing import PackedModel, check_tensor_parallel, head_split
+from jax_tkg.models.packing import (
+    PackedModel,
+    check_tensor_parallel,
+    head_split,
+    hidden_multiple,
+)
 from jax_tkg.models.placed_parameters import TENSOR_AXIS
 from jax_tkg.models.sampling import Sampling, seed_keys
 from jax_tkg.models.speculation import MOST_DRAFTS, SpeculativeDecoder
@@ -280,10 +285,10 @@ def _running_batch(
     bar: Callable[[str], Bar],
 ) -> RunningBatch:
     """A batch with its model, compiled for these requests."""
-    dtype = _DTYPES[values.dtype]
+    dtype, multiple = _DTYPES[values.dtype], _hidden_multiple(values, mesh)
     longest = max(len(line.request.prompt) + line.request.max_tokens for line in lines)
     batch = RunningBatch(
-        checkpoint.outline(dtype, values.tensor_parallel),
+        checkpoint.outline(dtype, values.tensor_parallel, multiple),
         slots=min(values.slots, len(lines)),
         capacity=context_bucket(longest, checkpoint.config.context_length),
         mesh=mesh,
@@ -291,7 +296,9 @@ def _running_batch(
         implementation=values.implementation,
         context_parallel=values.context_parallel,
     )
-    loading = threads.submit(checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"))
+    loading = threads.submit(
+        checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"), multiple
+    )
     _wait(loading, batch.prepare(threads, longest), bar("Compiling"))
     batch.place(loading.result())
     return batch
@@ -372,11 +379,11 @@ def _ready(
     """A decoder with its model, compiled for prompts of these lengths, and the seconds it took."""
     sampling = _sampling(values)
     started = time.perf_counter()
-    dtype = _DTYPES[values.dtype]
+    dtype, multiple = _DTYPES[values.dtype], _hidden_multiple(values, mesh)
     drafts = values.prompt_lookup_num_tokens
     make = functools.partial(SpeculativeDecoder, num_drafts=drafts) if drafts else Decoder
     decoder = make(
-        checkpoint.outline(dtype, values.tensor_parallel),
+        checkpoint.outline(dtype, values.tensor_parallel, multiple),
         capacity=capacity,
         mesh=mesh,
         sampling=sampling,
@@ -384,7 +391,9 @@ def _ready(
         implementation=values.implementation,
         context_parallel=values.context_parallel,
     )
-    loading = threads.submit(checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"))
+    loading = threads.submit(
+        checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"), multiple
+    )
     compiling = decoder.prepare(threads, lengths, keys, values.device_loop)
     _wait(loading, compiling, bar("Compiling"))
     decoder.place(loading.result())
@@ -504,6 +513,12 @@ def _mesh(values: flags.FlagValues, checkpoint: Checkpoint) -> jax.sharding.Mesh
     count = processes.count(values)
     jax.config.update("jax_num_cpu_devices", ranks // count)
     return jax.sharding.Mesh(np.asarray(processes.devices(ranks, count)), (TENSOR_AXIS,))
+
+
+def _hidden_multiple(values: flags.FlagValues, mesh: jax.sharding.Mesh | None) -> int:
+    """What the hidden size is padded to, for the devices and the implementation that run."""
+    device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
+    return hidden_multiple(device.platform, values.implementation)
 
 
 def _seeds(seeds: Sequence[int], prompts: int) -> Sequence[int]:

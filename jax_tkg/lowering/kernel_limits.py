@@ -86,6 +86,13 @@ def check_kernel_limits(
       ValueError: it cannot; the message names the argument to shrink, and gives the arithmetic.
     """
     D = dimensions
+    for argument, letter, size in (("X", "H in [B, S, H]", D.H), ("W_gates", "I in [H, I]", D.I)):
+        if size % PARTITIONS:
+            raise ValueError(
+                f"{argument}: expected {letter} to be a multiple of {PARTITIONS} for the Neuron "
+                f"kernel (whole tiles), got {size} ({size} % {PARTITIONS} = {size % PARTITIONS}); "
+                "pad with zeros"
+            )
     tokens = D.B * D.S
     if tokens > PARTITIONS:
         raise ValueError(

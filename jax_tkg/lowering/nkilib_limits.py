@@ -91,6 +91,9 @@ def _sizes(D: Dimensions, layers: int, cores: int) -> Iterator[_Problem]:
             f"B * S * q <= {PARTITIONS}",
             f"{D.B} * {D.S} * {D.q} = {tokens * D.q}",
         )
+    for argument, letter, size in (("X", "H", D.H), ("W_gates", "I", D.I)):
+        if size % PARTITIONS:
+            yield argument, f"{letter} to be a multiple of {PARTITIONS}", f"{size}"
     tiles = D.H // PARTITIONS
     if tiles % cores:
         yield "X", f"H / {PARTITIONS} divisible by lnc = {cores}", f"{D.H} / {PARTITIONS} = {tiles}"

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import jax
 
+from jax_tkg.limits import SIZE_MULTIPLE
 from jax_tkg.models import gguf, gguf_tokenizer, json_config, json_tokenizer, safetensors
 from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.errors import ModelError
@@ -28,7 +29,8 @@ class Checkpoint:
     Attributes:
       config: the model's sizes.
       tokenizer: its tokenizer.
-      load: (dtype, tensor_parallel, progress) -> the model; see `jax_tkg.models.gguf.load`.
+      load: (dtype, tensor_parallel, progress, multiple) -> the model; see
+        `jax_tkg.models.gguf.load`.
       seems_tied: whether the head is the embedding. In a folder that holds both, only their values
         tell, which `load` compares.
     """
@@ -38,9 +40,11 @@ class Checkpoint:
     load: Callable[..., PackedModel]
     seems_tied: bool
 
-    def outline(self, dtype: jax.typing.DTypeLike, tensor_parallel: int) -> PackedModel:
+    def outline(
+        self, dtype: jax.typing.DTypeLike, tensor_parallel: int, multiple: int = SIZE_MULTIPLE
+    ) -> PackedModel:
         """The model with shapes in place of arrays; see `jax_tkg.models.packing.outline`."""
-        return outline(self.config, dtype, tensor_parallel, self.seems_tied)
+        return outline(self.config, dtype, tensor_parallel, self.seems_tied, multiple)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -73,7 +73,7 @@ class Decoder:
       sampling: how tokens are chosen; None for greedy.
       stop_tokens: ids that end a sequence.
       implementation: of `transformer_tkg`.
-      prefill: whether prompts are read by `jax_tkg.prefill`, in chunks of up to 256 tokens, or by
+      prefill: whether prompts are read by `jax_tkg.prefill`, in chunks of up to 512 tokens, or by
         `transformer_tkg`, 8 tokens a call. None: by the former unless the implementation is a
         kernel's, or the platform is Neuron.
       candidates: whether a step takes the likeliest tokens from `transformer_tkg`, with the head in

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
+from jax_tkg.limits import SIZE_MULTIPLE
 from jax_tkg.models import packing
 from jax_tkg.models.errors import ModelError
 from jax_tkg.models.families import known
@@ -28,6 +29,7 @@ def load(
     dtype: jax.typing.DTypeLike,
     tensor_parallel: int = 1,
     progress: packing.Progress | None = None,
+    multiple: int = SIZE_MULTIPLE,
 ) -> packing.PackedModel:
     """Loads a model.
 
@@ -36,6 +38,7 @@ def load(
       dtype: dtype of the weights.
       tensor_parallel: ranks to pack for; see `jax_tkg.weights.split_heads`.
       progress: called after each layer.
+      multiple: what H is a multiple of, see `jax_tkg.models.packing.hidden_multiple`.
 
     Raises:
       ModelError: the file is no complete model of a known family, has tensors that such a model
@@ -61,6 +64,7 @@ def load(
         dtype=dtype,
         tensor_parallel=tensor_parallel,
         progress=progress,
+        multiple=multiple,
     )
 
 

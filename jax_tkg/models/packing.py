@@ -1,8 +1,9 @@
 """A model in the layout of `transformer_tkg`.
 
-Hidden and MLP sizes that are not multiples of 128 are padded with zeros. This is exact: padded
-features stay zero through every layer, and RMSNorm, whose mean then runs over H features instead of
-h, is corrected by gamma' = gamma * sqrt(h/H) and eps' = eps * h/H.
+Hidden and MLP sizes are padded with zeros to multiples of 128, as kernels want them; for CPUs alone
+the hidden size is padded less (`hidden_multiple`), so that fewer bytes are read. Padding is exact:
+padded features stay zero through every layer, and RMSNorm, whose mean then runs over H features
+instead of h, is corrected by gamma' = gamma * sqrt(h/H) and eps' = eps * h/H.
 
 A vocabulary that the ranks do not divide is padded with columns of NaN in the head: NaN counts as
 the lowest logit (`transformer_tkg`), and of equal ones the lowest ids are chosen, so a column that
@@ -24,6 +25,9 @@ from jax_tkg.models.config import Experts, ModelConfig
 from jax_tkg.models.errors import ModelError
 from jax_tkg.models.layer_tensors import LayerTensors, StoredLayers
 from jax_tkg.weights import HeadSplit, TransformerWeights, pack_qkv, split_heads
+
+CPU_HIDDEN_MULTIPLE = 64
+"""Of H where only XLA:CPU runs the model: whole vectors and cache lines of every dtype."""
 
 Progress = Callable[[int, int], None]
 """Called with the number of layers read so far and the number of all layers."""
@@ -65,7 +69,7 @@ class PackedModel:
     @property
     def hidden_size(self) -> int:
         """H, the padded hidden size."""
-        return padded_hidden_size(self.config)
+        return int(self.parameters.final_gamma.shape[-1])
 
     @property
     def kv_heads(self) -> int:
@@ -78,9 +82,15 @@ class PackedModel:
         return self.config.rms_norm_eps * self.config.hidden_size / self.hidden_size
 
 
-def padded_hidden_size(config: ModelConfig) -> int:
-    """H: the hidden size rounded up to whole tiles of 128."""
-    return _round_up(config.hidden_size, SIZE_MULTIPLE)
+def hidden_multiple(platform: str, implementation: str = "auto") -> int:
+    """What H is to be a multiple of: whole tiles where a kernel may run, less on CPUs alone.
+
+    Args:
+      platform: of the devices, such as "cpu".
+      implementation: of `transformer_tkg`; "simulate" runs a kernel on a CPU.
+    """
+    plain = platform == "cpu" and implementation in ("auto", "cpu", "reference")
+    return CPU_HIDDEN_MULTIPLE if plain else SIZE_MULTIPLE
 
 
 def padded_vocabulary_size(config: ModelConfig, ranks: int) -> int:
@@ -167,7 +177,11 @@ def head_split(config: ModelConfig, ranks: int) -> HeadSplit:
 
 
 def outline(
-    config: ModelConfig, dtype: jax.typing.DTypeLike, tensor_parallel: int, tied: bool
+    config: ModelConfig,
+    dtype: jax.typing.DTypeLike,
+    tensor_parallel: int,
+    tied: bool,
+    multiple: int = SIZE_MULTIPLE,
 ) -> PackedModel:
     """The model that `build` makes, with shapes in place of arrays: for compiling before loading.
 
@@ -176,6 +190,7 @@ def outline(
       dtype: dtype of the weights.
       tensor_parallel: ranks to pack for.
       tied: whether the head is tied to the embedding.
+      multiple: as `build` takes it.
 
     Returns:
       A model whose parameters are jax.ShapeDtypeStruct.
@@ -184,12 +199,12 @@ def outline(
       ModelError: the model's heads do not split evenly over the ranks.
     """
     check_tensor_parallel(config, tensor_parallel)
-    hidden, vocabulary = padded_hidden_size(config), config.vocabulary_size
+    hidden, vocabulary = _round_up(config.hidden_size, multiple), config.vocabulary_size
     parameters = ModelParameters(
         layers=_of_all_layers(
             config,
             (
-                _layer_outline(config, config.experts_of(layer), dtype, tensor_parallel)
+                _layer_outline(config, config.experts_of(layer), hidden, dtype, tensor_parallel)
                 for layer in range(config.num_layers)
             ),
         ),
@@ -201,10 +216,13 @@ def outline(
 
 
 def _layer_outline(
-    config: ModelConfig, experts: Experts | None, dtype: jax.typing.DTypeLike, ranks: int
+    config: ModelConfig,
+    experts: Experts | None,
+    hidden: int,
+    dtype: jax.typing.DTypeLike,
+    ranks: int,
 ) -> dict[str, jax.ShapeDtypeStruct]:
     """The shapes of what `_pack_layer` makes of a layer with these experts, or of a dense one."""
-    hidden = padded_hidden_size(config)
     intermediate = padded_intermediate_size(config, ranks)
     attention = config.num_heads * config.head_size
     packed = (config.num_heads + 2 * head_split(config, ranks).kv_heads) * config.head_size
@@ -280,6 +298,7 @@ def build(
     dtype: jax.typing.DTypeLike,
     tensor_parallel: int = 1,
     progress: Progress | None = None,
+    multiple: int = SIZE_MULTIPLE,
 ) -> PackedModel:
     """Packs and pads a checkpoint's tensors.
 
@@ -292,22 +311,23 @@ def build(
       dtype: dtype of the arrays; RMSNorm gains are float32.
       tensor_parallel: ranks to pack for.
       progress: called after each layer.
+      multiple: what H is a multiple of, see `hidden_multiple`.
 
     Raises:
       ModelError: the model's heads do not split evenly over the ranks.
     """
     check_tensor_parallel(config, tensor_parallel)
+    hidden, kind = _round_up(config.hidden_size, multiple), jnp.dtype(dtype)
 
     def packed() -> Iterator[dict[str, np.ndarray]]:
         for index, tensors in enumerate(layers):
             experts = config.experts_of(index)
-            yield _pack_layer(config, experts, tensors, jnp.dtype(dtype), tensor_parallel)
+            yield _pack_layer(config, experts, tensors, hidden, kind, tensor_parallel)
             if progress is not None:
                 progress(index + 1, config.num_layers)
 
     stacks = _of_all_layers(config, packed())
-    hidden = padded_hidden_size(config)
-    kind, tied = jnp.dtype(dtype), head is None
+    tied = head is None
     rows = embedding if head is None else head
     parameters = ModelParameters(
         layers=stacks,
@@ -322,10 +342,10 @@ def _pack_layer(
     config: ModelConfig,
     experts: Experts | None,
     tensors: LayerTensors,
+    hidden: int,
     dtype: np.dtype,
     ranks: int,
 ) -> dict[str, np.ndarray]:
-    hidden = padded_hidden_size(config)
     intermediate = padded_intermediate_size(config, ranks)
     if experts is not None:
         intermediate = padded_expert_size(experts.intermediate_size, ranks)

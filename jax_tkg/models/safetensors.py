@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import safetensors
 
+from jax_tkg.limits import SIZE_MULTIPLE
 from jax_tkg.models import float8_tensors, json_config, mxfp4_tensors, packing
 from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.errors import ModelError, one_line
@@ -189,6 +190,7 @@ def load(
     dtype: jax.typing.DTypeLike,
     tensor_parallel: int = 1,
     progress: packing.Progress | None = None,
+    multiple: int = SIZE_MULTIPLE,
 ) -> packing.PackedModel:
     """Loads a model.
 
@@ -200,6 +202,7 @@ def load(
       dtype: dtype of the weights.
       tensor_parallel: ranks to pack for; see `jax_tkg.weights.split_heads`.
       progress: called after each layer.
+      multiple: what H is a multiple of, see `jax_tkg.models.packing.hidden_multiple`.
 
     Raises:
       ModelError: the folder holds no complete model of a known family, or tensors that such a model
@@ -229,6 +232,7 @@ def load(
             dtype=dtype,
             tensor_parallel=tensor_parallel,
             progress=progress,
+            multiple=multiple,
         )
 
 

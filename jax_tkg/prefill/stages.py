@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 
-from jax_tkg.cpu import expert_groups, products
+from jax_tkg.cpu import expert_groups, formulation, products
 from jax_tkg.cpu import transformer as cpu
 from jax_tkg.prefill.attended_keys import AttendedKeys
 from jax_tkg.prefill.attention import attention
@@ -24,13 +24,14 @@ def stages_for(platform: str | None, windows: tuple[int | None, ...]) -> Stages:
     """
     # AWS's compiler wants to know how often a loop turns.
     fixed = platform == "neuron"
-    base = PLAIN
+    base, own_dtype = PLAIN, False
     if platform == "cpu":
+        own_dtype = formulation.has_bfloat16_products()
         base = dataclasses.replace(cpu.STAGES, multiply=products.multiply_many)
     return dataclasses.replace(
         base,
         attended_keys=AttendedKeys(windows, fixed),
-        attention=attention,
+        attention=functools.partial(attention, own_dtype=own_dtype),
         run_experts=base.run_experts
         if fixed
         else functools.partial(expert_groups.run_in_groups, EXPERT_TOKENS),

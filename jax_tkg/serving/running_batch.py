@@ -18,7 +18,7 @@ from jax_tkg.caches import SMALLEST_CONTEXT
 from jax_tkg.models.executables import Compiled, Executables, on_mesh
 from jax_tkg.models.forward import ModelForward, PlacedParameters
 from jax_tkg.models.packing import PackedModel
-from jax_tkg.models.prompts import CHUNK_SIZES, Chunk, PromptReader
+from jax_tkg.models.prompts import Chunk, PromptReader
 from jax_tkg.models.sampling import MOST_CANDIDATES, SEED_IMPLEMENTATION, Scores, seed_words
 from jax_tkg.serving.request import Event, Request
 from jax_tkg.serving.slot_caches import BlockCaches, FlatCaches, SlotCaches
@@ -147,7 +147,7 @@ class RunningBatch:
             candidates=candidates,
             context_parallel=context_parallel,
         )
-        self._prompts = PromptReader(forward, capacity, prefill)
+        self._prompts = PromptReader(forward, capacity, prefill, longest_chunk=prompt_tokens)
         self._caches: SlotCaches
         if blocks is None:
             self._caches = FlatCaches(forward, slots, capacity)
@@ -254,7 +254,7 @@ class RunningBatch:
         most = longest - 2
         prepared = [
             executable
-            for length in (*(size for size in CHUNK_SIZES if size < most), most)
+            for length in (*(size for size in self._prompts.chunk_sizes if size < most), most)
             for executable in self._prompts.prepare(threads, 1, length)
         ]
         lengths = (*range(SMALLEST_CONTEXT - 1, most, SMALLEST_CONTEXT), most)

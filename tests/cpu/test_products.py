@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import pathlib
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,7 @@ from hypothesis import strategies as st
 from jax_tkg.bits import as_bits
 from jax_tkg.cpu import formulation
 from jax_tkg.cpu.formulation import Form
-from jax_tkg.cpu.products import multiply
+from jax_tkg.cpu.products import multiply, multiply_many
 from jax_tkg.cpu.stored_weight import StoredWeight
 from jax_tkg.reference.linear import linear
 
@@ -148,6 +150,39 @@ class ChoiceTest(parameterized.TestCase):
         self.assertEqual(inner % size, 0)
         self.assertGreaterEqual(inner // size, 2)
         self.assertLessEqual(size * m, max(formulation.BLOCK_ELEMENTS, m))
+
+
+class ManyRowsTest(parameterized.TestCase):
+    """Products of hundreds of rows, in the dtype that the processor multiplies fastest."""
+
+    @parameterized.product(
+        dtype=tuple(DTYPES), has_products=(False, True), held_as_bits=(False, True)
+    )
+    def test_equals_float64(self, dtype: str, has_products: bool, held_as_bits: bool) -> None:
+        activations, weight = _operands(256, 384, 40, dtype)
+        values = as_bits(jnp.asarray(weight)) if held_as_bits else jnp.asarray(weight)
+        stored = StoredWeight(values)
+        with mock.patch.object(formulation, "has_bfloat16_products", return_value=has_products):
+            chosen = formulation.many_rows_dtype(activations.dtype, stored.dtype)
+            got = multiply_many(activations, stored)
+        narrow = has_products and DTYPES[dtype] == "bfloat16"
+        self.assertEqual(chosen, jnp.bfloat16 if narrow else jnp.float32)
+        self.assertEqual(got.dtype, jnp.float32)
+        want = np.asarray(activations, np.float64) @ weight.astype(np.float64)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5 * np.abs(want).max())
+
+    @parameterized.parameters(
+        ("flags : fpu avx512f avx512_bf16 vaes", True),
+        ("flags : fpu amx_bf16 amx_tile", True),
+        ("flags : fpu avx512f avx512bw", False),
+        (None, False),
+    )
+    def test_instructions_of_the_processor(self, description: str | None, expected: bool) -> None:
+        failure = FileNotFoundError() if description is None else None
+        with mock.patch.object(
+            pathlib.Path, "read_text", return_value=description, side_effect=failure
+        ):
+            self.assertEqual(formulation.has_bfloat16_products.__wrapped__(), expected)
 
 
 if __name__ == "__main__":

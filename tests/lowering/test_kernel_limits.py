@@ -152,6 +152,8 @@ class LimitsTest(parameterized.TestCase):
             kernel_limits.check_kernel_limits(_dimensions(shape), cores)
 
     @parameterized.named_parameters(
+        ("part_of_a_tile", {"H": 192}, ["X:", "H in [B, S, H]", "multiple of 128", "got 192"]),
+        ("part_of_i", {"I": 100}, ["W_gates:", "I in [H, I]", "multiple of 128", "100 % 128"]),
         ("tokens", {"B": 43, "S": 3}, ["X:", "at most 128 tokens", "43 * 3 = 129"]),
         ("experts", {"E": 513, "E_held": 513}, ["W_routers: expected E <= 512", "got E = 513"]),
         ("scores", {"q": 96, "S": 8}, ["mask_cache:", "q * S <= 512", "96 * 8 = 768"]),

@@ -63,6 +63,8 @@ class LimitTest(parameterized.TestCase):
         ("kv_heads", {"k": 2}, {}, "K_caches: expected one KV head .*got k = 2"),
         ("head_size", {"d": 32}, {}, "V_caches: expected d of 64 or 128 .*got 32"),
         ("queries", {"B": 8, "q": 20, "L": 1}, {}, r"X: .*<= 128 .*got 8 \* 1 \* 20 = 160"),
+        ("part_of_a_tile", {"H": 192}, {}, "X: expected H to be a multiple of 128 .*got 192"),
+        ("part_of_i", {"I": 100}, {}, "W_gates: expected I to be a multiple of 128 .*got 100"),
         ("odd_tiles", {"H": 384, "L": 1}, {"lnc": 2}, "X: expected H / 128 divisible by lnc = 2"),
         ("several_odd", {"H": 384}, {}, "X: .*even with several layers.*got 3 and"),
         ("context", {"S_ctx": 200}, {}, "mask_cache: .*multiple of 128.*got 200"),

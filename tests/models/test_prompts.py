@@ -37,11 +37,19 @@ class ChunksTest(parameterized.TestCase):
         (1, [(0, 32)]),
         (32, [(0, 32)]),
         (33, [(0, 64)]),
-        (257, [(0, 256), (256, 256)]),
-        (512, [(0, 256), (256, 256)]),
+        (257, [(0, 512)]),
+        (512, [(0, 512)]),
+        (513, [(0, 256), (256, 256), (512, 256)]),
+        (769, [(0, 512), (512, 512)]),
+        (257, [(0, 256), (256, 256)], 256),
+        (513, [(0, 256), (256, 256), (512, 256)], 511),
+        (100, [(0, 64), (64, 64)], 64),
+        (33, [(0, 32), (32, 32)], 1),
     )
-    def test_sizes(self, length: int, expected: list[tuple[int, int]]) -> None:
-        reader = PromptReader(ModelForward(_model()), 600)
+    def test_sizes(
+        self, length: int, expected: list[tuple[int, int]], longest_chunk: int = 512
+    ) -> None:
+        reader = PromptReader(ModelForward(_model()), 1000, longest_chunk=longest_chunk)
         chunks = [Chunk(start, size, None) for start, size in expected]
         self.assertEqual(list(reader.chunks(length)), chunks)
 

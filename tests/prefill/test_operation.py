@@ -14,6 +14,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg import prefill
+from jax_tkg.cpu import formulation
 from jax_tkg.prefill import attention
 from tests import cases
 
@@ -42,6 +43,9 @@ SHAPES = {
         options=("sinks",),
         quantized=(("float8_e4m3", None, "float8_e5m2"), ("float8_e4m3fn",) * 3),
         clamp_bound=0.5,
+    ),
+    "bfloat16_and_float8_caches": dataclasses.replace(
+        LONG, S=40, dtype="bfloat16", cache_dtype="float8_e4m3fn", context="lengths"
     ),
     "experts": dataclasses.replace(
         LONG,
@@ -98,18 +102,30 @@ class OracleTest(parameterized.TestCase):
         # Callers may have set them.
         self.enterContext(jax.numpy_rank_promotion("raise"))
         self.enterContext(jax.numpy_dtype_promotion("strict"))
+        # Few scores at once, so that heads are taken in turns, and blocks of new tokens, of which
+        # the last one is smaller.
+        self.enterContext(mock.patch.object(attention, "SCORE_ELEMENTS", 1 << 14))
+        self.enterContext(mock.patch.object(attention, "QUERY_BLOCK", 9))
 
     @parameterized.product(name=tuple(SHAPES), platform=("cpu", None))
     @pytest.mark.extended_except("0", "5")
     def test_equals_the_oracle(self, name: str, platform: str | None) -> None:
-        shape = SHAPES[name]
+        self._check(SHAPES[name], platform)
+
+    @parameterized.product(
+        name=("bfloat16_in_blocks", "bfloat16_and_float8_caches"), has_products=(False, True)
+    )
+    def test_processors(self, name: str, has_products: bool) -> None:
+        """Whatever instructions this machine's processor has."""
+        with mock.patch.object(formulation, "has_bfloat16_products", return_value=has_products):
+            self._check(SHAPES[name], "cpu")
+
+    def _check(self, shape: cases.Shape, platform: str | None) -> None:
         weights = cases.random_weights(shape, np.random.default_rng(0))
-        # Few scores at once, so that heads are taken in turns.
-        with mock.patch.object(attention, "SCORE_ELEMENTS", 1 << 14):
-            run = _compiled(shape, platform=platform)
-            for inputs, (hidden, K, V, written) in _draws(shape, weights):
-                actual = run(**weights, **inputs)
-                cases.check(actual, shape, inputs, hidden, K[0], V[0], written)
+        run = _compiled(shape, platform=platform)
+        for inputs, (hidden, K, V, written) in _draws(shape, weights):
+            actual = run(**weights, **inputs)
+            cases.check(actual, shape, inputs, hidden, K[0], V[0], written)
 
     def test_windows_of_two_kinds_and_fixed_loops(self) -> None:
         """The second kind's window limits which new tokens attend each other."""
