@@ -22,8 +22,10 @@ class ArchitectureTest(absltest.TestCase):
 
     def test_the_picture_is_well_formed(self) -> None:
         root = ElementTree.fromstring(architecture.picture())
-        texts = {node.text for node in root.iter("{http://www.w3.org/2000/svg}text")}
-        self.assertContainsSubset({box.title for box in architecture.boxes()}, texts)
+        # Long titles are broken after a slash.
+        text = "".join(node.text or "" for node in root.iter("{http://www.w3.org/2000/svg}text"))
+        for box in architecture.boxes():
+            self.assertIn(box.title, text)
 
 
 if __name__ == "__main__":
