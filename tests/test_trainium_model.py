@@ -56,10 +56,10 @@ class GoalsTest(absltest.TestCase):
             _row("refused", "too many tokens"),
         ]
         mean, worst, traffic, against = grid.goals(rows)
-        self.assertIn("1.367; goal 1.25: NOT met", mean)
-        self.assertIn("(far): 1.700; goal 1.6: NOT met", worst)
+        self.assertIn("1.367; goal 1.06: NOT met", mean)
+        self.assertIn("(far): 1.700; goal 1.25: NOT met", worst)
         self.assertIn("(far): 0.030; goal 0.02: NOT met", traffic)
-        self.assertIn("of 1 cells: 0.500; goal 0.8: met", against)
+        self.assertIn("of 1 cells: 0.500; goal 0.65: met", against)
 
     def test_summary(self) -> None:
         rows = [
