@@ -53,7 +53,8 @@ def main(_: Sequence[str]) -> None:
                 forms = [_candidate(form.name, weights, rows, form) for form in Form]
                 timings = measure_in_turns([one, *forms], _TURNS.value, 2)
                 times = {f.name: timings[f.name].ratio_to(timings["one row"]) for f in Form}
-                chosen = formulation.choose(StoredWeight(weights[0]), rows).name
+                stored = StoredWeight(weights[0])
+                chosen = formulation.choose(stored, rows, _activations(stored)).name
                 table.append(
                     {"weights": dtype, "layers": name, "rows": rows, **times, "chosen": chosen}
                 )
@@ -68,8 +69,13 @@ def _weight(shape: tuple[int, int], dtype: str) -> Any:
     return array if dtype == "float32" else as_bits(array)
 
 
+def _activations(weight: StoredWeight) -> Any:
+    """The dtype of the activations that are multiplied by a weight."""
+    return jnp.float32 if weight.dtype == jnp.float32 else jnp.bfloat16
+
+
 def _candidate(name: str, weights: list[Any], rows: int, form: Form | None) -> Candidate:
-    dtype = jnp.float32 if weights[0].dtype == jnp.float32 else jnp.bfloat16
+    dtype = _activations(StoredWeight(weights[0]))
     width = weights[0].shape[0]
 
     def step(weights: list[Any], stream: jax.Array) -> jax.Array:

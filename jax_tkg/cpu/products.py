@@ -30,7 +30,7 @@ def multiply(rows: jax.Array, weight: StoredWeight, form: Form | None = None) ->
     Returns:
       [R, m] f32.
     """
-    form = form or formulation.choose(weight, rows.shape[0])
+    form = form or formulation.choose(weight, rows.shape[0], rows.dtype)
     return {Form.WHOLE: _whole, Form.SUMMED: _summed, Form.BLOCKS: _in_blocks}[form](rows, weight)
 
 

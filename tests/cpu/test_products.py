@@ -113,6 +113,21 @@ class ChoiceTest(parameterized.TestCase):
         self.assertIs(formulation.choose(stored, few), Form.SUMMED)
         self.assertIs(formulation.choose(stored, many), Form.BLOCKS)
 
+    @parameterized.parameters(
+        ("bfloat16", "bfloat16", True, 2),
+        ("bfloat16", "bfloat16", False, 8),
+        ("bfloat16", "float32", True, 8),
+        ("float8_e4m3", "bfloat16", True, 2),
+        ("float32", "float32", True, 32),
+    )
+    def test_the_processor_decides(
+        self, dtype: str, activations: str, has_products: bool, few: int
+    ) -> None:
+        stored = _stored(np.ones((2048, 1024), dtype), True, False)
+        with mock.patch.object(formulation, "has_bfloat16_products", return_value=has_products):
+            forms = [formulation.choose(stored, rows, activations) for rows in (few, few + 1)]
+        self.assertEqual(forms, [Form.SUMMED, Form.BLOCKS])
+
     @parameterized.parameters("float32", "bfloat16")
     def test_several_rows_are_summed_in_loops_only(self, dtype: str) -> None:
         stored = _stored(np.ones((128, 1024), dtype), True, False)
