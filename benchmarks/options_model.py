@@ -18,12 +18,6 @@ from benchmarks import report
 from jax_tkg.profile.layer import layer_figures, record_launches
 from jax_tkg.profile.model_shapes import MODELS, Case, layer_case
 
-_MODEL = flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "Which model.")
-_RANKS = flags.DEFINE_integer("tensor_parallel", 8, "Ranks.")
-_CONTEXT = flags.DEFINE_integer("context", 2048, "Cache slots, new tokens included.")
-_BATCHES = flags.DEFINE_list("batches", ["1", "8"], "Sequences per rank.")
-_ON_CHIP = flags.DEFINE_bool("residual_on_chip", True, "All-reduces go from SBUF to SBUF.")
-
 OPTIONS: dict[str, dict[str, Any]] = {
     "none": {},
     "bias of QKV": {"operands": ("bias_qkvs",)},
@@ -38,6 +32,15 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Fields of a case by the name of the option that they set."""
 
 
+def define_flags() -> None:
+    """Not when the module is imported: others have flags of the same names."""
+    flags.DEFINE_enum("model", "llama3_8b", list(MODELS), "Which model.")
+    flags.DEFINE_integer("tensor_parallel", 8, "Ranks.")
+    flags.DEFINE_integer("context", 2048, "Cache slots, new tokens included.")
+    flags.DEFINE_list("batches", ["1", "8"], "Sequences per rank.")
+    flags.DEFINE_bool("residual_on_chip", True, "All-reduces go from SBUF to SBUF.")
+
+
 def _microseconds(case: Case) -> tuple[float, float]:
     """With all-reduces and without."""
     launches = record_launches(case)
@@ -46,15 +49,16 @@ def _microseconds(case: Case) -> tuple[float, float]:
 
 
 def main(_: list[str]) -> None:
-    model, rows = MODELS[_MODEL.value], []
-    for batch in map(int, _BATCHES.value):
+    values = flags.FLAGS
+    model, rows = MODELS[values.model], []
+    for batch in map(int, values.batches):
         plain = layer_case(
             *(model, model.kinds()[0]),
-            tensor_parallel=_RANKS.value,
-            context=_CONTEXT.value,
+            tensor_parallel=values.tensor_parallel,
+            context=values.context,
             B=batch,
             S=1,
-            residual_on_chip=_ON_CHIP.value,
+            residual_on_chip=values.residual_on_chip,
         )
         base = _microseconds(plain)
         for name, fields in OPTIONS.items():
@@ -70,9 +74,10 @@ def main(_: list[str]) -> None:
                 }
             )
     report.print_table(rows)
-    heading = f"Options of a layer of {_MODEL.value}, tp={_RANKS.value}, modelled"
+    heading = f"Options of a layer of {values.model}, tp={values.tensor_parallel}, modelled"
     print("", report.write_markdown("options_model", heading, rows), sep="\n")
 
 
 if __name__ == "__main__":
+    define_flags()
     app.run(main)
