@@ -120,4 +120,18 @@ MODELS: tuple[Mutation, ...] = (
         '"add_generation_prompt": False',
         ("models/test_chat.py",),
     ),
+    Mutation(
+        "the hidden size is padded to tiles on CPUs too",
+        "generate/command.py",
+        "hidden_multiple(device.platform, values.implementation)",
+        "hidden_multiple(device.platform, 'simulate')",
+        ("generate/test_padding.py",),
+    ),
+    Mutation(
+        "chunks of prompts attend the first keys of a window",
+        "prefill/attention.py",
+        "own.new_values[:, begin:last]",
+        "own.new_values[:, : last - begin]",
+        ("prefill/test_operation.py",),
+    ),
 )

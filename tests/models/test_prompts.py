@@ -47,9 +47,10 @@ class ChunksTest(parameterized.TestCase):
         (33, [(0, 32), (32, 32)], 1),
     )
     def test_sizes(
-        self, length: int, expected: list[tuple[int, int]], longest_chunk: int = 512
+        self, length: int, expected: list[tuple[int, int]], longest_chunk: int | None = None
     ) -> None:
-        reader = PromptReader(ModelForward(_model()), 1000, longest_chunk=longest_chunk)
+        given = {} if longest_chunk is None else {"longest_chunk": longest_chunk}
+        reader = PromptReader(ModelForward(_model()), 1000, **given)
         chunks = [Chunk(start, size, None) for start, size in expected]
         self.assertEqual(list(reader.chunks(length)), chunks)
 
