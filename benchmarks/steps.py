@@ -19,7 +19,7 @@ from jax_tkg.call.arguments import is_stacked
 from jax_tkg.masks import active_mask, cache_mask
 from jax_tkg.models.checkpoint import Checkpoint
 from jax_tkg.models.forward import ModelForward
-from jax_tkg.models.packing import PackedModel, hidden_multiple
+from jax_tkg.models.packing import PackedModel, hidden_multiple_for
 from jax_tkg.quantize import quantize_float8
 from jax_tkg.rope import rope_tables
 from jax_tkg.weights import TransformerWeights
@@ -52,7 +52,7 @@ class Step:
 
 def loaded(checkpoint: Checkpoint, dtype: str) -> PackedModel:
     """A model packed as `generate` packs it for a CPU; `dtype` is one of `COMPUTE_DTYPES`."""
-    return checkpoint.load(COMPUTE_DTYPES[dtype], 1, None, hidden_multiple("cpu"))
+    return checkpoint.load(COMPUTE_DTYPES[dtype], 1, None, hidden_multiple_for("cpu"))
 
 
 def quantized(weights: TransformerWeights) -> TransformerWeights:

@@ -44,7 +44,7 @@ from jax_tkg.models.packing import (
     PackedModel,
     check_tensor_parallel,
     head_split,
-    hidden_multiple,
+    hidden_multiple_for,
 )
 from jax_tkg.models.placed_parameters import TENSOR_AXIS
 from jax_tkg.models.sampling import Sampling, seed_keys
@@ -285,10 +285,10 @@ def _running_batch(
     bar: Callable[[str], Bar],
 ) -> RunningBatch:
     """A batch with its model, compiled for these requests."""
-    dtype, multiple = _DTYPES[values.dtype], _hidden_multiple(values, mesh)
+    dtype, hidden_multiple = _DTYPES[values.dtype], _hidden_multiple(values, mesh)
     longest = max(len(line.request.prompt) + line.request.max_tokens for line in lines)
     batch = RunningBatch(
-        checkpoint.outline(dtype, values.tensor_parallel, multiple),
+        checkpoint.outline(dtype, values.tensor_parallel, hidden_multiple),
         slots=min(values.slots, len(lines)),
         capacity=context_bucket(longest, checkpoint.config.context_length),
         mesh=mesh,
@@ -297,7 +297,7 @@ def _running_batch(
         context_parallel=values.context_parallel,
     )
     loading = threads.submit(
-        checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"), multiple
+        checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"), hidden_multiple
     )
     _wait(loading, batch.prepare(threads, longest), bar("Compiling"))
     batch.place(loading.result())
@@ -379,11 +379,11 @@ def _ready(
     """A decoder with its model, compiled for prompts of these lengths, and the seconds it took."""
     sampling = _sampling(values)
     started = time.perf_counter()
-    dtype, multiple = _DTYPES[values.dtype], _hidden_multiple(values, mesh)
+    dtype, hidden_multiple = _DTYPES[values.dtype], _hidden_multiple(values, mesh)
     drafts = values.prompt_lookup_num_tokens
     make = functools.partial(SpeculativeDecoder, num_drafts=drafts) if drafts else Decoder
     decoder = make(
-        checkpoint.outline(dtype, values.tensor_parallel, multiple),
+        checkpoint.outline(dtype, values.tensor_parallel, hidden_multiple),
         capacity=capacity,
         mesh=mesh,
         sampling=sampling,
@@ -392,7 +392,7 @@ def _ready(
         context_parallel=values.context_parallel,
     )
     loading = threads.submit(
-        checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"), multiple
+        checkpoint.load, dtype, values.tensor_parallel, bar("Loading layers"), hidden_multiple
     )
     compiling = decoder.prepare(threads, lengths, keys, values.device_loop)
     _wait(loading, compiling, bar("Compiling"))
@@ -518,7 +518,7 @@ def _mesh(values: flags.FlagValues, checkpoint: Checkpoint) -> jax.sharding.Mesh
 def _hidden_multiple(values: flags.FlagValues, mesh: jax.sharding.Mesh | None) -> int:
     """What the hidden size is padded to, for the devices and the implementation that run."""
     device = jax.devices()[0] if mesh is None else mesh.devices.flat[0]
-    return hidden_multiple(device.platform, values.implementation)
+    return hidden_multiple_for(device.platform, values.implementation)
 
 
 def _seeds(seeds: Sequence[int], prompts: int) -> Sequence[int]:

@@ -29,7 +29,7 @@ class Checkpoint:
     Attributes:
       config: the model's sizes.
       tokenizer: its tokenizer.
-      load: (dtype, tensor_parallel, progress, multiple) -> the model; see
+      load: (dtype, tensor_parallel, progress, hidden_multiple) -> the model; see
         `jax_tkg.models.gguf.load`.
       seems_tied: whether the head is the embedding. In a folder that holds both, only their values
         tell, which `load` compares.
@@ -41,10 +41,13 @@ class Checkpoint:
     seems_tied: bool
 
     def outline(
-        self, dtype: jax.typing.DTypeLike, tensor_parallel: int, multiple: int = SIZE_MULTIPLE
+        self,
+        dtype: jax.typing.DTypeLike,
+        tensor_parallel: int,
+        hidden_multiple: int = SIZE_MULTIPLE,
     ) -> PackedModel:
         """The model with shapes in place of arrays; see `jax_tkg.models.packing.outline`."""
-        return outline(self.config, dtype, tensor_parallel, self.seems_tied, multiple)
+        return outline(self.config, dtype, tensor_parallel, self.seems_tied, hidden_multiple)
 
 
 def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:

@@ -29,7 +29,7 @@ def load(
     dtype: jax.typing.DTypeLike,
     tensor_parallel: int = 1,
     progress: packing.Progress | None = None,
-    multiple: int = SIZE_MULTIPLE,
+    hidden_multiple: int = SIZE_MULTIPLE,
 ) -> packing.PackedModel:
     """Loads a model.
 
@@ -38,7 +38,7 @@ def load(
       dtype: dtype of the weights.
       tensor_parallel: ranks to pack for; see `jax_tkg.weights.split_heads`.
       progress: called after each layer.
-      multiple: what H is a multiple of, see `jax_tkg.models.packing.hidden_multiple`.
+      hidden_multiple: what H is a multiple of, see `jax_tkg.models.packing.hidden_multiple_for`.
 
     Raises:
       ModelError: the file is no complete model of a known family, has tensors that such a model
@@ -64,7 +64,7 @@ def load(
         dtype=dtype,
         tensor_parallel=tensor_parallel,
         progress=progress,
-        multiple=multiple,
+        hidden_multiple=hidden_multiple,
     )
 
 

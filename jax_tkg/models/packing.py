@@ -1,9 +1,9 @@
 """A model in the layout of `transformer_tkg`.
 
 Hidden and MLP sizes are padded with zeros to multiples of 128, as kernels want them; for CPUs alone
-the hidden size is padded less (`hidden_multiple`), so that fewer bytes are read. Padding is exact:
-padded features stay zero through every layer, and RMSNorm, whose mean then runs over H features
-instead of h, is corrected by gamma' = gamma * sqrt(h/H) and eps' = eps * h/H.
+the hidden size is padded less (`hidden_multiple_for`), so that fewer bytes are read. Padding is
+exact: padded features stay zero through every layer, and RMSNorm, whose mean then runs over H
+features instead of h, is corrected by gamma' = gamma * sqrt(h/H) and eps' = eps * h/H.
 
 A vocabulary that the ranks do not divide is padded with columns of NaN in the head: NaN counts as
 the lowest logit (`transformer_tkg`), and of equal ones the lowest ids are chosen, so a column that
@@ -82,7 +82,7 @@ class PackedModel:
         return self.config.rms_norm_eps * self.config.hidden_size / self.hidden_size
 
 
-def hidden_multiple(platform: str, implementation: str = "auto") -> int:
+def hidden_multiple_for(platform: str, implementation: str = "auto") -> int:
     """What H is to be a multiple of: whole tiles where a kernel may run, less on CPUs alone.
 
     Args:
@@ -181,7 +181,7 @@ def outline(
     dtype: jax.typing.DTypeLike,
     tensor_parallel: int,
     tied: bool,
-    multiple: int = SIZE_MULTIPLE,
+    hidden_multiple: int = SIZE_MULTIPLE,
 ) -> PackedModel:
     """The model that `build` makes, with shapes in place of arrays: for compiling before loading.
 
@@ -190,7 +190,7 @@ def outline(
       dtype: dtype of the weights.
       tensor_parallel: ranks to pack for.
       tied: whether the head is tied to the embedding.
-      multiple: as `build` takes it.
+      hidden_multiple: as `build` takes it.
 
     Returns:
       A model whose parameters are jax.ShapeDtypeStruct.
@@ -199,7 +199,7 @@ def outline(
       ModelError: the model's heads do not split evenly over the ranks.
     """
     check_tensor_parallel(config, tensor_parallel)
-    hidden, vocabulary = _round_up(config.hidden_size, multiple), config.vocabulary_size
+    hidden, vocabulary = _round_up(config.hidden_size, hidden_multiple), config.vocabulary_size
     parameters = ModelParameters(
         layers=_of_all_layers(
             config,
@@ -298,7 +298,7 @@ def build(
     dtype: jax.typing.DTypeLike,
     tensor_parallel: int = 1,
     progress: Progress | None = None,
-    multiple: int = SIZE_MULTIPLE,
+    hidden_multiple: int = SIZE_MULTIPLE,
 ) -> PackedModel:
     """Packs and pads a checkpoint's tensors.
 
@@ -311,13 +311,13 @@ def build(
       dtype: dtype of the arrays; RMSNorm gains are float32.
       tensor_parallel: ranks to pack for.
       progress: called after each layer.
-      multiple: what H is a multiple of, see `hidden_multiple`.
+      hidden_multiple: what H is a multiple of, see `hidden_multiple_for`.
 
     Raises:
       ModelError: the model's heads do not split evenly over the ranks.
     """
     check_tensor_parallel(config, tensor_parallel)
-    hidden, kind = _round_up(config.hidden_size, multiple), jnp.dtype(dtype)
+    hidden, kind = _round_up(config.hidden_size, hidden_multiple), jnp.dtype(dtype)
 
     def packed() -> Iterator[dict[str, np.ndarray]]:
         for index, tensors in enumerate(layers):

@@ -123,8 +123,8 @@ MODELS: tuple[Mutation, ...] = (
     Mutation(
         "the hidden size is padded to tiles on CPUs too",
         "generate/command.py",
-        "hidden_multiple(device.platform, values.implementation)",
-        "hidden_multiple(device.platform, 'simulate')",
+        "hidden_multiple_for(device.platform, values.implementation)",
+        "hidden_multiple_for(device.platform, 'simulate')",
         ("generate/test_padding.py",),
     ),
     Mutation(

@@ -15,7 +15,7 @@ from tests.models import files, tiny
 
 class PaddingTest(parameterized.TestCase):
     @parameterized.parameters(("auto", 64), ("reference", 64), ("simulate", 128))
-    def test_hidden_size(self, implementation: str, multiple: int) -> None:
+    def test_hidden_size(self, implementation: str, hidden_multiple: int) -> None:
         path = files.folder(self) / "model.gguf"
         tiny.write_tiny(path, tiny.Tiny(hidden_size=160))
         values = flags.FlagValues()
@@ -35,7 +35,7 @@ class PaddingTest(parameterized.TestCase):
             self.assertRaisesRegex(ModelError, "seen"),
         ):
             command.main(values)
-        self.assertEqual(build.call_args.kwargs["multiple"], multiple)
+        self.assertEqual(build.call_args.kwargs["hidden_multiple"], hidden_multiple)
 
 
 if __name__ == "__main__":

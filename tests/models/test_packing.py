@@ -25,7 +25,7 @@ class HiddenSizeTest(parameterized.TestCase):
     def test_whole_tiles_where_a_kernel_may_run(
         self, platform: str, implementation: str, expected: int
     ) -> None:
-        self.assertEqual(packing.hidden_multiple(platform, implementation), expected)
+        self.assertEqual(packing.hidden_multiple_for(platform, implementation), expected)
 
     @parameterized.parameters((160, 1, True), (160, 2, False), (64, 1, False))
     def test_logits_of_a_model_padded_less(self, hidden: int, ranks: int, tied: bool) -> None:
@@ -33,7 +33,7 @@ class HiddenSizeTest(parameterized.TestCase):
         path = files.folder(self) / "model.gguf"
         tensors = tiny.write_tiny(path, shape)
         file = gguf.GgufFile(path)
-        model = gguf.load(file, "float32", ranks, multiple=packing.CPU_HIDDEN_MULTIPLE)
+        model = gguf.load(file, "float32", ranks, hidden_multiple=packing.CPU_HIDDEN_MULTIPLE)
         self.assertEqual(model.hidden_size, {160: 192, 64: 64}[hidden])
         outlined = packing.outline(
             model.config, "float32", ranks, tied, packing.CPU_HIDDEN_MULTIPLE
@@ -48,7 +48,9 @@ class HiddenSizeTest(parameterized.TestCase):
     def test_kernels_refuse_half_tiles(self) -> None:
         path = files.folder(self) / "model.gguf"
         tiny.write_tiny(path, tiny.Tiny(hidden_size=160))
-        model = gguf.load(gguf.GgufFile(path), "float32", multiple=packing.CPU_HIDDEN_MULTIPLE)
+        model = gguf.load(
+            gguf.GgufFile(path), "float32", hidden_multiple=packing.CPU_HIDDEN_MULTIPLE
+        )
         decoder = decode.Decoder(model, 64, implementation="simulate")
         with self.assertRaisesRegex(ValueError, "X: expected H .* multiple of 128 .* got 192"):
             decoder.logits(TOKENS)
