@@ -122,10 +122,10 @@ MODELS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "the hidden size is padded to tiles on CPUs too",
-        "generate/command.py",
+        "generate/loading.py",
         "hidden_multiple_for(device.platform, values.implementation)",
         "hidden_multiple_for(device.platform, 'simulate')",
-        ("generate/test_padding.py",),
+        ("generate/test_loading.py",),
     ),
     Mutation(
         "chunks of prompts attend the first keys of a window",

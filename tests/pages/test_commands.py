@@ -12,7 +12,7 @@ from jax_tkg.console import COMMANDS
 from tests.pages import markdown
 
 _SOURCES = {
-    "jax_tkg.generate": ("jax_tkg/generate/command.py",),
+    "jax_tkg.generate": ("jax_tkg/generate/command_flags.py",),
     "jax_tkg.profile": ("jax_tkg/profile/command.py",),
     "jax_tkg.simulator": ("jax_tkg/simulator/commands/*.py",),
 }
