@@ -8,13 +8,13 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .attention_blocks import divides_sequences, sequence_groups, sequence_share
+from .attention_blocks import sequence_groups, sequence_share
 from .attention_scores import masked_scores, score_products
 from .cache_scales import CacheScales, ScoreScale, beside_cached
 from .cache_update import token_rows
 from .context_ranks import StateExchange
 from .exchange import swap
-from .limits import PARTITIONS, PSUM_BANK
+from .limits import PARTITIONS, PSUM_BANK, divides_sequences
 from .linear import begin
 from .softmax import (
     SoftmaxState,
@@ -132,7 +132,7 @@ def _of_all_sequences(attended, context):
     """[rows, q * chunks, T], of what this core has of its sequences."""
     sizes = context.sizes
     core = context.core
-    if not divides_sequences(sizes, core):
+    if not divides_sequences(sizes.B, core.count):
         return attended
     rows, heads, own = attended.shape
     theirs = nl.ndarray((rows, heads, own), dtype=sizes.dtype, buffer=nl.sbuf)
@@ -173,7 +173,7 @@ class AttendedGroup(NKIObject):
         self.received = None
         self.exchange = None
         self.sizes = context.sizes
-        both = core.count > 1 and not divides_sequences(context.sizes, core)
+        both = core.count > 1 and not divides_sequences(context.sizes.B, core.count)
         if ranks != None:
             self.sizes = ranks.sizes
             self.exchange = StateExchange(state, group, ranks, core, both)

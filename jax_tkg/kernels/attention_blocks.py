@@ -3,14 +3,16 @@
 from nki.language import NKIObject
 
 from .limits import (
-    MAX_BLOCK_CHUNKS,
     PARTITIONS,
     PSUM_BANK,
-    PSUM_GROUP_BANKS,
+    attended_at_once,
     ceiling_divide,
     chunks_of_a_run,
-    sequences_at_once,
+    divides_sequences,
+    sequences_of_a_core,
+    slots_of_a_core,
 )
+from .sizes import bytes_of
 
 
 class Segment(NKIObject):
@@ -18,14 +20,18 @@ class Segment(NKIObject):
 
     So each partition reads `chunks` consecutive rows of V in one piece. The segment's chunks are
     the block's chunks from `first_chunk` on.
+
+    Attributes:
+      attended: how many of the slots queries may attend: those before slot `end`.
     """
 
-    def __init__(self, start, rows, chunks, first_chunk):
+    def __init__(self, start, rows, chunks, first_chunk, end):
         self.start = start
         self.rows = rows
         self.chunks = chunks
         self.first_chunk = first_chunk
         self.slots = rows * chunks
+        self.attended = min(self.slots, end - start)
 
 
 class Block(NKIObject):
@@ -54,18 +60,26 @@ class Block(NKIObject):
             self.chunks += 1
 
 
-def context_blocks(first, last, chunks, active_rows, run=0):
+def context_blocks(first, last, chunks, active_rows, stored, run=0):
     """The blocks of at most 128 x `chunks` keys that cover the slots first .. last.
+
+    The last chunk of slots has some after these if the cache has them, rather than fewer rows:
+    those would be pieces of their own in HBM, of a row of V each.
 
     Args:
       first: the first slot.
       last: the slot after the last.
       chunks: of a block.
       active_rows: new keys, which are in the last block; 0 for none.
+      stored: slots of a sequence in the cache.
       run: most chunks of a segment, of which segments have this or a half, a quarter and so on;
         0 for any number.
     """
     blocks = []
+    end = last
+    last = first + ceiling_divide(last - first, PARTITIONS) * PARTITIONS
+    if last > stored:
+        last = end
     while last > first or active_rows > 0:
         whole = min(chunks, (last - first) // PARTITIONS)
         segments = []
@@ -77,12 +91,12 @@ def context_blocks(first, last, chunks, active_rows, run=0):
                     size = run
                     while size > whole - done:
                         size = size // 2
-                segments.append(Segment(first, PARTITIONS, size, done))
+                segments.append(Segment(first, PARTITIONS, size, done, end))
                 first += size * PARTITIONS
                 done += size
         rest = last - first
         if whole < chunks and rest > 0:
-            segments.append(Segment(first, rest, 1, whole))
+            segments.append(Segment(first, rest, 1, whole, end))
             first = last
             whole += 1
         # A full block has no room for the new keys.
@@ -94,54 +108,46 @@ def context_blocks(first, last, chunks, active_rows, run=0):
     return blocks
 
 
-def divides_sequences(sizes, core):
-    """Whether each of two cores attends half of the sequences, and not half of their slots.
-
-    Then it reads twice as many neighboring slots at once, and has the whole softmax.
-    """
-    return core.count > 1 and sizes.B % core.count == 0
-
-
 def sequence_share(sizes, core):
     """(first, count) of the sequences that this core attends."""
-    if divides_sequences(sizes, core):
-        count = sizes.B // core.count
+    count = sequences_of_a_core(sizes.B, core.count)
+    if count < sizes.B:
         return (core.index * count, count)
-    return (0, sizes.B)
+    return (0, count)
 
 
 def context_share(sizes, core):
-    """(first, last) of the slots that this core attends: half if two cores divide them."""
-    if core.count == 1 or divides_sequences(sizes, core):
-        return (0, sizes.S_prior)
-    half = ceiling_divide(ceiling_divide(sizes.S_prior, 2), PARTITIONS) * PARTITIONS
-    half = min(half, sizes.S_prior)
-    if core.index == 0:
-        return (0, half)
-    return (half, sizes.S_prior)
+    """(first, last) of the slots that this core attends."""
+    slots = slots_of_a_core(sizes.B, sizes.S_prior, core.count)
+    if core.index == 0 or divides_sequences(sizes.B, core.count):
+        return (0, slots)
+    return (slots, sizes.S_prior)
 
 
 def key_blocks(group, sizes, core):
     """The blocks of keys that this core attends for a group."""
     # Of two cores that divide the slots, the first attends the new keys.
     active_rows = 0
-    if core.index == 0 or divides_sequences(sizes, core):
+    if core.index == 0 or divides_sequences(sizes.B, core.count):
         active_rows = sizes.T
     first, last = context_share(sizes, core)
     run = 0
     if sizes.block_len > 0:
         run = chunks_of_a_run(sizes.block_len)
-    return context_blocks(first, last, group.chunks, active_rows, run=run)
+    return context_blocks(first, last, group.chunks, active_rows, sizes.S_max, run=run)
 
 
 def sequence_groups(sizes, core):
     """The groups of sequences that this core attends together."""
     first, count = sequence_share(sizes, core)
-    at_once = sequences_at_once(count, sizes.q * sizes.S)
+    slots = slots_of_a_core(sizes.B, sizes.S_prior, core.count)
+    item = bytes_of(sizes.dtype)
+    queries = sizes.q * sizes.S
+    at_once, chunks = attended_at_once(count, queries, slots, sizes.d, item, sizes.block_len)
     groups = []
     done = 0
     while done < count:
-        groups.append(Group(first + done, min(at_once, count - done), sizes))
+        groups.append(Group(first + done, min(at_once, count - done), chunks, sizes))
         done += at_once
     return groups
 
@@ -159,7 +165,7 @@ class Group(NKIObject):
       chunks: chunks of a block.
     """
 
-    def __init__(self, first, count, sizes):
+    def __init__(self, first, count, chunks, sizes):
         self.first = first
         self.count = count
         self.kv_heads = sizes.k
@@ -168,7 +174,7 @@ class Group(NKIObject):
         self.columns = count * self.width
         self.first_column = first * self.width
         self.per_bank = PSUM_BANK // self.columns
-        self.chunks = min(MAX_BLOCK_CHUNKS, self.per_bank * PSUM_GROUP_BANKS)
+        self.chunks = chunks
 
     def of_kv_head(self, columns, kv_head):
         """[P, count, q / k * S] of [P, columns]: the columns of a KV head, of all sequences."""

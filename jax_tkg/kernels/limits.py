@@ -13,6 +13,9 @@ PSUM_BANK = 512
 PSUM_GROUP_BANKS = 4
 """Banks that one accumulation uses: half of PSUM, so that the next can start while it is read."""
 
+EXPERT_SUM_BANKS = 2
+"""Banks of PSUM that the sum of a layer's experts uses at most."""
+
 RING_SLOTS = 6
 """Buffers through which weights and caches stream."""
 
@@ -22,12 +25,11 @@ RING_SLOT_BYTES = 16384
 RING_BYTES = RING_SLOTS * RING_SLOT_BYTES
 """Bytes per partition of all of them: 96 KiB."""
 
-MAX_BLOCK_CHUNKS = 16
-"""Chunks of 128 cache slots attended at once: 2048 slots, or 4 KiB of bfloat16 per partition."""
-
 GROUP_COLUMNS = 128
-"""Queries attended together, unless one sequence has more. Scores of `MAX_BLOCK_CHUNKS` chunks then
-fit in PSUM; merging blocks costs work per column and block."""
+"""Queries attended together, unless one sequence has more: merging blocks costs work per column."""
+
+MAX_RUN_CHUNKS = 64
+"""Chunks of a segment of slots in blocks: their values of 128 features fill a buffer of the ring."""
 
 PIECE_ELEMENTS = 512
 """Elements per partition of the pieces in which the residual stream moves from engine to engine."""
@@ -250,14 +252,67 @@ def chunks_of_a_run(block_len):
     So a partition's slots, as many as there are chunks, are all in one block.
     """
     chunks = 1
-    while chunks < MAX_BLOCK_CHUNKS and block_len % (2 * chunks) == 0:
+    while chunks < MAX_RUN_CHUNKS and block_len % (2 * chunks) == 0:
         chunks = 2 * chunks
     return chunks
 
 
-def sequences_at_once(B, queries):
-    """How many of B sequences are attended together, with `queries` = q * S columns each."""
-    return max(1, min(B, GROUP_COLUMNS // queries))
+def divides_sequences(B, cores):
+    """Whether each of two cores attends half of the sequences, and not half of their slots.
+
+    Then it reads twice as many neighboring slots at once, and has the whole softmax.
+    """
+    return cores > 1 and B % cores == 0
+
+
+def sequences_of_a_core(B, cores):
+    """How many of B sequences a core attends."""
+    if divides_sequences(B, cores):
+        return B // cores
+    return B
+
+
+def slots_of_a_core(B, slots, cores):
+    """How many of each sequence's cache slots a core attends: half if two cores divide them."""
+    if cores == 1 or divides_sequences(B, cores):
+        return slots
+    return min(slots, ceiling_divide(ceiling_divide(slots, 2), PARTITIONS) * PARTITIONS)
+
+
+def attended_at_once(B, queries, slots, d, item, block_len):
+    """How many sequences are attended together, and how many chunks of 128 of their keys.
+
+    Blocks of keys are as long as a buffer of the ring and half of PSUM allow, so that HBM is read
+    in long runs, and of about equal length. Then as many sequences as PSUM allows.
+
+    Args:
+      B: sequences.
+      queries: q * S columns of each.
+      slots: of each in the cache.
+      d: head size.
+      item: bytes per element of keys and values as they are multiplied.
+      block_len: slots of a block of the caches, or 0.
+
+    Returns:
+      (sequences, chunks): new keys may need one of the chunks.
+    """
+    chunk_bytes = head_chunks(d) * PARTITIONS * item
+    most = min(RING_SLOT_BYTES // chunk_bytes, scores_at_once(queries))
+    total = ceiling_divide(slots, PARTITIONS) + 1
+    chunks = ceiling_divide(total, ceiling_divide(total, most))
+    if block_len > 0:
+        # Whole runs.
+        run = chunks_of_a_run(block_len)
+        chunks = min(most, ceiling_divide(chunks, run) * run)
+    sequences = max(1, min(B, GROUP_COLUMNS // queries))
+    while sequences > 1 and scores_at_once(sequences * queries) < chunks:
+        sequences -= 1
+    return (sequences, chunks)
+
+
+def scores_at_once(columns):
+    """Chunks of keys whose scores for `columns` queries fit in half of PSUM."""
+    return PSUM_BANK // columns * PSUM_GROUP_BANKS
 
 
 def expert_bytes(hidden, whole, I, E, T, item):  # noqa: E741
@@ -276,18 +331,27 @@ def expert_bytes(hidden, whole, I, E, T, item):  # noqa: E741
     searched = max(E, LEAST_SEARCHED)
     chunks = ceiling_divide(E, PARTITIONS)
     # The input, also as float32; logits, values, scores, what is left of them twice, what is
-    # chosen, and its weights; these by expert, the counts of users, and the lists of eight.
-    router = (4 + item) * hidden + 4 * (8 * searched + 2 * chunks * T) + 4 * 8 * (4 + 5 * T)
+    # chosen, and its weights; these by expert, the counts of users, and two lists of eight.
+    router = (4 + item) * hidden + 4 * (8 * searched + 2 * chunks * T) + 4 * 8 * (8 + 6 * T)
     # The input of all features, once more each for gate and up where it is clamped, the sum, a
     # result and the sum with it; what the cores add of each other's.
     features = 3 * item * whole + 12 * whole + 12 * hidden
     mlp = feature_chunks(I) * T
     part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
     # Two experts at a time: gate, its sigmoid and up, and the activated product, also clamped;
-    # products as they are read out of PSUM, and columns of scales and biases.
-    running = 3 * item * mlp + 12 * part + 8 * PSUM_BANK + 16 * (chunks + feature_chunks(I))
+    # products as they are read out of PSUM; scales and biases of two lists of eight.
+    running = 3 * item * mlp + 12 * part + 8 * PSUM_BANK
+    running += 2 * 8 * 4 * (2 * whole // T + 4 * feature_chunks(I))
     terms = term_bytes(whole // T, T, item) + 2 * term_bytes(feature_chunks(I), T, item)
     return router + features + running + terms
+
+
+def adds_experts_in_psum(chunks, T):
+    """Whether the sum of experts, of `chunks` chunks of features, stays in PSUM: in two banks.
+
+    The products of experts, and of the router, have the other six.
+    """
+    return ceiling_divide(chunks, PSUM_BANK // T) <= EXPERT_SUM_BANKS
 
 
 def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0):

@@ -154,6 +154,12 @@ class ContextRanges(NKIObject):
             by_token = mask.reshape_dim(2, (group.count, per_range, self.tokens))
             for token in range(self.tokens):
                 self._compare(by_token[:, :, :, :, token], slots, group, token)
+        if segment.attended < segment.slots:
+            within = nl.ndarray(slots.shape, dtype=nl.uint8, buffer=nl.sbuf)
+            end = segment.start + segment.attended
+            nisa.tensor_scalar(dst=within, data=slots, op0=nl.less, operand0=end)
+            every = within.expand_dim(2).broadcast(2, group.columns)
+            nisa.tensor_tensor(dst=mask, data1=mask, data2=every, op=nl.multiply)
         return mask
 
     def _compare(self, dst, slots, group, token):
@@ -227,16 +233,29 @@ def _mask_room(sizes, core):
 
 
 def _load_mask(prior, segment, group):
-    """[rows, chunks, columns]: the mask of a segment."""
-    shape = (segment.rows, segment.chunks, group.columns)
-    rows = prior.view[segment.start : segment.start + segment.slots, :]
-    rows = rows[:, group.first_column : group.first_column + group.columns]
-    rows = rows.reshape_dim(0, (segment.rows, segment.chunks))
-    mask = nl.ndarray(shape, dtype=rows.dtype, buffer=nl.sbuf)
+    """[rows, chunks, columns]: the mask of a segment; zero for slots that no query attends."""
+    columns = group.columns
+    chunks = segment.chunks
+    mask = nl.ndarray((segment.rows, chunks, columns), dtype=prior.view.dtype, buffer=nl.sbuf)
+    whole = segment.attended // chunks
+    rest = segment.attended % chunks
+    if whole < segment.rows:
+        nisa.memset(dst=mask, value=0, engine=nisa.engine.gpsimd)
+    attended = prior.view[segment.start : segment.start + segment.attended, :]
+    attended = attended[:, group.first_column : group.first_column + columns]
+    if whole > 0:
+        rows = attended[0 : whole * chunks, :].reshape_dim(0, (whole, chunks))
+        _load(mask[0:whole, :, :], rows, prior)
+    if rest > 0:
+        rows = attended[whole * chunks : segment.attended, :].expand_dim(0)
+        _load(mask[whole : whole + 1, 0:rest, :], rows, prior)
+    return mask
+
+
+def _load(dst, rows, prior):
     nisa.dma_copy(
-        dst=mask,
+        dst=dst,
         src=prior.select_layer(rows),
         dge_mode=nisa.dge_mode.hwdge,
         engine=nisa.engine.sync,
     )
-    return mask

@@ -194,7 +194,7 @@ def sbuf_bytes(
         # A shared expert's MLP runs after the router, and its result is kept.
         "experts": experts + (feed_forward if D.I_shared else 0),
         "projection of heads": _projection_bytes(D, item, cores) + item * hidden,
-        "attention": max(_attention_bytes(kind, item) for kind in kinds)
+        "attention": max(_attention_bytes(kind, cores, item) for kind in kinds)
         + item * hidden
         + (_exchange_bytes(D, cores, item) if context_parallel > 1 else 0),
         "input and output": rows,
@@ -273,19 +273,14 @@ def _projection_bytes(D: Dimensions, item: int, cores: int) -> int:
 def _exchange_bytes(D: Dimensions, cores: int, item: int) -> int:
     """Queries, keys and values of this rank, and its softmax on the way to and from others."""
     heads = item * (D.q + 2 * D.k) * _head_elements(D)
-    columns = limits.sequences_at_once(D.B, D.q * D.S) * D.q * D.S
+    columns = _attended(D, cores, item)[0]
     parts = 2 + limits.head_chunks(D.d)
     # What is sent, what is received of each rank and core, and the same scaled, with the factors.
     return heads + FLOAT32 * columns * (parts + cores * (2 * parts + 1))
 
 
-def _attention_bytes(D: Dimensions, item: int) -> int:
-    columns = limits.sequences_at_once(D.B, D.q * D.S) * D.q * D.S
-    chunks = min(
-        limits.MAX_BLOCK_CHUNKS,
-        PSUM_BANK // columns * PSUM_GROUP_BANKS,
-        1 + limits.ceiling_divide(D.S_ctx, PARTITIONS),
-    )
+def _attention_bytes(D: Dimensions, cores: int, item: int) -> int:
+    columns, chunks = _attended(D, cores, item)
     # Queries, keys and values, the new values as rows, and what the queries attended, also by core.
     heads = item * (3 * D.q + 2 * D.k) * _head_elements(D) + item * D.k * D.d
     tiles = limits.SOFTMAX_TILES + (limits.head_chunks(D.d) - 1) * limits.SOFTMAX_VALUE_TILES
@@ -294,3 +289,11 @@ def _attention_bytes(D: Dimensions, item: int) -> int:
     # Of float8 caches: the new keys and values times their scales, and as they are stored.
     scaled = (FLOAT32 + item + 1) * (D.k * _head_elements(D) + D.k * D.d)
     return heads + scores + FLOAT32 * columns * tiles + scaled
+
+
+def _attended(D: Dimensions, cores: int, item: int) -> tuple[int, int]:
+    """Queries that are attended together, and the chunks of a block of keys."""
+    sequences = limits.sequences_of_a_core(D.B, cores)
+    slots = limits.slots_of_a_core(D.B, D.S_ctx, cores)
+    at_once, chunks = limits.attended_at_once(sequences, D.q * D.S, slots, D.d, item, D.block_len)
+    return at_once * D.q * D.S, chunks

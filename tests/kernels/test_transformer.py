@@ -104,13 +104,13 @@ class FixedTest(parameterized.TestCase):
     @pytest.mark.extended_except("1", "5")
     def test_groups_of_several_blocks(self, cores: int, room: int) -> None:
         """Two groups of sequences; masks of all, some or no blocks stay on chip."""
-        shape = cases.Shape(B=3, S=4, q=16, k=2, L=2, S_ctx=2304, S_max=2304, dtype="bfloat16")
+        shape = cases.Shape(B=3, S=4, q=16, k=2, d=256, L=2, S_ctx=2304, S_max=2304)
         with mock.patch.object(masks, "_mask_room", return_value=room):
             result = launch.check(shape, cores=cores, record=True)
         loads = [i for i in result.record.streams[(0, 0)] if _reads(i, "prior_mask")]
-        # Bytes: blocks of 16 and 2 chunks on one core, of 9 on each of two; 128 and 64 columns.
-        blocks = {1: (2048, 256, 1024, 128), 2: (1152, 576)}[cores]
-        kept = {0: (), 1200: ((256, 128), (1152,)), 2400: ((2048, 256), (1152, 576))}[room]
+        # Bytes: blocks of 10 and 8 chunks on one core, of 9 on each of two; 128 and 64 columns.
+        blocks = {1: (1280, 1024, 640, 512), 2: (1152, 576)}[cores]
+        kept = {0: (), 1200: ((1024,), (1152,)), 2400: ((1280, 1024), (1152, 576))}[room]
         kept = len(kept[cores - 1]) if kept else 0
         self.assertLen(loads, kept + shape.L * (len(blocks) - kept))
 

@@ -212,15 +212,25 @@ class KernelStages(SmallKernels):
         return turned_back(same(out)).reshape(B, S, columns)
 
     def masks(
-        self, lengths: np.ndarray, starts: np.ndarray | None, slots: int, q: int, B: int, S: int
+        self,
+        lengths: np.ndarray,
+        starts: np.ndarray | None,
+        slots: int,
+        q: int,
+        B: int,
+        S: int,
+        stored: int,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The masks of both cores' blocks: [slots, B, q, S], and [S, B, q, S] of the new keys."""
+        """The masks of both cores' blocks: [slots, B, q, S], and [S, B, q, S] of the new keys.
+
+        Of caches of `stored` slots: `slots`, or with those that fill the last 128 of them.
+        """
         operands = dataclasses.replace(_NOTHING, context_lengths=lengths, context_starts=starts)
 
         def body(context: Context, ranges: Any) -> Any:
             sizes, core = context.sizes, context.core
             masks = Masks(None, None, sizes, core, ranges=ranges)
-            out = nl.ndarray((slots, B * q * S), dtype=nl.uint8, buffer=nl.shared_hbm)
+            out = nl.ndarray((stored, B * q * S), dtype=nl.uint8, buffer=nl.shared_hbm)
             for task in attention_tasks(sizes, core):
                 for tile, segment in zip(masks.get(task), task.block.segments, strict=True):
                     group = task.group
@@ -232,12 +242,15 @@ class KernelStages(SmallKernels):
 
         given = {"ranges": np.asarray(context_ranges(operands))}
         ((cache, active),) = self.run(
-            body, [given], B=B, S=S, q=q, S_prior=slots, S_max=slots, dtype="float32"
+            body, [given], B=B, S=S, q=q, S_prior=slots, S_max=stored, dtype="float32"
         )
         own = same(active).reshape(B, S, B, q, S)
         for b, other in np.ndindex(B, B):
             assert b == other or not own[b, :, other].any()
-        return cache.reshape(slots, B, q, S), np.stack([own[b, :, b] for b in range(B)], axis=1)
+        assert not cache[slots:].any()
+        return cache[:slots].reshape(slots, B, q, S), np.stack(
+            [own[b, :, b] for b in range(B)], axis=1
+        )
 
     def attention(
         self,

@@ -64,8 +64,16 @@ class ReferenceStages:
         return np.asarray(run(x, weight, scale))
 
     def masks(
-        self, lengths: np.ndarray, starts: np.ndarray | None, slots: int, q: int, B: int, S: int
+        self,
+        lengths: np.ndarray,
+        starts: np.ndarray | None,
+        slots: int,
+        q: int,
+        B: int,
+        S: int,
+        stored: int,
     ) -> tuple[np.ndarray, np.ndarray]:
+        del stored  # Only the kernel reads slots beyond those that are attended.
         cache = context_mask(lengths, slots, q, S, starts)
         return np.asarray(cache), np.asarray(active_mask(S, B, q))
 
