@@ -1,7 +1,6 @@
 """Loads of the keys and values that attention needs, ahead of it where the ring has buffers."""
 
 import nki.isa as nisa
-import nki.language as nl
 from nki.language import NKIObject
 
 from .attention_blocks import attention_tasks
@@ -205,10 +204,8 @@ def _load_block_values(V_cache, blocks, block, pairs, group, context):
         return []
     shape = (pairs.count, block.slot_chunks, sizes.d)
     dtype = V_cache.view.dtype
-    tile = ring.take(dtype)[:, 0 : shape[0] * shape[1] * shape[2]]
-    if dtype != nl.bfloat16 and dtype != nl.float32:
-        # What weights of another dtype left may be no number in this one, and 0 * NaN is NaN.
-        nisa.memset(dst=tile, value=0.0, engine=nisa.engine.gpsimd)
+    # Blocks that are absent load nothing, and 0 * NaN is NaN.
+    tile = ring.take_numbers(dtype, shape[0] * shape[1] * shape[2])
     stored = tile.reshape_dim(1, shape)
     for segment in block.segments:
         first = segment.first_chunk

@@ -8,11 +8,19 @@ from .double_rows import split, splits
 from .exchange import add_other_core
 from .feature_order import FeatureOrder
 from .layout import store_tokens
-from .limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, feature_chunks
-from .linear import Columns, linear
+from .limits import (
+    PARTITIONS,
+    PSUM_BANK,
+    PSUM_GROUP_BANKS,
+    adds_experts_in_psum,
+    ceiling_divide,
+    feature_chunks,
+)
+from .linear import Columns, add_product, linear
 from .mlp import activate, input_of, mlp, multiply_up
 from .rms_norm import Normed, clamped
 from .router import EIGHT, Assignment, Choice, router_logits
+from .weight_ring import leaves_numbers
 
 
 def experts(normed, layer, routing, context, number=None):
@@ -48,31 +56,36 @@ def experts(normed, layer, routing, context, number=None):
         shared = mlp(normed, layer.shared_expert(), context)
     gate_input = input_of(x, layer.W_gate, context)
     up_input = input_of(x, layer.W_up, context)
-    summed = nl.ndarray(
-        (PARTITIONS, sizes.hidden_chunks(), sizes.T), dtype=nl.float32, buffer=nl.sbuf
-    )
-    nisa.memset(dst=summed, value=0.0)
+    summed = ExpertSum(layer, context)
     may_be_absent = routing.may_be_fewer(sizes.T)
     passes = routing.passes(sizes.T)
     first = 0
+    batch = assignment.next_batch(min(EIGHT, passes), context)
+    vectors = ExpertVectors(layer, batch, routing, context)
     # The products with W_down are one expert behind: its activation is ready by then.
     waiting = None
     while first < passes:
-        batch = assignment.next_batch(min(EIGHT, passes - first), context)
-        vectors = ExpertVectors(layer, batch, routing, context)
+        following = None
+        end = first + batch.count
         for index in range(batch.count):
             if (first + index) % core.count == core.index:
                 number = batch.numbers[:, index : index + 1]
-                expert = Expert(layer, number, may_be_absent, vectors, index)
-                expert.expand(gate_input, up_input, context)
+                expert = Expert(layer, number, may_be_absent, vectors, batch, index)
+                expert.expand(gate_input, up_input, summed.in_psum, context)
                 if waiting != None:
-                    waiting.contract_into(summed, context)
-                expert.set_tokens(batch, index)
+                    summed.add(waiting, context)
                 waiting = expert
-        first += batch.count
+            if index + 1 == core.count and end < passes:
+                # Listed while this batch runs, so that its weights need not wait for the list.
+                following = assignment.next_batch(min(EIGHT, passes - end), context)
+                following_vectors = ExpertVectors(layer, following, routing, context)
+        if following != None:
+            batch = following
+            vectors = following_vectors
+        first = end
     if waiting != None:
-        waiting.contract_into(summed, context)
-    own = _own_share(summed, context)
+        summed.add(waiting, context)
+    own = _own_share(summed.whole(), context)
     if shared != None:
         nisa.tensor_tensor(dst=own, data1=own, data2=shared, op=nl.add)
     return own
@@ -131,6 +144,76 @@ def _own_share(summed, context):
         sent=summed[:, other : other + share.count, :],
     )
     return own
+
+
+class ExpertSum(NKIObject):
+    """The weighted sum of the experts that this core runs, of all features.
+
+    It stays in PSUM where it fits and results are neither scaled nor biased: then the tokens'
+    weights are factors of the activations, and products of one expert are added to those before.
+
+    Attributes:
+      in_psum: whether it does.
+      tile: [128, banks, 512] in PSUM, or [128, H/128, T]; float32.
+      begun: whether an expert was added.
+    """
+
+    def __init__(self, layer, context):
+        sizes = context.sizes
+        W_down = layer.W_down
+        chunks = sizes.hidden_chunks()
+        self.chunks = chunks
+        self.T = sizes.T
+        self.per_bank = PSUM_BANK // sizes.T
+        self.in_psum = (
+            W_down.scale == None
+            and W_down.bias == None
+            and leaves_numbers(sizes.dtype)
+            and adds_experts_in_psum(chunks, sizes.T)
+        )
+        self.begun = False
+        if self.in_psum:
+            banks = ceiling_divide(chunks, self.per_bank)
+            self.tile = nl.ndarray((PARTITIONS, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
+        else:
+            self.tile = nl.ndarray((PARTITIONS, chunks, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.memset(dst=self.tile, value=0.0)
+
+    def add(self, expert, context):
+        """Adds the result of an `Expert` after its `expand`."""
+        if self.in_psum:
+            columns = Columns(0, PARTITIONS, order=context.hidden_order())
+            add_product(
+                self.tile,
+                expert.hidden,
+                expert.W_down,
+                columns,
+                self.chunks,
+                context,
+                self.begun,
+            )
+            self.begun = True
+        else:
+            expert.contract_into(self.tile, context)
+
+    def whole(self):
+        """[128, H/128, T] float32 in SBUF."""
+        if not self.in_psum:
+            return self.tile
+        summed = nl.ndarray((PARTITIONS, self.chunks, self.T), dtype=nl.float32, buffer=nl.sbuf)
+        if self.begun:
+            first = 0
+            while first < self.chunks:
+                last = min(first + self.per_bank, self.chunks)
+                of_bank = self.tile[:, first // self.per_bank, 0 : (last - first) * self.T]
+                nisa.tensor_copy(
+                    dst=summed[:, first:last, :],
+                    src=of_bank.reshape_dim(1, (last - first, self.T)),
+                )
+                first = last
+        else:
+            nisa.memset(dst=summed, value=0.0)
+        return summed
 
 
 class ExpertVectors(NKIObject):
@@ -216,15 +299,18 @@ class Expert(NKIObject):
       W_gate, W_up, W_down: its matrices, each a `LayerTensor`.
       vectors, index: the `ExpertVectors` that hold its scales and biases, and its place in them.
       width, chunks: its I features, as chunks of so many.
-      hidden: [width, chunks, T], the activated product of gate and up, clamped for a float8 W_down;
-        None before `expand`.
+      hidden: [width, chunks, T], the activated product of gate and up, clamped for a float8 W_down,
+        or times the tokens' weights; None before `expand`.
       terms: its `Terms`, if W_down is multiplied in double rows.
       weights: [128, T] float32, the tokens' weights.
       present: [128, 1] uint8, whether there is an expert; None if there always is.
     """
 
-    def __init__(self, layer, number, may_be_absent, vectors, index):
-        """Args: the layer's operands; number, may_be_absent: as `LayerTensor.expert` takes them."""
+    def __init__(self, layer, number, may_be_absent, vectors, batch, index):
+        """Pass `index` of a `Batch`, of the layer's operands.
+
+        number, may_be_absent: as `LayerTensor.expert` takes them; vectors: of the batch.
+        """
         self.vectors = vectors
         self.index = index
         W_gate = layer.W_gate
@@ -238,17 +324,16 @@ class Expert(NKIObject):
         self.width = shape[2] // self.chunks
         self.hidden = None
         self.terms = None
-        self.weights = None
-        self.present = None
-
-    def set_tokens(self, batch, index):
-        """Takes the tokens' weights of pass `index` of a `Batch`."""
         self.weights = batch.weights[:, index, :]
+        self.present = None
         if batch.present != None:
             self.present = batch.present[:, index : index + 1]
 
-    def expand(self, gate_input, up_input, context):
-        """Makes `hidden` of the `Normed` inputs of W_gate and W_up, of all features."""
+    def expand(self, gate_input, up_input, weighted, context):
+        """Makes `hidden` of the `Normed` inputs of W_gate and W_up, of all features.
+
+        With `weighted`, times the tokens' weights, and zero if there is no expert.
+        """
         sizes = context.sizes
         T = sizes.T
         vectors = self.vectors
@@ -266,10 +351,15 @@ class Expert(NKIObject):
             columns = self._columns(first, last, gate_scale, gate_bias)
             gate = self._product(gate_input, self.W_gate, columns, last - first, context)
             activate(gate, context.arithmetic)
+            if weighted:
+                by_chunk = self.weights[0 : self.width, :].expand_dim(1).broadcast(1, last - first)
+                nisa.tensor_tensor(dst=gate, data1=gate, data2=by_chunk, op=nl.multiply)
             columns = self._columns(first, last, up_scale, up_bias)
             up = self._product(up_input, self.W_up, columns, last - first, context)
             multiply_up(hidden[:, first:last, :], gate, up, context.arithmetic)
             first = last
+        if weighted and self.present != None:
+            hidden = self._zero_if_absent(hidden, context)
         if vectors.down_scale != None:
             hidden = clamped(hidden, context)
         W_down = self.W_down
@@ -277,6 +367,17 @@ class Expert(NKIObject):
             # Now, so that the product, which comes after the next expert's, need not wait.
             self.terms = split(hidden, context)
         self.hidden = hidden
+
+    def _zero_if_absent(self, hidden, context):
+        """`hidden`, or zeros: what a skipped load left is numbers, but any."""
+        sizes = context.sizes
+        T = sizes.T
+        found = nl.ndarray((self.width, self.chunks, T), dtype=sizes.dtype, buffer=nl.sbuf)
+        nisa.memset(dst=found, value=0.0, engine=nisa.engine.gpsimd)
+        of_rows = self.present[0 : self.width, :].expand_dim(2)
+        everywhere = of_rows.broadcast(1, self.chunks).broadcast(2, T)
+        nisa.tensor_copy_predicated(dst=found, src=hidden, predicate=everywhere)
+        return found
 
     def _columns(self, first, last, scale, bias):
         """These chunks of the expert's features, with their part of scale and bias."""

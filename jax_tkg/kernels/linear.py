@@ -143,6 +143,24 @@ def linear(
             first += size
 
 
+def add_product(product, x, weight, columns, tiles, context, added):
+    """Adds (x^T @ weight[:, columns])^T to sums that stay in PSUM.
+
+    Args:
+      product: [128, banks, 512] float32 in PSUM: as many tiles of columns in a bank as it holds.
+      x: [width, chunks, T], all features of the contraction.
+      weight: `LayerTensor` [width * chunks, m], in x's dtype.
+      columns: which columns; one group of `product_loads`.
+      tiles: of columns.
+      context: the launch's `Context`.
+      added: whether there are sums already; else the product begins them.
+    """
+    rows = FeatureOrder(x.shape[0])
+    loads = product_loads(weight, columns, tiles, x.shape[1], context, rows)
+    for group in loads:
+        _accumulate(product, x, None, group, context, None, added=added)
+
+
 def product_loads(weight, columns, tiles, chunks, context, rows, first_chunk=0):
     """The loads of a product: `RowLoads` for each group of tiles that are accumulated together.
 
@@ -311,6 +329,7 @@ class RowLoads(NKIObject):
       blocks: (first, size) of the chunks whose rows each load brings.
       double_rows: whether two rows are multiplied at once, by the terms of the activation.
       begun: what the first loads bring, those that have begun before the product.
+      loaded: what all loads brought, in their order.
     """
 
     def __init__(
@@ -325,6 +344,7 @@ class RowLoads(NKIObject):
         self.double_rows = double_rows
         self.ring = context.ring
         self.begun = []
+        self.loaded = []
         row_bytes = count * columns.width * bytes_of(weight.view.dtype)
         unit = 1
         if double_rows:
@@ -364,7 +384,13 @@ class RowLoads(NKIObject):
         of_rows = rows.rows(view, self.first_chunk + start, size)
         target = loaded.reshape_dim(1, (of_rows.shape[1], of_rows.shape[2]))
         weight.load(target, of_rows[:, :, :, first : first + count])
+        self.loaded.append(loaded)
         return loaded
+
+    def clear(self):
+        """Writes zeros over what was loaded."""
+        for loaded in self.loaded:
+            nisa.memset(dst=loaded, value=0.0, engine=nisa.engine.gpsimd)
 
     def tile(self, loaded, chunk, tile):
         """[width, columns of a tile]: a chunk of a loaded block, tile `tile` of `count`."""
@@ -389,7 +415,7 @@ def _token_factor(normed, terms, context):
     return scale.undo(factor)
 
 
-def _accumulate(product, x, terms, loads, context, normed):
+def _accumulate(product, x, terms, loads, context, normed, added=False):
     """Multiplies all rows, as many at a time as a buffer of the ring holds."""
     chunks = x.shape[1]
     blocks = loads.blocks
@@ -408,15 +434,15 @@ def _accumulate(product, x, terms, loads, context, normed):
             # The first rows of x may be ready before the others.
             for step in steps:
                 for tile in range(loads.count):
-                    _multiply(product, loads, loaded, x, terms, start, step, tile)
+                    _multiply(product, loads, loaded, x, terms, start, step, tile, added)
         else:
             # Tile by tile, so that the first is read out while the others are multiplied.
             for tile in range(loads.count):
                 for step in steps:
-                    _multiply(product, loads, loaded, x, terms, start, step, tile)
+                    _multiply(product, loads, loaded, x, terms, start, step, tile, added)
 
 
-def _multiply(product, loads, loaded, x, terms, start, step, tile):
+def _multiply(product, loads, loaded, x, terms, start, step, tile, added):
     """Adds the product of one tile of the weight: of chunks `step` of the loaded block."""
     chunk, rows = step
     mode = nisa.matmul_perf_mode.none
@@ -437,6 +463,6 @@ def _multiply(product, loads, loaded, x, terms, start, step, tile):
         dst=product[:, tile // per_bank, place : place + columns],
         stationary=stationary,
         moving=moving,
-        accumulate=start + chunk > 0,
+        accumulate=added or start + chunk > 0,
         perf_mode=mode,
     )

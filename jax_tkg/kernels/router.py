@@ -5,7 +5,7 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .limits import LEAST_SEARCHED, NO_EXPERT, PARTITIONS, PSUM_BANK, ceiling_divide
-from .linear import Columns, linear_of_shares
+from .linear import Columns, linear_of_shares, share_loads
 from .rms_norm import Normed
 
 LOWEST = -3.0e38
@@ -82,6 +82,14 @@ class Routing(NKIObject):
     def passes(self, T):
         """How many experts are run for T tokens: as many as these can choose of those held."""
         return min(T * self.chosen, self.held)
+
+    def are_all(self, T):
+        """Whether there is a pass for every expert, each at a place of its own.
+
+        The passes of experts that no token chooses, which load nothing, are then among the others:
+        loads take longer than products, and catch up meanwhile.
+        """
+        return self.held == self.experts and self.passes(T) == self.held
 
     def may_be_fewer(self, T):
         """Whether some of these passes may find no expert left to run."""
@@ -186,7 +194,8 @@ def router_logits(normed, W_router, routing, context):
     if E < LEAST_SEARCHED:
         nisa.memset(dst=logits, value=LOWEST)
     normed_input = normed
-    if W_router.tensor.view.dtype == nl.float32 and sizes.dtype != nl.float32:
+    wider = W_router.tensor.view.dtype == nl.float32 and sizes.dtype != nl.float32
+    if wider:
         tile = normed.tile
         wide = nl.ndarray((PARTITIONS, tile.shape[1], T), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_copy(dst=wide, src=tile)
@@ -207,7 +216,12 @@ def router_logits(normed, W_router, routing, context):
                 )
         product = nl.ndarray((width, tiles, T), dtype=nl.float32, buffer=nl.sbuf)
         columns = Columns(first, width, bias=bias)
-        linear_of_shares(product, normed_input, W_router.tensor, columns, context)
+        loads = share_loads(W_router.tensor, columns, tiles, context)
+        linear_of_shares(product, normed_input, W_router.tensor, columns, context, loads=loads)
+        if wider:
+            # For those whose loads may be skipped, which then find numbers: see `WeightRing`.
+            for group in loads:
+                group.clear()
         for tile in range(tiles):
             turned = nl.ndarray((T, width), dtype=nl.float32, buffer=nl.psum)
             nisa.nc_transpose(dst=turned, data=product[:, tile, :], engine=nisa.engine.tensor)
@@ -303,8 +317,9 @@ class Assignment(NKIObject):
             nisa.nc_matmul(
                 dst=users, stationary=constants.ones[0:T, 0:1], moving=chosen, accumulate=False
             )
-        self.left = nl.ndarray((1, max(E, LEAST_SEARCHED)), dtype=nl.float32, buffer=nl.sbuf)
-        if E < LEAST_SEARCHED:
+        width = ceiling_divide(E, EIGHT) * EIGHT
+        self.left = nl.ndarray((1, width), dtype=nl.float32, buffer=nl.sbuf)
+        if width > E:
             nisa.memset(dst=self.left, value=0.0)
         nisa.scalar_tensor_tensor(
             dst=self.left[:, 0:E],
@@ -315,6 +330,7 @@ class Assignment(NKIObject):
             operand1=routing.order[:, 0:E],
         )
         self.weights = None
+        self.listed = 0
 
     def next_batch(self, count, context):
         """The next `count` passes, at most eight, as a `Batch`."""
@@ -322,14 +338,20 @@ class Assignment(NKIObject):
         sizes = context.sizes
         T = sizes.T
         constants = context.constants
-        order = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.max8(dst=order, src=self.left)
+        listed = self.listed
+        if routing.are_all(T):
+            order = self.left[:, listed : listed + EIGHT]
+        else:
+            order = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.max8(dst=order, src=self.left)
         exact = self._numbers(order, T)
         numbers = nl.ndarray((1, EIGHT), dtype=nl.int32, buffer=nl.sbuf)
         nisa.tensor_copy(dst=numbers, src=exact)
-        left = nl.ndarray(self.left.shape, dtype=nl.float32, buffer=nl.sbuf)
-        nisa.nc_match_replace8(dst=left, data=self.left, vals=order, imm=0.0)
-        self.left = left
+        if not routing.are_all(T):
+            left = nl.ndarray(self.left.shape, dtype=nl.float32, buffer=nl.sbuf)
+            nisa.nc_match_replace8(dst=left, data=self.left, vals=order, imm=0.0)
+            self.left = left
+        self.listed = listed + EIGHT
         if self.weights == None:
             choice = self.choice
             self.weights = _by_expert(choice.weights(routing))

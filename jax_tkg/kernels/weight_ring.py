@@ -8,11 +8,17 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import PARTITIONS
+from .limits import PARTITIONS, ceiling_divide
+from .sizes import bytes_of
 
 
 class WeightRing(NKIObject):
-    """`count` buffers of `slot_bytes` per partition each."""
+    """`count` buffers of `slot_bytes` per partition each.
+
+    What is left in them is finite as bfloat16 and as float32: that of these dtypes or of a float8
+    is, and two of them together; whoever loads float32 beside bfloat16 clears it after use, for any
+    16 bits of it may be the bits of a NaN. So a load that is skipped leaves numbers.
+    """
 
     def __init__(self, count, slot_bytes):
         self.slot_bytes = slot_bytes
@@ -36,3 +42,17 @@ class WeightRing(NKIObject):
         slot = self.slots[self.following]
         self.following = (self.following + 1) % len(self.slots)
         return slot.view(dtype)
+
+    def take_numbers(self, dtype, count):
+        """[128, count]: the next buffer's first elements, which are finite numbers."""
+        size = ceiling_divide(count * bytes_of(dtype), 4)
+        slot = self.slots[self.following]
+        if not leaves_numbers(dtype):
+            nisa.memset(dst=slot.view(nl.uint32)[:, 0:size], value=0, engine=nisa.engine.gpsimd)
+        whole = self.take(dtype)
+        return whole[:, 0:count]
+
+
+def leaves_numbers(dtype):
+    """Whether what the ring's buffers hold is finite as `dtype`."""
+    return dtype == nl.bfloat16 or dtype == nl.float32

@@ -94,6 +94,27 @@ EXPERTS: tuple[Mutation, ...] = (
         _EXPERTS,
     ),
     Mutation(
+        "kernel leaves a router's float32 where blocks are skipped",
+        "kernels/router.py",
+        "                group.clear()\n",
+        "                group.begin()\n",
+        ("kernels/test_experts.py",),
+    ),
+    Mutation(
+        "kernel's sum in PSUM begins anew with each expert",
+        "kernels/experts.py",
+        "            self.begun = True\n        else:",
+        "            self.begun = self.begun\n        else:",
+        ("kernels/test_experts.py",),
+    ),
+    Mutation(
+        "kernel adds experts that nobody chose in PSUM",
+        "kernels/experts.py",
+        "if weighted and self.present != None:",
+        "if weighted and self.present == 1:",
+        _EXPERTS,
+    ),
+    Mutation(
         "kernel's passes without an expert are added",
         "kernels/experts.py",
         "if self.present == None:",

@@ -48,10 +48,24 @@ KERNELS: tuple[Mutation, ...] = (
         ("stages/test_rms_norm.py",),
     ),
     Mutation(
+        "kernel attends slots that only fill the last chunk",
+        "kernels/masks.py",
+        "            nisa.tensor_tensor(dst=mask, data1=mask, data2=every, op=nl.multiply)\n",
+        "            nisa.tensor_tensor(dst=mask, data1=mask, data2=mask, op=nl.multiply)\n",
+        ("stages/test_masks.py",),
+    ),
+    Mutation(
+        "kernel's blocks of keys are short",
+        "kernels/limits.py",
+        "    chunks = ceiling_divide(total, ceiling_divide(total, most))\n",
+        "    chunks = min(16, ceiling_divide(total, ceiling_divide(total, most)))\n",
+        ("kernels/test_attention_blocks.py",),
+    ),
+    Mutation(
         "kernel linear restarts at each block of rows",
         "kernels/linear.py",
-        "accumulate=start + chunk > 0",
-        "accumulate=chunk > 0",
+        "accumulate=added or start + chunk > 0",
+        "accumulate=added or chunk > 0",
         ("stages/test_linear.py",),
     ),
     Mutation(

@@ -149,6 +149,48 @@ class TrafficTest(parameterized.TestCase):
                 self.assertLessEqual(experts, shape.L * T * shape.experts_per_token)
                 self.assertGreater(experts, shape.L)
 
+    @parameterized.parameters(
+        (1024, False, True), (2048, False, True), (2176, False, False), (1024, True, False)
+    )
+    def test_sums_in_psum_or_beside_it(self, H: int, biased: bool, in_psum: bool) -> None:
+        """64 tokens of 8, 16 and 17 chunks of features: one bank, two, and no room for three."""
+        shape = dataclasses.replace(
+            SHAPE, B=64, H=H, E=4, E_held=4, I_expert=16, L=1, experts_per_token=1,
+            options=("bias_downs",) if biased else (),
+        )  # fmt: skip
+        result = _check(shape, 1, 0, cores=2, record=True)
+        functions = {
+            function
+            for instruction in itertools.chain.from_iterable(result.record.streams.values())
+            for function in instruction.functions
+        }
+        self.assertEqual(("linear", "add_product") in functions, in_psum)
+
+    def test_absent_blocks_after_a_float32_router(self) -> None:
+        """What half of a float32 leaves may be a NaN as bfloat16, and is multiplied by zero.
+
+        With one expert per token six loads follow each other: values come where the router was.
+        """
+        shape = cases.Shape(
+            B=1, S=1, q=2, k=1, d=64, H=1024, L=2, S_ctx=512, S_max=512, block_len=16,
+            dtype="bfloat16", context="lengths", E=64, E_held=64, I_expert=128,
+            experts_per_token=1,
+        )  # fmt: skip
+        (row,) = parallel_cases.random_ranks(shape, 1, 1, 0)
+        (arguments,) = row
+        arguments["context_lengths"] = np.array([40], np.int32)
+        tables = np.array(arguments["block_tables"])
+        tables[:, 3:] = -1
+        arguments["block_tables"] = tables
+        rng = np.random.default_rng(0)
+        arguments["W_routers"] = [
+            np.asarray(router, np.float32) * rng.uniform(0.9, 1.1, router.shape).astype(np.float32)
+            for router in arguments["W_routers"]
+        ]
+        hidden, K, V, written = cases.expected(shape, row, row)
+        (output,), _ = launch.run(shape, row, cores=1)
+        cases.check(output, shape, arguments, hidden, K[0], V[0], written)
+
 
 if __name__ == "__main__":
     absltest.main()
