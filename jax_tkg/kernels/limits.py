@@ -29,7 +29,7 @@ GROUP_COLUMNS = 128
 """Queries attended together, unless one sequence has more: merging blocks costs work per column."""
 
 MAX_RUN_CHUNKS = 64
-"""Chunks of a segment of slots in blocks: their values of 128 features fill a buffer of the ring."""
+"""Chunks of a segment of slots in blocks at most; values of 128 features then fill a buffer."""
 
 PIECE_ELEMENTS = 512
 """Elements per partition of the pieces in which the residual stream moves from engine to engine."""
