@@ -112,7 +112,7 @@ EXPERTS: tuple[Mutation, ...] = (
         "kernels/experts.py",
         "if weighted and self.present != None:",
         "if weighted and self.present == 1:",
-        _EXPERTS,
+        ("kernels/test_experts.py",),
     ),
     Mutation(
         "kernel's passes without an expert are added",

@@ -166,6 +166,15 @@ class TrafficTest(parameterized.TestCase):
         }
         self.assertEqual(("linear", "add_product") in functions, in_psum)
 
+    def test_experts_that_other_ranks_hold(self) -> None:
+        """Passes without an expert multiply what is there: of float8 it is huge as bfloat16."""
+        shape = dataclasses.replace(
+            SHAPE, H=256, E=16, E_held=8, I_expert=128, L=2, experts_per_token=4, options=(),
+            dtype="bfloat16", quantized=(("float8_e4m3", None, None),) * 2,
+        )  # fmt: skip
+        for seed in range(2):
+            _check(shape, 2, seed, cores=1 + seed)
+
     def test_absent_blocks_after_a_float32_router(self) -> None:
         """What half of a float32 leaves may be a NaN as bfloat16, and is multiplied by zero.
 
