@@ -97,7 +97,8 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
             ended.store(attended, scale, context)
         return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
     keys = beside_cached(heads[:, sizes.q : sizes.q + sizes.k, :, :], scales.key)
-    product = score_products(0, heads, keys, loads, context)
+    upper = _upper_queries(heads, tasks, sizes)
+    product = score_products(0, heads, upper, keys, loads, context)
     values = token_rows(heads, sizes.q + sizes.k, sizes)
     new_values = beside_cached(values, scales.value)
     state = None
@@ -114,7 +115,7 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
                 ended = AttendedGroup(state, before.group, context, sink_rows, scales, ranks)
                 state = None
         if index + 1 < len(tasks):
-            product = score_products(index + 1, heads, keys, loads, context)
+            product = score_products(index + 1, heads, upper, keys, loads, context)
         result = _attend(index, scores, peaks, new_values, loads, scale, context)
         if ahead != None and index + 1 == len(tasks):
             begin(ahead)
@@ -126,6 +127,24 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
     ended = AttendedGroup(state, last.group, context, sink_rows, scales, ranks)
     ended.store(attended, scale, context)
     return (_of_all_sequences(attended, context), values)
+
+
+def _upper_queries(heads, tasks, sizes):
+    """[rows, q, chunks, T] on the upper half of the partitions: the queries of `heads`.
+
+    None if no task's keys are there.
+    """
+    needed = False
+    for task in tasks:
+        for segment in task.block.segments:
+            needed = needed or segment.half == 1
+    if not needed:
+        return None
+    queries = heads[:, 0 : sizes.q, :, :]
+    both = nl.ndarray((PARTITIONS, sizes.q, 1, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    upper = both[PARTITIONS // 2 : PARTITIONS, :, :, :]
+    nisa.tensor_copy(dst=upper, src=queries)
+    return upper
 
 
 def _of_all_sequences(attended, context):

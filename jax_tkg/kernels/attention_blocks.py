@@ -11,6 +11,7 @@ from .limits import (
     divides_sequences,
     sequences_of_a_core,
     slots_of_a_core,
+    stacks_heads,
 )
 from .sizes import bytes_of
 
@@ -23,6 +24,8 @@ class Segment(NKIObject):
 
     Attributes:
       attended: how many of the slots queries may attend: those before slot `end`.
+      half: of the partitions, where its keys are: 1 for the upper half.
+      place: of its first key in a tile of the block's keys.
     """
 
     def __init__(self, start, rows, chunks, first_chunk, end):
@@ -32,6 +35,8 @@ class Segment(NKIObject):
         self.first_chunk = first_chunk
         self.slots = rows * chunks
         self.attended = min(self.slots, end - start)
+        self.half = 0
+        self.place = 0
 
 
 class Block(NKIObject):
@@ -44,23 +49,35 @@ class Block(NKIObject):
       rows: rows of the block's scores.
       chunks: chunks of the block's scores.
       active_chunk: the chunk of the new keys.
+      key_slots: slots of a tile of the block's keys.
     """
 
-    def __init__(self, segments, active_rows):
+    def __init__(self, segments, active_rows, stacked):
+        """With `stacked`, segments are on both halves of the partitions."""
         self.segments = segments
         self.active_rows = active_rows
         self.rows = active_rows
         self.chunks = 0
+        lower = 0
+        upper = 0
         for segment in segments:
             self.rows = max(self.rows, segment.rows)
             self.chunks = segment.first_chunk + segment.chunks
+            if stacked and upper < lower:
+                segment.half = 1
+                segment.place = upper
+                upper += segment.slots
+            else:
+                segment.place = lower
+                lower += segment.slots
+        self.key_slots = max(lower, upper)
         self.slot_chunks = self.chunks
         self.active_chunk = self.chunks
         if active_rows > 0:
             self.chunks += 1
 
 
-def context_blocks(first, last, chunks, active_rows, stored, run=0):
+def context_blocks(first, last, chunks, active_rows, stored, stacked, run=0):
     """The blocks of at most 128 x `chunks` keys that cover the slots first .. last.
 
     The last chunk of slots has some after these if the cache has them, rather than fewer rows:
@@ -72,6 +89,7 @@ def context_blocks(first, last, chunks, active_rows, stored, run=0):
       chunks: of a block.
       active_rows: new keys, which are in the last block; 0 for none.
       stored: slots of a sequence in the cache.
+      stacked: whether segments are on both halves of the partitions, about as many slots on each.
       run: most chunks of a segment, of which segments have this or a half, a quarter and so on;
         0 for any number.
     """
@@ -86,7 +104,9 @@ def context_blocks(first, last, chunks, active_rows, stored, run=0):
         if whole > 0:
             done = 0
             while done < whole:
-                size = whole
+                size = whole - done
+                if stacked:
+                    size = min(size, ceiling_divide(whole, 2))
                 if run > 0:
                     size = run
                     while size > whole - done:
@@ -104,7 +124,7 @@ def context_blocks(first, last, chunks, active_rows, stored, run=0):
         if first == last and whole < chunks:
             added = active_rows
             active_rows = 0
-        blocks.append(Block(segments, added))
+        blocks.append(Block(segments, added, stacked))
     return blocks
 
 
@@ -134,7 +154,8 @@ def key_blocks(group, sizes, core):
     run = 0
     if sizes.block_len > 0:
         run = chunks_of_a_run(sizes.block_len)
-    return context_blocks(first, last, group.chunks, active_rows, sizes.S_max, run=run)
+    stacked = stacks_heads(sizes.d)
+    return context_blocks(first, last, group.chunks, active_rows, sizes.S_max, stacked, run=run)
 
 
 def sequence_groups(sizes, core):
@@ -143,7 +164,9 @@ def sequence_groups(sizes, core):
     slots = slots_of_a_core(sizes.B, sizes.S_prior, core.count)
     item = bytes_of(sizes.dtype)
     queries = sizes.q * sizes.S
-    at_once, chunks = attended_at_once(count, queries, slots, sizes.d, item, sizes.block_len)
+    at_once, chunks = attended_at_once(
+        count, queries, slots, sizes.d, item, sizes.block_len, sizes.context_ranks
+    )
     groups = []
     done = 0
     while done < count:

@@ -1,11 +1,12 @@
 """Loads of the keys and values that attention needs, ahead of it where the ring has buffers."""
 
 import nki.isa as nisa
+import nki.language as nl
 from nki.language import NKIObject
 
 from .attention_blocks import attention_tasks
-from .cache_scales import multipliable, product_bytes
-from .limits import RING_SLOTS
+from .cache_scales import is_multipliable, multipliable, product_bytes
+from .limits import PARTITIONS, RING_SLOTS, stacks_heads
 
 
 class AttentionLoads(NKIObject):
@@ -64,7 +65,7 @@ class AttentionLoads(NKIObject):
                     self.begun_values.append(self._load_values(0, index))
 
     def keys(self, number, index):
-        """[rows, count, chunks, slots]: the keys of a task, of its `Pairs` `index`."""
+        """The keys of a task, of its `Pairs` `index`; `keys_of` has those of a segment."""
         if number == 0 and index < len(self.begun_keys):
             return self.begun_keys[index]
         return self._load_keys(number, index)
@@ -109,10 +110,9 @@ def _pairs_at_once(block, group, item, context):
     sizes = context.sizes
     ring = context.ring
     # All segments of keys have one buffer.
-    slots = 0
+    slots = block.key_slots * sizes.head_chunks
     values = 0
     for segment in block.segments:
-        slots += segment.slots * sizes.head_chunks
         values = max(values, segment.chunks * sizes.d)
     if sizes.block_len > 0:
         # Those of values too.
@@ -138,7 +138,7 @@ def _caches_of(cache, pairs, group, sizes):
 
 
 def _load_keys(K_cache, block, pairs, group, context, blocks):
-    """[rows, count, chunks, slots]: the keys of the slots of a block's segments, one after another.
+    """[128 or rows, count, chunks, slots]: the keys of a block's segments, each at its place.
 
     None for a block of new keys alone.
     """
@@ -147,30 +147,49 @@ def _load_keys(K_cache, block, pairs, group, context, blocks):
     chunks = sizes.head_chunks
     if len(block.segments) == 0:
         return None
-    start = block.segments[0].start
-    slots = 0
-    for segment in block.segments:
-        slots += segment.slots
-    columns = pairs.count * chunks * slots
-    shape = (pairs.count, chunks, slots)
-    tile = ring.take(K_cache.view.dtype)[0 : sizes.head_rows, 0:columns]
+    columns = pairs.count * chunks * block.key_slots
+    shape = (pairs.count, chunks, block.key_slots)
+    partitions = sizes.head_rows
+    if stacks_heads(sizes.d):
+        partitions = PARTITIONS
+    tile = ring.take(K_cache.view.dtype)[0:partitions, 0:columns]
     keys = tile.reshape_dim(1, shape)
     if blocks != None:
         for segment in block.segments:
-            first = segment.start - start
-            own = keys[:, :, :, first : first + segment.slots]
-            blocks.load_keys(own, segment, pairs, group, sizes)
-        return multipliable(tile, ring, sizes.dtype).reshape_dim(1, shape)
+            blocks.load_keys(keys_of(keys, segment, sizes), segment, pairs, group, sizes)
+    elif stacks_heads(sizes.d):
+        for segment in block.segments:
+            own = keys_of(keys, segment, sizes)
+            _load_slots(own, K_cache, segment.start, segment.slots, pairs, group, sizes)
+    else:
+        first = block.segments[0]
+        _load_slots(keys, K_cache, first.start, block.key_slots, pairs, group, sizes)
+    if is_multipliable(tile.dtype, sizes.dtype):
+        return keys
+    wide = ring.take(nl.float32)[0:partitions, 0:columns].reshape_dim(1, shape)
+    for segment in block.segments:
+        nisa.tensor_copy(dst=keys_of(wide, segment, sizes), src=keys_of(keys, segment, sizes))
+    return wide
+
+
+def keys_of(keys, segment, sizes):
+    """[rows, count, chunks, slots]: the keys of a segment, of a tile of its block's."""
+    first = segment.half * (PARTITIONS // 2)
+    end = segment.place + segment.slots
+    return keys[first : first + sizes.head_rows, :, :, segment.place : end]
+
+
+def _load_slots(dst, K_cache, start, count, pairs, group, sizes):
+    """dst [rows, pairs, chunks, count] = the keys of `count` slots from `start` on."""
     source = _caches_of(K_cache.view, pairs, group, sizes)
-    source = source[:, :, start : start + slots]
-    source = source.reshape_dim(1, (chunks, sizes.head_rows))
+    source = source[:, :, start : start + count]
+    source = source.reshape_dim(1, (sizes.head_chunks, sizes.head_rows))
     nisa.dma_copy(
-        dst=keys,
+        dst=dst,
         src=K_cache.select_layer(source.permute((2, 0, 1, 3))),
         dge_mode=nisa.dge_mode.hwdge,
         engine=nisa.engine.sync,
     )
-    return multipliable(tile, ring, sizes.dtype).reshape_dim(1, shape)
 
 
 def _load_values(V_cache, segment, pairs, group, context):

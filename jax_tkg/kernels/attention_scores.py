@@ -3,12 +3,16 @@
 import nki.isa as nisa
 import nki.language as nl
 
-from .limits import PSUM_BANK, ceiling_divide
+from .attention_loads import keys_of
+from .limits import PARTITIONS, PSUM_BANK, ceiling_divide, stacks_heads
 from .softmax import MASKED
 
 
-def score_products(number, heads, new_keys, loads, context):
-    """Scores of a task before masks, [rows, banks, 512] in PSUM; new keys [rows, k, chunks, T]."""
+def score_products(number, heads, upper, new_keys, loads, context):
+    """Scores of a task before masks, [rows, banks, 512] in PSUM; new keys [rows, k, chunks, T].
+
+    `upper` has the queries of `heads` on the upper half of the partitions, or is None.
+    """
     sizes = context.sizes
     task = loads.tasks[number]
     block = task.block
@@ -20,20 +24,32 @@ def score_products(number, heads, new_keys, loads, context):
         pairs = of_task[index]
         keys = loads.keys(number, index)
         for segment in block.segments:
-            start = segment.start - block.segments[0].start
+            own = keys_of(keys, segment, sizes)
+            of_half = heads
+            if segment.half == 1:
+                of_half = upper
+            position = ()
+            size = ()
+            if stacks_heads(sizes.d):
+                # The rows of the Tensor Engine that the partitions feed.
+                position = (segment.half * sizes.head_rows, 0)
+                size = (sizes.head_rows, PARTITIONS)
             for pair in range(pairs.first, pairs.first + pairs.count):
-                by_chunk = keys[:, pair - pairs.first, :, start : start + segment.slots]
+                by_chunk = own[:, pair - pairs.first, :, :]
                 by_chunk = by_chunk.reshape_dim(2, (segment.rows, segment.chunks))
-                queries = _queries(heads, group, pair // sizes.k, 1, pair % sizes.k, sizes)
+                queries = _queries(of_half, group, pair // sizes.k, 1, pair % sizes.k, sizes)
                 for chunk in range(segment.chunks):
                     bank, first = group.place(segment.first_chunk + chunk)
                     first += pair * group.per_pair
+                    out = product[0 : segment.rows, bank, first : first + group.per_pair]
                     for head_chunk in range(sizes.head_chunks):
                         nisa.nc_matmul(
-                            dst=product[0 : segment.rows, bank, first : first + group.per_pair],
+                            dst=out,
                             stationary=by_chunk[:, head_chunk, :, chunk],
                             moving=queries[:, head_chunk, :, :, :],
                             accumulate=head_chunk > 0,
+                            tile_position=position,
+                            tile_size=size,
                         )
     if block.active_rows > 0:
         # The new keys of all sequences at once: other sequences' keys are masked.

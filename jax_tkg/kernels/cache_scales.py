@@ -117,11 +117,15 @@ def product_bytes(cache_dtype, dtype):
     return bytes_of(cache_dtype)
 
 
+def is_multipliable(cache_dtype, dtype):
+    """Whether what a cache holds is multiplied with `dtype` as it is: float32 with nothing else."""
+    return dtype != nl.float32 or cache_dtype == nl.float32
+
+
 def multipliable(loaded, ring, dtype):
     """A loaded tile [P, n] of a cache, in a dtype that `dtype` can be multiplied with."""
-    if dtype != nl.float32 or loaded.dtype == nl.float32:
+    if is_multipliable(loaded.dtype, dtype):
         return loaded
-    # The Tensor Engine multiplies float32 with nothing else.
     wide = ring.take(nl.float32)[0 : loaded.shape[0], 0 : loaded.shape[1]]
     nisa.tensor_copy(dst=wide, src=loaded)
     return wide

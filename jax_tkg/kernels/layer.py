@@ -1,5 +1,6 @@
 """One layer: the stages that the picture in `transformer.py` shows, one after another."""
 
+import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
@@ -12,7 +13,7 @@ from .cache_update import await_readers, update_caches
 from .experts import experts
 from .feature_order import FeatureOrder
 from .layout import load_columns, load_features
-from .limits import PARTITIONS
+from .limits import PARTITIONS, stacks_heads
 from .linear import (
     Columns,
     in_double_rows,
@@ -174,6 +175,10 @@ def _out_loads(W_out, context):
     share = context.hidden_share()
     rows = FeatureOrder(sizes.head_rows)
     chunks = sizes.q * sizes.head_chunks
+    if stacks_heads(sizes.d) and sizes.q % 2 == 0:
+        # Two heads on the partitions.
+        rows = FeatureOrder(PARTITIONS)
+        chunks = sizes.q // 2
     columns = _out_columns(context)
     return product_loads(W_out.tensor, columns, share.count, chunks, context, rows)
 
@@ -183,5 +188,14 @@ def _project_out(attended, W_out, context, loads):
     sizes = context.sizes
     share = context.hidden_share()
     partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+    if stacks_heads(sizes.d) and sizes.q % 2 == 0:
+        pairs = sizes.q // 2
+        stacked = nl.ndarray((PARTITIONS, pairs, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+        by_pair = attended.reshape_dim(1, (pairs, 2))
+        nisa.tensor_copy(
+            dst=stacked[0 : sizes.d, :, :], src=by_pair[:, :, 0, :], engine=nisa.engine.scalar
+        )
+        nisa.tensor_copy(dst=stacked[sizes.d : PARTITIONS, :, :], src=by_pair[:, :, 1, :])
+        attended = stacked
     linear(partial, attended, W_out.tensor, _out_columns(context), context, loads=loads)
     return partial

@@ -247,4 +247,5 @@ def _kind_sizes(X, operands, K_cache, layers, arguments, shared, ranks):
         cache_rows=cache_rows,
         block_len=block_len,
         n=n,
+        context_ranks=ranks,
     )

@@ -279,11 +279,20 @@ def slots_of_a_core(B, slots, cores):
     return min(slots, ceiling_divide(ceiling_divide(slots, 2), PARTITIONS) * PARTITIONS)
 
 
-def attended_at_once(B, queries, slots, d, item, block_len):
+def stacks_heads(d):
+    """Whether two heads' features, or a head's of other slots, fill the partitions.
+
+    A transfer to or from 64 partitions alone would have half of the DMA engines.
+    """
+    return 2 * d == PARTITIONS
+
+
+def attended_at_once(B, queries, slots, d, item, block_len, ranks):
     """How many sequences are attended together, and how many chunks of 128 of their keys.
 
     Blocks of keys are as long as a buffer of the ring and half of PSUM allow, so that HBM is read
-    in long runs, and of about equal length. Then as many sequences as PSUM allows.
+    in long runs, and of about equal length. Then as many sequences as PSUM allows. Where ranks
+    share out the context it is the other way round, for each group of sequences costs a collective.
 
     Args:
       B: sequences.
@@ -292,19 +301,25 @@ def attended_at_once(B, queries, slots, d, item, block_len):
       d: head size.
       item: bytes per element of keys and values as they are multiplied.
       block_len: slots of a block of the caches, or 0.
+      ranks: ranks that share out the context.
 
     Returns:
       (sequences, chunks): new keys may need one of the chunks.
     """
     chunk_bytes = head_chunks(d) * PARTITIONS * item
-    most = min(RING_SLOT_BYTES // chunk_bytes, scores_at_once(queries))
+    if stacks_heads(d):
+        chunk_bytes = chunk_bytes // 2
+    sequences = max(1, min(B, GROUP_COLUMNS // queries))
+    columns = queries
+    if ranks > 1:
+        columns = sequences * queries
+    most = min(RING_SLOT_BYTES // chunk_bytes, scores_at_once(columns))
     total = ceiling_divide(slots, PARTITIONS) + 1
     chunks = ceiling_divide(total, ceiling_divide(total, most))
     if block_len > 0:
         # Whole runs.
         run = chunks_of_a_run(block_len)
         chunks = min(most, ceiling_divide(chunks, run) * run)
-    sequences = max(1, min(B, GROUP_COLUMNS // queries))
     while sequences > 1 and scores_at_once(sequences * queries) < chunks:
         sequences -= 1
     return (sequences, chunks)

@@ -27,6 +27,7 @@ class Sizes(NKIObject):
       cache_rows: what dimension 0 of a layer's caches counts: sequences, or blocks.
       block_len: slots of a block, which S_max is then too; 0 for caches of sequences.
       n: blocks of a sequence, or 0.
+      context_ranks: ranks that share out the context, whose query heads q counts.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class Sizes(NKIObject):
         cache_rows=0,
         block_len=0,
         n=0,
+        context_ranks=1,
     ):
         self.B = B
         self.S = S
@@ -67,6 +69,7 @@ class Sizes(NKIObject):
             self.cache_rows = cache_rows
         self.block_len = block_len
         self.n = n
+        self.context_ranks = context_ranks
 
     def hidden_chunks(self):
         """Chunks of 128 hidden features."""

@@ -194,9 +194,9 @@ def sbuf_bytes(
         # A shared expert's MLP runs after the router, and its result is kept.
         "experts": experts + (feed_forward if D.I_shared else 0),
         "projection of heads": _projection_bytes(D, item, cores) + item * hidden,
-        "attention": max(_attention_bytes(kind, cores, item) for kind in kinds)
+        "attention": max(_attention_bytes(kind, cores, item, context_parallel) for kind in kinds)
         + item * hidden
-        + (_exchange_bytes(D, cores, item) if context_parallel > 1 else 0),
+        + (_exchange_bytes(D, cores, item, context_parallel) if context_parallel > 1 else 0),
         "input and output": rows,
         "all-reduce": reduced,
         "head": limits.candidate_bytes(
@@ -270,19 +270,22 @@ def _projection_bytes(D: Dimensions, item: int, cores: int) -> int:
     return item * elements + parts
 
 
-def _exchange_bytes(D: Dimensions, cores: int, item: int) -> int:
+def _exchange_bytes(D: Dimensions, cores: int, item: int, ranks: int) -> int:
     """Queries, keys and values of this rank, and its softmax on the way to and from others."""
     heads = item * (D.q + 2 * D.k) * _head_elements(D)
-    columns = _attended(D, cores, item)[0]
+    columns = _attended(D, cores, item, ranks)[0]
     parts = 2 + limits.head_chunks(D.d)
     # What is sent, what is received of each rank and core, and the same scaled, with the factors.
     return heads + FLOAT32 * columns * (parts + cores * (2 * parts + 1))
 
 
-def _attention_bytes(D: Dimensions, cores: int, item: int) -> int:
-    columns, chunks = _attended(D, cores, item)
+def _attention_bytes(D: Dimensions, cores: int, item: int, ranks: int) -> int:
+    columns, chunks = _attended(D, cores, item, ranks)
     # Queries, keys and values, the new values as rows, and what the queries attended, also by core.
     heads = item * (3 * D.q + 2 * D.k) * _head_elements(D) + item * D.k * D.d
+    if limits.stacks_heads(D.d):
+        # The queries on the other half of the partitions, and what they attended by pairs.
+        heads += 2 * item * D.q * _head_elements(D)
     tiles = limits.SOFTMAX_TILES + (limits.head_chunks(D.d) - 1) * limits.SOFTMAX_VALUE_TILES
     # Mask, scores and their exponentials.
     scores = (1 + FLOAT32 + item) * chunks * columns
@@ -291,9 +294,11 @@ def _attention_bytes(D: Dimensions, cores: int, item: int) -> int:
     return heads + scores + FLOAT32 * columns * tiles + scaled
 
 
-def _attended(D: Dimensions, cores: int, item: int) -> tuple[int, int]:
+def _attended(D: Dimensions, cores: int, item: int, ranks: int) -> tuple[int, int]:
     """Queries that are attended together, and the chunks of a block of keys."""
     sequences = limits.sequences_of_a_core(D.B, cores)
     slots = limits.slots_of_a_core(D.B, D.S_ctx, cores)
-    at_once, chunks = limits.attended_at_once(sequences, D.q * D.S, slots, D.d, item, D.block_len)
+    at_once, chunks = limits.attended_at_once(
+        sequences, D.q * D.S, slots, D.d, item, D.block_len, ranks
+    )
     return at_once * D.q * D.S, chunks

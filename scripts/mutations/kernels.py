@@ -62,6 +62,20 @@ KERNELS: tuple[Mutation, ...] = (
         ("kernels/test_attention_blocks.py",),
     ),
     Mutation(
+        "kernel's upper keys are all at the same place",
+        "kernels/attention_blocks.py",
+        "                segment.place = upper\n",
+        "                segment.place = 0\n",
+        ("kernels/test_attention_blocks.py",),
+    ),
+    Mutation(
+        "kernel projects the even heads twice",
+        "kernels/layer.py",
+        "src=by_pair[:, :, 1, :])",
+        "src=by_pair[:, :, 0, :])",
+        ("kernels/test_transformer.py",),
+    ),
+    Mutation(
         "kernel linear restarts at each block of rows",
         "kernels/linear.py",
         "accumulate=added or start + chunk > 0",

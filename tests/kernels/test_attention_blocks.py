@@ -77,7 +77,15 @@ class AttentionBlocksTest(parameterized.TestCase):
                 own = slice(group.first, group.first + group.count)
                 self.assertLessEqual(block.chunks, group.per_bank * PSUM_GROUP_BANKS)
                 new[own] += block.active_rows > 0
+                keys = block.key_slots * head_chunks(drawn.d) * item
+                self.assertLessEqual(keys, RING_SLOT_BYTES)
+                places: set[tuple[int, int]] = set()
                 for segment in block.segments:
+                    taken = {(segment.half, segment.place + i) for i in range(segment.slots)}
+                    self.assertTrue(places.isdisjoint(taken))
+                    places |= taken
+                    self.assertLessEqual(segment.place + segment.slots, block.key_slots)
+                    self.assertLessEqual(segment.half, int(drawn.d == 64))
                     end = segment.start + segment.attended
                     self.assertGreater(segment.attended, 0)
                     self.assertLessEqual(segment.start + segment.slots, drawn.S_max)
