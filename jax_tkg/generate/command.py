@@ -29,7 +29,7 @@ def main(values: flags.FlagValues) -> None:
       CommandError: a flag has a value that cannot be used.
       ModelError: the model cannot be used.
     """
-    use_compilation_cache(values.compilation_cache)
+    use_compilation_cache(values.compilation_cache, processes.count(values))
     # An interrupt of the simulator ends the command as one outside of it does.
     with own_exceptions(), processes.joined(values):
         _generate(values)

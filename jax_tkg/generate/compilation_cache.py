@@ -26,7 +26,7 @@ _LOCK_SECONDS = 10
 """How long JAX waits for the folder's lock, too."""
 
 
-def use_compilation_cache(named: str | None) -> None:
+def use_compilation_cache(named: str | None, num_processes: int = 1) -> None:
     """Turns the cache on for this process, before it compiles anything.
 
     Where JAX has been told of a folder already (JAX_COMPILATION_CACHE_DIR) and none is named, its
@@ -36,8 +36,11 @@ def use_compilation_cache(named: str | None) -> None:
 
     Args:
       named: a folder; `OFF` for no cache; None for the one in the user's cache directory.
+      num_processes: that run the command together.
     """
-    if named == OFF:
+    # JAX 0.9 hangs where several processes load a program (0.10 does not).
+    hangs = num_processes > 1 and jax.__version_info__ < (0, 10)
+    if named == OFF or hangs:
         jax.config.update("jax_enable_compilation_cache", False)
         return
     given = getattr(jax.config, _FOLDER)

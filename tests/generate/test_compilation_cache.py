@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 from jax.experimental.compilation_cache import compilation_cache
 
 from jax_tkg.generate import compilation_cache as compilation_cache_module
@@ -61,7 +61,7 @@ class SecondRunTest(absltest.TestCase):
         self.assertEqual(_programs(compiled), programs)
 
 
-class FolderTest(absltest.TestCase):
+class FolderTest(parameterized.TestCase):
     def setUp(self) -> None:
         super().setUp()
         before = {name: getattr(jax.config, name) for name in SETTINGS}
@@ -152,6 +152,17 @@ class FolderTest(absltest.TestCase):
         self.assertEqual(self._noted("off"), "")
         jax.jit(lambda x: x * 17)(jnp.ones(3))
         self.assertFalse(jax.config.jax_enable_compilation_cache)
+
+    @parameterized.parameters(
+        ((0, 9, 2), 1, True), ((0, 9, 2), 2, False), ((0, 10, 0), 1, True), ((0, 10, 0), 2, True)
+    )
+    def test_several_processes(
+        self, version: tuple[int, ...], num_processes: int, enabled: bool
+    ) -> None:
+        """In JAX 0.9 the second run of several processes would hang."""
+        with mock.patch.object(jax, "__version_info__", version):
+            use_compilation_cache(str(self.folder), num_processes)
+        self.assertEqual(jax.config.jax_enable_compilation_cache, enabled)
 
     def test_jax_own_setting_stays(self) -> None:
         jax.config.update("jax_compilation_cache_dir", str(self.folder))
