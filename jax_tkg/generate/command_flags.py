@@ -146,13 +146,21 @@ def define_flags(values: flags.FlagValues) -> None:
 
 
 def check_stops(values: flags.FlagValues) -> None:
-    """Whether every stop text has characters."""
+    """Checks --stop.
+
+    Raises:
+      CommandError: a text is empty.
+    """
     if "" in values.stop:
         raise CommandError("--stop: expected a text, got an empty one")
 
 
 def sampling(values: flags.FlagValues) -> Sampling:
-    """How tokens are chosen; checks --max_tokens too."""
+    """How tokens are chosen; checks --max_tokens too.
+
+    Raises:
+      CommandError: a flag is out of its range.
+    """
     if values.max_tokens < 1:
         raise CommandError(f"--max_tokens: expected at least 1, got {values.max_tokens}")
     try:
@@ -168,7 +176,11 @@ def sampling(values: flags.FlagValues) -> Sampling:
 
 
 def check_chat(values: flags.FlagValues, tokenizer: Tokenizer) -> None:
-    """Whether the model has a chat template where the flags ask for one."""
+    """Checks --chat and --system.
+
+    Raises:
+      CommandError: they ask for a chat template that the model lacks.
+    """
     if values.chat and tokenizer.chat_template is None:
         raise CommandError("--chat: expected a model with a chat template, got one without")
     if values.system is not None and (values.chat is False or tokenizer.chat_template is None):
@@ -178,7 +190,11 @@ def check_chat(values: flags.FlagValues, tokenizer: Tokenizer) -> None:
 
 
 def prompt_seeds(seeds: Sequence[int], prompts: int) -> Sequence[int]:
-    """A seed for each prompt."""
+    """A seed for each prompt.
+
+    Raises:
+      CommandError: there are neither as many seeds as prompts nor one.
+    """
     if len(seeds) == 1:
         seeds = [(seeds[0] + index) % 2**64 for index in range(prompts)]
     if len(seeds) != prompts:

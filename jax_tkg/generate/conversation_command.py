@@ -22,7 +22,12 @@ CHAT_CAPACITY = 4096
 
 
 def hold_conversation(values: flags.FlagValues) -> None:
-    """A conversation on the terminal; each turn reads it from its beginning."""
+    """A conversation on the terminal; each turn reads it from its beginning.
+
+    Raises:
+      CommandError: a flag cannot be used, or the model has no chat template.
+      ModelError: the model cannot be used.
+    """
     for flag, given in (("json", values.json), ("device_loop", values.device_loop)):
         if given:
             raise CommandError(f"--{flag}: expected --prompt with it, got none")

@@ -34,12 +34,20 @@ from jax_tkg.serving import RunningBatch
 
 
 def open_model(values: flags.FlagValues) -> Checkpoint:
-    """The model that the flags name, or the default one; its weights are not read yet."""
+    """The model that the flags name, or the default one; its weights are not read yet.
+
+    Raises:
+      ModelError: it is not there, or cannot be used.
+    """
     return open_checkpoint(default_model() if values.model is None else values.model)
 
 
 def make_mesh(values: flags.FlagValues, checkpoint: Checkpoint) -> jax.sharding.Mesh | None:
-    """A mesh of the given size; on a CPU its devices are made. To be called before JAX is used."""
+    """A mesh of the given size; on a CPU its devices are made. To be called before JAX is used.
+
+    Raises:
+      CommandError: the model does not split over these devices.
+    """
     ranks = values.tensor_parallel
     try:
         check_tensor_parallel(checkpoint.config, ranks)
@@ -69,7 +77,12 @@ def load_decoder(
     keys: jax.Array,
     bar: Callable[[str], Bar],
 ) -> tuple[Decoder, float]:
-    """A decoder with its model, compiled for prompts of these lengths, and the seconds it took."""
+    """A decoder with its model, compiled for prompts of these lengths, and the seconds it took.
+
+    Raises:
+      CommandError: the implementation cannot run here or at these sizes.
+      ModelError: the model cannot be loaded.
+    """
     sampling = command_flags.sampling(values)
     started = time.perf_counter()
     dtype, hidden_multiple = command_flags.DTYPES[values.dtype], _hidden_multiple(values, mesh)
@@ -101,7 +114,12 @@ def load_batch(
     threads: concurrent.futures.Executor,
     bar: Callable[[str], Bar],
 ) -> RunningBatch:
-    """A batch with its model, compiled for these requests."""
+    """A batch with its model, compiled for these requests.
+
+    Raises:
+      CommandError: the implementation cannot run here or at these sizes.
+      ModelError: the model cannot be loaded.
+    """
     dtype, hidden_multiple = command_flags.DTYPES[values.dtype], _hidden_multiple(values, mesh)
     longest = max(len(line.request.prompt) + line.request.max_tokens for line in lines)
     batch = RunningBatch(

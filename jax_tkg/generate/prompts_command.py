@@ -23,7 +23,12 @@ from jax_tkg.models.tokenizer import Tokenizer
 
 
 def answer_prompts(values: flags.FlagValues) -> None:
-    """Answers the prompts."""
+    """Answers the prompts.
+
+    Raises:
+      CommandError: a flag or a prompt cannot be used.
+      ModelError: the model cannot be used.
+    """
     prompts = _prompts(values)
     if values.device_loop and values.prompt_lookup_num_tokens:
         raise CommandError("--prompt_lookup_num_tokens: expected 0 with --device_loop")

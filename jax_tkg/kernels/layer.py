@@ -169,14 +169,18 @@ def _out_columns(context):
     return Columns(share.first * PARTITIONS, PARTITIONS, order=order)
 
 
+def _pairs_heads(sizes):
+    """Whether the output projection takes two heads at once, one on each half of the partitions."""
+    return stacks_heads(sizes.d) and sizes.q % 2 == 0
+
+
 def _out_loads(W_out, context):
     """The `product_loads` of this core's columns of W_out."""
     sizes = context.sizes
     share = context.hidden_share()
     rows = FeatureOrder(sizes.head_rows)
     chunks = sizes.q * sizes.head_chunks
-    if stacks_heads(sizes.d) and sizes.q % 2 == 0:
-        # Two heads on the partitions.
+    if _pairs_heads(sizes):
         rows = FeatureOrder(PARTITIONS)
         chunks = sizes.q // 2
     columns = _out_columns(context)
@@ -188,7 +192,7 @@ def _project_out(attended, W_out, context, loads):
     sizes = context.sizes
     share = context.hidden_share()
     partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-    if stacks_heads(sizes.d) and sizes.q % 2 == 0:
+    if _pairs_heads(sizes):
         pairs = sizes.q // 2
         stacked = nl.ndarray((PARTITIONS, pairs, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
         by_pair = attended.reshape_dim(1, (pairs, 2))
