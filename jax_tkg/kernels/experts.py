@@ -17,7 +17,7 @@ from .limits import (
     feature_chunks,
 )
 from .linear import Columns, add_product, linear
-from .mlp import activate, input_of, mlp, multiply_up
+from .mlp import activate, down_groups, input_of, mlp, multiply_up
 from .rms_norm import Normed, clamped
 from .router import EIGHT, Assignment, Choice, router_logits
 from .weight_ring import leaves_numbers
@@ -70,7 +70,7 @@ def experts(normed, layer, routing, context, number=None):
         for index in range(batch.count):
             if (first + index) % core.count == core.index:
                 number = batch.numbers[:, index : index + 1]
-                expert = Expert(layer, number, may_be_absent, vectors, batch, index)
+                expert = Expert(layer, number, may_be_absent, vectors, batch, index, context)
                 expert.expand(gate_input, up_input, summed.in_psum, context)
                 if waiting != None:
                     summed.add(waiting, context)
@@ -190,6 +190,7 @@ class ExpertSum(NKIObject):
                 columns,
                 self.chunks,
                 context,
+                expert.order,
                 self.begun,
             )
             self.begun = True
@@ -229,10 +230,7 @@ class ExpertVectors(NKIObject):
         W_gate = layer.W_gate
         W_up = layer.W_up
         W_down = layer.W_down
-        features = W_gate.tensor.view.shape[2]
-        chunks = feature_chunks(features)
-        width = features // chunks
-        order = FeatureOrder(width)
+        order = _expert_order(layer, context)
         self.gate_scale = _columns_of_experts(W_gate.scale, batch, order)
         self.gate_bias = _columns_of_experts(W_gate.bias, batch, order)
         self.up_scale = _columns_of_experts(W_up.scale, batch, order)
@@ -292,6 +290,23 @@ def _of_expert(columns, index):
     return columns[:, :, index]
 
 
+def _expert_order(layer, context):
+    """The `FeatureOrder` of an expert's I features."""
+    W_gate = layer.W_gate
+    features = W_gate.tensor.view.shape[2]
+    chunks = feature_chunks(features)
+    groups = None
+    if chunks <= _chunks_at_once(context):
+        groups = down_groups(0, chunks, W_gate, layer.W_up, layer.W_down)
+    return FeatureOrder(features // chunks, groups)
+
+
+def _chunks_at_once(context):
+    """How many chunks of an expert's features are multiplied at once: half of PSUM."""
+    sizes = context.sizes
+    return PSUM_GROUP_BANKS * (PSUM_BANK // sizes.T)
+
+
 class Expert(NKIObject):
     """One expert while it runs.
 
@@ -299,6 +314,7 @@ class Expert(NKIObject):
       W_gate, W_up, W_down: its matrices, each a `LayerTensor`.
       vectors, index: the `ExpertVectors` that hold its scales and biases, and its place in them.
       width, chunks: its I features, as chunks of so many.
+      order: their `FeatureOrder`.
       hidden: [width, chunks, T], the activated product of gate and up, clamped for a float8 W_down,
         or times the tokens' weights; None before `expand`.
       terms: its `Terms`, if W_down is multiplied in double rows.
@@ -306,7 +322,7 @@ class Expert(NKIObject):
       present: [128, 1] uint8, whether there is an expert; None if there always is.
     """
 
-    def __init__(self, layer, number, may_be_absent, vectors, batch, index):
+    def __init__(self, layer, number, may_be_absent, vectors, batch, index, context):
         """Pass `index` of a `Batch`, of the layer's operands.
 
         number, may_be_absent: as `LayerTensor.expert` takes them; vectors: of the batch.
@@ -316,12 +332,12 @@ class Expert(NKIObject):
         W_gate = layer.W_gate
         W_up = layer.W_up
         W_down = layer.W_down
-        shape = W_gate.tensor.view.shape
         self.W_gate = W_gate.tensor.expert(number, may_be_absent)
         self.W_up = W_up.tensor.expert(number, may_be_absent)
         self.W_down = W_down.tensor.expert(number, may_be_absent)
-        self.chunks = feature_chunks(shape[2])
-        self.width = shape[2] // self.chunks
+        self.order = _expert_order(layer, context)
+        self.width = self.order.width
+        self.chunks = feature_chunks(W_gate.tensor.view.shape[2])
         self.hidden = None
         self.terms = None
         self.weights = batch.weights[:, index, :]
@@ -344,7 +360,7 @@ class Expert(NKIObject):
         up_bias = _of_expert(vectors.up_bias, index)
         shape = (self.width, self.chunks, T)
         hidden = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
-        at_once = PSUM_GROUP_BANKS * (PSUM_BANK // T)
+        at_once = _chunks_at_once(context)
         first = 0
         while first < self.chunks:
             last = min(first + at_once, self.chunks)
@@ -385,7 +401,7 @@ class Expert(NKIObject):
             scale = scale[:, first:last]
         if bias != None:
             bias = bias[:, first:last]
-        return Columns(first * self.width, self.width, scale=scale, bias=bias)
+        return Columns(first * self.width, self.width, scale=scale, bias=bias, order=self.order)
 
     def _product(self, x, weight, columns, count, context):
         """[width, count, T] float32: `count` chunks of x @ weight."""
@@ -405,7 +421,8 @@ class Expert(NKIObject):
         bias = _of_expert(vectors.down_bias, self.index)
         out = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
         columns = Columns(0, PARTITIONS, scale=scale, bias=bias, order=context.hidden_order())
-        linear(out, self.hidden, self.W_down, columns, context, terms=self.terms)
+        rows = self.order
+        linear(out, self.hidden, self.W_down, columns, context, rows=rows, terms=self.terms)
         by_chunk = self.weights.expand_dim(1).broadcast(1, chunks)
         nisa.tensor_tensor(dst=out, data1=out, data2=by_chunk, op=nl.multiply)
         if self.present == None:

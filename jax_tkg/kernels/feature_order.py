@@ -5,6 +5,8 @@ A stage that takes features from HBM, or a tile of them out of a row on chip, as
 
 from nki.language import NKIObject
 
+from .limits import FREE_STRIDE_BYTES, PARTITIONS, RING_SLOT_BYTES
+
 
 class FeatureOrder(NKIObject):
     """Where the features of a vector are in its tile [width, chunks].
@@ -35,14 +37,14 @@ class FeatureOrder(NKIObject):
     def equal_groups(self, first, count):
         """(begin, size, number): neighboring groups of equal size that are chunks first .. + count.
 
-        Each is `number` groups of `size` chunks, from chunk `begin` on.
+        Each is `number` groups of `size` chunks, from chunk `begin` on; `number` is at most 128.
         """
         found = []
         for group in self.groups:
             begin, size = group
             if begin >= first and begin + size <= first + count:
                 last = len(found) - 1
-                if last >= 0 and found[last][1] == size:
+                if last >= 0 and found[last][1] == size and found[last][2] < PARTITIONS:
                     found[last] = (found[last][0], size, found[last][2] + 1)
                 else:
                     found.append((begin, size, 1))
@@ -142,3 +144,19 @@ def even_blocks(first, count, most, unit=1):
         blocks.append((first + begin, end - begin))
         begin = end
     return blocks
+
+
+def groups_of_a_load(first, count, row_bytes, column_bytes):
+    """(first, size) of groups of chunks of a weight's rows, each as many as a load brings.
+
+    The whole rows of such a group are one piece of HBM. Sizes but the last are even where they can
+    be, for double rows.
+
+    Args:
+      first: the first chunk.
+      count: chunks.
+      row_bytes: of a row of the weight.
+      column_bytes: bytes per element of the weights whose columns these features are.
+    """
+    most = max(1, min(RING_SLOT_BYTES // row_bytes, FREE_STRIDE_BYTES // column_bytes))
+    return even_blocks(first, count, most, 2)

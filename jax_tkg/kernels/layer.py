@@ -17,12 +17,11 @@ from .limits import PARTITIONS, stacks_heads
 from .linear import (
     Columns,
     in_double_rows,
-    linear,
     linear_of_shares,
-    product_loads,
     share_loads,
 )
 from .mlp import MlpLoads, mlp
+from .residual_product import ResidualLoads, residual_product
 from .rms_norm import head_gain, normalize_heads, rms_norm
 from .rope import apply_rope
 
@@ -109,7 +108,7 @@ def transformer_layer(x, step, start, following):
         kind.attention,
         sinks=layer.sinks,
         scales=scales,
-        ahead=out_loads,
+        ahead=out_loads.loads,
         ranks=ranks,
     )
     await_readers(caches, context.core)
@@ -162,36 +161,25 @@ def _heads(normed, layer, start, rotation, context, ahead):
     return heads
 
 
-def _out_columns(context):
-    """This core's `Columns` of W_out."""
-    share = context.hidden_share()
-    order = context.hidden_order()
-    return Columns(share.first * PARTITIONS, PARTITIONS, order=order)
-
-
 def _pairs_heads(sizes):
     """Whether the output projection takes two heads at once, one on each half of the partitions."""
     return stacks_heads(sizes.d) and sizes.q % 2 == 0
 
 
 def _out_loads(W_out, context):
-    """The `product_loads` of this core's columns of W_out."""
+    """The `ResidualLoads` of W_out."""
     sizes = context.sizes
-    share = context.hidden_share()
     rows = FeatureOrder(sizes.head_rows)
     chunks = sizes.q * sizes.head_chunks
     if _pairs_heads(sizes):
         rows = FeatureOrder(PARTITIONS)
         chunks = sizes.q // 2
-    columns = _out_columns(context)
-    return product_loads(W_out.tensor, columns, share.count, chunks, context, rows)
+    return ResidualLoads(W_out.tensor, chunks, rows, context)
 
 
 def _project_out(attended, W_out, context, loads):
     """[128, n, T] float32: this core's chunks of attended [rows, q * chunks, T] @ W_out."""
     sizes = context.sizes
-    share = context.hidden_share()
-    partial = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     if _pairs_heads(sizes):
         pairs = sizes.q // 2
         stacked = nl.ndarray((PARTITIONS, pairs, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
@@ -201,5 +189,5 @@ def _project_out(attended, W_out, context, loads):
         )
         nisa.tensor_copy(dst=stacked[sizes.d : PARTITIONS, :, :], src=by_pair[:, :, 1, :])
         attended = stacked
-    linear(partial, attended, W_out.tensor, _out_columns(context), context, loads=loads)
-    return partial
+    own = attended[:, loads.first : loads.last, :]
+    return residual_product(own, W_out.tensor, loads, context)

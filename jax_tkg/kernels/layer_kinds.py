@@ -248,4 +248,5 @@ def _kind_sizes(X, operands, K_cache, layers, arguments, shared, ranks):
         block_len=block_len,
         n=n,
         context_ranks=ranks,
+        hidden_group=operands.rows_of_a_load(),
     )

@@ -3,6 +3,8 @@
 from nki.language import NKIObject
 
 from .layer_tensor import layer_tensor
+from .limits import RING_SLOT_BYTES
+from .sizes import bytes_of
 
 
 class LayerOperands(NKIObject):
@@ -110,6 +112,16 @@ class LayerOperands(NKIObject):
         """I of an expert, of all layers; 0 without experts."""
         W_gate = self.W_gate
         return _most_columns(W_gate.tensor, 3, looped)
+
+    def rows_of_a_load(self):
+        """Whole rows of W_gate of the first of all layers that load at once, at least one.
+
+        As many neighbors on a partition make such a load one piece of HBM.
+        """
+        W_gate = self.W_gate
+        first = W_gate.tensor[0]
+        row_bytes = first.shape[len(first.shape) - 1] * bytes_of(first.dtype)
+        return max(1, RING_SLOT_BYTES // row_bytes)
 
     def shared_expert(self):
         """The operands whose MLP is the layer's shared expert."""

@@ -69,27 +69,42 @@ def load_features(vector, context):
     Returns:
       The tile, in the vector's dtype, or None if the vector is None.
     """
+    share = context.hidden_share()
+    return load_ordered(vector, context.hidden_order(), share.first, share.count)
+
+
+def load_ordered(vector, order, first, count):
+    """Elements of row 0 of a vector, those of chunks first .. first + count of a `FeatureOrder`.
+
+    Args:
+      vector: `LayerTensor` [rows, n]; or None.
+      order: the order, in groups.
+      first: the first chunk, with which a group begins.
+      count: chunks, of whole groups.
+
+    Returns:
+      The tile [width, count], in the vector's dtype, or None if the vector is None.
+    """
     if vector == None:
         return None
-    share = context.hidden_share()
-    order = context.hidden_order()
+    width = order.width
     row = vector.view[0:1, :]
-    tile = nl.ndarray((PARTITIONS, share.count), dtype=row.dtype, buffer=nl.sbuf)
-    for groups in order.equal_groups(share.first, share.count):
+    tile = nl.ndarray((width, count), dtype=row.dtype, buffer=nl.sbuf)
+    for groups in order.equal_groups(first, count):
         begin, size, number = groups
         # A row for each group, of which a transpose takes a chunk of all groups.
-        shape = (number, size * PARTITIONS)
+        shape = (number, size * width)
         rows = nl.ndarray(shape, dtype=row.dtype, buffer=nl.sbuf)
-        first = begin * PARTITIONS
-        vector.load(rows, row[:, first : first + shape[0] * shape[1]].reshape(shape))
-        turned = nl.ndarray((PARTITIONS, size, number), dtype=row.dtype, buffer=nl.psum)
+        place = begin * width
+        vector.load(rows, row[:, place : place + shape[0] * shape[1]].reshape(shape))
+        turned = nl.ndarray((width, size, number), dtype=row.dtype, buffer=nl.psum)
         for chunk in range(size):
             nisa.nc_transpose(
                 dst=turned[:, chunk, :],
                 data=order.columns(rows, begin, begin + chunk),
                 engine=nisa.engine.tensor,
             )
-        start = begin - share.first
+        start = begin - first
         of_groups = tile[:, start : start + number * size].reshape_dim(1, (number, size))
         nisa.tensor_copy(dst=of_groups, src=turned.permute((0, 2, 1)))
     return tile

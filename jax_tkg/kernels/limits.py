@@ -25,6 +25,10 @@ RING_SLOT_BYTES = 16384
 RING_BYTES = RING_SLOTS * RING_SLOT_BYTES
 """Bytes per partition of all of them: 96 KiB."""
 
+LEAST_PIECE_BYTES = 2048
+"""Bytes per partition of a transfer below which it is inefficient (NKI guideline to avoid
+under-utilizing DMA bandwidth)."""
+
 GROUP_COLUMNS = 128
 """Queries attended together, unless one sequence has more: merging blocks costs work per column."""
 
@@ -369,6 +373,19 @@ def adds_experts_in_psum(chunks, T):
     return ceiling_divide(chunks, PSUM_BANK // T) <= EXPERT_SUM_BANKS
 
 
+def divided_sums_bytes(hidden):
+    """Bytes per partition of sums over the rows of W_down that a core has, at most.
+
+    Of both cores' features, where their sums are accumulated together.
+
+    Args:
+      hidden: elements per partition of this core's share of the residual stream.
+    """
+    if 2 * hidden > PSUM_BANK * PSUM_GROUP_BANKS:
+        return 0
+    return 2 * 4 * hidden
+
+
 def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0):
     """Bytes per partition for masks that stay on chip, beside normalization and MLP.
 
@@ -383,6 +400,7 @@ def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0):
     norm = (8 + 2 * item) * hidden + 2 * item * hidden_chunks
     part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
     feed_forward = (3 * item + 4) * hidden + 8 * part + 2 * item * mlp + terms
+    feed_forward += divided_sums_bytes(hidden)
     if experts > 0:
         # A shared expert's result is there, and its MLP runs after the router.
         feed_forward += experts

@@ -12,6 +12,7 @@ from .double_rows import add_terms, split, splits
 from .exchange import add_other_core, tiles_at_once
 from .feature_order import FeatureOrder, even_blocks
 from .limits import (
+    LEAST_PIECE_BYTES,
     PSUM_BANK,
     RING_SLOT_BYTES,
     RING_SLOTS,
@@ -74,6 +75,7 @@ def linear(
     loads=None,
     ahead=None,
     terms=None,
+    early=None,
 ):
     """dst = (x^T @ weight[:, columns])^T, accumulated in float32.
 
@@ -91,6 +93,7 @@ def linear(
       loads: `product_loads` of this product, which may have begun; None: they begin here.
       ahead: `product_loads` of the next product, which begin once all rows are multiplied; or None.
       terms: the `Terms` of x, for loads `in_double_rows`; None: they are made here.
+      early: (first, last) of the tiles of the product that are ready before the others; or None.
     """
     T = dst.shape[2]
     width = columns.width
@@ -114,14 +117,14 @@ def linear(
         count = group.count
         banks = ceiling_divide(count, per_bank)
         product = nl.ndarray((width, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-        _accumulate(product, x, terms, group, context, normed)
+        ranges = _ranges(done, count, early)
+        _accumulate(product, x, terms, group, context, normed, ranges=ranges)
         if ahead != None and done + count == tiles:
             begin(ahead)
         factor = _token_factor(normed, terms, context)
-        first = 0
-        while first < count:
+        for part_range in _parts(ranges, at_once, per_bank):
+            first, size = part_range
             place = first % per_bank
-            size = min(min(at_once, per_bank - place), count - first)
             part = product[:, first // per_bank, place * moving : (place + size) * moving]
             if terms == None:
                 summed = part.reshape_dim(1, (size, T))
@@ -140,10 +143,9 @@ def linear(
                 factor,
                 bias,
             )
-            first += size
 
 
-def add_product(product, x, weight, columns, tiles, context, added):
+def add_product(product, x, weight, columns, tiles, context, rows, added):
     """Adds (x^T @ weight[:, columns])^T to sums that stay in PSUM.
 
     Args:
@@ -153,9 +155,9 @@ def add_product(product, x, weight, columns, tiles, context, added):
       columns: which columns; one group of `product_loads`.
       tiles: of columns.
       context: the launch's `Context`.
+      rows: the `FeatureOrder` of the weight's rows, of which x has all chunks.
       added: whether there are sums already; else the product begins them.
     """
-    rows = FeatureOrder(x.shape[0])
     loads = product_loads(weight, columns, tiles, x.shape[1], context, rows)
     for group in loads:
         _accumulate(product, x, None, group, context, None, added=added)
@@ -175,13 +177,8 @@ def product_loads(weight, columns, tiles, chunks, context, rows, first_chunk=0):
     """
     sizes = context.sizes
     dtype = weight.view.dtype
-    moving = sizes.T
-    row_bytes = bytes_of(dtype)
     double_rows = splits(dtype, sizes, chunks, tiles)
-    if double_rows:
-        moving = TERMS * sizes.T
-        row_bytes = 2 * row_bytes
-    most = tiles_of_a_product(moving, columns.width, row_bytes)
+    most = most_tiles(dtype, sizes, chunks, tiles, columns.width)
     loads = []
     done = 0
     while done < tiles:
@@ -192,6 +189,21 @@ def product_loads(weight, columns, tiles, chunks, context, rows, first_chunk=0):
         loads.append(group)
         done += count
     return loads
+
+
+def most_tiles(dtype, sizes, chunks, tiles, width):
+    """How many of `tiles` tiles of a weight's columns are accumulated together, at most.
+
+    Args:
+      dtype: of the weight.
+      sizes: `Sizes`.
+      chunks: of the weight's rows.
+      tiles: of its columns.
+      width: columns of a tile.
+    """
+    if splits(dtype, sizes, chunks, tiles):
+        return tiles_of_a_product(TERMS * sizes.T, width, 2 * bytes_of(dtype))
+    return tiles_of_a_product(sizes.T, width, bytes_of(dtype))
 
 
 def in_double_rows(loads):
@@ -232,13 +244,14 @@ def linear_of_shares(
     urgent=True,
     loads=None,
     ahead=None,
+    kept=None,
 ):
     """dst = (x^T @ weight[:, columns])^T of the whole residual stream x, complete on every core.
 
     Each core multiplies the features that it holds, and adds the other core's product.
 
     Args:
-      dst: [width, tiles, T]: the product's columns, where `columns` says.
+      dst: [width, tiles, T]: the product's columns, where `columns` says; or those `kept`.
       normed: the `Normed` x: this core's share of the features.
       weight: `LayerTensor` [H, m], in x's dtype or float8.
       columns: which columns.
@@ -247,16 +260,24 @@ def linear_of_shares(
       urgent: whether the next stage waits for the product.
       loads: its `share_loads`, which may have begun; None: they begin here.
       ahead: `product_loads` of the next product, which begin before the cores swap; or None.
+      kept: the first of the tiles that `dst` has, if each core has half of them; or None.
     """
     core = context.core
+    width, tiles, T = dst.shape
+    if kept != None:
+        tiles = 2 * tiles
     if loads == None:
-        loads = share_loads(weight, columns, dst.shape[1], context)
+        loads = share_loads(weight, columns, tiles, context)
     share = context.hidden_share()
     x = normed.tile
+    # If each core keeps half, it sends the other half, and has that before its own.
+    sent = (0, tiles)
+    if kept != None:
+        sent = (tiles // 2 - kept, tiles - kept)
     if core.count == 1 and multiplier == None:
         linear(dst, x, weight, columns, context, normed=normed, loads=loads, ahead=ahead)
         return
-    partial = nl.ndarray(dst.shape, dtype=nl.float32, buffer=nl.sbuf)
+    partial = nl.ndarray((width, tiles, T), dtype=nl.float32, buffer=nl.sbuf)
     if core.index > 0:
         # The first core adds the bias.
         columns = Columns(columns.first, columns.width, scale=columns.scale, order=columns.order)
@@ -276,15 +297,47 @@ def linear_of_shares(
             loads=loads,
             ahead=ahead,
             terms=terms,
+            early=sent,
         )
     else:
         nisa.memset(dst=partial, value=0.0)
         if ahead != None:
             begin(ahead)
     if core.count > 1:
-        add_other_core(dst, partial, core, multiplier=multiplier, urgent=urgent)
+        first = 0
+        if kept != None:
+            first = kept
+        add_other_core(
+            dst,
+            partial[:, first : first + dst.shape[1], :],
+            core,
+            multiplier=multiplier,
+            urgent=urgent,
+            sent=partial[:, sent[0] : sent[1], :],
+        )
     else:
         nisa.tensor_tensor(dst=dst, data1=partial, data2=multiplier, op=nl.multiply)
+
+
+def _ranges(done, count, early):
+    """(first, last) of ranges of `count` tiles from tile `done` on: first those that are early."""
+    if early == None:
+        return [(0, count)]
+    first = min(max(early[0] - done, 0), count)
+    last = min(max(early[1] - done, first), count)
+    return [(first, last), (last, count), (0, first)]
+
+
+def _parts(ranges, at_once, per_bank):
+    """(first, size) of the parts in which ranges of tiles are read out of their banks."""
+    parts = []
+    for each in ranges:
+        first, last = each
+        while first < last:
+            size = min(min(at_once, per_bank - first % per_bank), last - first)
+            parts.append((first, size))
+            first += size
+    return parts
 
 
 def _store_product(dst, summed, scale, factor, bias):
@@ -382,8 +435,15 @@ class RowLoads(NKIObject):
         buffer = ring.take(view.dtype)
         loaded = buffer[0 : rows.width, 0 : size * count].reshape_dim(1, (size, count))
         of_rows = rows.rows(view, self.first_chunk + start, size)
-        target = loaded.reshape_dim(1, (of_rows.shape[1], of_rows.shape[2]))
-        weight.load(target, of_rows[:, :, :, first : first + count])
+        of_rows = of_rows[:, :, :, first : first + count]
+        groups = of_rows.shape[1]
+        target = loaded.reshape_dim(1, (groups, of_rows.shape[2]))
+        if of_rows.shape[2] * count * bytes_of(view.dtype) < LEAST_PIECE_BYTES:
+            weight.load(target, of_rows)
+        else:
+            # Whole rows of a group are one piece of HBM; those of several groups are not.
+            for group in range(groups):
+                weight.load(target[:, group, :, :], of_rows[:, group, :, :])
         self.loaded.append(loaded)
         return loaded
 
@@ -415,16 +475,21 @@ def _token_factor(normed, terms, context):
     return scale.undo(factor)
 
 
-def _accumulate(product, x, terms, loads, context, normed, added=False):
-    """Multiplies all rows, as many at a time as a buffer of the ring holds."""
+def _accumulate(product, x, terms, loads, context, normed, added=False, ranges=None):
+    """Multiplies all rows, as many at a time as a buffer of the ring holds.
+
+    Products are complete in the order of `ranges` of tiles; None: in their order.
+    """
+    if ranges == None:
+        ranges = [(0, loads.count)]
     chunks = x.shape[1]
     blocks = loads.blocks
-    for index in range(len(blocks)):
-        start, size = blocks[index]
+    for number in range(len(blocks)):
+        start, size = blocks[number]
         if normed != None and len(blocks) > 2 and start + size == chunks:
             # Its inputs are ready by now, so that the first tiles need not wait for the last.
             _token_factor(normed, terms, context)
-        loaded = loads.load(index, x.dtype)
+        loaded = loads.load(number, x.dtype)
         # Chunks that are multiplied at once: in double rows two, but for the last of an odd number.
         at_once = 1
         if terms != None:
@@ -437,9 +502,10 @@ def _accumulate(product, x, terms, loads, context, normed, added=False):
                     _multiply(product, loads, loaded, x, terms, start, step, tile, added)
         else:
             # Tile by tile, so that the first is read out while the others are multiplied.
-            for tile in range(loads.count):
-                for step in steps:
-                    _multiply(product, loads, loaded, x, terms, start, step, tile, added)
+            for each in ranges:
+                for tile in range(each[0], each[1]):
+                    for step in steps:
+                        _multiply(product, loads, loaded, x, terms, start, step, tile, added)
 
 
 def _multiply(product, loads, loaded, x, terms, start, step, tile, added):

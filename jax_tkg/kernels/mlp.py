@@ -4,11 +4,13 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .feature_order import FeatureOrder
-from .layout import load_columns, load_features
-from .limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, feature_chunks
-from .linear import Columns, begin, linear, linear_of_shares, product_loads, share_loads
+from .feature_order import FeatureOrder, groups_of_a_load
+from .layout import load_columns, load_features, load_ordered
+from .limits import PSUM_BANK, PSUM_GROUP_BANKS, feature_chunks
+from .linear import Columns, begin, linear_of_shares, share_loads
+from .residual_product import ResidualLoads, divides_rows, residual_product
 from .rms_norm import clamped
+from .sizes import bytes_of
 
 
 class MlpLoads(NKIObject):
@@ -16,9 +18,10 @@ class MlpLoads(NKIObject):
 
     Attributes:
       width, chunks: its features, as chunks of so many; a shared expert's need not be of 128.
+      order: their `FeatureOrder`, if the cores divide the rows of W_down; else None.
       pieces: (first, last) of the chunks of which gate and up are multiplied together.
       gate, up: for each piece its `share_loads`.
-      down: the `product_loads` of W_down.
+      down: the `ResidualLoads` of W_down.
       gate_scale, up_scale, down_scale: on chip, or None.
     """
 
@@ -30,34 +33,47 @@ class MlpLoads(NKIObject):
         features = W_gate.tensor.view.shape[1]
         self.chunks = feature_chunks(features)
         self.width = features // self.chunks
-        self.gate_scale = load_columns(W_gate.scale, 0, self.chunks, width=self.width)
-        self.up_scale = load_columns(W_up.scale, 0, self.chunks, width=self.width)
-        self.down_scale = load_features(W_down.scale, context)
         self.pieces = []
         self.gate = []
         self.up = []
         # As many chunks at a time as PSUM accumulates at once, so that SBUF use does not grow with
         # I.
         at_once = PSUM_GROUP_BANKS * (PSUM_BANK // sizes.T)
+        # The cores' halves of several pieces would not be neighbors.
+        divided = at_once >= self.chunks and divides_rows(W_down.tensor, self.chunks, context)
+        self.order = None
+        rows = FeatureOrder(self.width)
+        if divided:
+            half = self.chunks // 2
+            groups = down_groups(0, half, W_gate, W_up, W_down)
+            groups.extend(down_groups(half, half, W_gate, W_up, W_down))
+            rows = FeatureOrder(self.width, groups)
+            self.order = rows
+        self.gate_scale = self._scale(W_gate)
+        self.up_scale = self._scale(W_up)
+        self.down_scale = load_features(W_down.scale, context)
         first = 0
         while first < self.chunks:
             last = min(first + at_once, self.chunks)
             self.pieces.append((first, last))
-            columns = Columns(first * self.width, self.width)
+            columns = Columns(first * self.width, self.width, order=self.order)
             self.gate.append(share_loads(W_gate.tensor, columns, last - first, context))
             self.up.append(share_loads(W_up.tensor, columns, last - first, context))
             first = last
-        share = context.hidden_share()
-        rows = FeatureOrder(self.width)
-        columns = _down_columns(None, context)
-        self.down = product_loads(W_down.tensor, columns, share.count, self.chunks, context, rows)
+        self.down = ResidualLoads(W_down.tensor, self.chunks, rows, context, divided=divided)
+
+    def _scale(self, weight):
+        """[width, chunks] float32 on chip: the scale of W_gate or W_up; None without."""
+        if self.order == None:
+            return load_columns(weight.scale, 0, self.chunks, width=self.width)
+        return load_ordered(weight.scale, self.order, 0, self.chunks)
 
     def columns(self, piece, scale):
         """A piece's `Columns`, with their part of the scale."""
         first, last = self.pieces[piece]
         if scale != None:
             scale = scale[:, first:last]
-        return Columns(first * self.width, self.width, scale=scale)
+        return Columns(first * self.width, self.width, scale=scale, order=self.order)
 
     def begin(self):
         """Begins the first loads of W_gate."""
@@ -67,7 +83,22 @@ class MlpLoads(NKIObject):
         """The loads of the product that follows that of W_up."""
         if piece + 1 < len(self.gate):
             return self.gate[piece + 1]
-        return self.down
+        return self.down.loads
+
+    def kept(self):
+        """The first of the chunks whose rows of W_down this core multiplies; None if all are."""
+        if self.down.divides_rows:
+            return self.down.first
+        return None
+
+
+def down_groups(first, count, W_gate, W_up, W_down):
+    """(first, size) of groups of chunks of an MLP's features, whose rows of W_down load at once."""
+    view = W_down.tensor.view
+    row_bytes = view.shape[len(view.shape) - 1] * bytes_of(view.dtype)
+    gate_bytes = bytes_of(W_gate.tensor.view.dtype)
+    up_bytes = bytes_of(W_up.tensor.view.dtype)
+    return groups_of_a_load(first, count, row_bytes, max(gate_bytes, up_bytes))
 
 
 def mlp(normed, layer, context, loads=None):
@@ -90,12 +121,16 @@ def mlp(normed, layer, context, loads=None):
     if loads == None:
         loads = MlpLoads(layer, context)
     width = loads.width
-    hidden = nl.ndarray((width, loads.chunks, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    count = loads.down.last - loads.down.first
+    hidden = nl.ndarray((width, count, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    kept = loads.kept()
     arithmetic = context.arithmetic
     gate_input = input_of(normed, W_gate, context)
     up_input = input_of(normed, W_up, context)
     for piece in range(len(loads.pieces)):
         first, last = loads.pieces[piece]
+        if kept != None:
+            last = count
         shape = (width, last - first, sizes.T)
         gate = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
         # The other core's part arrives while W_up is multiplied.
@@ -108,6 +143,7 @@ def mlp(normed, layer, context, loads=None):
             urgent=False,
             loads=loads.gate[piece],
             ahead=loads.up[piece],
+            kept=kept,
         )
         activate(gate, arithmetic)
         product = hidden[:, first:last, :]
@@ -122,6 +158,7 @@ def mlp(normed, layer, context, loads=None):
                 context,
                 loads=loads.up[piece],
                 ahead=loads.after_up(piece),
+                kept=kept,
             )
             multiply_up(product, gate, up, arithmetic)
         else:
@@ -134,6 +171,7 @@ def mlp(normed, layer, context, loads=None):
                 multiplier=gate,
                 loads=loads.up[piece],
                 ahead=loads.after_up(piece),
+                kept=kept,
             )
     return _down(hidden, layer.W_down, loads, context)
 
@@ -187,20 +225,8 @@ def input_of(normed, weight, context):
     return normed.clamped(context)
 
 
-def _down_columns(scale, context):
-    """This core's `Columns` of W_down."""
-    share = context.hidden_share()
-    order = context.hidden_order()
-    return Columns(share.first * PARTITIONS, PARTITIONS, scale=scale, order=order)
-
-
 def _down(hidden, weight, loads, context):
-    sizes = context.sizes
-    share = context.hidden_share()
     scale = loads.down_scale
     if scale != None:
         hidden = clamped(hidden, context)
-    out = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-    columns = _down_columns(scale, context)
-    linear(out, hidden, weight.tensor, columns, context, loads=loads.down)
-    return out
+    return residual_product(hidden, weight.tensor, loads.down, context, scale=scale)

@@ -28,6 +28,7 @@ class Sizes(NKIObject):
       block_len: slots of a block, which S_max is then too; 0 for caches of sequences.
       n: blocks of a sequence, or 0.
       context_ranks: ranks that share out the context, whose query heads q counts.
+      hidden_group: most chunks of a group of the residual stream; 0 for no such limit.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Sizes(NKIObject):
         block_len=0,
         n=0,
         context_ranks=1,
+        hidden_group=0,
     ):
         self.B = B
         self.S = S
@@ -70,6 +72,7 @@ class Sizes(NKIObject):
         self.block_len = block_len
         self.n = n
         self.context_ranks = context_ranks
+        self.hidden_group = hidden_group
 
     def hidden_chunks(self):
         """Chunks of 128 hidden features."""
@@ -185,11 +188,13 @@ def hidden_share(sizes, core):
 def hidden_order(sizes, core):
     """The `FeatureOrder` of the residual stream, alike on both cores.
 
-    A core's chunks are groups of as many as `FREE_STRIDE_BYTES` allow. A middle chunk that both
-    cores hold is a group of its own.
+    A core's chunks are groups of as many as `FREE_STRIDE_BYTES` and `hidden_group` allow. A middle
+    chunk that both cores hold is a group of its own.
     """
     total = sizes.hidden_chunks()
     most = FREE_STRIDE_BYTES // bytes_of(sizes.dtype)
+    if sizes.hidden_group > 0:
+        most = min(most, sizes.hidden_group)
     if core.count == 1:
         return FeatureOrder(PARTITIONS, even_blocks(0, total, most))
     half = total // 2

@@ -21,11 +21,11 @@ what two cores swap.
     |      |
     |   gather_queries, if ranks share out the context <-- other ranks' queries
     |      |
-    |   attention <--------- ring <-------------- K_cache, V_cache, each core half of the slots
+    |   attention <--------- ring <-------------- K_cache, V_cache: half of B, or of the slots
     |      |  block by block: scores, mask, softmax, weighted values   [states of the softmax]
     |      |  if ranks share out the context <---- other ranks' states of the softmax
     |      |
-    |   linear <------------ ring <-------------- W_out
+    |   residual_product <-- ring <-------------- W_out
     |      |
     +-> add_reduced <---------------------------- other ranks' partial results
            |
@@ -34,7 +34,7 @@ what two cores swap.
         |-- rms_norm <--------------------------- W_gamma_mlp    [sums of squares]
         |      |
         |   mlp: gate, up <- ring <-------------- W_gate, W_up   [partial products]
-        |        down <----- ring <-------------- W_down
+        |        down <----- ring <-------------- W_down         [sums over half of the rows]
         |   or experts: route <-------------------- W_router
         |        the chosen experts' MLPs, each core every other one [inputs, sums]
         |      |

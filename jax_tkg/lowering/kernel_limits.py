@@ -182,7 +182,7 @@ def sbuf_bytes(
     swapped = 3 * FLOAT32 * PSUM_BANK
     # The normalized input (also clamped), these, their product, and the down projection's result.
     feed_forward = 2 * item * hidden + 2 * part + swapped + 2 * item * mlp + FLOAT32 * hidden
-    feed_forward += _term_bytes(D, cores, item)
+    feed_forward += limits.divided_sums_bytes(hidden) + _term_bytes(D, cores, item)
     experts = _expert_bytes(D, cores, item)
     # The rows of tokens that are loaded and stored.
     rows = item * PARTITIONS * _hidden_chunks(D, cores) + item * hidden

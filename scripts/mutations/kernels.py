@@ -232,4 +232,32 @@ KERNELS: tuple[Mutation, ...] = (
         "scale = scale[:, 0 : last - first]",
         ("stages/test_mlp.py",),
     ),
+    Mutation(
+        "kernel core sends the features of the mlp that it keeps",
+        "kernels/linear.py",
+        "sent = (tiles // 2 - kept, tiles - kept)",
+        "sent = (kept, tiles // 2 + kept)",
+        ("stages/test_mlp.py",),
+    ),
+    Mutation(
+        "kernel core keeps the other core's sums over its rows of w_down",
+        "kernels/residual_product.py",
+        "partial[:, share.first : share.first + share.count, :],",
+        "partial[:, other : other + share.count, :],",
+        ("stages/test_mlp.py",),
+    ),
+    Mutation(
+        "kernel loads rows of w_down of the first core on both",
+        "kernels/residual_product.py",
+        "self.first = core.index * (chunks // 2)",
+        "self.first = 0",
+        ("stages/test_mlp.py",),
+    ),
+    Mutation(
+        "kernel loads groups of whole rows as pieces of several",
+        "kernels/layer_kinds.py",
+        "hidden_group=operands.rows_of_a_load(),",
+        "hidden_group=0,",
+        ("profile/test_loads.py",),
+    ),
 )

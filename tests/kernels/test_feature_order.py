@@ -9,6 +9,8 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 from jax_tkg.kernels.feature_order import FeatureOrder, even_blocks
+from jax_tkg.kernels.layer_tensor import LayerTensor
+from jax_tkg.kernels.layout import load_ordered
 from jax_tkg.kernels.sizes import Context, Share, hidden_order
 from tests.stages import small_kernels
 from tests.stages.kernel_stages import KernelStages
@@ -50,6 +52,21 @@ class FeatureOrderTest(parameterized.TestCase):
         np.testing.assert_array_equal(tile[0, :, :, 0], expected)
         np.testing.assert_array_equal(np.stack([c[0, 0] for c in columns], axis=1), expected)
 
+    @parameterized.parameters(1, 2)
+    def test_a_vector_of_more_groups_than_partitions(self, size: int) -> None:
+        chunks = 131 * size + 3
+        order = FeatureOrder(3, [(0, 3), *even_blocks(3, chunks - 3, size)])
+        numbers = np.arange(chunks * 3, dtype=np.float32)
+
+        def body(context: Context, numbers: Any) -> Any:
+            vector = LayerTensor(numbers.reshape((1, chunks * 3)))
+            tile = load_ordered(vector, order, 3, chunks - 3)
+            return small_kernels.store(tile.reshape_dim(1, (chunks - 3, 1)), context)
+
+        (tile,) = KernelStages(1).run(body, [{"numbers": numbers}])
+        expected = [[_feature(order, p, c) for c in range(3, chunks)] for p in range(3)]
+        np.testing.assert_array_equal(tile[0, :, :, 0], expected)
+
     def test_blocks(self) -> None:
         order = FeatureOrder(128, [(0, 5), (5, 1), (6, 5), (11, 2), (13, 2), (15, 2)])
         self.assertEqual(order.blocks(0, 6, 4), [(0, 2), (2, 3), (5, 1)])
@@ -65,12 +82,18 @@ class FeatureOrderTest(parameterized.TestCase):
         self.assertEqual(order.whole_groups(5, 3), 1)
 
     @parameterized.product(
-        total=(1, 2, 7, 16, 23, 64, 128), T=(1, 16, 100, 128), cores=(1, 2), item=(2, 4)
+        total=(1, 2, 7, 16, 23, 64, 128),
+        T=(1, 16, 100, 128),
+        cores=(1, 2),
+        item=(2, 4),
+        most=(0, 1, 3),
     )
-    def test_residual_stream(self, total: int, T: int, cores: int, item: int) -> None:
+    def test_residual_stream(self, total: int, T: int, cores: int, item: int, most: int) -> None:
         """Shares are whole groups, alike on both cores, each of which a product makes at once."""
         dtype = {2: small_kernels.nl.bfloat16, 4: small_kernels.nl.float32}[item]
-        sizes: Any = types.SimpleNamespace(T=T, dtype=dtype, hidden_chunks=lambda: total)
+        sizes: Any = types.SimpleNamespace(
+            T=T, dtype=dtype, hidden_chunks=lambda: total, hidden_group=most
+        )
         orders = []
         for index in range(cores):
             core: Any = types.SimpleNamespace(count=cores, index=index)
@@ -87,7 +110,7 @@ class FeatureOrderTest(parameterized.TestCase):
         for _, count in orders[0]:
             self.assertLessEqual(count * item, 16)
             self.assertLessEqual(count, 4 * (512 // T))
-        largest = min(16 // item, total // cores)
+        largest = min(16 // item, total // cores, most or total)
         self.assertGreaterEqual(max(count for _, count in orders[0]), largest / 2)
 
 

@@ -10,6 +10,9 @@ from jax_tkg.profile.stress_range import describe, on_machines
 from jax_tkg.simulator.timing.costs import TRN2
 from jax_tkg.simulator.timing.stress import FAVORABLE, MACHINES, UNFAVORABLE
 
+WIDE = Case(B=2, S=1, H=1024, I=4096, d=64, q=4, k=2, S_ctx=258, tensor_parallel=4)
+"""Of which two rows of W_gate fill a buffer, and eight of W_down."""
+
 SMALL = Case(B=2, S=1, H=512, I=256, d=64, q=4, k=2, S_ctx=258, tensor_parallel=4)
 
 
@@ -38,6 +41,18 @@ class LoadsTest(absltest.TestCase):
         self.assertEqual(written["V_caches"].trigger, "gpsimd")
         text = describe_loads(counts, "jax_tkg")
         self.assertRegex(text, r"W_qkvs +read +262144 .* sync, hardware +kernels/layer_tensor.py")
+
+    def test_whole_rows_are_one_piece_of_hbm(self):
+        """Of W_gate and W_up in both halves of H, of W_down in both halves of I."""
+        counts = layer_loads(record_launches(WIDE))
+        read = [count for count in counts if not count.load.written]
+        self.assertEqual(
+            sum(count.nbytes for count in read), WIDE.weight_bytes() + WIDE.cache_bytes()
+        )
+        for tensor, row in (("W_gates", WIDE.I), ("W_ups", WIDE.I), ("W_downs", WIDE.H)):
+            (load,) = [count.load for count in read if count.load.tensor == tensor]
+            self.assertEqual((load.run, load.row), (128 * 16384, 16384), tensor)
+            self.assertEqual(16384 % (2 * row), 0)
 
     def test_every_copy_names_its_descriptors(self):
         """What is left to the compiler may be triggered by the GpSimd Engine."""

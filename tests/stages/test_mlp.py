@@ -104,6 +104,22 @@ class MlpTest(parameterized.TestCase):
         got = drawing.IMPLEMENTATIONS[implementation].mlp(x, weights, scales, 0.5)
         drawing.assert_close(got, _expected(x, weights, scales, 0.5), dtype)
 
+    @parameterized.product(
+        implementation=drawing.KERNELS,
+        sizes=((3, 256, 512), (16, 384, 768), (2, 2048, 512), (5, 128, 1536)),
+        quantized=FLOAT8[:2],
+    )
+    def test_two_cores_divide_the_rows_of_w_down(
+        self, implementation: str, sizes: tuple[int, int, int], quantized: str | None
+    ) -> None:
+        """Rows in one and several groups, of one chunk and more; each core scales its features."""
+        B, H, I = sizes  # noqa: E741
+        rng = np.random.default_rng(1)
+        x = drawing.uniform(rng, B, 1, H, dtype="bfloat16")
+        weights, scales = _weights(rng, H, I, "bfloat16", [quantized] * 3, 1)
+        got = drawing.IMPLEMENTATIONS[implementation].mlp(x, weights, scales, 0.0)
+        drawing.assert_close(got, _expected(x, weights, scales, 0.0), "bfloat16")
+
 
 if __name__ == "__main__":
     absltest.main()
