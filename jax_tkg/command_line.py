@@ -29,6 +29,14 @@ if TYPE_CHECKING:
 INTERRUPTED = 130
 """Exit code after Ctrl-C: 128 and the number of the signal SIGINT."""
 
+XLA_LOG = "TF_CPP_MIN_LOG_LEVEL"
+"""XLA's variable for which of its own messages are written. Programs from JAX's compilation cache
+are reported as errors, 30 KB each, though they were compiled on the same processor (openxla/xla
+issue 44565). What fails is raised as an exception in any case."""
+
+FATAL_ONLY = "3"
+"""Its value for no messages but those before XLA ends the process."""
+
 PIPE_CLOSED = 141
 """Exit code when nobody reads the output any more: 128 and the number of the signal SIGPIPE."""
 
@@ -102,9 +110,13 @@ def note(line: str) -> None:
 def call(module: str, extra: str, arguments: Sequence[str]) -> None:
     """Runs a command with the given arguments; see `run`.
 
+    XLA writes no messages of its own unless `XLA_LOG` is set already.
+
     Raises:
       CommandError: a flag is wrong or a package is missing; or the command raises it.
     """
+    # Before JAX is loaded, which reads it then.
+    os.environ.setdefault(XLA_LOG, FATAL_ONLY)
     try:
         from absl import flags
 

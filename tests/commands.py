@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from jax_tkg.command_line import XLA_LOG
 from tests import compiled_programs
 
 
@@ -28,7 +29,9 @@ def environment(**changes: str) -> dict[str, str]:
         "XLA_FLAGS": " ".join(flags).strip(),
         **compiled_programs.variables(),
     }
-    return {**os.environ, **own, **changes}
+    # Importing JAX in this process has set it.
+    inherited = {name: value for name, value in os.environ.items() if name != XLA_LOG}
+    return {**inherited, **own, **changes}
 
 
 def command(module: str, *flags: str | bytes) -> list[str | bytes]:

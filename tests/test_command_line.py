@@ -49,6 +49,23 @@ class FlagsTest(parameterized.TestCase):
         self.assertStartsWith(commands.last_line(done), "error: ")
         self.assertIn("Did you mean: model ?", commands.last_line(done))
 
+    @parameterized.parameters(({}, "3"), ({command_line.XLA_LOG: "0"}, "0"))
+    def test_xla_is_silent_unless_told_otherwise(
+        self, variables: dict[str, str], expected: str
+    ) -> None:
+        body = (
+            "import os\nfrom jax_tkg import command_line\n"
+            "command_line.call('jax_tkg.generate.command', 'models', ['--help'])\n"
+            f"print(os.environ['{command_line.XLA_LOG}'])"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", body],
+            env=commands.environment(**variables),
+            capture_output=True,
+            check=True,
+        )
+        self.assertEqual(done.stdout.decode().split()[-1], expected)
+
     def test_commands_can_be_imported_together(self) -> None:
         imports = "import jax_tkg.generate.command, jax_tkg.profile.command"
         done = subprocess.run([sys.executable, "-c", imports], env=commands.environment())
