@@ -34,13 +34,13 @@ class BlockResult(NKIObject):
 
     Attributes:
       peaks: [128, n].
-      total: [128, n], the sum of exponentials relative to them.
+      sums: [128, m, n], the `column_sums` of exponentials relative to them.
       weighted: [rows, chunks, n], the sum of values weighted by them.
     """
 
-    def __init__(self, peaks, total, weighted):
+    def __init__(self, peaks, sums, weighted):
         self.peaks = peaks
-        self.total = total
+        self.sums = sums
         self.weighted = weighted
 
 
@@ -168,7 +168,7 @@ def _add(state, result, task, scale, sizes):
     """The state of a task's group, a new one if None, with the task's `BlockResult` merged."""
     if state == None:
         state = _new_state(task.group, sizes)
-    merge(state, result.peaks, result.total, result.weighted, scale)
+    merge(state, result.peaks, result.sums, result.weighted, scale)
     return state
 
 
@@ -250,7 +250,12 @@ def _attend(number, scores, peaks, values, loads, scale, context):
     task = loads.tasks[number]
     block = task.block
     group = task.group
+    # Only here, so that the merge of the block before does not wait for the Scalar Engine.
+    kept = nl.ndarray(peaks.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_copy(dst=kept, src=peaks, engine=nisa.engine.scalar)
     weights = exponentials(scores, peaks, scale, sizes.dtype)
+    # Before the values, which may still be on their way.
+    sums = column_sums(weights, context.constants)
     weighted = _weighted_tile(group, sizes)
     if block.active_rows > 0:
         # All sequences at once: the weights of other sequences' new keys are zero.
@@ -285,7 +290,7 @@ def _attend(number, scores, peaks, values, loads, scale, context):
                             moving=own[0 : segment.rows, place, :],
                             accumulate=place > 0 or block.active_rows > 0,
                         )
-    return BlockResult(peaks, column_sums(weights, context.constants), weighted)
+    return BlockResult(kept, sums, weighted)
 
 
 def _weighted_tile(group, sizes):

@@ -13,6 +13,8 @@ class Constants(NKIObject):
 
     Attributes:
       ones: [128, 128] float32.
+      short_ones: [128, 128] bfloat16, to multiply operands of 16 bits with; None if the compute
+        dtype is float32.
       identity: [128, 128] float32.
       rotation: [d, d] in the compute dtype; rotation^T @ x = (-x2, x1) for x = (x1, x2) in
         contiguous halves. None if the halves of a head are chunks of their own.
@@ -27,8 +29,12 @@ class Constants(NKIObject):
         self.rotation = None
         if sizes.head_chunks == 1:
             self.rotation = _rotation(sizes.d, self.ones, sizes.dtype)
+        self.short_ones = None
         self.unit = None
         if bytes_of(sizes.dtype) == 2:
+            shape = (PARTITIONS, PARTITIONS)
+            self.short_ones = nl.ndarray(shape, dtype=nl.bfloat16, buffer=nl.sbuf)
+            nisa.memset(dst=self.short_ones, value=1.0)
             self.unit = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.bfloat16, buffer=nl.sbuf)
             nisa.memset(dst=self.unit, value=UNIT)
 

@@ -71,9 +71,9 @@ MASK_ROOM_BYTES = 118000
 """Bytes per partition for masks and the activations of the largest stage: what constants, ring and
 tables leave."""
 
-CONSTANT_BYTES = 2 * PARTITIONS * 4 + 3 * PARTITIONS * 4 + PARTITIONS * 2
+CONSTANT_BYTES = 2 * PARTITIONS * 4 + 3 * PARTITIONS * 4 + 2 * PARTITIONS * 2
 """Bytes per partition of the constant tiles while they are made: ones and identity, and the three
-steps of the rotation, all float32, and 16-bit units."""
+steps of the rotation, all float32, and 16-bit ones and units."""
 
 SOFTMAX_TILES = 20
 """float32 tiles of one element per query that the softmax holds at most: peaks, sums and weighted

@@ -8,7 +8,7 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import PARTITIONS
+from .limits import FREE_COLUMNS, PARTITIONS, ceiling_divide
 
 MASKED = -(2.0**100)
 """Score of a key that is not attended, far below any other score."""
@@ -53,12 +53,15 @@ def set_unattended(state):
 
 
 def column_peaks(scores, constants):
-    """The largest of scores [P, chunks, n] over P and chunks, on all partitions: [128, n]."""
+    """The largest of scores [P, chunks, n] over P and chunks, on all partitions: [128, n] in PSUM.
+
+    There the Vector Engine subtracts it from scores in SBUF in half the time.
+    """
     partitions = scores.shape[0]
     columns = scores.shape[2]
     by_partition = nl.ndarray((partitions, columns), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_reduce(dst=by_partition, op=nl.maximum, data=scores.permute((0, 2, 1)), axis=(2,))
-    peaks = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.sbuf)
+    peaks = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.psum)
     first = 0
     while first < columns:
         size = min(PARTITIONS, columns - first)
@@ -76,15 +79,13 @@ def column_peaks(scores, constants):
             op0=nl.multiply,
             operand0=largest,
         )
-        spread = nl.ndarray((PARTITIONS, size), dtype=nl.float32, buffer=nl.psum)
         nisa.nc_matmul(
-            dst=spread,
+            dst=peaks[:, first : first + size],
             stationary=constants.ones[0:size, :],
             moving=diagonal,
             is_stationary_onezero=True,
             accumulate=False,
         )
-        nisa.tensor_copy(dst=peaks[:, first : first + size], src=spread)
         first += size
     return peaks
 
@@ -109,19 +110,30 @@ def exponentials(scores, peaks, scale, dtype):
 
 
 def column_sums(weights, constants):
-    """The sum of weights [P, chunks, n] over P and chunks, on all partitions: [128, n] in PSUM."""
+    """Sums of weights [P, chunks, n] over P, on all partitions: [128, m, n] float32 in PSUM.
+
+    The sum over m is that of all chunks. The Tensor Engine multiplies m chunks at a time by ones,
+    so that a product has `FREE_COLUMNS` columns or more: with fewer it takes no less time.
+    """
     partitions = weights.shape[0]
+    chunks = weights.shape[1]
     columns = weights.shape[2]
-    by_partition = nl.ndarray((partitions, columns), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_reduce(dst=by_partition, op=nl.add, data=weights.permute((0, 2, 1)), axis=(2,))
-    sums = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.psum)
-    nisa.nc_matmul(
-        dst=sums,
-        stationary=constants.ones[0:partitions, :],
-        moving=by_partition,
-        is_stationary_onezero=True,
-        accumulate=False,
-    )
+    at_once = min(chunks, ceiling_divide(FREE_COLUMNS, columns))
+    ones = constants.ones
+    if weights.dtype != nl.float32:
+        ones = constants.short_ones
+    sums = nl.ndarray((PARTITIONS, at_once, columns), dtype=nl.float32, buffer=nl.psum)
+    first = 0
+    while first < chunks:
+        size = min(at_once, chunks - first)
+        nisa.nc_matmul(
+            dst=sums[:, 0:size, :],
+            stationary=ones[0:partitions, :],
+            moving=weights[:, first : first + size, :],
+            is_stationary_onezero=True,
+            accumulate=first > 0,
+        )
+        first += size
     return sums
 
 
@@ -131,14 +143,14 @@ def merge(state, peaks, sums, weighted, scale):
     Args:
       state: `SoftmaxState`.
       peaks: [128, n] float32.
-      sums: [128, n] float32.
+      sums: [128, m, n] float32, to be added up over m.
       weighted: [rows, chunks, n] float32.
       scale: of the scores.
     """
     if state.empty:
         nisa.tensor_copy(dst=state.peak, src=peaks)
+        nisa.tensor_reduce(dst=state.total, op=nl.add, data=sums.permute((0, 2, 1)), axis=(2,))
         # The Scalar Engine, because the Vector Engine has more to do.
-        nisa.tensor_copy(dst=state.total, src=sums, engine=nisa.engine.scalar)
         nisa.tensor_copy(dst=state.weighted, src=weighted, engine=nisa.engine.scalar)
         state.empty = False
     else:
@@ -149,7 +161,9 @@ def merge(state, peaks, sums, weighted, scale):
         nisa.tensor_tensor(dst=higher, data1=state.peak, data2=peaks, op=nl.maximum)
         kept = _decay(state.peak, higher, scale)
         added = _decay(peaks, higher, scale)
-        _scale_and_add(state.total, kept, sums, added)
+        total = nl.ndarray((PARTITIONS, columns), dtype=nl.float32, buffer=nl.sbuf)
+        nisa.tensor_reduce(dst=total, op=nl.add, data=sums.permute((0, 2, 1)), axis=(2,))
+        _scale_and_add(state.total, kept, total, added)
         _scale_and_add(
             state.weighted,
             kept[0:rows, :].expand_dim(1).broadcast(1, chunks),

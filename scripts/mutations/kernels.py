@@ -174,6 +174,13 @@ KERNELS: tuple[Mutation, ...] = (
         ("stages/test_softmax.py",),
     ),
     Mutation(
+        "kernel softmax sums the last chunks only",
+        "kernels/softmax.py",
+        "accumulate=first > 0",
+        "accumulate=False",
+        ("stages/test_softmax.py",),
+    ),
+    Mutation(
         "kernel attends all masked keys evenly",
         "kernels/softmax.py",
         "operand0=MASKED / 2",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from jax_tkg.kernels.softmax import MASKED
-from tests.stages import drawing
+from jax_tkg.kernels.sizes import Context
+from jax_tkg.kernels.softmax import MASKED, column_sums
+from tests.stages import drawing, small_kernels
 from tests.stages.kernel_stages import KernelStages
 
 
@@ -48,6 +51,28 @@ class SoftmaxTest(parameterized.TestCase):
             drawing.assert_close(got, want, "float32")
 
         del run
+
+    @parameterized.product(
+        dtype=("float32", "bfloat16", "float16"),
+        # Partitions, chunks, columns; the last products are of fewer chunks, or there is one.
+        shape=((128, 58, 32), (128, 17, 7), (40, 3, 1), (5, 2, 65), (128, 1, 512)),
+    )
+    def test_sums_are_of_float32(self, dtype: str, shape: tuple[int, int, int]) -> None:
+        """The sums are not rounded to the dtype of the weights."""
+        weights = np.random.default_rng(0).uniform(0, 1, shape)
+        weights[0] *= 2.0**-10
+        weights = weights.astype(drawing.kind(dtype))
+
+        def body(context: Context, weights: Any) -> Any:
+            sums = column_sums(small_kernels.load(weights), context.constants)
+            tile = small_kernels.nl.ndarray(sums.shape, dtype=sums.dtype, buffer="sbuf")
+            small_kernels.nisa.tensor_copy(dst=tile, src=sums)
+            return small_kernels.store(tile, context)
+
+        (sums,) = KernelStages(1).run(body, [{"weights": weights}], dtype=dtype)
+        wanted = drawing.wide(weights).sum(axis=(0, 1))
+        got = drawing.wide(sums[0]).sum(axis=1)
+        np.testing.assert_allclose(got, np.broadcast_to(wanted, got.shape), rtol=2e-6)
 
 
 if __name__ == "__main__":
