@@ -4,7 +4,7 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import PARTITIONS, UNIT
+from .limits import PARTITIONS
 from .sizes import bytes_of
 
 
@@ -18,7 +18,6 @@ class Constants(NKIObject):
       identity: [128, 128] float32.
       rotation: [d, d] in the compute dtype; rotation^T @ x = (-x2, x1) for x = (x1, x2) in
         contiguous halves. None if the halves of a head are chunks of their own.
-      unit: [128, 128] bfloat16, each `UNIT`; None if the compute dtype is float32.
     """
 
     def __init__(self, sizes):
@@ -30,13 +29,10 @@ class Constants(NKIObject):
         if sizes.head_chunks == 1:
             self.rotation = _rotation(sizes.d, self.ones, sizes.dtype)
         self.short_ones = None
-        self.unit = None
         if bytes_of(sizes.dtype) == 2:
             shape = (PARTITIONS, PARTITIONS)
             self.short_ones = nl.ndarray(shape, dtype=nl.bfloat16, buffer=nl.sbuf)
             nisa.memset(dst=self.short_ones, value=1.0)
-            self.unit = nl.ndarray((PARTITIONS, PARTITIONS), dtype=nl.bfloat16, buffer=nl.sbuf)
-            nisa.memset(dst=self.unit, value=UNIT)
 
 
 def _select_diagonal(dst, on_true, size, shift):

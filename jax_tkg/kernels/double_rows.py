@@ -2,8 +2,9 @@
 
 The Tensor Engine multiplies two rows of a weight in the time of one if both operands are float8
 (Trainium2 architecture guide, double FP8 matmul performance). A token times a power of two is the
-sum of `TERMS` values of float8_e5m2, 3 bits each. Terms are columns of the moving operand, which
-has far fewer columns than a product takes time for; what their products are is added up later.
+sum of two values of float8_e4m3, 4 bits each, the first of them times `HIGH_UNIT`. Both terms are
+columns of the moving operand, which has fewer columns than a product takes time for; their products
+are added up as they are read out.
 """
 
 import nki.isa as nisa
@@ -12,11 +13,13 @@ from nki.language import NKIObject
 
 from .limits import (
     EXPONENT_PAIRS,
-    LEAST_PAIRS,
-    MAGNITUDE,
+    HIGH_UNIT,
+    LEAST_SAVED_CYCLES,
     PARTITIONS,
+    SHORT_EXPONENT_PAIRS,
     TERMS,
-    splits_tokens,
+    UNIT,
+    saved_cycles,
     term_row_bytes,
 )
 from .sizes import bytes_of, pieces
@@ -26,7 +29,7 @@ class Terms(NKIObject):
     """A tile of activations x [width, chunks, T] as a sum of terms.
 
     Attributes:
-      tile: [width, chunks, n] float8_e5m2: term i of token t is in column i * T + t. n is at least
+      tile: [width, chunks, n] float8: term i of token t is in column i * T + t. n is at least
         `columns`; a chunk begins at a multiple of 16 bytes.
       columns: `TERMS` * T.
       scale: the `TokenScale` by which x was multiplied.
@@ -49,7 +52,7 @@ class Terms(NKIObject):
 
 
 class TokenScale(NKIObject):
-    """Powers of two, one for each token, that bring its features into the range of float8_e5m2.
+    """Powers of two, one for each token, that bring its features into the range of its terms.
 
     Attributes:
       factor: [128, T] float32, the same on all partitions.
@@ -70,7 +73,6 @@ class TokenScale(NKIObject):
         """
         shape = (self.factor.shape[0], self.factor.shape[1])
         if self.inverse == None:
-            # Of 0, which is the factor of what is not finite: infinity, so that results are NaN.
             self.inverse = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
             nisa.reciprocal(dst=self.inverse, data=self.factor)
         if token_factor == None:
@@ -86,94 +88,134 @@ class TokenScale(NKIObject):
 def splits(dtype, sizes, chunks, tiles):
     """Whether a product is in double rows: where it can be, and is faster.
 
+    It can be where two terms have all bits of the compute dtype: in bfloat16.
+
     Args:
       dtype: of the weight.
       sizes: `Sizes`.
       chunks: of the weight's rows.
       tiles: of its columns.
     """
-    if bytes_of(dtype) != 1 or bytes_of(sizes.dtype) != 2:
+    if bytes_of(dtype) != 1 or sizes.dtype != nl.bfloat16:
         return False
-    return splits_tokens(sizes.T) and chunks // 2 * tiles >= LEAST_PAIRS
+    return chunks // 2 * tiles * saved_cycles(sizes.T) >= LEAST_SAVED_CYCLES
 
 
-def split(x, context):
-    """The `Terms` of x [width, chunks, T], in the compute dtype, of 16 bits.
+def dtype_of_terms(dtype):
+    """What terms are for a weight of `dtype`: the two kinds of float8_e4m3 cannot be mixed."""
+    if dtype == nl.float8_e5m2:
+        return nl.float8_e4m3
+    return dtype
 
-    Exact in bfloat16 and float16 where a feature is 2**-6 / factor or more; a smaller one is off by
-    2**-17 / factor at most. The mean magnitude of a token's n features is 2**13 / (n * factor) or
-    more: of 4096 features none is off by more than 2**-18 of their mean.
+
+def split(x, context, dtype):
+    """The `Terms` of x [width, chunks, T] in bfloat16, to multiply a weight of `dtype`.
+
+    The token's largest feature is 2**10 to 2**12 / factor. Features of 2**-2 / factor or more are
+    exact; a smaller one is off by 2**-10 / factor at most, which is 2**-20 of the largest or less.
     """
     sizes = context.sizes
     width = x.shape[0]
     chunks = x.shape[1]
     T = x.shape[2]
     scale = _token_scale(x, context)
-    tile = nl.ndarray((width, chunks, term_row_bytes(T)), dtype=nl.float8_e5m2, buffer=nl.sbuf)
+    shape = (width, chunks, term_row_bytes(T))
+    tile = nl.ndarray(shape, dtype=dtype_of_terms(dtype), buffer=nl.sbuf)
+    # Powers of two are all in the upper halves of float32: with operands of 16 bits alone the
+    # Vector Engine multiplies at the full rate.
+    halves = scale.factor.view(nl.bfloat16).reshape_dim(1, (T, 2))
     for piece in pieces(chunks, T):
         first, last = piece
-        shape = (width, last - first, T)
-        scaled = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
-        by_token = scale.factor[0:width, :].expand_dim(1).broadcast(1, last - first)
+        scaled = nl.ndarray((width, last - first, T), dtype=sizes.dtype, buffer=nl.sbuf)
+        by_token = halves[0:width, :, 1].expand_dim(1).broadcast(1, last - first)
         nisa.tensor_tensor(dst=scaled, data1=x[:, first:last, :], data2=by_token, op=nl.multiply)
         high = tile[:, first:last, 0:T]
-        nisa.tensor_copy(dst=high, src=scaled)
-        rest = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
-        nisa.tensor_tensor(dst=rest, data1=scaled, data2=high, op=nl.subtract)
-        middle = tile[:, first:last, T : 2 * T]
-        nisa.tensor_copy(dst=middle, src=rest)
-        low = tile[:, first:last, 2 * T : TERMS * T]
-        nisa.tensor_tensor(dst=low, data1=rest, data2=middle, op=nl.subtract)
+        # The Scalar Engine, because the Vector Engine has more to do.
+        nisa.tensor_scalar(
+            dst=high,
+            data=scaled,
+            op0=nl.multiply,
+            operand0=1.0 / HIGH_UNIT,
+            engine=nisa.engine.scalar,
+        )
+        nisa.scalar_tensor_tensor(
+            dst=tile[:, first:last, T : TERMS * T],
+            data=high,
+            op0=nl.multiply,
+            operand0=-HIGH_UNIT,
+            op1=nl.add,
+            operand1=scaled,
+        )
     return Terms(tile, TERMS * T, scale)
 
 
 def add_terms(summed, size, T):
-    """[width, size, T] float32 on chip: sums of the products of terms, in PSUM.
+    """[width, size, T] in PSUM: sums of the products of terms, in their place.
 
     Args:
-      summed: [width, size * `TERMS` * T].
+      summed: [width, size * `TERMS` * T] float32 in PSUM.
       size: tiles of columns.
       T: tokens.
     """
     terms = summed.reshape_dim(1, (size, TERMS, T))
-    total = nl.ndarray((summed.shape[0], size, T), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_reduce(dst=total, op=nl.add, data=terms.permute((0, 1, 3, 2)), axis=(3,))
+    high = nl.ndarray((summed.shape[0], size, T), dtype=nl.float32, buffer=nl.sbuf)
+    # The Scalar Engine, because the Vector Engine has more to do.
+    nisa.tensor_scalar(
+        dst=high,
+        data=terms[:, :, 0, :],
+        op0=nl.multiply,
+        operand0=HIGH_UNIT,
+        engine=nisa.engine.scalar,
+    )
+    total = terms[:, :, 1, :]
+    nisa.tensor_tensor(dst=total, data1=high, data2=total, op=nl.add)
     return total
 
 
 def _token_scale(x, context):
-    """The `TokenScale` of x: the sum of a token's magnitudes becomes 2**13 to 2**15.
-
-    So the largest is below the largest float8_e5m2, 57344.
-    """
-    sizes = context.sizes
+    """The `TokenScale` of x: the largest magnitude of a token becomes 2**10 to 2**12."""
     constants = context.constants
     width = x.shape[0]
     T = x.shape[2]
-    magnitude = nl.ndarray((width, x.shape[1], T), dtype=sizes.dtype, buffer=nl.sbuf)
+    # Magnitudes as even powers of two: also those of what is not finite, which a maximum may lose.
+    magnitude = nl.ndarray((width, x.shape[1], T), dtype=nl.bfloat16, buffer=nl.sbuf)
     nisa.tensor_scalar(
         dst=magnitude.view(nl.uint16),
         data=x.view(nl.uint16),
         op0=nl.bitwise_and,
-        operand0=MAGNITUDE,
+        operand0=SHORT_EXPONENT_PAIRS,
     )
     by_partition = nl.ndarray((width, T), dtype=nl.bfloat16, buffer=nl.sbuf)
     by_token = magnitude.permute((0, 2, 1))
-    nisa.tensor_reduce(dst=by_partition, op=nl.add, data=by_token, axis=(2,))
-    # 2**-13 times the sum over the partitions, on every partition.
-    total = nl.ndarray((PARTITIONS, T), dtype=nl.float32, buffer=nl.psum)
+    nisa.tensor_reduce(dst=by_partition, op=nl.maximum, data=by_token, axis=(2,))
+    turned = nl.ndarray((T, width), dtype=nl.bfloat16, buffer=nl.psum)
+    nisa.nc_transpose(dst=turned, data=by_partition, engine=nisa.engine.tensor)
+    largest = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_reduce(dst=largest, op=nl.maximum, data=turned, axis=(1,))
+    # ones @ diag(UNIT * largest) gives every partition the row of all tokens.
+    diagonal = nl.ndarray((T, T), dtype=nl.bfloat16, buffer=nl.sbuf)
+    nisa.tensor_scalar(
+        dst=diagonal,
+        data=constants.identity[0:T, 0:T],
+        op0=nl.multiply,
+        operand0=largest,
+        op1=nl.multiply,
+        operand1=UNIT,
+    )
+    spread = nl.ndarray((PARTITIONS, T), dtype=nl.float32, buffer=nl.psum)
     nisa.nc_matmul(
-        dst=total,
-        stationary=constants.unit[0:width, :],
-        moving=by_partition,
+        dst=spread,
+        stationary=constants.short_ones[0:T, :],
+        moving=diagonal,
+        is_stationary_onezero=True,
         accumulate=False,
     )
     factor = nl.ndarray((PARTITIONS, T), dtype=nl.float32, buffer=nl.sbuf)
-    # A float32 of which the sign, the mantissa and the lowest bit of the exponent are zero is a
-    # power of two; with the other bits of the exponent turned it is the inverse.
+    # With the bits of its exponent but the lowest turned, an even power of two is the inverse; zero
+    # becomes 2**127.
     nisa.tensor_scalar(
         dst=factor.view(nl.int32),
-        data=total.view(nl.int32),
+        data=spread.view(nl.int32),
         op0=nl.bitwise_and,
         operand0=EXPONENT_PAIRS,
         op1=nl.bitwise_xor,

@@ -381,7 +381,7 @@ class Expert(NKIObject):
         W_down = self.W_down
         if splits(W_down.view.dtype, sizes, self.chunks, sizes.hidden_chunks()):
             # Now, so that the product, which comes after the next expert's, need not wait.
-            self.terms = split(hidden, context)
+            self.terms = split(hidden, context, W_down.view.dtype)
         self.hidden = hidden
 
     def _zero_if_absent(self, hidden, context):

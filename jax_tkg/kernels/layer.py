@@ -14,12 +14,7 @@ from .experts import experts
 from .feature_order import FeatureOrder
 from .layout import load_columns, load_features
 from .limits import PARTITIONS, stacks_heads
-from .linear import (
-    Columns,
-    in_double_rows,
-    linear_of_shares,
-    share_loads,
-)
+from .linear import Columns, linear_of_shares, share_loads, split_for
 from .mlp import MlpLoads, mlp
 from .residual_product import ResidualLoads, residual_product
 from .rms_norm import head_gain, normalize_heads, rms_norm
@@ -123,8 +118,10 @@ def transformer_layer(x, step, start, following):
     x = add_reduced(
         x, partial, shared.reduction, context, bias=W_out.bias, gamma=gamma, ahead=ahead
     )
-    double_rows = ahead != None and in_double_rows(ahead)
-    normed = rms_norm(x, gain, context, double_rows=double_rows)
+    weight_dtype = None
+    if ahead != None:
+        weight_dtype = split_for(ahead)
+    normed = rms_norm(x, gain, context, split_for=weight_dtype)
     if layer.has_experts():
         partial = experts(normed, layer, shared.routing, context, number=step.number)
     else:

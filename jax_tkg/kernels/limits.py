@@ -42,9 +42,12 @@ FREE_STRIDE_BYTES = 16
 """Bytes from element to element that an engine reads at its full rate; on NeuronCore-v2 larger ones
 halve it (Trainium/Inferentia2 architecture guide, accessing SBUF and PSUM)."""
 
-TERMS = 3
-"""Values of float8_e5m2, of 3 bits each, whose sum is a bfloat16 or a float16 of 8 or 11 bits: one
-that is rounded to the nearest leaves a rest that is at most half of its last bit."""
+TERMS = 2
+"""Values of float8_e4m3, of 4 bits each, whose sum is a bfloat16 of 8 bits."""
+
+HIGH_UNIT = 32.0
+"""What the first of them is multiplied by: of 2**12 at most it is then 128 or less, and so is what
+its rounding leaves for the second; float8_e4m3 ends at 240."""
 
 FREE_COLUMNS = 64
 """Columns of a moving operand that take the Tensor Engine no longer than one (NKI API of Neuron SDK
@@ -54,15 +57,15 @@ ROW_STRIDE_BYTES = 16
 """What the stride from row to row of an operand in double rows is a multiple of
 (aws-neuron/nki-library, output_projection_tkg, "double row stride access")."""
 
-LEAST_PAIRS = 64
-"""Pairs of tiles in double rows from which on splitting the activation is worth it: as many fewer
-products save 1.7 to 3.4 us; to split, add up and scale takes the Vector Engine about 2."""
+LEAST_SAVED_CYCLES = 4096
+"""Cycles of the Tensor Engine that double rows must save, so that splitting the activation is worth
+it: 1.7 to 3.4 us; to split, add up and scale takes the Vector Engine about 2."""
 
-UNIT = 2.0**-13
-"""Sums of a token's magnitudes are brought to this times a power of two."""
+UNIT = 2.0**-10
+"""One over what a token's largest feature becomes, if that is an even power of two."""
 
-MAGNITUDE = 32767
-"""All bits of a bfloat16 or float16 but the sign."""
+SHORT_EXPONENT_PAIRS = 32512
+"""The bits of a bfloat16's exponent but the lowest, 0x7F00."""
 
 EXPONENT_PAIRS = 2130706432
 """The bits of a float32's exponent but the lowest, 0x7F000000."""
@@ -71,9 +74,9 @@ MASK_ROOM_BYTES = 118000
 """Bytes per partition for masks and the activations of the largest stage: what constants, ring and
 tables leave."""
 
-CONSTANT_BYTES = 2 * PARTITIONS * 4 + 3 * PARTITIONS * 4 + 2 * PARTITIONS * 2
+CONSTANT_BYTES = 2 * PARTITIONS * 4 + 3 * PARTITIONS * 4 + PARTITIONS * 2
 """Bytes per partition of the constant tiles while they are made: ones and identity, and the three
-steps of the rotation, all float32, and 16-bit ones and units."""
+steps of the rotation, all float32, and 16-bit ones."""
 
 SOFTMAX_TILES = 20
 """float32 tiles of one element per query that the softmax holds at most: peaks, sums and weighted
@@ -135,9 +138,13 @@ def tiles_of_a_product(columns, width, row_bytes):
     return min(PSUM_BANK // columns * PSUM_GROUP_BANKS, RING_SLOT_BYTES // (width * row_bytes))
 
 
-def splits_tokens(T):
-    """Whether the terms of T tokens take the Tensor Engine no longer than one column."""
-    return TERMS * T <= FREE_COLUMNS
+def saved_cycles(T):
+    """Cycles of the Tensor Engine that double rows save for two rows of a tile and T tokens.
+
+    A product takes it as many as there are columns, at least `FREE_COLUMNS`. Double rows are one
+    product of all terms, single rows two of the tokens.
+    """
+    return 2 * max(FREE_COLUMNS, T) - max(FREE_COLUMNS, TERMS * T)
 
 
 def term_row_bytes(T):
@@ -148,11 +155,11 @@ def term_row_bytes(T):
 def term_bytes(chunks, T, item):
     """Bytes per partition to split a tile [128, chunks, T], at most; 0 where tokens are not split.
 
-    The terms; the magnitudes, and what is scaled and left, `item` bytes an element; scales.
+    The terms; the magnitudes, and what is scaled, `item` bytes an element; scales.
     """
-    if item != 2 or not splits_tokens(T):
+    if item != 2 or saved_cycles(T) <= 0:
         return 0
-    return chunks * (term_row_bytes(T) + 3 * item * T) + 16 * T
+    return chunks * (term_row_bytes(T) + 2 * item * T) + 18 * T
 
 
 def feature_chunks(I):  # noqa: E741 - the letter of the MLP's intermediate size

@@ -106,9 +106,9 @@ def linear(
     if in_double_rows(loads):
         moving = TERMS * T
         if terms == None and normed != None:
-            terms = normed.terms(context)
+            terms = normed.terms(context, weight.view.dtype)
         elif terms == None:
-            terms = split(x, context)
+            terms = split(x, context, weight.view.dtype)
     per_bank = PSUM_BANK // moving
     # A result is read out in the pieces in which it is then swapped, or which a bank holds.
     at_once = min(per_bank, tiles_at_once(tiles, T))
@@ -214,6 +214,15 @@ def in_double_rows(loads):
     return first.double_rows
 
 
+def split_for(loads):
+    """The dtype of the weight of some `product_loads` in double rows; None in single rows."""
+    if not in_double_rows(loads):
+        return None
+    first = loads[0]
+    weight = first.weight
+    return weight.view.dtype
+
+
 def begin(loads):
     """Begins the first of `product_loads`: before a swap or an all-reduce that comes in between.
 
@@ -285,7 +294,7 @@ def linear_of_shares(
         x = x[:, share.skipped : share.count, :]
         terms = None
         if in_double_rows(loads):
-            terms = normed.terms(context)
+            terms = normed.terms(context, weight.view.dtype)
             terms = terms.part(share.skipped, share.count)
         linear(
             partial,
@@ -343,7 +352,8 @@ def _parts(ranges, at_once, per_bank):
 def _store_product(dst, summed, scale, factor, bias):
     """dst [width, n, T] = summed * scale [width, n] * factor [128, T] + bias [width, n].
 
-    Scale, factor and bias may each be None.
+    Scale, factor and bias may each be None. `summed`, in PSUM, may be overwritten, because the
+    Vector Engine multiplies at the full rate where one operand is there and the other in SBUF.
     """
     if bias != None:
         shape = (dst.shape[0], dst.shape[1], dst.shape[2])
@@ -366,9 +376,8 @@ def _store_product(dst, summed, scale, factor, bias):
     elif factor == None:
         nisa.tensor_tensor(dst=dst, data1=summed, data2=by_column, op=nl.multiply)
     else:
-        scaled = nl.ndarray((width, tiles, T), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_tensor(dst=scaled, data1=summed, data2=by_column, op=nl.multiply)
-        nisa.tensor_tensor(dst=dst, data1=scaled, data2=by_token, op=nl.multiply)
+        nisa.tensor_tensor(dst=summed, data1=summed, data2=by_column, op=nl.multiply)
+        nisa.tensor_tensor(dst=dst, data1=summed, data2=by_token, op=nl.multiply)
 
 
 class RowLoads(NKIObject):

@@ -4,7 +4,7 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .double_rows import split
+from .double_rows import dtype_of_terms, split
 from .exchange import add_other_core
 from .layout import load_columns
 from .limits import PARTITIONS, PSUM_BANK
@@ -30,6 +30,7 @@ class Normed(NKIObject):
         self.factor = None
         self.within_bound = None
         self.split = None
+        self.split_for = None
 
     def token_factor(self, context):
         """[128, T] float32, by which products of the tile are multiplied; None for not at all.
@@ -49,10 +50,12 @@ class Normed(NKIObject):
             self.within_bound = Normed(clamped(self.tile, context), None)
         return self.within_bound
 
-    def terms(self, context):
-        """The `Terms` of the tile. The first call makes them."""
-        if self.split == None:
-            self.split = split(self.tile, context)
+    def terms(self, context, dtype):
+        """The `Terms` of the tile for a weight of `dtype`. The first call makes them."""
+        terms_dtype = dtype_of_terms(dtype)
+        if self.split_for != terms_dtype:
+            self.split = split(self.tile, context, dtype)
+            self.split_for = terms_dtype
         return self.split
 
 
@@ -74,14 +77,15 @@ def clamped(x, context):
     return clipped
 
 
-def rms_norm(x, gain, context, double_rows=False):
+def rms_norm(x, gain, context, split_for=None):
     """The normalized x, rounded once to the compute dtype.
 
     Args:
       x: [128, n, T], the chunks of H that this core holds.
       gain: `load_features` of the gain.
       context: the launch's `Context`.
-      double_rows: whether the next product, which does not clamp it, takes its terms.
+      split_for: the dtype of the next product's weight, if that takes terms of it and does not
+        clamp it; else None.
 
     Returns:
       `Normed`.
@@ -107,9 +111,9 @@ def rms_norm(x, gain, context, double_rows=False):
                 engine=nisa.engine.gpsimd,
             )
         result = Normed(normed, None)
-        if double_rows:
+        if split_for != None:
             # Before the Vector Engine waits for the other core's squares.
-            result.terms(context)
+            result.terms(context, split_for)
         result.squares = _squares(x, context)
         return result
     squares = _squares(x, context)

@@ -85,8 +85,15 @@ KERNELS: tuple[Mutation, ...] = (
     Mutation(
         "kernel double rows lose the last term",
         "kernels/double_rows.py",
-        "data1=rest, data2=middle, op=nl.subtract",
-        "data1=middle, data2=middle, op=nl.subtract",
+        "operand0=-HIGH_UNIT,\n            op1=nl.add",
+        "operand0=0.0,\n            op1=nl.multiply",
+        ("kernels/test_double_rows.py::SplitTest",),
+    ),
+    Mutation(
+        "kernel double rows take a token's scale from one partition",
+        "kernels/double_rows.py",
+        "nisa.tensor_reduce(dst=largest, op=nl.maximum, data=turned,",
+        "nisa.tensor_reduce(dst=largest, op=nl.maximum, data=turned[:, 0:1],",
         ("kernels/test_double_rows.py::SplitTest",),
     ),
     Mutation(
@@ -97,10 +104,10 @@ KERNELS: tuple[Mutation, ...] = (
         ("kernels/test_double_rows.py::ProductTest",),
     ),
     Mutation(
-        "kernel double rows of more tokens than are free",
-        "kernels/double_rows.py",
-        "return splits_tokens(sizes.T) and",
-        "return",
+        "kernel double rows of tokens whose terms take longer",
+        "kernels/limits.py",
+        "2 * max(FREE_COLUMNS, T) - max(FREE_COLUMNS, TERMS * T)",
+        "2 * max(FREE_COLUMNS, T) - FREE_COLUMNS",
         ("kernels/test_double_rows.py::ProductTest",),
     ),
     Mutation(
