@@ -7,8 +7,8 @@ from nki.language import NKIObject
 
 from .layout import load_features
 from .limits import PARTITIONS
-from .linear import begin
 from .rms_norm import normalize_update
+from .row_loads import begin
 from .sizes import pieces
 
 

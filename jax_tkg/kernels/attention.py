@@ -15,7 +15,7 @@ from .cache_update import token_rows
 from .context_ranks import StateExchange
 from .exchange import swap
 from .limits import PARTITIONS, PSUM_BANK, divides_sequences
-from .linear import begin
+from .row_loads import begin
 from .softmax import (
     SoftmaxState,
     add_sinks,

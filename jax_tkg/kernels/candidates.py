@@ -19,8 +19,9 @@ from .limits import (
     head_columns,
     head_segments,
 )
-from .linear import Columns, linear
+from .linear import linear
 from .rms_norm import rms_norm
+from .row_loads import Columns
 
 EIGHT = LEAST_SEARCHED
 """Values that the Vector Engine's search instructions find at once."""

@@ -16,10 +16,11 @@ from .limits import (
     ceiling_divide,
     feature_chunks,
 )
-from .linear import Columns, add_product, linear
+from .linear import add_product, linear
 from .mlp import activate, down_groups, input_of, mlp, multiply_up
 from .rms_norm import Normed, clamped
 from .router import EIGHT, Assignment, Choice, router_logits
+from .row_loads import Columns
 from .weight_ring import leaves_numbers
 
 

@@ -14,11 +14,12 @@ from .experts import experts
 from .feature_order import FeatureOrder
 from .layout import load_columns, load_features
 from .limits import PARTITIONS, stacks_heads
-from .linear import Columns, linear_of_shares, share_loads, split_for
+from .linear import linear_of_shares
 from .mlp import MlpLoads, mlp
 from .residual_product import ResidualLoads, residual_product
 from .rms_norm import head_gain, normalize_heads, rms_norm
 from .rope import apply_rope
+from .row_loads import Columns, share_loads, split_for
 
 
 class Step(NKIObject):

@@ -7,9 +7,10 @@ from nki.language import NKIObject
 from .feature_order import FeatureOrder, groups_of_a_load
 from .layout import load_columns, load_features, load_ordered
 from .limits import PSUM_BANK, PSUM_GROUP_BANKS, feature_chunks
-from .linear import Columns, begin, linear_of_shares, share_loads
+from .linear import linear_of_shares
 from .residual_product import ResidualLoads, divides_rows, residual_product
 from .rms_norm import clamped
+from .row_loads import Columns, begin, share_loads
 from .sizes import bytes_of
 
 

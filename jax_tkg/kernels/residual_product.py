@@ -10,7 +10,8 @@ from nki.language import NKIObject
 
 from .exchange import add_other_core
 from .limits import PARTITIONS
-from .linear import Columns, linear, most_tiles, product_loads
+from .linear import linear
+from .row_loads import Columns, most_tiles, product_loads
 
 
 class ResidualLoads(NKIObject):

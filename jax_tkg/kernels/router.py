@@ -5,8 +5,9 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .limits import LEAST_SEARCHED, NO_EXPERT, PARTITIONS, PSUM_BANK, ceiling_divide
-from .linear import Columns, linear_of_shares, share_loads
+from .linear import linear_of_shares
 from .rms_norm import Normed
+from .row_loads import Columns, share_loads
 
 LOWEST = -3.0e38
 """Takes the place of scores that were chosen: lower than any score."""

@@ -168,7 +168,7 @@ KERNELS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "kernel begins no load before what its stage waits for",
-        "kernels/linear.py",
+        "kernels/row_loads.py",
         "        first.begin()\n",
         "        pass\n",
         ("kernels/test_transformer.py",),

@@ -29,11 +29,12 @@ from jax_tkg.kernels.layer_operands import LayerOperands
 from jax_tkg.kernels.layer_tensor import LayerTensor, Weight, layer_tensor
 from jax_tkg.kernels.layout import load_columns, load_features
 from jax_tkg.kernels.limits import PARTITIONS, head_chunks
-from jax_tkg.kernels.linear import Columns, linear, linear_of_shares
+from jax_tkg.kernels.linear import linear, linear_of_shares
 from jax_tkg.kernels.masks import Masks
 from jax_tkg.kernels.mlp import mlp
 from jax_tkg.kernels.rms_norm import Normed, head_gain, normalize_heads, rms_norm
 from jax_tkg.kernels.rope import Rotation, apply_rope
+from jax_tkg.kernels.row_loads import Columns
 from jax_tkg.kernels.sizes import Context
 from jax_tkg.kernels.softmax import (
     SoftmaxState,
