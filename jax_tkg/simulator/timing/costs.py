@@ -63,6 +63,8 @@ class Costs:
         core has ended.
       vector_and_gpsimd_share_sbuf: whether those engines cannot access SBUF at the same time, and
         the Vector and the Scalar Engine not PSUM.
+      runs_end_with_rows: whether a contiguous run in HBM ends where the row of the next partition
+        begins.
       default_trigger: engine that triggers a DMA for which the kernel names neither engine nor
         mode: "gpsimd", whose descriptors are then made in software, "sync" or "scalar". The DMA
         overview's profile of example 2 shows the GpSimd Engine, that of example 1 the Sync Engine
@@ -105,6 +107,7 @@ class Costs:
     barrier: float
     loop_turn: float
     vector_and_gpsimd_share_sbuf: bool = False
+    runs_end_with_rows: bool = False
     default_trigger: str = "gpsimd"
     only_trigger: str | None = None
 

@@ -128,6 +128,8 @@ def transfer_of(costs: Costs, instruction: Instruction) -> tuple[int, Transfer]:
         for engine in range(first // lanes, (last - 1) // lanes + 1)
     )
     row_bytes = -(-nbytes // max(1, on_chip.partitions))
+    if costs.runs_end_with_rows:
+        run = min(run, row_bytes)
     return first // lanes, Transfer(instruction.opcode, row_bytes, rows, run, sides)
 
 

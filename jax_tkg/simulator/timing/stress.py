@@ -62,6 +62,11 @@ _ONE_AT_A_TIME = (
         {"strided_rate": 0.5},
     ),
     Machine(
+        "short runs",
+        "a run in HBM ends with the row of a partition, though the next one's is its neighbor",
+        {"runs_end_with_rows": True},
+    ),
+    Machine(
         "slow stationary loads",
         "a stationary tile of 128 columns loads in 128 cycles, not 64",
         {"stationary_load": 128.0},

@@ -8,7 +8,10 @@ from jax_tkg.simulator.timing import costs
 from jax_tkg.simulator.timing.costs import TRN2, TRN3, Figure
 from jax_tkg.simulator.timing.instruction_costs import collective_time
 
-_POLICIES = ("target", "vector_and_gpsimd_share_sbuf", "default_trigger", "only_trigger")
+_POLICIES = (
+    *("target", "vector_and_gpsimd_share_sbuf", "runs_end_with_rows"),
+    *("default_trigger", "only_trigger"),
+)
 
 
 class FiguresTest(parameterized.TestCase):

@@ -107,8 +107,11 @@ class TransferTest(parameterized.TestCase):
             dst = nl.ndarray((128, 64), dtype=nl.float32, buffer=nl.sbuf)
             nisa.dma_copy(dst, w)
 
-        _, (_, transfer) = self._transfer(body, np.ones((128, 64), np.float32))
+        found, (_, transfer) = self._transfer(body, np.ones((128, 64), np.float32))
         self.assertEqual((transfer.row_bytes, transfer.run_bytes), (256, 128 * 256))
+        apart = dataclasses.replace(TRN2, runs_end_with_rows=True)
+        _, transfer = pricing.transfer_of(apart, found)
+        self.assertEqual((transfer.row_bytes, transfer.run_bytes), (256, 256))
 
     def test_every_source_of_a_sum_is_moved(self):
         def body(x, y):
