@@ -58,7 +58,7 @@ def memset(
     dst: NkiTensor, value: Any, engine: Any = _UNKNOWN, name: str | None = None
 ) -> NkiInstruction:
     """Fills a tile with a compile-time constant."""
-    step = Step("memset", "vector")
+    step = Step("memset", "vector", attributes={"value": value})
     chosen, given = step.check_engine(engine, ("vector", "gpsimd"), "vector")
     step.set_engine(chosen, given)
     step.check_compute(dst=dst)
@@ -238,6 +238,8 @@ def scalar_tensor_tensor(
     step = Step("scalar_tensor_tensor", "vector")
     first = arithmetic(step, op0, "op0")
     second = arithmetic(step, op1, "op1")
+    if step.instruction is not None:
+        step.instruction.attributes.update(op0=first.name, op1=second.name)
     step.check_compute(dst=dst, data=data, operand1=operand1)
     step.check_same_elements(data=data, operand1=operand1, dst=dst)
     step.check_not_both_psum(data=data, operand1=operand1)
@@ -259,8 +261,8 @@ def tensor_reduce(
     name: str | None = None,
 ) -> NkiInstruction:
     """Reduces the last free dimensions."""
-    step = Step("tensor_reduce", "vector")
     found = operator(op, "tensor_reduce", "op")
+    step = Step("tensor_reduce", "vector", attributes={"op": found.name})
     if found.reducer is None:
         step.fail(f"op={found.name} is not a reduction operator")
     axes = [axis] if isinstance(axis, (int, np.integer)) else list(axis)

@@ -32,6 +32,34 @@ class EngineTimeTest(parameterized.TestCase):
         self.assertAlmostEqual(pricing.engine_time(TRN2, self._last(packed)), 256 / 0.96)
         self.assertAlmostEqual(pricing.engine_time(TRN2, self._last(strided)), 512 / 0.96)
 
+    def test_operators_and_values_that_are_fast_in_bfloat16(self):
+        """Half of the cycles; what decides is recorded with the instruction."""
+        short = {"dtype": nl.bfloat16}
+
+        def reduce(op, **dtype):
+            nisa.tensor_reduce(tile(128, 1, **dtype), op, tile(128, 512, **dtype), axis=1)
+
+        def combine(op0, op1):
+            data, other = tile(128, 512, **short), tile(128, 512, **short)
+            nisa.scalar_tensor_tensor(
+                tile(128, 512, **short), data, op0=op0, operand0=1.0, op1=op1, operand1=other
+            )
+
+        cases = (
+            (lambda: reduce(nl.add, **short), 256),
+            (lambda: reduce(nl.maximum, **short), 256),
+            (lambda: reduce(nl.minimum, **short), 512),
+            (lambda: reduce(nl.maximum), 512),
+            (lambda: combine(nl.subtract, nl.multiply), 512),
+            (lambda: combine(nl.multiply, nl.subtract), 1024),
+            (lambda: nisa.memset(tile(128, 512, **short), 0.0), 256),
+            (lambda: nisa.memset(tile(128, 512, **short), 1.0), 512),
+        )
+        for number, (body, cycles) in enumerate(cases):
+            with self.subTest(number):
+                time = pricing.engine_time(TRN2, self._last(body))
+                self.assertAlmostEqual(time, cycles / 0.96)
+
     def test_wide_stride(self):
         """A stride of 16 bytes is still fast on Trainium1, one of 20 is not."""
         for step, cycles in ((4, 100), (5, 200)):
