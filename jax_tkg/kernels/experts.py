@@ -5,7 +5,6 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .double_rows import split, splits
-from .exchange import add_other_core
 from .feature_order import FeatureOrder
 from .layout import store_tokens
 from .limits import (
@@ -18,6 +17,7 @@ from .limits import (
 )
 from .linear import add_product, linear
 from .mlp import activate, down_groups, input_of, mlp, multiply_up
+from .residual_product import own_share
 from .rms_norm import Normed, clamped
 from .router import EIGHT, Assignment, Choice, router_logits
 from .row_loads import Columns
@@ -86,7 +86,7 @@ def experts(normed, layer, routing, context, number=None):
         first = end
     if waiting != None:
         summed.add(waiting, context)
-    own = _own_share(summed.whole(), context)
+    own = own_share(summed.whole(), context)
     if shared != None:
         nisa.tensor_tensor(dst=own, data1=own, data2=shared, op=nl.add)
     return own
@@ -119,32 +119,6 @@ def all_features(normed, context):
     whole = Normed(loaded.permute((0, 2, 1)), normed.squares)
     whole.factor = normed.token_factor(context)
     return whole
-
-
-def _other_first(share):
-    """The first tile of the other core's `Share`."""
-    if share.first > 0:
-        return 0
-    return share.total - share.count
-
-
-def _own_share(summed, context):
-    """This core's chunks of what both cores have summed."""
-    core = context.core
-    if core.count == 1:
-        return summed
-    sizes = context.sizes
-    share = context.hidden_share()
-    other = _other_first(share)
-    shape = (PARTITIONS, share.count, sizes.T)
-    own = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-    add_other_core(
-        own,
-        summed[:, share.first : share.first + share.count, :],
-        core,
-        sent=summed[:, other : other + share.count, :],
-    )
-    return own
 
 
 class ExpertSum(NKIObject):

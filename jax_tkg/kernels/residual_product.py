@@ -66,30 +66,53 @@ def residual_product(x, weight, loads, context, scale=None):
       context: the launch's `Context`.
       scale: `load_features` of the weight's scale, or None.
     """
-    core = context.core
     T = context.sizes.T
     share = context.hidden_share()
-    out = nl.ndarray((PARTITIONS, share.count, T), dtype=nl.float32, buffer=nl.sbuf)
     columns = loads.columns(scale, context)
     if not loads.divides_rows:
+        out = nl.ndarray((PARTITIONS, share.count, T), dtype=nl.float32, buffer=nl.sbuf)
         linear(out, x, weight, columns, context, loads=loads.loads)
         return out
     partial = nl.ndarray((PARTITIONS, share.total, T), dtype=nl.float32, buffer=nl.sbuf)
     # The part that the other core waits for comes first.
-    other = (1 - core.index) * (share.total - share.count)
+    other = _other_first(share)
     early = (other, other + share.count)
     linear(partial, x, weight, columns, context, loads=loads.loads, early=early)
     multiplier = None
     if scale != None:
         multiplier = scale.expand_dim(2).broadcast(2, T)
+    return own_share(partial, context, multiplier=multiplier)
+
+
+def own_share(summed, context, multiplier=None):
+    """[128, n, T] float32: this core's chunks of what both cores have summed.
+
+    Args:
+      summed: [128, H/128, T] float32, what this core has of all chunks.
+      context: the launch's `Context`.
+      multiplier: [128, n, T] float32, by which the sums of two cores are multiplied; or None.
+    """
+    core = context.core
+    if core.count == 1:
+        return summed
+    share = context.hidden_share()
+    other = _other_first(share)
+    own = nl.ndarray((PARTITIONS, share.count, context.sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     add_other_core(
-        out,
-        partial[:, share.first : share.first + share.count, :],
+        own,
+        summed[:, share.first : share.first + share.count, :],
         core,
         multiplier=multiplier,
-        sent=partial[:, other : other + share.count, :],
+        sent=summed[:, other : other + share.count, :],
     )
-    return out
+    return own
+
+
+def _other_first(share):
+    """The first tile of the other core's `Share`."""
+    if share.first > 0:
+        return 0
+    return share.total - share.count
 
 
 def divides_rows(weight, chunks, context):

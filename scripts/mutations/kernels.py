@@ -256,8 +256,8 @@ KERNELS: tuple[Mutation, ...] = (
     Mutation(
         "kernel core keeps the other core's sums over its rows of w_down",
         "kernels/residual_product.py",
-        "partial[:, share.first : share.first + share.count, :],",
-        "partial[:, other : other + share.count, :],",
+        "summed[:, share.first : share.first + share.count, :],",
+        "summed[:, other : other + share.count, :],",
         ("stages/test_mlp.py",),
     ),
     Mutation(
