@@ -5,7 +5,6 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .layout import load_features
 from .limits import PARTITIONS
 from .rms_norm import normalize_update
 from .row_loads import begin
@@ -25,7 +24,7 @@ class Reduction(NKIObject):
         self.on_chip = on_chip
 
 
-def add_reduced(x, partial, reduction, context, bias=None, gamma=None, ahead=None):
+def add_reduced(x, partial, reduction, context, bias=None, gain=None, ahead=None):
     """x + the sum of `partial` over the ranks, rounded once to the compute dtype.
 
     The sum gets the bias and is then normalized, if they are given.
@@ -35,8 +34,8 @@ def add_reduced(x, partial, reduction, context, bias=None, gamma=None, ahead=Non
       partial: [128, n, T] float32, this rank's part of them; may be overwritten.
       reduction: the launch's `Reduction`.
       context: the launch's `Context`.
-      bias: `LayerTensor` [1, H], or None.
-      gamma: `LayerTensor` [1, H], gain of the norm, or None.
+      bias: `load_features` of it, or None.
+      gain: `load_features` of the norm's gain, or None.
       ahead: `product_loads` of the next product, which begin before the reduction; or None.
 
     Returns:
@@ -44,9 +43,6 @@ def add_reduced(x, partial, reduction, context, bias=None, gamma=None, ahead=Non
     """
     sizes = context.sizes
     share = context.hidden_share()
-    # Before the reduction, so that they are there when it ends.
-    bias_columns = load_features(bias, context)
-    gain_columns = load_features(gamma, context)
     if ahead != None:
         begin(ahead)
     reduced = partial
@@ -55,11 +51,11 @@ def add_reduced(x, partial, reduction, context, bias=None, gamma=None, ahead=Non
             reduced = _reduce_on_chip(partial, reduction.group, share, sizes)
         else:
             reduced = _reduce_in_hbm(partial, reduction.group, share, context)
-    if bias_columns != None:
-        by_chunk = bias_columns.expand_dim(2).broadcast(2, sizes.T)
+    if bias != None:
+        by_chunk = bias.expand_dim(2).broadcast(2, sizes.T)
         nisa.tensor_tensor(dst=reduced, data1=reduced, data2=by_chunk, op=nl.add)
-    if gain_columns != None:
-        normalize_update(reduced, gain_columns, context)
+    if gain != None:
+        normalize_update(reduced, gain, context)
     after = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
     # In pieces, so that the next stage can begin with the first.
     for piece in pieces(share.count, sizes.T):

@@ -24,7 +24,7 @@ from .softmax import (
     exponentials,
     merge,
     merge_packed,
-    normalize,
+    normalizing_factor,
     set_unattended,
 )
 
@@ -240,7 +240,7 @@ def _load_sinks(sinks, q, context):
         accumulate=False,
     )
     rows = nl.ndarray((PARTITIONS, q), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_copy(dst=rows, src=spread)
+    nisa.tensor_copy(dst=rows, src=spread, engine=nisa.engine.scalar)
     return rows
 
 
@@ -309,13 +309,16 @@ def _store_attended(attended, state, group, token, inverse_scale, sizes):
     The group's tokens begin with `token`.
     """
     chunks = sizes.head_chunks
-    part = nl.ndarray(state.weighted.shape, dtype=sizes.dtype, buffer=nl.sbuf)
-    normalize(part, state, inverse_scale=inverse_scale)
+    weighted = state.weighted
+    factor = normalizing_factor(state, inverse_scale=inverse_scale)
+    by_column = factor.reshape_dim(1, (group.count, sizes.q, sizes.S))
     by_head = attended.reshape_dim(1, (sizes.q, chunks))
     for chunk in range(chunks):
-        own = part[:, chunk, :]
         target = by_head[:, :, chunk, token : token + group.count * sizes.S]
-        nisa.tensor_copy(
+        own = weighted[:, chunk, :].reshape_dim(1, (group.count, sizes.q, sizes.S))
+        nisa.tensor_tensor(
             dst=target.reshape_dim(2, (group.count, sizes.S)),
-            src=own.reshape_dim(1, (group.count, sizes.q, sizes.S)).permute((0, 2, 1, 3)),
+            data1=own.permute((0, 2, 1, 3)),
+            data2=by_column.permute((0, 2, 1, 3)),
+            op=nl.multiply,
         )

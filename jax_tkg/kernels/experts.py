@@ -4,24 +4,24 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
+from .assignment import Assignment
 from .double_rows import split, splits
+from .expert_sum import ExpertSum
+from .expert_vectors import ExpertVectors, chunks_at_once, expert_order, of_expert
 from .feature_order import FeatureOrder
 from .layout import store_tokens
 from .limits import (
     PARTITIONS,
-    PSUM_BANK,
-    PSUM_GROUP_BANKS,
-    adds_experts_in_psum,
-    ceiling_divide,
     feature_chunks,
 )
 from .linear import add_product, linear
-from .mlp import activate, down_groups, input_of, mlp, multiply_up
+from .mlp import activate, input_of, mlp, multiply_up
+from .narrow_experts import NarrowExperts, narrow_experts
 from .residual_product import own_share
 from .rms_norm import Normed, clamped
-from .router import EIGHT, Assignment, Choice, router_logits
+from .router import Choice, router_logits, router_sums
 from .row_loads import Columns
-from .weight_ring import leaves_numbers
+from .single_token import SingleToken, lists_directly
 
 
 def experts(normed, layer, routing, context, number=None):
@@ -43,53 +43,88 @@ def experts(normed, layer, routing, context, number=None):
     """
     sizes = context.sizes
     core = context.core
-    logits = router_logits(normed, layer.W_router, routing, context)
+    sums = router_sums(normed, layer.W_router, routing, context)
+    # While the cores swap them.
     x = all_features(normed, context)
-    choice = Choice(logits, layer.bias_selection, routing)
+    logits = router_logits(sums, normed, routing, context)
     base = None
     if number != None:
         # Tensors are of all layers, and experts are counted over them.
         base = number.place(routing.held)
-    assignment = Assignment(choice, base, routing, context)
+    if lists_directly(routing, sizes.T):
+        assignment = SingleToken(logits, base, routing)
+    else:
+        choice = Choice(logits, layer.bias_selection, routing)
+        assignment = Assignment(choice, base, routing, context)
     shared = None
     if layer.W_shared_gate != None:
         # Its weights load while the router works.
         shared = mlp(normed, layer.shared_expert(), context)
     gate_input = input_of(x, layer.W_gate, context)
     up_input = input_of(x, layer.W_up, context)
-    summed = ExpertSum(layer, context)
     may_be_absent = routing.may_be_fewer(sizes.T)
     passes = routing.passes(sizes.T)
+    summed = ExpertSum(layer, passes, context)
+    has_vectors = False
+    for weight in (layer.W_gate, layer.W_up, layer.W_down):
+        has_vectors = has_vectors or weight.scale != None or weight.bias != None
     first = 0
-    batch = assignment.next_batch(min(EIGHT, passes), context)
-    vectors = ExpertVectors(layer, batch, routing, context)
+    batch = assignment.next_batch(context, places=has_vectors)
+    vectors = ExpertVectors(layer, batch, routing, context, summed.in_psum)
+    summed.add_bias(vectors)
+    # Experts of narrow features run together, as many as this.
+    together = narrow_experts(layer, summed.in_psum, context)
+    half = 0
     # The products with W_down are one expert behind: its activation is ready by then.
     waiting = None
     while first < passes:
         following = None
         end = first + batch.count
-        for index in range(batch.count):
-            if (first + index) % core.count == core.index:
+        for group in _own_passes(first, batch.count, max(1, together), core):
+            if together > 0:
+                expert = NarrowExperts(layer, batch, group, half, may_be_absent)
+                expert.expand(gate_input, context)
+                half = 1 - half
+            else:
+                index = group[0]
                 number = batch.numbers[:, index : index + 1]
                 expert = Expert(layer, number, may_be_absent, vectors, batch, index, context)
                 expert.expand(gate_input, up_input, summed.in_psum, context)
-                if waiting != None:
-                    summed.add(waiting, context)
-                waiting = expert
-            if index + 1 == core.count and end < passes:
-                # Listed while this batch runs, so that its weights need not wait for the list.
-                following = assignment.next_batch(min(EIGHT, passes - end), context)
-                following_vectors = ExpertVectors(layer, following, routing, context)
+            if waiting != None:
+                summed.add(waiting, context)
+            waiting = expert
+            if following == None and end < passes:
+                # While this batch runs, so that the next one's experts need not wait.
+                following = assignment.next_batch(context, places=has_vectors)
+                following_vectors = ExpertVectors(
+                    layer, following, routing, context, summed.in_psum
+                )
+                summed.add_bias(following_vectors)
         if following != None:
             batch = following
             vectors = following_vectors
         first = end
     if waiting != None:
         summed.add(waiting, context)
-    own = own_share(summed.whole(), context)
+    own = own_share(summed.whole(context), context)
     if shared != None:
         nisa.tensor_tensor(dst=own, data1=own, data2=shared, op=nl.add)
     return own
+
+
+def _own_passes(first, count, at_once, core):
+    """Lists of `at_once` of the `count` passes from pass `first` on that this core runs."""
+    groups = []
+    group = []
+    for index in range(count):
+        if (first + index) % core.count == core.index:
+            group.append(index)
+            if len(group) == at_once:
+                groups.append(group)
+                group = []
+    if len(group) > 0:
+        groups.append(group)
+    return groups
 
 
 def all_features(normed, context):
@@ -106,6 +141,8 @@ def all_features(normed, context):
     rows = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
     # The Vector Engine has the router's work to do.
     store_tokens(rows, normed.tile, sizes, core, engine=nisa.engine.scalar)
+    # Before the Scalar Engine waits for what the other core stores.
+    factor = normed.token_factor(context)
     if core.count > 1:
         nisa.core_barrier(data=rows, cores=(0, 1))
     loaded = nl.ndarray((PARTITIONS, T, chunks), dtype=sizes.dtype, buffer=nl.sbuf)
@@ -117,169 +154,8 @@ def all_features(normed, context):
         engine=nisa.engine.scalar,
     )
     whole = Normed(loaded.permute((0, 2, 1)), normed.squares)
-    whole.factor = normed.token_factor(context)
+    whole.factor = factor
     return whole
-
-
-class ExpertSum(NKIObject):
-    """The weighted sum of the experts that this core runs, of all features.
-
-    It stays in PSUM where it fits and results are neither scaled nor biased: then the tokens'
-    weights are factors of the activations, and products of one expert are added to those before.
-
-    Attributes:
-      in_psum: whether it does.
-      tile: [128, banks, 512] in PSUM, or [128, H/128, T]; float32.
-      begun: whether an expert was added.
-    """
-
-    def __init__(self, layer, context):
-        sizes = context.sizes
-        W_down = layer.W_down
-        chunks = sizes.hidden_chunks()
-        self.chunks = chunks
-        self.T = sizes.T
-        self.per_bank = PSUM_BANK // sizes.T
-        self.in_psum = (
-            W_down.scale == None
-            and W_down.bias == None
-            and leaves_numbers(sizes.dtype)
-            and adds_experts_in_psum(chunks, sizes.T)
-        )
-        self.begun = False
-        if self.in_psum:
-            banks = ceiling_divide(chunks, self.per_bank)
-            self.tile = nl.ndarray((PARTITIONS, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-        else:
-            self.tile = nl.ndarray((PARTITIONS, chunks, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.memset(dst=self.tile, value=0.0)
-
-    def add(self, expert, context):
-        """Adds the result of an `Expert` after its `expand`."""
-        if self.in_psum:
-            columns = Columns(0, PARTITIONS, order=context.hidden_order())
-            add_product(
-                self.tile,
-                expert.hidden,
-                expert.W_down,
-                columns,
-                self.chunks,
-                context,
-                expert.order,
-                self.begun,
-            )
-            self.begun = True
-        else:
-            expert.contract_into(self.tile, context)
-
-    def whole(self):
-        """[128, H/128, T] float32 in SBUF."""
-        if not self.in_psum:
-            return self.tile
-        summed = nl.ndarray((PARTITIONS, self.chunks, self.T), dtype=nl.float32, buffer=nl.sbuf)
-        if self.begun:
-            first = 0
-            while first < self.chunks:
-                last = min(first + self.per_bank, self.chunks)
-                of_bank = self.tile[:, first // self.per_bank, 0 : (last - first) * self.T]
-                nisa.tensor_copy(
-                    dst=summed[:, first:last, :],
-                    src=of_bank.reshape_dim(1, (last - first, self.T)),
-                )
-                first = last
-        else:
-            nisa.memset(dst=summed, value=0.0)
-        return summed
-
-
-class ExpertVectors(NKIObject):
-    """Scales and biases of the experts of a `Batch`, on chip.
-
-    Attributes:
-      gate_scale, up_scale, gate_bias, up_bias: [width, chunks, count], or None.
-      down_scale, down_bias: [128, H/128, count], or None; the bias divided by the ranks that have
-        all of it, because it counts once.
-    """
-
-    def __init__(self, layer, batch, routing, context):
-        W_gate = layer.W_gate
-        W_up = layer.W_up
-        W_down = layer.W_down
-        order = _expert_order(layer, context)
-        self.gate_scale = _columns_of_experts(W_gate.scale, batch, order)
-        self.gate_bias = _columns_of_experts(W_gate.bias, batch, order)
-        self.up_scale = _columns_of_experts(W_up.scale, batch, order)
-        self.up_bias = _columns_of_experts(W_up.bias, batch, order)
-        order = context.hidden_order()
-        self.down_scale = _columns_of_experts(W_down.scale, batch, order)
-        self.down_bias = _columns_of_experts(W_down.bias, batch, order)
-        if self.down_bias != None and routing.sharing > 1:
-            nisa.tensor_scalar(
-                dst=self.down_bias,
-                data=self.down_bias,
-                op0=nl.multiply,
-                operand0=1.0 / routing.sharing,
-            )
-
-
-def _columns_of_experts(vectors, batch, order):
-    """[width, n / width, count] float32 of a `LayerTensor` of all experts, [E', n] or [E', 1, n].
-
-    The features are where the `FeatureOrder` says. One transfer brings the rows of all experts of a
-    `Batch`. None if `vectors` is None.
-    """
-    if vectors == None:
-        return None
-    shape = vectors.view.shape
-    size = shape[len(shape) - 1]
-    width = order.width
-    count = batch.count
-    rows = nl.ndarray((count, size), dtype=vectors.view.dtype, buffer=nl.sbuf)
-    mode = nisa.oob_mode.error
-    if batch.present != None:
-        # Rows of no expert are skipped.
-        mode = nisa.oob_mode.skip
-        nisa.memset(dst=rows, value=0.0, engine=nisa.engine.gpsimd)
-    nisa.dma_copy(
-        dst=rows,
-        src=vectors.rows_of_experts(batch.places[0:count, :]),
-        oob_mode=mode,
-        dge_mode=nisa.dge_mode.swdge,
-    )
-    columns = nl.ndarray((width, size // width, count), dtype=nl.float32, buffer=nl.sbuf)
-    for chunk in range(size // width):
-        turned = nl.ndarray((width, count), dtype=vectors.view.dtype, buffer=nl.psum)
-        nisa.nc_transpose(
-            dst=turned,
-            data=order.columns(rows, 0, chunk),
-            engine=nisa.engine.tensor,
-        )
-        nisa.tensor_copy(dst=columns[:, chunk, :], src=turned, engine=nisa.engine.scalar)
-    return columns
-
-
-def _of_expert(columns, index):
-    """[width, chunks] of one expert of `_columns_of_experts`, or None."""
-    if columns == None:
-        return None
-    return columns[:, :, index]
-
-
-def _expert_order(layer, context):
-    """The `FeatureOrder` of an expert's I features."""
-    W_gate = layer.W_gate
-    features = W_gate.tensor.view.shape[2]
-    chunks = feature_chunks(features)
-    groups = None
-    if chunks <= _chunks_at_once(context):
-        groups = down_groups(0, chunks, W_gate, layer.W_up, layer.W_down)
-    return FeatureOrder(features // chunks, groups)
-
-
-def _chunks_at_once(context):
-    """How many chunks of an expert's features are multiplied at once: half of PSUM."""
-    sizes = context.sizes
-    return PSUM_GROUP_BANKS * (PSUM_BANK // sizes.T)
 
 
 class Expert(NKIObject):
@@ -310,7 +186,7 @@ class Expert(NKIObject):
         self.W_gate = W_gate.tensor.expert(number, may_be_absent)
         self.W_up = W_up.tensor.expert(number, may_be_absent)
         self.W_down = W_down.tensor.expert(number, may_be_absent)
-        self.order = _expert_order(layer, context)
+        self.order = expert_order(layer, context)
         self.width = self.order.width
         self.chunks = feature_chunks(W_gate.tensor.view.shape[2])
         self.hidden = None
@@ -329,13 +205,13 @@ class Expert(NKIObject):
         T = sizes.T
         vectors = self.vectors
         index = self.index
-        gate_scale = _of_expert(vectors.gate_scale, index)
-        gate_bias = _of_expert(vectors.gate_bias, index)
-        up_scale = _of_expert(vectors.up_scale, index)
-        up_bias = _of_expert(vectors.up_bias, index)
+        gate_scale = of_expert(vectors.gate_scale, index)
+        gate_bias = of_expert(vectors.gate_bias, index)
+        up_scale = of_expert(vectors.up_scale, index)
+        up_bias = of_expert(vectors.up_bias, index)
         shape = (self.width, self.chunks, T)
         hidden = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
-        at_once = _chunks_at_once(context)
+        at_once = chunks_at_once(context)
         first = 0
         while first < self.chunks:
             last = min(first + at_once, self.chunks)
@@ -386,14 +262,19 @@ class Expert(NKIObject):
         linear(product, x.tile, weight, columns, context, normed=x, rows=order)
         return product
 
+    def add_to(self, summed, tiles, begun, context):
+        """Adds hidden @ W_down to sums in PSUM, as `add_product` has them."""
+        columns = Columns(0, PARTITIONS, order=context.hidden_order())
+        add_product(summed, self.hidden, self.W_down, columns, tiles, context, self.order, begun)
+
     def contract_into(self, summed, context):
         """summed [128, H/128, T] += the tokens' weights * (hidden @ W_down + its bias)."""
         sizes = context.sizes
         T = sizes.T
         chunks = sizes.hidden_chunks()
         vectors = self.vectors
-        scale = _of_expert(vectors.down_scale, self.index)
-        bias = _of_expert(vectors.down_bias, self.index)
+        scale = of_expert(vectors.down_scale, self.index)
+        bias = of_expert(vectors.down_bias, self.index)
         out = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
         columns = Columns(0, PARTITIONS, scale=scale, bias=bias, order=context.hidden_order())
         rows = self.order

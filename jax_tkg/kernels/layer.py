@@ -40,25 +40,33 @@ class Step(NKIObject):
 
 
 class LayerStart(NKIObject):
-    """What a layer's first stages load, before the layer before it has ended.
+    """What a layer loads before the layer before it has ended.
+
+    Gains and biases of later stages are among it: the engines that turn them are idle here.
 
     Attributes:
-      gain: of the first norm.
-      bias: of the projection of heads, or None.
-      gain_q, gain_k: of head norms, or None.
       loads: of W_qkv.
+      gain, gain_mlp: of the first norm, and of that before the MLP.
+      bias, bias_out: of the projections of heads and to the residual stream, or None.
+      gain_q, gain_k: of head norms, or None.
+      gain_post_attention, gain_post_mlp: of the norms of what is added, or None.
     """
 
     def __init__(self, step):
         layer = step.layer
         context = step.kind.context
         W_qkv = layer.W_qkv
+        W_out = layer.W_out
         sizes = context.sizes
         tiles = (sizes.q + 2 * sizes.k) * sizes.head_chunks
         self.gain = load_features(layer.W_gamma_qkv, context)
         self.bias = load_columns(W_qkv.bias, 0, tiles, width=sizes.head_rows)
         self.gain_q = head_gain(layer.W_gamma_q, context)
         self.gain_k = head_gain(layer.W_gamma_k, context)
+        self.bias_out = load_features(W_out.bias, context)
+        self.gain_post_attention = load_features(layer.W_gamma_post_attention, context)
+        self.gain_mlp = load_features(layer.W_gamma_mlp, context)
+        self.gain_post_mlp = load_features(layer.W_gamma_post_mlp, context)
         self.loads = share_loads(W_qkv.tensor, Columns(0, sizes.head_rows), tiles, context)
 
 
@@ -109,20 +117,26 @@ def transformer_layer(x, step, start, following):
     )
     await_readers(caches, context.core)
     partial = _project_out(attended, W_out, context, out_loads)
-    gain = load_features(layer.W_gamma_mlp, context)
     mlp_loads = None
     ahead = None
     if not layer.has_experts():
         mlp_loads = MlpLoads(layer, context)
         ahead = mlp_loads.gate[0]
-    gamma = layer.W_gamma_post_attention
     x = add_reduced(
-        x, partial, shared.reduction, context, bias=W_out.bias, gamma=gamma, ahead=ahead
+        x,
+        partial,
+        shared.reduction,
+        context,
+        bias=start.bias_out,
+        gain=start.gain_post_attention,
+        ahead=ahead,
     )
     weight_dtype = None
     if ahead != None:
         weight_dtype = split_for(ahead)
-    normed = rms_norm(x, gain, context, split_for=weight_dtype)
+    # The router's product and the squares are swapped together.
+    adds_squares = not layer.has_experts()
+    normed = rms_norm(x, start.gain_mlp, context, split_for=weight_dtype, adds_squares=adds_squares)
     if layer.has_experts():
         partial = experts(normed, layer, shared.routing, context, number=step.number)
     else:
@@ -135,8 +149,8 @@ def transformer_layer(x, step, start, following):
     if following != None:
         next_start = LayerStart(following)
         ahead = next_start.loads
-    gamma = layer.W_gamma_post_mlp
-    x = add_reduced(x, partial, shared.reduction, context, gamma=gamma, ahead=ahead)
+    gain = start.gain_post_mlp
+    x = add_reduced(x, partial, shared.reduction, context, gain=gain, ahead=ahead)
     return (x, next_start)
 
 

@@ -16,6 +16,17 @@ PSUM_GROUP_BANKS = 4
 EXPERT_SUM_BANKS = 2
 """Banks of PSUM that the sum of a layer's experts uses at most."""
 
+LISTED_AT_ONCE = 32
+"""Experts that are listed together, but for the first eight of a layer, with which it begins."""
+
+NARROW_PIECES = (64, 32)
+"""Features of an expert that fill no tile of 128 come in pieces of these sizes: an access of as
+many partitions may begin at the next (architecture guide, cross-partition connectivity)."""
+
+NARROW_PRODUCT_BANKS = 2
+"""Banks of PSUM for gate and up of experts in tiles that they share, at most: the next ones' are
+multiplied while they are read out."""
+
 RING_SLOTS = 6
 """Buffers through which weights and caches stream."""
 
@@ -357,8 +368,10 @@ def expert_bytes(hidden, whole, I, E, T, item):  # noqa: E741
     searched = max(E, LEAST_SEARCHED)
     chunks = ceiling_divide(E, PARTITIONS)
     # The input, also as float32; logits, values, scores, what is left of them twice, what is
-    # chosen, and its weights; these by expert, the counts of users, and two lists of eight.
-    router = (4 + item) * hidden + 4 * (8 * searched + 2 * chunks * T) + 4 * 8 * (8 + 6 * T)
+    # chosen, and its weights; these by expert, the counts of users; all experts listed, or twice
+    # some of them; two batches of eight.
+    router = (4 + item) * hidden + 4 * (8 * searched + 2 * chunks * T) + 4 * 8 * (2 + 6 * T)
+    router += 21 * max(searched, 2 * LISTED_AT_ONCE)
     # The input of all features, once more each for gate and up where it is clamped, the sum, a
     # result and the sum with it; what the cores add of each other's.
     features = 3 * item * whole + 12 * whole + 12 * hidden
@@ -368,6 +381,8 @@ def expert_bytes(hidden, whole, I, E, T, item):  # noqa: E741
     # products as they are read out of PSUM; scales and biases of two lists of eight.
     running = 3 * item * mlp + 12 * part + 8 * PSUM_BANK
     running += 2 * 8 * 4 * (2 * whole // T + 4 * feature_chunks(I))
+    # Rows of biases of W_down, of two lists too.
+    running += 2 * item * PARTITIONS * (whole // T)
     terms = term_bytes(whole // T, T, item) + 2 * term_bytes(feature_chunks(I), T, item)
     return router + features + running + terms
 

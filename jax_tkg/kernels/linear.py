@@ -73,7 +73,7 @@ def linear(
         if ahead != None and done + count == tiles:
             begin(ahead)
         factor = _token_factor(normed, terms, context)
-        for part_range in _parts(ranges, at_once, per_bank):
+        for part_range in parts_of_banks(ranges, at_once, per_bank):
             first, size = part_range
             place = first % per_bank
             part = product[:, first // per_bank, place * moving : (place + size) * moving]
@@ -87,7 +87,7 @@ def linear(
             bias = None
             if columns.bias != None:
                 bias = columns.bias[:, done + first : done + first + size]
-            _store_product(
+            store_product(
                 dst[:, done + first : done + first + size, :],
                 summed,
                 scale,
@@ -148,41 +148,19 @@ def linear_of_shares(
         tiles = 2 * tiles
     if loads == None:
         loads = share_loads(weight, columns, tiles, context)
-    share = context.hidden_share()
-    x = normed.tile
     # If each core keeps half, it sends the other half, and has that before its own.
     sent = (0, tiles)
     if kept != None:
         sent = (tiles // 2 - kept, tiles - kept)
     if core.count == 1 and multiplier == None:
+        x = normed.tile
         linear(dst, x, weight, columns, context, normed=normed, loads=loads, ahead=ahead)
         return
     partial = nl.ndarray((width, tiles, T), dtype=nl.float32, buffer=nl.sbuf)
     if core.index > 0:
         # The first core adds the bias.
         columns = Columns(columns.first, columns.width, scale=columns.scale, order=columns.order)
-    if share.count > share.skipped:
-        x = x[:, share.skipped : share.count, :]
-        terms = None
-        if in_double_rows(loads):
-            terms = normed.terms(context, weight.view.dtype)
-            terms = terms.part(share.skipped, share.count)
-        linear(
-            partial,
-            x,
-            weight,
-            columns,
-            context,
-            normed=normed,
-            loads=loads,
-            ahead=ahead,
-            terms=terms,
-            early=sent,
-        )
-    else:
-        nisa.memset(dst=partial, value=0.0)
-        if ahead != None:
-            begin(ahead)
+    linear_of_share(partial, normed, weight, columns, context, loads, ahead=ahead, early=sent)
     if core.count > 1:
         first = 0
         if kept != None:
@@ -199,6 +177,51 @@ def linear_of_shares(
         nisa.tensor_tensor(dst=dst, data1=partial, data2=multiplier, op=nl.multiply)
 
 
+def linear_of_share(
+    dst, normed, weight, columns, context, loads, ahead=None, early=None, scaled=True
+):
+    """dst = (x^T @ weight[:, columns])^T, of the features of x that this core holds.
+
+    Args:
+      dst: [width, tiles, T] float32.
+      normed: the `Normed` x: this core's share of the features.
+      weight: `LayerTensor` [H, m], in x's dtype or float8.
+      columns: which columns.
+      context: the launch's `Context`.
+      loads: `share_loads`, which may have begun.
+      ahead: `product_loads` of the next product, which begin once all rows are multiplied; or None.
+      early: as `linear` takes it.
+      scaled: whether the product is multiplied by the tokens' factors; else it is in single rows.
+    """
+    share = context.hidden_share()
+    x = normed.tile
+    if share.count == share.skipped:
+        nisa.memset(dst=dst, value=0.0)
+        if ahead != None:
+            begin(ahead)
+        return
+    x = x[:, share.skipped : share.count, :]
+    if not scaled:
+        linear(dst, x, weight, columns, context, loads=loads, ahead=ahead, early=early)
+        return
+    terms = None
+    if in_double_rows(loads):
+        terms = normed.terms(context, weight.view.dtype)
+        terms = terms.part(share.skipped, share.count)
+    linear(
+        dst,
+        x,
+        weight,
+        columns,
+        context,
+        normed=normed,
+        loads=loads,
+        ahead=ahead,
+        terms=terms,
+        early=early,
+    )
+
+
 def _ranges(done, count, early):
     """(first, last) of ranges of `count` tiles from tile `done` on: first those that are early."""
     if early == None:
@@ -208,7 +231,7 @@ def _ranges(done, count, early):
     return [(first, last), (last, count), (0, first)]
 
 
-def _parts(ranges, at_once, per_bank):
+def parts_of_banks(ranges, at_once, per_bank):
     """(first, size) of the parts in which ranges of tiles are read out of their banks."""
     parts = []
     for each in ranges:
@@ -220,7 +243,7 @@ def _parts(ranges, at_once, per_bank):
     return parts
 
 
-def _store_product(dst, summed, scale, factor, bias):
+def store_product(dst, summed, scale, factor, bias):
     """dst [width, n, T] = summed * scale [width, n] * factor [128, T] + bias [width, n].
 
     Scale, factor and bias may each be None. `summed`, in PSUM, may be overwritten, because the
@@ -229,7 +252,7 @@ def _store_product(dst, summed, scale, factor, bias):
     if bias != None:
         shape = (dst.shape[0], dst.shape[1], dst.shape[2])
         product = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-        _store_product(product, summed, scale, factor, None)
+        store_product(product, summed, scale, factor, None)
         by_column = bias.expand_dim(2).broadcast(2, dst.shape[2])
         nisa.tensor_tensor(dst=dst, data1=product, data2=by_column, op=nl.add)
         return

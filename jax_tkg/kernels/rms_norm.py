@@ -21,12 +21,16 @@ class Normed(NKIObject):
     Attributes:
       tile: [128, n, T] in the compute dtype, the n chunks of H that this core holds: x * gamma, or
         the complete norm.
-      squares: [128, T] float32, the sum of x^2 over all chunks; None if the tile is complete.
+      squares: [128, T] float32, the sum of x^2 over all chunks; None if the tile is complete, or
+        if `own_squares` were not added yet.
+      own_squares: [128, 1, T] float32, that over this core's chunks, which are still to be added to
+        the other core's; or None.
     """
 
     def __init__(self, tile, squares):
         self.tile = tile
         self.squares = squares
+        self.own_squares = None
         self.factor = None
         self.within_bound = None
         self.split = None
@@ -77,7 +81,7 @@ def clamped(x, context):
     return clipped
 
 
-def rms_norm(x, gain, context, split_for=None):
+def rms_norm(x, gain, context, split_for=None, adds_squares=True):
     """The normalized x, rounded once to the compute dtype.
 
     Args:
@@ -86,6 +90,8 @@ def rms_norm(x, gain, context, split_for=None):
       context: the launch's `Context`.
       split_for: the dtype of the next product's weight, if that takes terms of it and does not
         clamp it; else None.
+      adds_squares: whether the cores' sums of squares are added now, where the norm does not need
+        them itself; else they are the `own_squares` of the result.
 
     Returns:
       `Normed`.
@@ -114,7 +120,10 @@ def rms_norm(x, gain, context, split_for=None):
         if split_for != None:
             # Before the Vector Engine waits for the other core's squares.
             result.terms(context, split_for)
-        result.squares = _squares(x, context)
+        if adds_squares:
+            result.squares = _squares(x, context)
+        else:
+            result.own_squares = _own_squares(x, context)
         return result
     squares = _squares(x, context)
     scaled = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
@@ -221,8 +230,18 @@ def normalize_update(update, gain, context):
 
 def _squares(x, context):
     """[128, T] float32: the sum of x^2 over the chunks of both cores."""
-    sizes = context.sizes
     core = context.core
+    summed = _own_squares(x, context)
+    if core.count > 1:
+        total = nl.ndarray((PARTITIONS, 1, x.shape[2]), dtype=nl.float32, buffer=nl.sbuf)
+        add_other_core(total, summed, core)
+        return total[:, 0, :]
+    return summed[:, 0, :]
+
+
+def _own_squares(x, context):
+    """[128, 1, T] float32: the sum of x^2 over this core's chunks."""
+    sizes = context.sizes
     share = context.hidden_share()
     summed = nl.ndarray((PARTITIONS, 1, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     own = share.count - share.skipped
@@ -238,11 +257,7 @@ def _squares(x, context):
         nisa.tensor_reduce(dst=summed[:, 0, :], op=nl.add, data=by_token, axis=(2,))
     else:
         nisa.memset(dst=summed, value=0.0)
-    if core.count > 1:
-        total = nl.ndarray((PARTITIONS, 1, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
-        add_other_core(total, summed, core)
-        return total[:, 0, :]
-    return summed[:, 0, :]
+    return summed
 
 
 def _inverse_root(squares, context):

@@ -4,8 +4,9 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import LEAST_SEARCHED, NO_EXPERT, PARTITIONS, PSUM_BANK, ceiling_divide
-from .linear import linear_of_shares
+from .exchange import add_other_core
+from .limits import LEAST_SEARCHED, PARTITIONS, ceiling_divide
+from .linear import linear_of_share, store_product
 from .rms_norm import Normed
 from .row_loads import Columns, share_loads
 
@@ -97,25 +98,6 @@ class Routing(NKIObject):
         return T > 1 or self.held < self.experts
 
 
-class Batch(NKIObject):
-    """Up to eight of the experts that this rank runs for a layer.
-
-    Attributes:
-      count: how many passes they are.
-      numbers: [1, 8] int32: which of the held experts, plus `base`; `NO_EXPERT` for a pass without.
-      places: [8, 1] uint32, the same.
-      weights: [128, 8, T] float32, alike on all partitions: the tokens' weights; 0 for no expert.
-      present: [128, 8] uint8, 1 where there is an expert; None if there always is.
-    """
-
-    def __init__(self, count, numbers, places, weights, present):
-        self.count = count
-        self.numbers = numbers
-        self.places = places
-        self.weights = weights
-        self.present = present
-
-
 class Choice(NKIObject):
     """Which experts the tokens choose.
 
@@ -179,8 +161,26 @@ class Choice(NKIObject):
         return weights
 
 
-def router_logits(normed, W_router, routing, context):
-    """[T, max(E, 8)] float32: the router's product, alike on both cores; `LOWEST` beyond E.
+class RouterSum(NKIObject):
+    """The router's product with tiles of experts, before it is multiplied by the tokens' factors.
+
+    Attributes:
+      first: the first expert.
+      product: [width, tiles, T] float32, of all features and so alike on both cores.
+      bias: [width, tiles] float32 on chip, or None.
+    """
+
+    def __init__(self, first, product, bias):
+        self.first = first
+        self.product = product
+        self.bias = bias
+
+
+def router_sums(normed, W_router, routing, context):
+    """A list of `RouterSum`, of all experts.
+
+    With the first of them the cores swap the `own_squares` of the input, so that they swap once for
+    both.
 
     Args:
       normed: the `Normed` input: this core's share of the features.
@@ -189,18 +189,17 @@ def router_logits(normed, W_router, routing, context):
       context: the launch's `Context`.
     """
     sizes = context.sizes
+    core = context.core
     T = sizes.T
     E = routing.experts
-    logits = nl.ndarray((T, max(E, LEAST_SEARCHED)), dtype=nl.float32, buffer=nl.sbuf)
-    if E < LEAST_SEARCHED:
-        nisa.memset(dst=logits, value=LOWEST)
-    normed_input = normed
+    factors = normed
     wider = W_router.tensor.view.dtype == nl.float32 and sizes.dtype != nl.float32
     if wider:
         tile = normed.tile
         wide = nl.ndarray((PARTITIONS, tile.shape[1], T), dtype=nl.float32, buffer=nl.sbuf)
         nisa.tensor_copy(dst=wide, src=tile)
-        normed_input = Normed(wide, normed.squares)
+        factors = Normed(wide, None)
+    sums = []
     first = 0
     while first < E:
         # Tiles of 128 experts, then what is left.
@@ -214,21 +213,66 @@ def router_logits(normed, W_router, routing, context):
                 nisa.tensor_copy(
                     dst=bias[:, tile : tile + 1],
                     src=_bias_column(W_router.bias, column, width),
+                    engine=nisa.engine.scalar,
                 )
-        product = nl.ndarray((width, tiles, T), dtype=nl.float32, buffer=nl.sbuf)
-        columns = Columns(first, width, bias=bias)
+        squares = 0
+        rows = width
+        if first == 0 and normed.own_squares != None:
+            squares = 1
+            rows = PARTITIONS
+        partial = nl.ndarray((rows, tiles + squares, T), dtype=nl.float32, buffer=nl.sbuf)
+        if width < rows:
+            # The whole tile is swapped.
+            nisa.memset(dst=partial, value=0.0, engine=nisa.engine.gpsimd)
+        columns = Columns(first, width)
         loads = share_loads(W_router.tensor, columns, tiles, context)
-        linear_of_shares(product, normed_input, W_router.tensor, columns, context, loads=loads)
+        of_width = partial[0:width, 0:tiles, :]
+        linear_of_share(of_width, factors, W_router.tensor, columns, context, loads, scaled=False)
         if wider:
             # For those whose loads may be skipped, which then find numbers: see `WeightRing`.
             for group in loads:
                 group.clear()
+        if squares > 0:
+            nisa.tensor_copy(dst=partial[:, tiles : tiles + 1, :], src=normed.own_squares)
+        total = partial
+        if core.count > 1:
+            total = nl.ndarray((rows, tiles + squares, T), dtype=nl.float32, buffer=nl.sbuf)
+            add_other_core(total, partial, core)
+        if squares > 0:
+            normed.squares = total[:, tiles, :]
+        sums.append(RouterSum(first, total[0:width, 0:tiles, :], bias))
+        first += tiles * width
+    return sums
+
+
+def router_logits(sums, normed, routing, context):
+    """[T, max(E, 8)] float32: the router's logits, alike on both cores; `LOWEST` beyond E.
+
+    Args:
+      sums: `router_sums`.
+      normed: their input.
+      routing: `Routing`.
+      context: the launch's `Context`.
+    """
+    sizes = context.sizes
+    T = sizes.T
+    E = routing.experts
+    logits = nl.ndarray((T, max(E, LEAST_SEARCHED)), dtype=nl.float32, buffer=nl.sbuf)
+    if E < LEAST_SEARCHED:
+        nisa.memset(dst=logits, value=LOWEST)
+    factor = normed.token_factor(context)
+    for each in sums:
+        product = each.product
+        width, tiles, _ = product.shape
+        if factor != None or each.bias != None:
+            scaled = nl.ndarray((width, tiles, T), dtype=nl.float32, buffer=nl.sbuf)
+            store_product(scaled, product, None, factor, each.bias)
+            product = scaled
         for tile in range(tiles):
             turned = nl.ndarray((T, width), dtype=nl.float32, buffer=nl.psum)
             nisa.nc_transpose(dst=turned, data=product[:, tile, :], engine=nisa.engine.tensor)
-            column = first + tile * width
+            column = each.first + tile * width
             nisa.tensor_copy(dst=logits[:, column : column + width], src=turned)
-        first += tiles * width
     return logits
 
 
@@ -276,8 +320,7 @@ def _select(scores, routing):
         highest = nl.ndarray((T, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
         nisa.max8(dst=highest, src=left)
         if peak == None:
-            peak = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.tensor_copy(dst=peak, src=highest[:, 0:1])
+            peak = highest[:, 0:1]
         wanted = min(EIGHT, routing.chosen - found)
         if wanted < EIGHT:
             nisa.memset(dst=highest[:, wanted:EIGHT], value=ABSENT)
@@ -288,168 +331,3 @@ def _select(scores, routing):
     chosen = nl.ndarray((T, routing.experts), dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_scalar(dst=chosen, data=left[:, 0 : routing.experts], op0=nl.equal, operand0=LOWEST)
     return (peak, chosen)
-
-
-class Assignment(NKIObject):
-    """The experts that this rank runs for a layer, each once, in ascending order.
-
-    `batches` gives them eight at a time, so that the first can begin before all are listed.
-
-    Attributes:
-      left: [1, max(E, 8)] float32: the `order` of the experts that are chosen and not yet listed,
-        else 0.
-      weights: [min(E, 128), chunks, T] float32: the weights by expert; None before they are needed,
-        which is after the first numbers.
-    """
-
-    def __init__(self, choice, base, routing, context):
-        """Args: choice: `Choice`; base: [1, 1] float32 on chip, added to numbers; or None."""
-        constants = context.constants
-        sizes = context.sizes
-        T = sizes.T
-        E = routing.experts
-        self.base = base
-        self.routing = routing
-        self.choice = choice
-        chosen = choice.chosen
-        users = chosen
-        if T > 1:
-            users = nl.ndarray((1, E), dtype=nl.float32, buffer=nl.psum)
-            nisa.nc_matmul(
-                dst=users, stationary=constants.ones[0:T, 0:1], moving=chosen, accumulate=False
-            )
-        width = ceiling_divide(E, EIGHT) * EIGHT
-        self.left = nl.ndarray((1, width), dtype=nl.float32, buffer=nl.sbuf)
-        if width > E:
-            nisa.memset(dst=self.left, value=0.0)
-        nisa.scalar_tensor_tensor(
-            dst=self.left[:, 0:E],
-            data=users,
-            op0=nl.minimum,
-            operand0=1.0,
-            op1=nl.multiply,
-            operand1=routing.order[:, 0:E],
-        )
-        self.weights = None
-        self.listed = 0
-
-    def next_batch(self, count, context):
-        """The next `count` passes, at most eight, as a `Batch`."""
-        routing = self.routing
-        sizes = context.sizes
-        T = sizes.T
-        constants = context.constants
-        listed = self.listed
-        if routing.are_all(T):
-            order = self.left[:, listed : listed + EIGHT]
-        else:
-            order = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.max8(dst=order, src=self.left)
-        exact = self._numbers(order, T)
-        numbers = nl.ndarray((1, EIGHT), dtype=nl.int32, buffer=nl.sbuf)
-        nisa.tensor_copy(dst=numbers, src=exact)
-        if not routing.are_all(T):
-            left = nl.ndarray(self.left.shape, dtype=nl.float32, buffer=nl.sbuf)
-            nisa.nc_match_replace8(dst=left, data=self.left, vals=order, imm=0.0)
-            self.left = left
-        self.listed = listed + EIGHT
-        if self.weights == None:
-            choice = self.choice
-            self.weights = _by_expert(choice.weights(routing))
-        # A product with ones copies a row to all partitions.
-        turned = nl.ndarray((EIGHT, 1), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_transpose(dst=turned, data=exact, engine=nisa.engine.tensor)
-        places = nl.ndarray((EIGHT, 1), dtype=nl.uint32, buffer=nl.sbuf)
-        nisa.tensor_copy(dst=places, src=turned)
-        everywhere = nl.ndarray((PARTITIONS, EIGHT), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_matmul(
-            dst=everywhere, stationary=constants.ones[0:1, :], moving=order, accumulate=False
-        )
-        present = None
-        if routing.may_be_fewer(T):
-            present = nl.ndarray((PARTITIONS, EIGHT), dtype=nl.uint8, buffer=nl.sbuf)
-            nisa.tensor_scalar(dst=present, data=everywhere, op0=nl.greater, operand0=0.0)
-        weights = nl.ndarray((PARTITIONS, EIGHT, T), dtype=nl.float32, buffer=nl.sbuf)
-        at_once = min(EIGHT, PSUM_BANK // T)
-        first = 0
-        while first < EIGHT:
-            last = min(first + at_once, EIGHT)
-            self._spread(weights[:, first:last, :], everywhere[:, first:last], context)
-            first = last
-        return Batch(count, numbers, places, weights, present)
-
-    def _numbers(self, order, T):
-        """[1, 8] float32: the numbers of the experts with these places in the order."""
-        routing = self.routing
-        numbers = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_scalar(
-            dst=numbers,
-            data=order,
-            op0=nl.multiply,
-            operand0=-1.0,
-            op1=nl.add,
-            operand1=routing.held * 1.0,
-        )
-        if self.base != None:
-            nisa.tensor_scalar(dst=numbers, data=numbers, op0=nl.add, operand0=self.base)
-        if routing.may_be_fewer(T):
-            beyond = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.tensor_scalar(
-                dst=beyond,
-                data=order,
-                op0=nl.equal,
-                operand0=0.0,
-                op1=nl.multiply,
-                operand1=NO_EXPERT * 1.0,
-            )
-            nisa.tensor_tensor(dst=numbers, data1=numbers, data2=beyond, op=nl.add)
-        return numbers
-
-    def _spread(self, dst, order, context):
-        """dst [128, n, T]: the weights of n experts, of which `order` [128, n] has the places."""
-        routing = self.routing
-        constants = context.constants
-        T = dst.shape[2]
-        count = dst.shape[1]
-        chunks = self.weights.shape[1]
-        spread = nl.ndarray((PARTITIONS, count, T), dtype=nl.float32, buffer=nl.psum)
-        for chunk in range(chunks):
-            rows = min(PARTITIONS, routing.experts - chunk * PARTITIONS)
-            is_it = nl.ndarray((rows, count), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.tensor_scalar(
-                dst=is_it,
-                data=order[0:rows, :],
-                op0=nl.equal,
-                operand0=routing.order_columns[0:rows, chunk : chunk + 1],
-            )
-            picked = nl.ndarray((rows, count, T), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.tensor_tensor(
-                dst=picked,
-                data1=is_it.expand_dim(2).broadcast(2, T),
-                data2=self.weights[0:rows, chunk : chunk + 1, :].broadcast(1, count),
-                op=nl.multiply,
-            )
-            nisa.nc_matmul(
-                dst=spread,
-                stationary=constants.ones[0:rows, :],
-                moving=picked,
-                accumulate=chunk > 0,
-            )
-        nisa.tensor_copy(dst=dst, src=spread)
-
-
-def _by_expert(weights):
-    """[min(E, 128), chunks, T] of weights [T, E]: experts on the partitions."""
-    T = weights.shape[0]
-    E = weights.shape[1]
-    chunks = ceiling_divide(E, PARTITIONS)
-    turned = nl.ndarray((min(E, PARTITIONS), chunks, T), dtype=nl.float32, buffer=nl.sbuf)
-    for chunk in range(chunks):
-        first = chunk * PARTITIONS
-        rows = min(PARTITIONS, E - first)
-        product = nl.ndarray((rows, T), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_transpose(
-            dst=product, data=weights[:, first : first + rows], engine=nisa.engine.tensor
-        )
-        nisa.tensor_copy(dst=turned[0:rows, chunk, :], src=product)
-    return turned

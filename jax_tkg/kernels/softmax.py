@@ -196,7 +196,8 @@ def merge_packed(state, other, scale):
         op=nl.multiply,
     )
     nisa.tensor_tensor(dst=rest, data1=mine, data2=theirs, op=nl.add)
-    nisa.tensor_copy(dst=state.peak, src=higher)
+    # `packed` keeps the old one, and is not swapped again.
+    state.peak = higher
 
 
 def merge_parts(state, parts, scale):
@@ -284,35 +285,27 @@ def add_sinks(state, sinks, scale):
     nisa.tensor_tensor(dst=total, data1=total, data2=weight, op=nl.add)
 
 
-def normalize(dst, state, inverse_scale=None):
-    """dst [rows, chunks, n] = weighted / total; zero for a query that attended no key.
+def normalizing_factor(state, inverse_scale=None):
+    """[rows, n] float32: 1 / total, by which `weighted` is multiplied; 0 if no key was attended.
 
     Where values are multiplied by a scale, `inverse_scale` [128, 1] float32 is one over it.
     """
     columns = state.columns
-    weighted = state.weighted
-    rows = weighted.shape[0]
+    rows = state.weighted.shape[0]
+    inverse = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.reciprocal(dst=inverse, data=state.total[0:rows, :])
+    if inverse_scale != None:
+        nisa.tensor_scalar(
+            dst=inverse, data=inverse, op0=nl.multiply, operand0=inverse_scale[0:rows, :]
+        )
     # The largest score of a fully masked query is a masked one.
-    attended = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.tensor_scalar(
-        dst=attended,
+    factor = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.scalar_tensor_tensor(
+        dst=factor,
         data=state.peak[0:rows, :],
         op0=nl.greater,
         operand0=MASKED / 2,
+        op1=nl.multiply,
+        operand1=inverse,
     )
-    inverse = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.reciprocal(dst=inverse, data=state.total[0:rows, :])
-    factor = nl.ndarray((rows, columns), dtype=nl.float32, buffer=nl.sbuf)
-    if inverse_scale == None:
-        nisa.tensor_tensor(dst=factor, data1=inverse, data2=attended, op=nl.multiply)
-    else:
-        nisa.scalar_tensor_tensor(
-            dst=factor,
-            data=inverse,
-            op0=nl.multiply,
-            operand0=inverse_scale[0:rows, :],
-            op1=nl.multiply,
-            operand1=attended,
-        )
-    factors = factor.expand_dim(1).broadcast(1, weighted.shape[1])
-    nisa.tensor_tensor(dst=dst, data1=weighted, data2=factors, op=nl.multiply)
+    return factor

@@ -36,8 +36,8 @@ KERNELS: tuple[Mutation, ...] = (
     Mutation(
         "kernel normalizes a rank's part and not the sum",
         "kernels/all_reduce.py",
-        "normalize_update(reduced, gain_columns, context)",
-        "normalize_update(partial, gain_columns, context)",
+        "normalize_update(reduced, gain, context)",
+        "normalize_update(partial, gain, context)",
         ("stages/test_all_reduce.py",),
     ),
     Mutation(

@@ -42,6 +42,15 @@ def _check(shape: cases.Shape, ranks: int, seed: int, **how: Any) -> simulator.R
     return result
 
 
+def _functions(result: simulator.Result) -> set[tuple[str, str]]:
+    """The kernel's functions that ran instructions, as (file, function)."""
+    return {
+        function
+        for instruction in itertools.chain.from_iterable(result.record.streams.values())
+        for function in instruction.functions
+    }
+
+
 @st.composite
 def shapes(draw: st.DrawFn, routing: str, ranks: int) -> cases.Shape:
     dtype = draw(st.sampled_from(("float32", "float32", "bfloat16")))
@@ -62,7 +71,7 @@ def shapes(draw: st.DrawFn, routing: str, ranks: int) -> cases.Shape:
         S=draw(st.sampled_from((1, 1, 2))),
         E=E,
         E_held=draw(st.sampled_from((E, E // ranks))),
-        I_expert=draw(st.sampled_from((16, 128, 200))),
+        I_expert=draw(st.sampled_from((16, 96, 128, 200))),
         I_shared=draw(st.sampled_from((0, 0, 24))),
         experts_per_token=draw(st.integers(1, min(E, 10))),
         options=tuple(biases),
@@ -121,6 +130,57 @@ class DrawnTest(parameterized.TestCase):
         self.assertEqual(judged, DRAWS[draws])
 
 
+class NarrowTest(parameterized.TestCase):
+    """Experts whose features share tiles: 128 and 64 and 32, of one or two experts at a time."""
+
+    @parameterized.parameters(
+        # An odd number of passes on each core; experts that are absent.
+        (32, 256, 3, 1, 12, "float32"),
+        (64, 128, 2, 2, 8, "float32"),
+        (96, 256, 3, 2, 12, "bfloat16"),
+        # Gate and up of two experts in one buffer each.
+        (192, 512, 1, 2, 16, "bfloat16"),
+        # Of one expert at a time: 2 * 8 * 160 and not 4 * 8 * 160 elements of 4 bytes.
+        (160, 512, 2, 2, 8, "float32"),
+        (224, 128, 2, 1, 8, "float32"),
+        # All experts have a pass of their own.
+        (96, 128, 4, 2, 8, "float32"),
+    )
+    @pytest.mark.extended_except("2", "3", "4")
+    def test_shared_tiles(
+        self, I_expert: int, H: int, T: int, cores: int, E: int, dtype: str
+    ) -> None:
+        for biased in (False, True):
+            shape = dataclasses.replace(
+                SHAPE, B=T, H=H, E=E, E_held=E, I_expert=I_expert, L=1, experts_per_token=3,
+                options=("bias_downs",) if biased else (), dtype=dtype,
+            )  # fmt: skip
+            result = _check(shape, 1, 0, cores=cores, record=True)
+            self.assertIn(("narrow_experts", "expand"), _functions(result))
+
+    def test_experts_of_other_ranks(self) -> None:
+        """Passes that have none; also the last of a core, alone in its group."""
+        shape = dataclasses.replace(
+            SHAPE, B=3, H=256, E=16, E_held=8, I_expert=96, L=2, experts_per_token=3, options=()
+        )
+        for cores in (1, 2):
+            result = _check(shape, 2, cores, cores=cores, record=True)
+            self.assertIn(("narrow_experts", "expand"), _functions(result))
+
+    @parameterized.parameters(
+        ({"options": ("bias_gates",)},),
+        ({"quantized": (("float8_e4m3", "float8_e4m3", None),)},),
+        ({"I_expert": 128},),
+        ({"I_expert": 80},),
+    )
+    def test_others_run_alone(self, changes: dict[str, Any]) -> None:
+        shape = dataclasses.replace(
+            SHAPE, H=256, E=8, E_held=8, I_expert=96, L=1, experts_per_token=3, options=()
+        )
+        result = _check(dataclasses.replace(shape, **changes), 1, 0, cores=2, record=True)
+        self.assertNotIn(("narrow_experts", "expand"), _functions(result))
+
+
 class TrafficTest(parameterized.TestCase):
     @parameterized.parameters((1, False, 1), (2, False, 3), (2, True, 1), (2, True, 3))
     @pytest.mark.extended_except("1", "2")
@@ -150,21 +210,24 @@ class TrafficTest(parameterized.TestCase):
                 self.assertGreater(experts, shape.L)
 
     @parameterized.parameters(
-        (1024, False, True), (2048, False, True), (2176, False, False), (1024, True, False)
+        (1024, False, False, True),
+        (2048, False, False, True),
+        (2176, False, False, False),
+        (1024, True, False, True),
+        (2176, True, False, False),
+        (1024, True, True, False),
     )
-    def test_sums_in_psum_or_beside_it(self, H: int, biased: bool, in_psum: bool) -> None:
+    def test_sums_in_psum_or_beside_it(
+        self, H: int, biased: bool, scaled: bool, in_psum: bool
+    ) -> None:
         """64 tokens of 8, 16 and 17 chunks of features: one bank, two, and no room for three."""
         shape = dataclasses.replace(
             SHAPE, B=64, H=H, E=4, E_held=4, I_expert=16, L=1, experts_per_token=1,
             options=("bias_downs",) if biased else (),
+            quantized=((None, None, "float8_e4m3"),) if scaled else SHAPE.quantized,
         )  # fmt: skip
         result = _check(shape, 1, 0, cores=2, record=True)
-        functions = {
-            function
-            for instruction in itertools.chain.from_iterable(result.record.streams.values())
-            for function in instruction.functions
-        }
-        self.assertEqual(("linear", "add_product") in functions, in_psum)
+        self.assertEqual(("linear", "add_product") in _functions(result), in_psum)
 
     def test_experts_that_other_ranks_hold(self) -> None:
         """Passes without an expert multiply what is there: of float8 it is huge as bfloat16."""

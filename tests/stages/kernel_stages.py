@@ -43,7 +43,6 @@ from jax_tkg.kernels.softmax import (
     exponentials,
     merge,
     merge_packed,
-    normalize,
     set_unattended,
 )
 from jax_tkg.lowering.kernel_operands import context_ranges
@@ -53,6 +52,7 @@ from tests.stages.small_kernels import (
     by_head,
     load,
     load_share,
+    normalized,
     same,
     store,
     turned,
@@ -369,9 +369,7 @@ class KernelStages(SmallKernels):
                 nobody = SoftmaxState(rows, chunks, columns)
                 set_unattended(nobody)
                 merge_packed(state, nobody.packed, factor)
-            out = nl.ndarray((rows, chunks, columns), dtype=nl.float32, buffer=nl.sbuf)
-            normalize(out, state)
-            return store(out, context)
+            return store(normalized(state), context)
 
         (out,) = self.run(body, [{"scores": list(scores), "values": list(values)}], d=d)
         return turned_back(same(out))
@@ -429,8 +427,8 @@ class KernelStages(SmallKernels):
                 load_share(partial, context),
                 reduction,
                 context,
-                bias=layer_tensor((bias,), 0),
-                gamma=layer_tensor((gamma,), 0),
+                bias=load_features(layer_tensor((bias,), 0), context),
+                gain=load_features(layer_tensor((gamma,), 0), context),
             )
             return store(after, context)
 

@@ -21,6 +21,7 @@ from jax_tkg import simulator
 from jax_tkg.kernels.constants import Constants
 from jax_tkg.kernels.limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS, head_chunks
 from jax_tkg.kernels.sizes import Arithmetic, Context, Core, Sizes, hidden_order
+from jax_tkg.kernels.softmax import SoftmaxState, normalizing_factor
 from jax_tkg.kernels.weight_ring import WeightRing
 
 _SIZES = {
@@ -77,6 +78,15 @@ def store(tile: Any, context: Context) -> Any:
     core = context.core
     out = nl.ndarray((core.count, *tile.shape), dtype=tile.dtype, buffer=nl.shared_hbm)
     nisa.dma_copy(dst=out[core.index], src=tile)
+    return out
+
+
+def normalized(state: SoftmaxState) -> Any:
+    """[rows, chunks, n] float32: the attended values of a softmax, as attention has them."""
+    weighted = state.weighted
+    factor = normalizing_factor(state).expand_dim(1).broadcast(1, weighted.shape[1])
+    out = nl.ndarray(weighted.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_tensor(dst=out, data1=weighted, data2=factor, op=nl.multiply)
     return out
 
 

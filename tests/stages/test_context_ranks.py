@@ -7,18 +7,17 @@ from typing import Any
 
 import jax.numpy as jnp
 import nki.isa as nisa
-import nki.language as nl
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from jax_tkg.kernels.cache_scales import ScoreScale
 from jax_tkg.kernels.context_ranks import StateExchange, context_ranks
 from jax_tkg.kernels.limits import PARTITIONS, head_chunks
-from jax_tkg.kernels.softmax import MASKED, SoftmaxState, normalize
+from jax_tkg.kernels.softmax import MASKED, SoftmaxState
 from jax_tkg.reference.softmax import merged_softmax
 from tests.stages import drawing
 from tests.stages.kernel_stages import KernelStages
-from tests.stages.small_kernels import load, same, store, turned_back, turned_heads
+from tests.stages.small_kernels import load, normalized, same, store, turned_back, turned_heads
 
 
 class ContextRanksTest(parameterized.TestCase):
@@ -50,9 +49,7 @@ class ContextRanksTest(parameterized.TestCase):
             group = types.SimpleNamespace(count=B)
             exchange = StateExchange(state, group, ranks, context.core, both=cores > 1)
             own = exchange.merged(ScoreScale(scale))
-            out = nl.ndarray((rows, chunks, B * q * S), dtype=nl.float32, buffer=nl.sbuf)
-            normalize(out, own)
-            return store(out, context)
+            return store(normalized(own), context)
 
         given = [{"states": packed[rank]} for rank in range(count)]
         outputs = KernelStages(cores).run(body, given, B=B, S=S, q=q, d=d)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from jax_tkg.call.arguments import Parameters
 from jax_tkg.kernels.layer_tensor import Weight, layer_tensor
 from jax_tkg.kernels.rms_norm import Normed
-from jax_tkg.kernels.router import Choice, Routing, router_logits
+from jax_tkg.kernels.router import Choice, Routing, router_logits, router_sums
 from jax_tkg.kernels.sizes import Context
 from jax_tkg.reference.router import route
 from tests.stages import drawing
@@ -60,7 +60,9 @@ def _by_kernel(
             order,
         )
         weight = Weight((router,), bias=(bias,)).layer(0)
-        logits = router_logits(Normed(load_share(x, context), None), weight, routing, context)
+        normed = Normed(load_share(x, context), None)
+        sums = router_sums(normed, weight, routing, context)
+        logits = router_logits(sums, normed, routing, context)
         choice = Choice(logits, layer_tensor((selection,), 0), routing)
         return store(choice.weights(routing), context)
 

@@ -1,0 +1,109 @@
+"""The weighted sum of a layer's experts."""
+
+import nki.isa as nisa
+import nki.language as nl
+from nki.language import NKIObject
+
+from .limits import PARTITIONS, PSUM_BANK, adds_experts_in_psum, ceiling_divide
+from .row_loads import Columns
+from .weight_ring import leaves_numbers
+
+
+class ExpertSum(NKIObject):
+    """The weighted sum of the experts that this core runs, of all features.
+
+    It stays in PSUM where it fits and results are not scaled: then the tokens' weights are factors
+    of the activations and of the biases, and products of one expert are added to those before.
+
+    Attributes:
+      in_psum: whether it does.
+      tile: [128, banks, 512] in PSUM, or [128, H/128, T]; float32.
+      begun: whether an expert was added.
+      biases: `ExpertVectors` whose biases are still to be added.
+    """
+
+    def __init__(self, layer, passes, context):
+        """Args: layer: its operands; passes: how many experts both cores run; context."""
+        sizes = context.sizes
+        W_down = layer.W_down
+        chunks = sizes.hidden_chunks()
+        self.chunks = chunks
+        self.T = sizes.T
+        self.per_bank = PSUM_BANK // sizes.T
+        self.in_psum = (
+            W_down.scale == None
+            and leaves_numbers(sizes.dtype)
+            and adds_experts_in_psum(chunks, sizes.T)
+        )
+        self.begun = False
+        self.passes = passes
+        self.biases = []
+        if self.in_psum:
+            banks = ceiling_divide(chunks, self.per_bank)
+            self.tile = nl.ndarray((PARTITIONS, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
+        else:
+            self.tile = nl.ndarray((PARTITIONS, chunks, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.memset(dst=self.tile, value=0.0)
+
+    def add(self, expert, context):
+        """Adds the result of an `Expert`, or of `NarrowExperts`, after `expand`."""
+        if self.in_psum:
+            expert.add_to(self.tile, self.chunks, self.begun, context)
+            self.begun = True
+            self._add_biases(context)
+        else:
+            expert.contract_into(self.tile, context)
+
+    def add_bias(self, vectors):
+        """Has the biases of a batch's `ExpertVectors` added with the next expert, if there are any.
+
+        They may be of that expert, or of others.
+        """
+        if vectors.down_rows != None:
+            self.biases.append(vectors)
+
+    def _add_biases(self, context):
+        """Adds the biases in PSUM: the tokens' weights multiply their rows.
+
+        Each core adds those of the features that it keeps; the first core all, if only that runs
+        experts.
+        """
+        core = context.core
+        share = context.hidden_share()
+        first = share.first + share.skipped
+        last = share.first + share.count
+        if self.passes < core.count:
+            first = 0
+            last = (1 - core.index) * self.chunks
+        columns = Columns(0, PARTITIONS, order=context.hidden_order())
+        for vectors in self.biases:
+            for tile in range(first, last):
+                place = tile % self.per_bank * self.T
+                nisa.nc_matmul(
+                    dst=self.tile[:, tile // self.per_bank, place : place + self.T],
+                    stationary=columns.tile(vectors.down_rows, 0, tile),
+                    moving=vectors.down_weights,
+                    accumulate=True,
+                )
+        self.biases = []
+
+    def whole(self, context):
+        """[128, H/128, T] float32 in SBUF, after the last expert."""
+        if not self.in_psum:
+            return self.tile
+        if self.begun:
+            self._add_biases(context)
+        summed = nl.ndarray((PARTITIONS, self.chunks, self.T), dtype=nl.float32, buffer=nl.sbuf)
+        if self.begun:
+            first = 0
+            while first < self.chunks:
+                last = min(first + self.per_bank, self.chunks)
+                of_bank = self.tile[:, first // self.per_bank, 0 : (last - first) * self.T]
+                nisa.tensor_copy(
+                    dst=summed[:, first:last, :],
+                    src=of_bank.reshape_dim(1, (last - first, self.T)),
+                )
+                first = last
+        else:
+            nisa.memset(dst=summed, value=0.0)
+        return summed
