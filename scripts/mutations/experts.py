@@ -147,7 +147,7 @@ EXPERTS: tuple[Mutation, ...] = (
         "kernels/expert_sum.py",
         "last = (1 - core.index) * self.chunks",
         "last = 0",
-        _EXPERTS,
+        ("kernels/test_experts.py",),
     ),
     Mutation(
         "kernel lists the first experts twice",
@@ -182,7 +182,7 @@ EXPERTS: tuple[Mutation, ...] = (
         "kernels/single_token.py",
         "if self.base != None:",
         "if self.base == 1:",
-        _EXPERTS,
+        ("kernels/test_experts.py",),
     ),
     Mutation(
         "kernel gives experts that share tiles the first one's weights",

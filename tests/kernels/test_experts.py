@@ -181,6 +181,55 @@ class NarrowTest(parameterized.TestCase):
         self.assertNotIn(("narrow_experts", "expand"), _functions(result))
 
 
+class LastBiasTest(parameterized.TestCase):
+    """Biases of W_down that are added in PSUM."""
+
+    @parameterized.parameters(
+        # Ranks that share every expert: the bias counts once.
+        (2, 2, 2, 2, 4),
+        # A pass for one of two cores; for both.
+        (1, 2, 1, 1, 4),
+        (1, 2, 1, 2, 4),
+        # Experts beyond 128 are listed from another tile.
+        (1, 1, 4, 4, 160),
+    )
+    def test_counts_once(self, ranks: int, cores: int, T: int, chosen: int, E: int) -> None:
+        shape = dataclasses.replace(
+            SHAPE, B=T, H=384, E=E, E_held=E, I_expert=16, L=1, experts_per_token=chosen,
+            options=("bias_downs",), routing="topk_softmax",
+        )  # fmt: skip
+        result = _check(shape, ranks, 0, cores=cores, record=True)
+        self.assertIn(("expert_sum", "_add_biases"), _functions(result))
+
+
+class SingleTokenTest(parameterized.TestCase):
+    @parameterized.product(routing=("softmax_topk", "topk_softmax"), normalize=(False, True))
+    @pytest.mark.extended_except("0", "3")
+    def test_of_every_layer(self, routing: str, normalize: bool) -> None:
+        """Layers that are a loop on the device count experts over all of them."""
+        shape = dataclasses.replace(
+            SHAPE, H=256, E=12, E_held=12, I_expert=32, L=3, experts_per_token=3,
+            routing=routing, normalize_expert_weights=normalize,
+            options=("bias_gates", "bias_downs"),
+        )  # fmt: skip
+        for stacked in (False, True):
+            result = _check(shape, 1, 0, cores=2, stacked=stacked, record=True)
+            self.assertIn(("single_token", "next_batch"), _functions(result))
+
+    @parameterized.parameters(
+        {"routing": "sigmoid_topk"}, {"experts_per_token": 9}, {"B": 2}, {"E_held": 6}
+    )
+    @pytest.mark.extended_except("0", "2")
+    def test_others_are_listed(self, **changes: Any) -> None:
+        shape = dataclasses.replace(
+            SHAPE, H=128, E=12, E_held=12, I_expert=16, L=1, experts_per_token=3,
+            routing="softmax_topk", options=(),
+        )  # fmt: skip
+        shape = dataclasses.replace(shape, **changes)
+        result = _check(shape, shape.E // shape.E_held, 0, cores=1, record=True)
+        self.assertNotIn(("single_token", "next_batch"), _functions(result))
+
+
 class TrafficTest(parameterized.TestCase):
     @parameterized.parameters((1, False, 1), (2, False, 3), (2, True, 1), (2, True, 3))
     @pytest.mark.extended_except("1", "2")
