@@ -144,21 +144,27 @@ class Choice(NKIObject):
         elif routing.method == "softmax_topk":
             summands = values
         if summands != None:
-            total = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.tensor_reduce(dst=total, op=nl.add, data=summands, axis=(1,))
-            inverse = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.reciprocal(dst=inverse, data=total)
-            nisa.tensor_scalar(
-                dst=weights,
-                data=weights,
-                op0=nl.multiply,
-                operand0=inverse,
-                op1=nl.multiply,
-                operand1=routing.scale,
-            )
+            divide_by_sum(weights, summands, routing)
         elif routing.scale != 1.0:
             nisa.tensor_scalar(dst=weights, data=weights, op0=nl.multiply, operand0=routing.scale)
         return weights
+
+
+def divide_by_sum(weights, summands, routing):
+    """weights [T, n] times the routing's factor, over the sum of summands [T, m], in place."""
+    T = weights.shape[0]
+    total = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.tensor_reduce(dst=total, op=nl.add, data=summands, axis=(1,))
+    inverse = nl.ndarray((T, 1), dtype=nl.float32, buffer=nl.sbuf)
+    nisa.reciprocal(dst=inverse, data=total)
+    nisa.tensor_scalar(
+        dst=weights,
+        data=weights,
+        op0=nl.multiply,
+        operand0=inverse,
+        op1=nl.multiply,
+        operand1=routing.scale,
+    )
 
 
 class RouterSum(NKIObject):

@@ -9,7 +9,7 @@ from nki.language import NKIObject
 
 from .assignment import Batch
 from .limits import PARTITIONS
-from .router import EIGHT
+from .router import EIGHT, divide_by_sum
 
 
 def lists_directly(routing, T):
@@ -77,20 +77,8 @@ class SingleToken(NKIObject):
             logits = self.logits[:, 0 : routing.experts]
             summands = nl.ndarray((1, routing.experts), dtype=nl.float32, buffer=nl.sbuf)
             nisa.activation(dst=summands, op=nl.exp, data=logits, bias=lowered)
-        total = nl.ndarray((1, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_reduce(dst=total, op=nl.add, data=summands, axis=(1,))
-        inverse = nl.ndarray((1, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.reciprocal(dst=inverse, data=total)
-        weights = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_scalar(
-            dst=weights,
-            data=values,
-            op0=nl.multiply,
-            operand0=inverse,
-            op1=nl.multiply,
-            operand1=routing.scale,
-        )
-        return weights
+        divide_by_sum(values, summands, routing)
+        return values
 
 
 def _turned(row):
