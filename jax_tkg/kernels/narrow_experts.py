@@ -103,7 +103,9 @@ def narrow_experts(layer, in_psum, context):
     W_up = layer.W_up
     weight = W_gate.tensor
     features = weight.view.shape[2]
-    plain = W_gate.scale == None and W_gate.bias == None and W_up.bias == None
+    plain = True
+    for matrix in (W_gate, W_up):
+        plain = plain and matrix.scale == None and matrix.bias == None
     divides = features % PARTITIONS > 0 and features % NARROW_PIECES[len(NARROW_PIECES) - 1] == 0
     if not (in_psum and plain and divides):
         return 0

@@ -170,6 +170,7 @@ class NarrowTest(parameterized.TestCase):
     @parameterized.parameters(
         ({"options": ("bias_gates",)},),
         ({"quantized": (("float8_e4m3", "float8_e4m3", None),)},),
+        ({"quantized": ((None, "float8_e4m3", None),)},),
         ({"I_expert": 128},),
         ({"I_expert": 80},),
     )
