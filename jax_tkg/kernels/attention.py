@@ -8,10 +8,10 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .attention_blocks import sequence_groups, sequence_share
+from .attention_blocks import sequence_groups
 from .attention_scores import masked_scores, score_products
 from .cache_scales import CacheScales, ScoreScale, beside_cached
-from .cache_update import token_rows
+from .cache_update import rows_of_blocks
 from .context_ranks import StateExchange
 from .exchange import swap
 from .limits import PARTITIONS, PSUM_BANK, divides_sequences
@@ -27,6 +27,7 @@ from .softmax import (
     normalizing_factor,
     set_unattended,
 )
+from .token_blocks import sequence_share
 
 
 class BlockResult(NKIObject):
@@ -62,7 +63,7 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
 
     Returns:
       [rows, q * chunks, T] in the compute dtype, of this rank's q query heads, and the new values
-      as rows [T, k, d].
+      as the `rows_of_blocks`.
     """
     sizes = context.sizes
     core = context.core
@@ -95,12 +96,14 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
             set_unattended(state)
             ended = AttendedGroup(state, group, context, sink_rows, scales, ranks)
             ended.store(attended, scale, context)
-        return (attended, token_rows(heads, sizes.q + sizes.k, sizes))
+        return (attended, rows_of_blocks(heads, sizes.q + sizes.k, context))
     keys = beside_cached(heads[:, sizes.q : sizes.q + sizes.k, :, :], scales.key)
     upper = _upper_queries(heads, tasks, sizes)
     product = score_products(0, heads, upper, keys, loads, context)
-    values = token_rows(heads, sizes.q + sizes.k, sizes)
-    new_values = beside_cached(values, scales.value)
+    values = rows_of_blocks(heads, sizes.q + sizes.k, context)
+    new_values = []
+    for rows in values:
+        new_values.append(beside_cached(rows, scales.value))
     state = None
     result = None
     for index in range(len(tasks)):
@@ -258,14 +261,15 @@ def _attend(number, scores, peaks, values, loads, scale, context):
     sums = column_sums(weights, context.constants)
     weighted = _weighted_tile(group, sizes)
     if block.active_rows > 0:
-        # All sequences at once: the weights of other sequences' new keys are zero.
+        # Many sequences at once: the weights of other sequences' new keys are zero.
         own = weights[0 : block.active_rows, block.active_chunk, :]
+        own_values = values[group.tokens_number]
         for kv_head in range(sizes.k):
             for head_chunk in range(sizes.head_chunks):
                 feature = head_chunk * sizes.head_rows
                 nisa.nc_matmul(
                     dst=group.of_kv_head(weighted[:, head_chunk, :], kv_head),
-                    stationary=values[:, kv_head, feature : feature + sizes.head_rows],
+                    stationary=own_values[:, kv_head, feature : feature + sizes.head_rows],
                     moving=group.of_kv_head(own, kv_head),
                     accumulate=False,
                 )

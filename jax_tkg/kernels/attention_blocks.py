@@ -9,11 +9,11 @@ from .limits import (
     ceiling_divide,
     chunks_of_a_run,
     divides_sequences,
-    sequences_of_a_core,
     slots_of_a_core,
     stacks_heads,
 )
 from .sizes import bytes_of
+from .token_blocks import attended_blocks, sequence_share
 
 
 class Segment(NKIObject):
@@ -128,14 +128,6 @@ def context_blocks(first, last, chunks, active_rows, stored, stacked, run=0):
     return blocks
 
 
-def sequence_share(sizes, core):
-    """(first, count) of the sequences that this core attends."""
-    count = sequences_of_a_core(sizes.B, core.count)
-    if count < sizes.B:
-        return (core.index * count, count)
-    return (0, count)
-
-
 def context_share(sizes, core):
     """(first, last) of the slots that this core attends."""
     slots = slots_of_a_core(sizes.B, sizes.S_prior, core.count)
@@ -149,7 +141,7 @@ def key_blocks(group, sizes, core):
     # Of two cores that divide the slots, the first attends the new keys.
     active_rows = 0
     if core.index == 0 or divides_sequences(sizes.B, core.count):
-        active_rows = sizes.T
+        active_rows = group.tokens.tokens
     first, last = context_share(sizes, core)
     run = 0
     if sizes.block_len > 0:
@@ -168,10 +160,15 @@ def sequence_groups(sizes, core):
         count, queries, slots, sizes.d, item, sizes.block_len, sizes.context_ranks
     )
     groups = []
-    done = 0
-    while done < count:
-        groups.append(Group(first + done, min(at_once, count - done), chunks, sizes))
-        done += at_once
+    blocks = attended_blocks(sizes, core)
+    for number in range(len(blocks)):
+        block = blocks[number]
+        done = max(first, block.first)
+        last = min(first + count, block.first + block.count)
+        while done < last:
+            size = min(at_once, last - done)
+            groups.append(Group(done, size, chunks, sizes, block, number))
+            done += at_once
     return groups
 
 
@@ -186,9 +183,11 @@ class Group(NKIObject):
       first_column: of the group's columns among all.
       per_bank: chunks of scores that fit in a PSUM bank.
       chunks: chunks of a block.
+      tokens: the `TokenBlock` of the group's new tokens.
+      tokens_number: its place among those that the core attends.
     """
 
-    def __init__(self, first, count, chunks, sizes):
+    def __init__(self, first, count, chunks, sizes, tokens, tokens_number):
         self.first = first
         self.count = count
         self.kv_heads = sizes.k
@@ -198,6 +197,8 @@ class Group(NKIObject):
         self.first_column = first * self.width
         self.per_bank = PSUM_BANK // self.columns
         self.chunks = chunks
+        self.tokens = tokens
+        self.tokens_number = tokens_number
 
     def of_kv_head(self, columns, kv_head):
         """[P, count, q / k * S] of [P, columns]: the columns of a KV head, of all sequences."""

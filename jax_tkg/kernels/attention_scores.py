@@ -52,7 +52,9 @@ def score_products(number, heads, upper, new_keys, loads, context):
                             tile_size=size,
                         )
     if block.active_rows > 0:
-        # The new keys of all sequences at once: other sequences' keys are masked.
+        # The new keys of many sequences at once: other sequences' keys are masked.
+        own = group.tokens
+        own_keys = new_keys[:, :, :, own.first_token : own.first_token + own.tokens]
         bank, first = group.place(block.active_chunk)
         columns = product[0 : block.active_rows, bank, first : first + group.columns]
         for kv_head in range(sizes.k):
@@ -60,7 +62,7 @@ def score_products(number, heads, upper, new_keys, loads, context):
             for head_chunk in range(sizes.head_chunks):
                 nisa.nc_matmul(
                     dst=group.of_kv_head(columns, kv_head),
-                    stationary=new_keys[:, kv_head, head_chunk, :],
+                    stationary=own_keys[:, kv_head, head_chunk, :],
                     moving=queries[:, head_chunk, :, :, :],
                     accumulate=head_chunk > 0,
                 )
@@ -84,7 +86,7 @@ def masked_scores(task, product, masks, capped, sizes):
         first_chunk = block.segments[index].first_chunk
         _copy_attended(scores, product, tiles[index], first_chunk, group, capped)
     if block.active_rows > 0:
-        own = masks.active[:, group.first_column : group.first_column + group.columns]
+        own = masks.of_new_keys(group)
         _copy_attended(scores, product, own.expand_dim(1), block.active_chunk, group, capped)
     return scores
 

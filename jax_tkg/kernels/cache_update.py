@@ -5,18 +5,32 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .cache_scales import CacheScales, as_stored
+from .token_blocks import attended_blocks
 
 
-def token_rows(heads, first_head, sizes):
-    """Heads first_head .. first_head + k of [rows, n, chunks, T] as rows [T, k, d]."""
-    rows = nl.ndarray((sizes.T, sizes.k, sizes.d), dtype=sizes.dtype, buffer=nl.sbuf)
+def rows_of_blocks(heads, first_head, context):
+    """Heads first_head .. first_head + k of [rows, n, chunks, T] as rows [tokens, k, d].
+
+    A tile for each of the `attended_blocks`.
+    """
+    tiles = []
+    for block in attended_blocks(context.sizes, context.core):
+        tiles.append(_token_rows(heads, first_head, block, context.sizes))
+    return tiles
+
+
+def _token_rows(heads, first_head, block, sizes):
+    """The tile of a `TokenBlock`."""
+    tokens = block.tokens
+    last = block.first_token + tokens
+    rows = nl.ndarray((tokens, sizes.k, sizes.d), dtype=sizes.dtype, buffer=nl.sbuf)
     for kv_head in range(sizes.k):
-        turned = nl.ndarray((sizes.T, sizes.d), dtype=sizes.dtype, buffer=nl.psum)
+        turned = nl.ndarray((tokens, sizes.d), dtype=sizes.dtype, buffer=nl.psum)
         for chunk in range(sizes.head_chunks):
             first = chunk * sizes.head_rows
             nisa.nc_transpose(
                 dst=turned[:, first : first + sizes.head_rows],
-                data=heads[:, first_head + kv_head, chunk, :],
+                data=heads[:, first_head + kv_head, chunk, block.first_token : last],
                 engine=nisa.engine.tensor,
             )
         nisa.tensor_copy(dst=rows[:, kv_head, :], src=turned)
@@ -32,9 +46,9 @@ class WriteOffsets(NKIObject):
     Attributes:
       windows: [1, B] uint32: for a sequence whose S new keys are neighbors in the cache, the offset
         of the first element of the first key; None if no sequence has such a window.
-      keys: [T, 1] uint32: the offset of the first element of each key that no window writes; None
-        if windows write all keys.
-      values: [T, 1] uint32: each value's first row, counted in rows of d; None for no update.
+      keys: the offset of the first element of each key that no window writes: of each of the
+        `attended_blocks` a tile [tokens, 1] uint32. None if windows write all keys.
+      values: likewise each value's first row, counted in rows of d; None for no update.
       blocks: [1, B * n] uint32: where caches are in blocks, the block of each entry of the tables;
         else None.
     """
@@ -46,21 +60,40 @@ class WriteOffsets(NKIObject):
         self.blocks = blocks
 
 
-def load_offsets(windows, keys, values, blocks=None):
-    """The `WriteOffsets` of a layer, on chip, from tables: each a `LayerTensor` [n], or None."""
+def load_offsets(windows, keys, values, blocks, token_blocks):
+    """The `WriteOffsets` of a layer, on chip, from tables.
+
+    Args:
+      windows, keys, values, blocks: each a `LayerTensor` [n], or None.
+      token_blocks: `TokenBlock`s of whose tokens keys and values are written.
+    """
     return WriteOffsets(
-        _load_offsets(windows, 0),
-        _load_offsets(keys, 1),
-        _load_offsets(values, 1),
-        _load_offsets(blocks, 0),
+        _load_row(windows),
+        _load_columns(keys, token_blocks),
+        _load_columns(values, token_blocks),
+        _load_row(blocks),
     )
 
 
-def _load_offsets(table, dim):
-    """A table [n] on chip: [1, n] if `dim` is 0, [n, 1] if it is 1."""
+def _load_row(table):
+    """A table [n] on chip: [1, n]."""
     if table == None:
         return None
-    offsets = table.view.expand_dim(dim)
+    return _load_offsets(table, table.view.expand_dim(0))
+
+
+def _load_columns(table, token_blocks):
+    """A table [T] on chip: of each block of tokens [tokens, 1]."""
+    if table == None:
+        return None
+    tiles = []
+    for block in token_blocks:
+        part = table.view[block.first_token : block.first_token + block.tokens]
+        tiles.append(_load_offsets(table, part.expand_dim(1)))
+    return tiles
+
+
+def _load_offsets(table, offsets):
     loaded = nl.ndarray(offsets.shape, dtype=nl.uint32, buffer=nl.sbuf)
     nisa.dma_copy(
         dst=loaded,
@@ -104,13 +137,14 @@ def update_caches(caches, heads, values, context, scales=None):
     """Writes the new keys and values of a layer at their offsets; skips those without one.
 
     A key is a column of the cache, two bytes in each of d rows, the slowest pattern for DMA. So one
-    transfer writes all keys of a sequence whose slots are neighbors. One scatter writes the other
-    keys, and another the values, which are rows of the cache. With two cores, each writes half.
+    transfer writes all keys of a sequence whose slots are neighbors. One scatter of a block of
+    tokens writes the other keys, and another the values, which are rows of the cache. With two
+    cores, each writes half.
 
     Args:
       caches: the layer's `LayerCaches`; both cores have read them.
       heads: [rows, q + 2k, chunks, T].
-      values: [T, k, d].
+      values: the `rows_of_blocks` of the new values.
       context: the launch's `Context`.
       scales: the layer's `CacheScales`; None for caches in the compute dtype.
     """
@@ -148,28 +182,46 @@ def update_caches(caches, heads, values, context, scales=None):
                     dge_mode=nisa.dge_mode.hwdge,
                     engine=nisa.engine.scalar,
                 )
-    first, last = _token_share(sizes, core)
+    blocks = attended_blocks(sizes, core)
+    for number in range(len(blocks)):
+        _scatter(number, blocks[number], caches, heads, values[number], context, scales)
+
+
+def _scatter(number, block, caches, heads, values, context, scales):
+    """Writes the keys and values of a `TokenBlock` at its `number` of offsets: this core's part.
+
+    Keys are those that no window writes. `values` has the block's rows.
+    """
+    sizes = context.sizes
+    offsets = caches.offsets
+    d = sizes.d
+    S_max = sizes.S_max
+    first, last = _token_share(block, sizes, context.core)
     if last > first:
         V_rows = _flat(caches.V_whole, d)
         stored_values = as_stored(values, scales.value, V_rows.dtype)
         if offsets.keys != None:
-            keys = as_stored(token_rows(heads, sizes.q, sizes), scales.key, K_elements.dtype)
+            K_elements = _flat(caches.K_whole, 1)
+            keys = _token_rows(heads, sizes.q, block, sizes)
+            keys = as_stored(keys, scales.key, K_elements.dtype)
+            of_keys = offsets.keys[number]
             nisa.dma_copy(
                 dst=K_elements.ap(
                     pattern=[[1, last - first], [d * S_max, sizes.k], [S_max, d]],
                     offset=caches.number * sizes.cache_rows * sizes.k * d * S_max,
-                    vector_offset=offsets.keys[first:last, :],
+                    vector_offset=of_keys[first:last, :],
                     indirect_dim=0,
                 ),
                 src=keys[first:last, :, :],
                 oob_mode=nisa.oob_mode.skip,
                 dge_mode=nisa.dge_mode.swdge,
             )
+        of_values = offsets.values[number]
         nisa.dma_copy(
             dst=V_rows.ap(
                 pattern=[[d, last - first], [d * S_max, sizes.k], [1, d]],
                 offset=caches.number * sizes.cache_rows * sizes.k * S_max * d,
-                vector_offset=offsets.values[first:last, :],
+                vector_offset=of_values[first:last, :],
                 indirect_dim=0,
             ),
             src=stored_values[first:last, :, :],
@@ -186,14 +238,16 @@ def _flat(tensor, width):
     return tensor.reshape((total // width, width))
 
 
-def _token_share(sizes, core):
-    """(first, last) of the tokens that this core scatters.
+def _token_share(block, sizes, core):
+    """(first, last) of the tokens of a block that this core scatters.
 
     The second core takes the odd token, because the first takes the odd window.
     """
-    if core.count == 1:
-        return (0, sizes.T)
-    half = sizes.T // 2
-    if core.index == 0:
-        return (0, half)
-    return (half, sizes.T)
+    first = 0
+    last = sizes.T
+    if core.count > 1 and core.index == 0:
+        last = sizes.T // 2
+    elif core.count > 1:
+        first = sizes.T // 2
+    start = block.first_token
+    return (max(first - start, 0), min(last - start, block.tokens))

@@ -22,13 +22,14 @@ from .limits import (
 from .linear import linear
 from .rms_norm import rms_norm
 from .row_loads import Columns
+from .token_blocks import token_blocks
 
 EIGHT = LEAST_SEARCHED
 """Values that the Vector Engine's search instructions find at once."""
 
 
 class Found(NKIObject):
-    """The largest logits of each piece of the columns searched so far, piece by piece.
+    """The largest logits of T tokens in each piece of the columns searched so far, piece by piece.
 
     Attributes:
       rounds: searches of a piece, each for eight logits.
@@ -100,8 +101,8 @@ def candidates(x, gamma, W_head, count, scale, softcap, context):
       context: the launch's `Context`.
 
     Returns:
-      (logits [T, count] float32 in descending order, columns [T, count] int32 on chip); of equal
-      logits the lowest columns, in ascending order.
+      For each of the `token_blocks`, (logits [tokens, count] float32 in descending order, columns
+      [tokens, count] int32 on chip); of equal logits the lowest columns, in ascending order.
     """
     sizes = context.sizes
     core = context.core
@@ -110,20 +111,31 @@ def candidates(x, gamma, W_head, count, scale, softcap, context):
     order = FeatureOrder(PARTITIONS, groups=[(0, sizes.hidden_chunks())])
     V = W_head.view.shape[1]
     rounds = ceiling_divide(count, EIGHT)
-    found = Found(sizes.T, candidates_found(V, core.count, count), rounds)
+    most = candidates_found(V, core.count, count)
+    blocks = token_blocks(sizes, core)
+    found = []
+    for block in blocks:
+        found.append(Found(block.tokens, most, rounds))
     first, own = head_columns(V, core.count, core.index)
     for segment in head_segments(first, own):
         column, tiles, width, skipped = segment
         product = nl.ndarray((width, tiles, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
         columns = Columns(column, width)
         linear(product, normed.tile, W_head, columns, context, normed=normed, rows=order)
-        _search(found, product, column, skipped)
-    values = found.values
-    columns = found.columns
-    if core.count > 1:
-        values = _of_both_cores(values, core)
-        columns = _of_both_cores(columns, core)
-    return _best(values, columns, count, scale, softcap)
+        for number in range(len(blocks)):
+            block = blocks[number]
+            last = block.first_token + block.tokens
+            own_tokens = product[:, :, block.first_token : last]
+            _search(found[number], own_tokens, column, skipped)
+    results = []
+    for of_block in found:
+        values = of_block.values
+        columns = of_block.columns
+        if core.count > 1:
+            values = _of_both_cores(values, core)
+            columns = _of_both_cores(columns, core)
+        results.append(_best(values, columns, count, scale, softcap))
+    return results
 
 
 def _search(found, product, column, skipped):
@@ -211,16 +223,20 @@ def _best(values, columns, count, scale, softcap):
     return (logits, ids)
 
 
-def store_candidates(out_logits, out_ids, logits, ids, core):
+def store_candidates(out_logits, out_ids, found, sizes, core):
     """Writes results of `candidates` to tensors [B, S, count] in HBM; the first core does."""
     if core.index == 0:
-        _store(out_logits, logits)
-        _store(out_ids, ids)
+        blocks = token_blocks(sizes, core)
+        for number in range(len(blocks)):
+            logits, ids = found[number]
+            _store(out_logits, logits, blocks[number], sizes)
+            _store(out_ids, ids, blocks[number], sizes)
 
 
-def _store(out, tile):
+def _store(out, tile, block, sizes):
+    rows = out.reshape((sizes.T, tile.shape[1]))
     nisa.dma_copy(
-        dst=out.reshape((tile.shape[0], tile.shape[1])),
+        dst=rows[block.first_token : block.first_token + block.tokens, :],
         src=tile,
         dge_mode=nisa.dge_mode.hwdge,
         engine=nisa.engine.scalar,

@@ -81,13 +81,18 @@ class Caches(NKIObject):
 
 
 class OffsetTables(NKIObject):
-    """The kernel's tables of write offsets and blocks, each [1 or L, n] in HBM or None."""
+    """The kernel's tables of write offsets and blocks, each [1 or L, n] in HBM or None.
 
-    def __init__(self, windows, keys, values, blocks):
+    Attributes:
+      token_blocks: the `TokenBlock`s whose keys and values this core writes.
+    """
+
+    def __init__(self, windows, keys, values, blocks, token_blocks):
         self.windows = windows
         self.keys = keys
         self.values = values
         self.blocks = blocks
+        self.token_blocks = token_blocks
 
     def load(self, number, looped=False):
         """Row `number` of the tables, on chip: `WriteOffsets`."""
@@ -96,4 +101,5 @@ class OffsetTables(NKIObject):
             layer_tensor(self.keys, number, looped=looped),
             layer_tensor(self.values, number, looped=looped),
             layer_tensor(self.blocks, number, looped=looped),
+            self.token_blocks,
         )

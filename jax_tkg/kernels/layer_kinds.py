@@ -9,6 +9,7 @@ from .limits import RING_SLOT_BYTES, RING_SLOTS, ceiling_divide
 from .masks import Masks
 from .rope import Rotation
 from .sizes import Context, Sizes
+from .token_blocks import attended_blocks
 from .weight_ring import WeightRing
 
 
@@ -191,6 +192,7 @@ def launch_kinds(X, operands, caches, layers, arguments, shared):
                 core,
                 mask_bytes,
                 ranges=own.context_ranges,
+                kinds=layers.kind_count(),
             )
             mask_bytes = masks.bytes
             if ring == None:
@@ -203,7 +205,11 @@ def launch_kinds(X, operands, caches, layers, arguments, shared):
                 ring.clear()
                 cleared = True
             tables = OffsetTables(
-                own.window_offsets, own.key_offsets, own.value_offsets, own.block_numbers
+                own.window_offsets,
+                own.key_offsets,
+                own.value_offsets,
+                own.block_numbers,
+                attended_blocks(sizes, core),
             )
             context = Context(sizes, shared.arithmetic, core, ring, constants)
             attention = Context(attention_sizes, shared.arithmetic, core, ring, constants)

@@ -5,54 +5,64 @@ import nki.language as nl
 
 from .limits import PARTITIONS
 from .sizes import hidden_order, hidden_share
+from .token_blocks import token_blocks
 
 
 def load_tokens(X, sizes, core):
     """X [B, S, H] in HBM as a tile [128, n, T]: the chunks of H that this core holds."""
-    T = sizes.T
     share = hidden_share(sizes, core)
     order = hidden_order(sizes, core)
     first = share.first * PARTITIONS
-    rows = nl.ndarray((T, share.count * PARTITIONS), dtype=sizes.dtype, buffer=nl.sbuf)
-    columns = X.reshape((T, sizes.H))
-    nisa.dma_copy(
-        dst=rows,
-        src=columns[:, first : first + share.count * PARTITIONS],
-        dge_mode=nisa.dge_mode.hwdge,
-        engine=nisa.engine.sync,
-    )
-    tile = nl.ndarray((PARTITIONS, share.count, T), dtype=sizes.dtype, buffer=nl.sbuf)
-    for chunk in range(share.count):
-        turned = nl.ndarray((PARTITIONS, T), dtype=sizes.dtype, buffer=nl.psum)
-        nisa.nc_transpose(
-            dst=turned,
-            data=order.columns(rows, share.first, share.first + chunk),
-            engine=nisa.engine.tensor,
+    columns = X.reshape((sizes.T, sizes.H))
+    tile = nl.ndarray((PARTITIONS, share.count, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    for block in token_blocks(sizes, core):
+        tokens = block.tokens
+        last = block.first_token + tokens
+        rows = nl.ndarray((tokens, share.count * PARTITIONS), dtype=sizes.dtype, buffer=nl.sbuf)
+        nisa.dma_copy(
+            dst=rows,
+            src=columns[block.first_token : last, first : first + share.count * PARTITIONS],
+            dge_mode=nisa.dge_mode.hwdge,
+            engine=nisa.engine.sync,
         )
-        nisa.tensor_copy(dst=tile[:, chunk, :], src=turned)
+        for chunk in range(share.count):
+            turned = nl.ndarray((PARTITIONS, tokens), dtype=sizes.dtype, buffer=nl.psum)
+            nisa.nc_transpose(
+                dst=turned,
+                data=order.columns(rows, share.first, share.first + chunk),
+                engine=nisa.engine.tensor,
+            )
+            nisa.tensor_copy(dst=tile[:, chunk, block.first_token : last], src=turned)
     return tile
 
 
 def store_tokens(out, tile, sizes, core, engine=nisa.engine.vector):
     """Writes a tile [128, n, T] to its columns of `out` [B, S, H] in HBM; `engine` copies."""
-    T = sizes.T
     share = hidden_share(sizes, core)
     order = hidden_order(sizes, core)
     # If both cores hold the middle chunk, the first core stores it.
     count = share.count - share.skipped
     first = share.first + share.skipped
-    if count > 0:
-        rows = nl.ndarray((T, count * PARTITIONS), dtype=sizes.dtype, buffer=nl.sbuf)
+    if count == 0:
+        return
+    columns = out.reshape((sizes.T, sizes.H))
+    for block in token_blocks(sizes, core):
+        tokens = block.tokens
+        last = block.first_token + tokens
+        rows = nl.ndarray((tokens, count * PARTITIONS), dtype=sizes.dtype, buffer=nl.sbuf)
         for index in range(count):
-            turned = nl.ndarray((T, PARTITIONS), dtype=sizes.dtype, buffer=nl.psum)
+            turned = nl.ndarray((tokens, PARTITIONS), dtype=sizes.dtype, buffer=nl.psum)
             nisa.nc_transpose(
-                dst=turned, data=tile[:, share.skipped + index, :], engine=nisa.engine.tensor
+                dst=turned,
+                data=tile[:, share.skipped + index, block.first_token : last],
+                engine=nisa.engine.tensor,
             )
             piece = order.columns(rows, first, first + index)
             nisa.tensor_copy(dst=piece, src=turned, engine=engine)
-        columns = out.reshape((T, sizes.H))
         nisa.dma_copy(
-            dst=columns[:, first * PARTITIONS : (first + count) * PARTITIONS],
+            dst=columns[
+                block.first_token : last, first * PARTITIONS : (first + count) * PARTITIONS
+            ],
             src=rows,
             dge_mode=nisa.dge_mode.hwdge,
             engine=nisa.engine.scalar,

@@ -7,6 +7,10 @@ nki is absent.
 PARTITIONS = 128
 """Partitions of SBUF and PSUM."""
 
+MAX_TOKENS = 2 * PARTITIONS
+"""New tokens of a launch at most: a head of 256 features, in two chunks, of all tokens is then one
+product in a PSUM bank."""
+
 PSUM_BANK = 512
 """float32 elements in one PSUM bank of one partition (2 KiB); a matmul writes within one bank."""
 
@@ -82,8 +86,11 @@ EXPONENT_PAIRS = 2130706432
 """The bits of a float32's exponent but the lowest, 0x7F000000."""
 
 MASK_ROOM_BYTES = 118000
-"""Bytes per partition for masks and the activations of the largest stage: what constants, ring and
-tables leave."""
+"""Bytes per partition for masks and the activations of the largest stage: what constants, ring,
+tables and residual stream leave, if these last two take no more than `TABLE_ROOM_BYTES`."""
+
+TABLE_ROOM_BYTES = 10240
+"""Bytes per partition of tables and the residual stream that leave masks their whole room."""
 
 CONSTANT_BYTES = 2 * PARTITIONS * 4 + 3 * PARTITIONS * 4 + PARTITIONS * 2
 """Bytes per partition of the constant tiles while they are made: ones and identity, and the three
@@ -252,15 +259,16 @@ def candidate_bytes(hidden, whole, V, cores, count, T, item):
     if V == 0:
         return 0
     found = candidates_found(V, cores, count)
+    blocks = ceiling_divide(T, PARTITIONS)
     # The norm of this core's share, and that of all features with its rows.
-    norm = (8 + 2 * item) * hidden + 2 * item * whole + item * PARTITIONS * whole // T
+    norm = (8 + 2 * item) * hidden + 2 * item * whole + blocks * item * PARTITIONS * whole // T
     # Products of a segment, as they are read out, and the next one's.
     products = 2 * 4 * (SEGMENT_TILES + 1) * T
     # Logits of a bank, which of them are numbers, what rounds leave; two banks at a time.
     searched = 2 * 13 * PSUM_BANK
     # What this core and both found, the places, and what is left or chosen of them.
     lists = 4 * (2 * found + 5 * cores * found) + 16 * count + 64
-    return norm + products + searched + lists
+    return norm + products + searched + blocks * lists
 
 
 def head_chunks(d):
@@ -285,6 +293,25 @@ def divides_sequences(B, cores):
     Then it reads twice as many neighboring slots at once, and has the whole softmax.
     """
     return cores > 1 and B % cores == 0
+
+
+def sequence_blocks(B, S, cores):
+    """(first, count) of blocks of sequences whose S new tokens each take at most 128 partitions.
+
+    One block if all fit. Else blocks of about equal size; where two cores divide the sequences,
+    each core's are blocks of their own.
+    """
+    if B * S <= PARTITIONS:
+        return [(0, B)]
+    own = sequences_of_a_core(B, cores)
+    number = ceiling_divide(own, PARTITIONS // S)
+    blocks = []
+    for part in range(B // own):
+        for index in range(number):
+            first = index * own // number
+            last = (index + 1) * own // number
+            blocks.append((part * own + first, last - first))
+    return blocks
 
 
 def sequences_of_a_core(B, cores):
@@ -408,7 +435,26 @@ def divided_sums_bytes(hidden):
     return 2 * 4 * hidden
 
 
-def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0):
+def table_bytes(B, S, q, kinds, E):
+    """Bytes per partition of what stays on chip beside masks of the cache slots, at most.
+
+    Of each kind of layers the cosines and sines, the mask of new keys, ranges of slots and write
+    offsets; with experts their order.
+
+    Args:
+      B: sequences.
+      S: new tokens of each.
+      q: query heads.
+      kinds: kinds of layers.
+      E: experts of all ranks, or 0.
+    """
+    tables = kinds * (5 * 4 * B * S + B * q * S + 4 * B + 8)
+    if E > 0:
+        tables += 4 * (max(E, LEAST_SEARCHED) + 8)
+    return tables
+
+
+def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0, tables=0):
     """Bytes per partition for masks that stay on chip, beside normalization and MLP.
 
     Args:
@@ -418,6 +464,7 @@ def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0):
       item: bytes per element of the compute dtype.
       experts: `expert_bytes` of layers that have some.
       terms: `term_bytes` of the input of gate and up, and of that of down.
+      tables: `table_bytes` of all kinds of layers.
     """
     norm = (8 + 2 * item) * hidden + 2 * item * hidden_chunks
     part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
@@ -426,4 +473,5 @@ def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0):
     if experts > 0:
         # A shared expert's result is there, and its MLP runs after the router.
         feed_forward += experts
-    return MASK_ROOM_BYTES - max(norm, feed_forward)
+    room = MASK_ROOM_BYTES - max(0, tables + item * hidden - TABLE_ROOM_BYTES)
+    return room - max(norm, feed_forward)

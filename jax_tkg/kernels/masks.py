@@ -6,8 +6,9 @@ from nki.language import NKIObject
 
 from .attention_blocks import key_blocks, sequence_groups
 from .layer_tensor import LayerTensor
-from .limits import PARTITIONS, expert_bytes, mask_room_bytes, term_bytes
+from .limits import PARTITIONS, expert_bytes, mask_room_bytes, table_bytes, term_bytes
 from .sizes import bytes_of, hidden_share
+from .token_blocks import attended_blocks
 
 
 class Masks(NKIObject):
@@ -19,7 +20,8 @@ class Masks(NKIObject):
       prior: `LayerTensor` [S_prior, B * q * S], for the cache slots; None without slots, and if
         the masks are made on chip.
       ranges: `ContextRanges`, of which they are then made; else None.
-      active: [T, B * q * S] on chip, for the new keys.
+      active: for the new keys, of each of the `attended_blocks` a tile [tokens, n] on chip; n
+        counts the columns of the block's sequences.
       tiles: for the cache slots, per group and block: either a list with a tile
         [rows, chunks, columns] per segment, which stays on chip over all layers, or None if there
         is no room. Then the tiles are loaded or made again for each layer.
@@ -27,7 +29,7 @@ class Masks(NKIObject):
       bytes: of a partition, those of other kinds included.
     """
 
-    def __init__(self, prior, active, sizes, core, others=0, ranges=None):
+    def __init__(self, prior, active, sizes, core, others=0, ranges=None, kinds=1):
         """Loads or makes the masks of a kind.
 
         Args:
@@ -37,6 +39,7 @@ class Masks(NKIObject):
           core: `Core`.
           others: bytes of a partition that the kinds before it have.
           ranges: [1 or 3, n] in HBM, as `ContextRanges` takes them; or None.
+          kinds: kinds of layers, each of which has tables beside its masks.
         """
         self.prior = None
         if prior != None:
@@ -44,19 +47,23 @@ class Masks(NKIObject):
         self.ranges = None
         if ranges != None:
             self.ranges = ContextRanges(ranges, sizes)
-        self.active = nl.ndarray(
-            (sizes.T, sizes.B * sizes.q * sizes.S), dtype=nl.uint8, buffer=nl.sbuf
-        )
-        if active != None:
-            nisa.dma_copy(
-                dst=self.active,
-                src=active,
-                dge_mode=nisa.dge_mode.hwdge,
-                engine=nisa.engine.sync,
-            )
-        else:
-            _make_causal(self.active, sizes)
-        room = _mask_room(sizes, core) - others
+        self.active = []
+        width = sizes.q * sizes.S
+        for block in attended_blocks(sizes, core):
+            shape = (block.tokens, block.count * width)
+            tile = nl.ndarray(shape, dtype=nl.uint8, buffer=nl.sbuf)
+            if active != None:
+                rows = active[block.first_token : block.first_token + block.tokens, :]
+                nisa.dma_copy(
+                    dst=tile,
+                    src=rows[:, block.first * width : (block.first + block.count) * width],
+                    dge_mode=nisa.dge_mode.hwdge,
+                    engine=nisa.engine.sync,
+                )
+            else:
+                _make_causal(tile, block.count, sizes)
+            self.active.append(tile)
+        room = _mask_room(sizes, core, kinds) - others
         self.bytes = others
         self.tiles = []
         self.all_on_chip = True
@@ -104,6 +111,12 @@ class Masks(NKIObject):
         if not self.all_on_chip and self.prior != None:
             prior = self.prior
             self.prior = LayerTensor(prior.view)
+
+    def of_new_keys(self, group):
+        """[tokens, columns]: the mask of the new keys of a group's `TokenBlock`."""
+        tile = self.active[group.tokens_number]
+        first = (group.first - group.tokens.first) * group.width
+        return tile[:, first : first + group.columns]
 
     def get(self, task):
         """The tiles of a task's block on chip, one per segment."""
@@ -189,38 +202,41 @@ class ContextRanges(NKIObject):
         return numbers.expand_dim(3).broadcast(3, dst.shape[3])
 
 
-def _make_causal(mask, sizes):
-    """mask [T, B * q * S] = 1 where a query attends a new key of its sequence: not a later one."""
-    T = sizes.T
+def _make_causal(mask, B, sizes):
+    """mask [T, B * q * S] = 1 where a query attends a new key of its sequence: not a later one.
+
+    Of B sequences, which have T tokens.
+    """
     S = sizes.S
-    ones = nl.ndarray((T, sizes.B, S), dtype=nl.float32, buffer=nl.sbuf)
+    T = B * S
+    ones = nl.ndarray((T, B, S), dtype=nl.float32, buffer=nl.sbuf)
     nisa.memset(dst=ones, value=1.0)
     # Key p, query (b, s): p >= b * S, then also p <= b * S + s.
-    begun = nl.ndarray((T, sizes.B, S), dtype=nl.float32, buffer=nl.sbuf)
+    begun = nl.ndarray((T, B, S), dtype=nl.float32, buffer=nl.sbuf)
     nisa.affine_select(
         dst=begun,
-        pattern=[[-S, sizes.B], [0, S]],
+        pattern=[[-S, B], [0, S]],
         channel_multiplier=1,
         on_true_tile=ones,
         on_false_value=0.0,
         cmp_op=nl.greater_equal,
     )
-    causal = nl.ndarray((T, sizes.B, S), dtype=nl.float32, buffer=nl.sbuf)
+    causal = nl.ndarray((T, B, S), dtype=nl.float32, buffer=nl.sbuf)
     nisa.affine_select(
         dst=causal,
-        pattern=[[S, sizes.B], [1, S]],
+        pattern=[[S, B], [1, S]],
         channel_multiplier=-1,
         on_true_tile=begun,
         on_false_value=0.0,
         cmp_op=nl.greater_equal,
     )
     nisa.tensor_copy(
-        dst=mask.reshape_dim(1, (sizes.B, sizes.q, S)),
+        dst=mask.reshape_dim(1, (B, sizes.q, S)),
         src=causal.expand_dim(2).broadcast(2, sizes.q),
     )
 
 
-def _mask_room(sizes, core):
+def _mask_room(sizes, core, kinds):
     """Bytes of a partition for masks that stay on chip, beside normalization and MLP."""
     share = hidden_share(sizes, core)
     hidden = share.count * sizes.T
@@ -229,7 +245,15 @@ def _mask_room(sizes, core):
     whole = sizes.hidden_chunks() * sizes.T
     experts = expert_bytes(hidden, whole, sizes.expert_I, sizes.experts, sizes.T, item)
     terms = term_bytes(share.count, sizes.T, item) + term_bytes(sizes.mlp_chunks(), sizes.T, item)
-    return mask_room_bytes(hidden, sizes.hidden_chunks(), mlp, item, experts=experts, terms=terms)
+    return mask_room_bytes(
+        hidden,
+        sizes.hidden_chunks(),
+        mlp,
+        item,
+        experts=experts,
+        terms=terms,
+        tables=table_bytes(sizes.B, sizes.S, sizes.q, kinds, sizes.experts),
+    )
 
 
 def _load_mask(prior, segment, group):

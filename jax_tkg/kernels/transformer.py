@@ -314,10 +314,9 @@ def transformer_tkg(
         found = candidates(
             x, gamma, LayerTensor(W_head), count, logit_scale, logit_softcap, context
         )
-        logits, columns = found
         shape = (sizes.B, sizes.S, count)
         out_logits = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
         out_ids = nl.ndarray(shape, dtype=nl.int32, buffer=nl.shared_hbm)
-        store_candidates(out_logits, out_ids, logits, columns, core)
+        store_candidates(out_logits, out_ids, found, sizes, core)
         results.extend([out_logits, out_ids])
     return tuple(results)

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
 
 from jax_tkg import hardware
-from jax_tkg.call.arguments import Operands, Parameters
+from jax_tkg.call.arguments import FLOAT8_DTYPES, Operands, Parameters
 from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.layer_kinds import LayerKinds, by_kind
 from jax_tkg.kernels import limits
@@ -62,7 +63,11 @@ def check_megakernel(operands: Operands, parameters: Parameters) -> None:
             )
     cores = logical_cores(parameters)
     candidates = parameters.candidates_per_token or 0
-    check_kernel_limits(sizes[0], cores, sizes[1:], candidates, ranks.count)
+    float8 = any(
+        weight.dtype in FLOAT8_DTYPES
+        for weight in jax.tree.leaves((operands.W_gates, operands.W_ups, operands.W_downs))
+    )
+    check_kernel_limits(sizes[0], cores, sizes[1:], candidates, ranks.count, float8)
 
 
 def check_kernel_limits(
@@ -71,6 +76,7 @@ def check_kernel_limits(
     other_kinds: Sequence[Dimensions] = (),
     candidates: int = 0,
     context_parallel: int = 1,
+    float8: bool = True,
 ) -> None:
     """Checks that the kernel can run a call of these sizes.
 
@@ -81,6 +87,7 @@ def check_kernel_limits(
       other_kinds: the sizes of further kinds of layers.
       candidates: candidates of a token; 0 without a head.
       context_parallel: ranks that share out the context.
+      float8: whether there are float8 weights.
 
     Raises:
       ValueError: it cannot; the message names the argument to shrink, and gives the arithmetic.
@@ -94,11 +101,7 @@ def check_kernel_limits(
                 "pad with zeros"
             )
     tokens = D.B * D.S
-    if tokens > PARTITIONS:
-        raise ValueError(
-            f"X: expected at most {PARTITIONS} tokens for the Neuron kernel (a partition each), "
-            f"got B * S = {D.B} * {D.S} = {tokens}"
-        )
+    _check_tokens(D)
     if D.E > limits.MAX_EXPERTS:
         raise ValueError(
             f"W_routers: expected E <= {limits.MAX_EXPERTS} for the Neuron kernel (a PSUM bank of "
@@ -128,7 +131,7 @@ def check_kernel_limits(
                 f"all parts of the vocabulary for the Neuron kernel (the elements that a search "
                 f"takes), got {found} for V = {D.V} and {candidates} a token"
             )
-    parts = sbuf_bytes(D, cores, other_kinds, candidates, context_parallel)
+    parts = sbuf_bytes(D, cores, other_kinds, candidates, context_parallel, float8)
     needed = sum(parts.values())
     kinds = (D, *other_kinds)
     without = needed - parts["block tables"]
@@ -150,12 +153,32 @@ def check_kernel_limits(
         )
 
 
+def _check_tokens(D: Dimensions) -> None:
+    tokens = D.B * D.S
+    if tokens > limits.MAX_TOKENS:
+        raise ValueError(
+            f"X: expected at most {limits.MAX_TOKENS} tokens for the Neuron kernel (two chunks of "
+            f"features in a PSUM bank), got B * S = {D.B} * {D.S} = {tokens}"
+        )
+    if tokens > PARTITIONS and D.S > PARTITIONS:
+        raise ValueError(
+            f"X: expected S <= {PARTITIONS} for the Neuron kernel (a sequence's new tokens have a "
+            f"partition each), got B * S = {D.B} * {D.S}"
+        )
+    if tokens > PARTITIONS and D.E:
+        raise ValueError(
+            f"X: expected at most {PARTITIONS} tokens for the Neuron kernel with experts (a "
+            f"partition each for the router), got B * S = {D.B} * {D.S} = {tokens}"
+        )
+
+
 def sbuf_bytes(
     dimensions: Dimensions,
     cores: int,
     other_kinds: Sequence[Dimensions] = (),
     candidates: int = 0,
     context_parallel: int = 1,
+    float8: bool = True,
 ) -> dict[str, int]:
     """Bytes per partition that the kernel needs at most, by purpose.
 
@@ -165,6 +188,7 @@ def sbuf_bytes(
       other_kinds: the sizes of further kinds of layers, which differ in S_ctx and S_max.
       candidates: candidates of a token; 0 without a head.
       context_parallel: ranks that share out the context.
+      float8: whether there are float8 weights, whose inputs are clamped or split.
     """
     D = dimensions
     kinds = (D, *other_kinds)
@@ -180,9 +204,12 @@ def sbuf_bytes(
     part = FLOAT32 * min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
     # Products on their way: scaled, the other core's, their sum.
     swapped = 3 * FLOAT32 * PSUM_BANK
-    # The normalized input (also clamped), these, their product, and the down projection's result.
-    feed_forward = 2 * item * hidden + 2 * part + swapped + 2 * item * mlp + FLOAT32 * hidden
-    feed_forward += limits.divided_sums_bytes(hidden) + _term_bytes(D, cores, item)
+    # The normalized input, these, their product, and the down projection's result.
+    feed_forward = item * hidden + 2 * part + swapped + item * mlp + FLOAT32 * hidden
+    feed_forward += limits.divided_sums_bytes(hidden)
+    if float8:
+        # Input and product clamped, or as terms.
+        feed_forward += item * (hidden + mlp) + _term_bytes(D, cores, item)
     experts = _expert_bytes(D, cores, item)
     # The rows of tokens that are loaded and stored.
     rows = item * PARTITIONS * _hidden_chunks(D, cores) + item * hidden
@@ -204,14 +231,11 @@ def sbuf_bytes(
         ),
     }
     largest = max(stages, key=lambda name: stages[name])
-    # Cosines and sines, the mask of new keys, ranges of slots, and write offsets.
-    tables = 5 * FLOAT32 * tokens + D.B * D.q * D.S + 4 * D.B + 8
+    tables = limits.table_bytes(D.B, D.S, D.q, len(kinds), D.E)
     return {
         "weights on their way": limits.RING_BYTES,
         "constants": limits.CONSTANT_BYTES,
-        "tables and masks": len(kinds) * tables
-        + FLOAT32 * (max(D.E, limits.LEAST_SEARCHED) + 8 if D.E else 0)
-        + _resident_mask_bytes(kinds, cores, item),
+        "tables and masks": tables + _resident_mask_bytes(kinds, cores, item, tables),
         "block tables": sum(BLOCK_NUMBER * D.B * kind.n for kind in kinds),
         "residual": residual,
         largest: stages[largest],
@@ -244,8 +268,8 @@ def _term_bytes(D: Dimensions, cores: int, item: int) -> int:
     )
 
 
-def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int) -> int:
-    """Masks that stay on chip: all, or as many as there is room for."""
+def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int, tables: int) -> int:
+    """Masks that stay on chip beside `tables`: all, or as many as there is room for."""
     D = kinds[0]
     chunks = sum(limits.ceiling_divide(kind.S_ctx, cores * PARTITIONS) + 1 for kind in kinds)
     needed = chunks * D.B * D.q * D.S
@@ -254,7 +278,7 @@ def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int) -> 
     mlp = _mlp_chunks(D) * tokens
     experts = _expert_bytes(D, cores, item)
     terms = _term_bytes(D, cores, item)
-    room = limits.mask_room_bytes(hidden, D.H // PARTITIONS, mlp, item, experts, terms)
+    room = limits.mask_room_bytes(hidden, D.H // PARTITIONS, mlp, item, experts, terms, tables)
     return max(0, min(needed, room))
 
 

@@ -32,6 +32,9 @@ class KernelTest(parameterized.TestCase):
         (1, cases.Shape(B=2, S=2, L=2), 300, 3, False),
         (2, cases.Shape(B=1, S=1, H=384, L=1), 1000, 12, False),
         (2, cases.Shape(B=3, S=2, L=2, dtype="bfloat16"), 130, 1, True),
+        # More tokens than a tile has rows.
+        (2, cases.Shape(B=66, S=2, L=1, q=2, k=1), 300, 9, False),
+        (1, cases.Shape(B=27, S=5, L=1, q=2, k=1), 300, 2, False),
     )
     @pytest.mark.extended_except("1", "2")
     def test_alone(self, cores: int, shape: cases.Shape, V: int, count: int, stacked: bool) -> None:

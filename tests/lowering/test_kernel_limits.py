@@ -49,6 +49,7 @@ SHAPES = {
         options=("bias_gates", "bias_ups", "bias_downs"),
     ),
     "many_tokens": cases.Shape(B=16, S=8, q=2, k=1, H=1024, I=1024, L=1, dtype="bfloat16"),
+    "two_blocks_of_tokens": cases.Shape(B=64, S=4, q=2, k=1, H=1024, I=1024, L=1, dtype="bfloat16"),
 }
 
 
@@ -81,6 +82,7 @@ class SbufTest(parameterized.TestCase):
         "38",
         "44",
         "47",
+        "49",
     )
     def test_estimate_covers_what_the_simulator_counts(
         self, name: str, cores: int, stacked: bool
@@ -116,7 +118,8 @@ class SbufTest(parameterized.TestCase):
             launch.run(shape, row, cores=cores, stacked=stacked)
         self.assertLen(peaks, cores)
         kinds = [_dimensions(shape.of_kind(kind)) for kind in range(1 + len(shape.kinds))]
-        estimate = sum(kernel_limits.sbuf_bytes(kinds[0], cores, kinds[1:]).values())
+        float8 = any(shape.quantized) if shape.quantized else False
+        estimate = sum(kernel_limits.sbuf_bytes(kinds[0], cores, kinds[1:], float8=float8).values())
         self.assertLessEqual(max(peaks), estimate)
         # An estimate far above the truth would refuse what runs.
         self.assertLess(estimate, 1.5 * max(peaks))
@@ -145,6 +148,12 @@ class LimitsTest(parameterized.TestCase):
         ("70b_long", dataclasses.replace(LLAMA_70B, S_ctx=36864, S_max=36864)),
         ("70b_batch", dataclasses.replace(LLAMA_70B, B=8, S_ctx=10240, S_max=10240)),
         ("128_tokens", dataclasses.replace(LLAMA_70B, B=128, H=2048)),
+        ("256_tokens", dataclasses.replace(LLAMA_8B, B=256, q=4, k=1, I=1792, S_ctx=4096)),
+        # Masks of 36864 slots leave room for the residual stream of 128 tokens.
+        (
+            "128_tokens_long",
+            dataclasses.replace(LLAMA_70B, B=32, S=4, S_ctx=36864, S_max=36864),
+        ),
         ("9b_large_heads", dataclasses.replace(GEMMA2_9B, S_ctx=8192, S_max=8192)),
         ("8b_on_one_device", dataclasses.replace(LLAMA_8B, B=4, S_ctx=1024, S_max=1024)),
     )
@@ -155,7 +164,13 @@ class LimitsTest(parameterized.TestCase):
     @parameterized.named_parameters(
         ("part_of_a_tile", {"H": 192}, ["X:", "H in [B, S, H]", "multiple of 128", "got 192"]),
         ("part_of_i", {"I": 100}, ["W_gates:", "I in [H, I]", "multiple of 128", "100 % 128"]),
-        ("tokens", {"B": 43, "S": 3}, ["X:", "at most 128 tokens", "43 * 3 = 129"]),
+        ("tokens", {"B": 257, "S": 1}, ["X:", "at most 256 tokens", "257 * 1 = 257"]),
+        ("tokens_of_a_sequence", {"B": 1, "S": 130, "q": 2}, ["X:", "S <= 128", "1 * 130"]),
+        (
+            "tokens_with_experts",
+            {"B": 43, "S": 3, "E": 8, "E_held": 8},
+            ["X:", "at most 128 tokens", "with experts", "43 * 3 = 129"],
+        ),
         ("experts", {"E": 513, "E_held": 513}, ["W_routers: expected E <= 512", "got E = 513"]),
         ("scores", {"q": 96, "S": 8}, ["mask_cache:", "q * S <= 512", "96 * 8 = 768"]),
         (

@@ -293,14 +293,14 @@ class ChoiceTest(parameterized.TestCase):
         self.assertEqual(choice.implementation, "nki")
 
     def test_neuron_beyond_the_limits(self) -> None:
-        shape = cases.Shape(B=17, S=8, q=1, k=1, L=1)
+        shape = cases.Shape(B=33, S=8, q=1, k=1, L=1)
         with mock.patch("jax_tkg.lowering.neuron.nki_problem", return_value=None):
             choice = jax_tkg.explain(**_arguments(shape), **cases.options(shape), platform="neuron")
         self.assertEqual(choice.implementation, "reference")
-        self.assertIn("B * S = 17 * 8 = 136", choice.reason)
+        self.assertIn("B * S = 33 * 8 = 264", choice.reason)
 
     def test_within_the_limits(self) -> None:
-        for batch, within in ((16, True), (17, False)):
+        for batch, within in ((32, True), (33, False)):
             shape = cases.Shape(B=batch, S=8, q=1, k=1, L=1)
             for kernel in ("nki", "simulate"):
                 got = jax_tkg.is_within_limits(kernel, **_arguments(shape), **cases.options(shape))
@@ -323,8 +323,8 @@ class ChoiceTest(parameterized.TestCase):
             )
 
     def test_limits_of_the_kernel(self) -> None:
-        shape = cases.Shape(B=17, S=8, q=1, k=1, L=1)
-        with self.assertRaisesRegex(ValueError, r"X: .*B \* S = 17 \* 8 = 136"):
+        shape = cases.Shape(B=33, S=8, q=1, k=1, L=1)
+        with self.assertRaisesRegex(ValueError, r"X: .*B \* S = 33 \* 8 = 264"):
             jax_tkg.transformer_tkg(
                 **_arguments(shape), **cases.options(shape), implementation="simulate"
             )

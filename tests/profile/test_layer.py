@@ -168,8 +168,8 @@ class LayerFiguresTest(parameterized.TestCase):
             record_launches(SMALL, layers=1)
 
     def test_kernel_limits_hold(self):
-        with self.assertRaisesRegex(ValueError, "at most 128 tokens"):
-            record_launches(dataclasses.replace(SMALL, B=65))
+        with self.assertRaisesRegex(ValueError, "at most 256 tokens"):
+            record_launches(dataclasses.replace(SMALL, B=129))
 
     def test_required_bytes(self):
         total = sum(self.figures.hbm_bytes.values())

@@ -55,7 +55,7 @@ class CommandTest(absltest.TestCase):
         for flags, words in (
             (("--config=/nowhere/config.json",), "/nowhere/config.json: expected a file, got no"),
             (("--tensor_parallel=7",), "tensor_parallel=7: expected a divisor"),
-            (("--batch=200", "--tensor_parallel=1", SMALL), "expected at most 128 tokens"),
+            (("--batch=257", "--tensor_parallel=1", SMALL), "expected at most 256 tokens"),
             (("--batch=1,x",), "--batch: expected positive integers, got '1,x'"),
             (("--compare=nkilib", *AWS_FITS), "expected NKILIB to name a checkout"),
         ):

@@ -21,7 +21,7 @@ from jax_tkg.kernels.cache_update import (
     LayerCaches,
     await_readers,
     load_offsets,
-    token_rows,
+    rows_of_blocks,
     update_caches,
 )
 from jax_tkg.kernels.constants import Constants
@@ -45,6 +45,7 @@ from jax_tkg.kernels.softmax import (
     merge_packed,
     set_unattended,
 )
+from jax_tkg.kernels.token_blocks import attended_blocks
 from jax_tkg.lowering.kernel_operands import context_ranges
 from tests.stages.small_kernels import (
     TARGETS,
@@ -239,7 +240,7 @@ class KernelStages(SmallKernels):
                     target = target[:, group.first_column : group.first_column + group.columns]
                     target = target.reshape_dim(0, (segment.rows, segment.chunks))
                     nisa.dma_copy(dst=target, src=tile)
-            return out, store(masks.active, context)
+            return out, store(masks.active[0], context)
 
         given = {"ranges": np.asarray(context_ranges(operands))}
         ((cache, active),) = self.run(
@@ -307,7 +308,7 @@ class KernelStages(SmallKernels):
                 context.ring.clear()
                 blocks = CacheBlocks(K_cache, V_cache, 0, load(numbers), context.sizes)
             caches = (LayerTensor(K_cache), LayerTensor(V_cache))
-            attended, values = attention(
+            attended, (values,) = attention(
                 by_head(load(heads), context.sizes),
                 AttentionLoads(*caches, context, blocks),
                 Masks(prior, active, context.sizes, context.core),
@@ -477,8 +478,11 @@ class KernelStages(SmallKernels):
             caches = LayerCaches(
                 LayerTensor(one_K), LayerTensor(one_V), K_cache, V_cache, layer or 0
             )
-            caches.offsets = load_offsets(*(layer_tensor(table, 0) for table in offsets))
-            values = token_rows(loaded, 1 + k, sizes)
+            blocks = attended_blocks(sizes, context.core)
+            caches.offsets = load_offsets(
+                *(layer_tensor(table, 0) for table in offsets), None, blocks
+            )
+            values = rows_of_blocks(loaded, 1 + k, context)
             await_readers(caches, context.core)
             update_caches(caches, loaded, values, context)
             return K_cache, V_cache

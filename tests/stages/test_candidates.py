@@ -35,7 +35,7 @@ def _kernel(cores: int, x: np.ndarray, gamma: np.ndarray, W: np.ndarray, **optio
     parameters = Parameters(1, eps=EPS, **options)
 
     def body(context: Any, x: Any, gamma: Any, W: Any) -> Any:
-        logits, columns = kernel_candidates(
+        ((logits, columns),) = kernel_candidates(
             load_share(x, context),
             LayerTensor(gamma),
             LayerTensor(W),
