@@ -6,6 +6,48 @@ from scripts.mutations.mutation import Mutation
 
 KERNELS: tuple[Mutation, ...] = (
     Mutation(
+        "kernel attends the new values of the first block of tokens in every block",
+        "kernels/attention.py",
+        "own_values = values[group.tokens_number]",
+        "own_values = values[0]",
+        ("kernels/test_token_blocks.py",),
+    ),
+    Mutation(
+        "kernel masks the new keys of a block of tokens as those of the first",
+        "kernels/masks.py",
+        "first = (group.first - group.tokens.first) * group.width",
+        "first = 0",
+        ("kernels/test_token_blocks.py",),
+    ),
+    Mutation(
+        "kernel scores new keys of the first block of tokens in every block",
+        "kernels/attention_scores.py",
+        "new_keys[:, :, :, own.first_token : own.first_token + own.tokens]",
+        "new_keys[:, :, :, 0 : own.tokens]",
+        ("kernels/test_token_blocks.py",),
+    ),
+    Mutation(
+        "kernel writes keys of a block of tokens at the offsets of the first",
+        "kernels/cache_update.py",
+        "part = table.view[block.first_token : block.first_token + block.tokens]",
+        "part = table.view[0 : block.tokens]",
+        ("kernels/test_token_blocks.py",),
+    ),
+    Mutation(
+        "kernel searches the logits of the first block of tokens in every block",
+        "kernels/candidates.py",
+        "own_tokens = product[:, :, block.first_token : last]",
+        "own_tokens = product[:, :, 0 : block.tokens]",
+        ("kernels/test_candidates.py",),
+    ),
+    Mutation(
+        "masks of 36864 slots take the room of the residual stream",
+        "kernels/limits.py",
+        "room = MASK_ROOM_BYTES - max(0, tables + item * hidden - TABLE_ROOM_BYTES)",
+        "room = MASK_ROOM_BYTES",
+        ("lowering/test_kernel_limits.py",),
+    ),
+    Mutation(
         "kernel merges softmaxes of ranks that are relative to their own peaks",
         "kernels/softmax.py",
         "data2=factor.expand_dim(2).broadcast(2, rest),\n        op=nl.multiply",
@@ -197,8 +239,8 @@ KERNELS: tuple[Mutation, ...] = (
     Mutation(
         "kernel drops a token of the second core",
         "kernels/cache_update.py",
-        "return (half, sizes.T)",
-        "return (half + 1, sizes.T)",
+        "last = sizes.T // 2\n",
+        "last = sizes.T // 2 - 1\n",
         ("stages/test_cache_update.py",),
     ),
     Mutation(

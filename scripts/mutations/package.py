@@ -195,10 +195,10 @@ PACKAGE: tuple[Mutation, ...] = (
         ("lowering/test_kernel_operands.py",),
     ),
     Mutation(
-        "129 tokens are let through",
+        "257 tokens are let through",
         "lowering/kernel_limits.py",
-        "if tokens > PARTITIONS:",
-        "if tokens > PARTITIONS + 1:",
+        "if tokens > limits.MAX_TOKENS:",
+        "if tokens > limits.MAX_TOKENS + 1:",
         ("lowering/test_kernel_limits.py",),
     ),
     Mutation(
