@@ -9,7 +9,7 @@ import dataclasses
 import pathlib
 from collections.abc import Sequence
 
-from jax_tkg.profile.layer import Launches, bound, layer_figures, record_launches
+from jax_tkg.profile.layer import Launches, LayerFigures, bound, layer_figures, record_launches
 from jax_tkg.profile.model_shapes import Case
 from jax_tkg.simulator.timing.costs import TARGETS
 from jax_tkg.simulator.timing.stress import MACHINES, Machine
@@ -23,16 +23,25 @@ CELLS = (
 )
 """Those whose weights, caches or small steps dominate, at both ends of the tensor parallelism."""
 
-_HEADINGS = ["machine", "ours us", "/ bound", "AWS us", "/ bound", "ours / AWS"]
+_HEADINGS = ["machine", "ours us", "/ bound", "in turn", "AWS us", "/ bound", "ours / AWS"]
+"""In turn: what the Tensor Engine and the all-reduces take of ours, over the bound. Neither can go
+on during the other: each takes what the other made."""
 
 
 @dataclasses.dataclass(frozen=True)
 class StressRow:
-    """One machine on one cell; `ours` and `aws` in ns, None where the kernel was not modelled."""
+    """One machine on one cell; times in ns, None where the kernel was not modelled.
+
+    Attributes:
+      bound: that of HBM.
+      ours, aws: a layer's latency.
+      in_turn: what of ours cannot overlap: the Tensor Engine's time and the all-reduces'.
+    """
 
     machine: Machine
     bound: float
     ours: float | None
+    in_turn: float | None
     aws: float | None
 
     def columns(self) -> list[str]:
@@ -41,6 +50,7 @@ class StressRow:
             self.machine.name,
             _us(self.ours),
             _ratio(self.ours, self.bound),
+            _ratio(self.in_turn, self.bound),
             _us(self.aws),
             _ratio(self.aws, self.bound),
             _ratio(self.ours, self.aws),
@@ -59,14 +69,26 @@ def stressed(case: Case, kernels: Sequence[str]) -> list[StressRow]:
     """A cell on every machine: recorded once for each kernel, and scheduled again and again."""
     recorded = {name: _recorded(case, name) for name in kernels}
 
-    def latency(kernel: str, machine: Machine) -> float | None:
+    def figures(kernel: str, machine: Machine) -> LayerFigures | None:
         launches = recorded.get(kernel)
-        return None if launches is None else latency_on(launches, machine)
+        return None if launches is None else figures_on(launches, machine)
 
     return [
-        StressRow(machine, bound(case), latency("ours", machine), latency("nkilib", machine))
+        _row(machine, bound(case), figures("ours", machine), figures("nkilib", machine))
         for machine in MACHINES
     ]
+
+
+def _row(
+    machine: Machine, least: float, ours: LayerFigures | None, aws: LayerFigures | None
+) -> StressRow:
+    return StressRow(
+        machine,
+        least,
+        None if ours is None else ours.latency,
+        None if ours is None else ours.busy["tensor"] + ours.busy["collective"],
+        None if aws is None else aws.latency,
+    )
 
 
 def _recorded(case: Case, kernel: str) -> Launches | None:
@@ -77,11 +99,16 @@ def _recorded(case: Case, kernel: str) -> Launches | None:
         return None
 
 
-def latency_on(launches: Launches, machine: Machine) -> float:
-    """A layer's latency in ns; all-reduces are free unless the machine gives them a latency."""
+def figures_on(launches: Launches, machine: Machine) -> LayerFigures:
+    """A layer's figures; all-reduces are free unless the machine gives them a latency."""
     costs = machine.costs(TARGETS[launches.case.target])
     collectives = "all_reduce_latency" in machine.changes
-    return layer_figures(launches, costs, machine.tensor_rate, collectives).latency
+    return layer_figures(launches, costs, machine.tensor_rate, collectives)
+
+
+def latency_on(launches: Launches, machine: Machine) -> float:
+    """The latency of `figures_on`, in ns."""
+    return figures_on(launches, machine).latency
 
 
 def chain_latency(launches: Launches) -> float:
