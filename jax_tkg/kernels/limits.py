@@ -321,6 +321,23 @@ def sequences_of_a_core(B, cores):
     return B
 
 
+def mask_groups(B, queries):
+    """(first, count) of sequences whose masks of cache slots lie together in HBM.
+
+    Those that two cores attend together, of `queries` columns each: what a partition loads of their
+    mask is then in one piece. Other divisions of the sequences load several pieces.
+    """
+    own = sequences_of_a_core(B, 2)
+    at_once = min(own, max(1, GROUP_COLUMNS // queries))
+    groups = []
+    for part in range(B // own):
+        done = 0
+        while done < own:
+            groups.append((part * own + done, min(at_once, own - done)))
+            done += at_once
+    return groups
+
+
 def slots_of_a_core(B, slots, cores):
     """How many of each sequence's cache slots a core attends: half if two cores divide them."""
     if cores == 1 or divides_sequences(B, cores):

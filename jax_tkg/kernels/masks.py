@@ -6,7 +6,14 @@ from nki.language import NKIObject
 
 from .attention_blocks import key_blocks, sequence_groups
 from .layer_tensor import LayerTensor
-from .limits import PARTITIONS, expert_bytes, mask_room_bytes, table_bytes, term_bytes
+from .limits import (
+    PARTITIONS,
+    expert_bytes,
+    mask_groups,
+    mask_room_bytes,
+    table_bytes,
+    term_bytes,
+)
 from .sizes import bytes_of, hidden_share
 from .token_blocks import attended_blocks
 
@@ -17,7 +24,8 @@ class Masks(NKIObject):
     Masks of cache slots are loaded from HBM, or made on chip from ranges of slots.
 
     Attributes:
-      prior: `LayerTensor` [S_prior, B * q * S], for the cache slots; None without slots, and if
+      prior: `LayerTensor` [S_prior, B * q * S], for the cache slots, in the order of the
+        `mask_groups`: of each [S_prior, n * q * S] with its n sequences. None without slots, and if
         the masks are made on chip.
       ranges: `ContextRanges`, of which they are then made; else None.
       active: for the new keys, of each of the `attended_blocks` a tile [tokens, n] on chip; n
@@ -33,7 +41,7 @@ class Masks(NKIObject):
         """Loads or makes the masks of a kind.
 
         Args:
-          prior: [S_prior, B * q * S] in HBM, or None.
+          prior: [S_prior, B * q * S] in HBM, in the order of the `mask_groups`; or None.
           active: [T, B * q * S] in HBM; None for a causal mask.
           sizes: `Sizes` of the kind.
           core: `Core`.
@@ -66,6 +74,7 @@ class Masks(NKIObject):
         room = _mask_room(sizes, core, kinds) - others
         self.bytes = others
         self.tiles = []
+        self.sizes = sizes
         self.all_on_chip = True
         for group in sequence_groups(sizes, core):
             of_group = []
@@ -90,7 +99,7 @@ class Masks(NKIObject):
             if ranges != None:
                 tiles.append(ranges.mask(segment, group))
             else:
-                tiles.append(_load_mask(self.prior, segment, group))
+                tiles.append(_load_mask(self.prior, segment, group, self.sizes))
         return tiles
 
     def enter_loop(self):
@@ -256,24 +265,42 @@ def _mask_room(sizes, core, kinds):
     )
 
 
-def _load_mask(prior, segment, group):
+def _load_mask(prior, segment, group, sizes):
     """[rows, chunks, columns]: the mask of a segment; zero for slots that no query attends."""
-    columns = group.columns
     chunks = segment.chunks
-    mask = nl.ndarray((segment.rows, chunks, columns), dtype=prior.view.dtype, buffer=nl.sbuf)
+    shape = (segment.rows, chunks, group.columns)
+    mask = nl.ndarray(shape, dtype=prior.view.dtype, buffer=nl.sbuf)
+    if segment.attended // chunks < segment.rows:
+        nisa.memset(dst=mask, value=0, engine=nisa.engine.gpsimd)
+    width = group.width
+    slots = sizes.S_prior
+    flat = prior.view.reshape((slots * sizes.B * width,))
+    for neighbors in mask_groups(sizes.B, width):
+        first, count = neighbors
+        begin = max(first, group.first)
+        end = min(first + count, group.first + group.count)
+        if begin < end:
+            rows = flat[slots * first * width : slots * (first + count) * width]
+            rows = rows.reshape((slots, count * width))
+            own = mask[:, :, (begin - group.first) * width : (end - group.first) * width]
+            _load_rows(
+                own, rows[:, (begin - first) * width : (end - first) * width], segment, prior
+            )
+    return mask
+
+
+def _load_rows(mask, slots, segment, prior):
+    """Fills mask [rows, chunks, n] with a segment's attended slots, of [S_prior, n]."""
+    chunks = segment.chunks
     whole = segment.attended // chunks
     rest = segment.attended % chunks
-    if whole < segment.rows:
-        nisa.memset(dst=mask, value=0, engine=nisa.engine.gpsimd)
-    attended = prior.view[segment.start : segment.start + segment.attended, :]
-    attended = attended[:, group.first_column : group.first_column + columns]
+    attended = slots[segment.start : segment.start + segment.attended, :]
     if whole > 0:
         rows = attended[0 : whole * chunks, :].reshape_dim(0, (whole, chunks))
         _load(mask[0:whole, :, :], rows, prior)
     if rest > 0:
         rows = attended[whole * chunks : segment.attended, :].expand_dim(0)
         _load(mask[whole : whole + 1, 0:rest, :], rows, prior)
-    return mask
 
 
 def _load(dst, rows, prior):

@@ -159,8 +159,8 @@ def transformer_tkg(
       V_caches: per layer [B, k, S_max, d]; updated, likewise.
       RoPE_cos: [d/2, B, S].
       RoPE_sin: [d/2, B, S].
-      prior_mask: [S_prior, B * q * S] uint8, 1 where a query attends a cache slot; None if no query
-        attends any slot, or if there are `context_ranges`.
+      prior_mask: [S_prior, B * q * S] uint8, 1 where a query attends a cache slot, in the order of
+        `masks.Masks.prior`; None if no query attends any slot, or if there are `context_ranges`.
       active_mask: [T, B * q * S] uint8, 1 where a query attends a new key, of any sequence; None
         for a causal mask, which is made on chip.
       context_ranges: [1 or 3, B or T] float32, ranges of slots as `masks.ContextRanges` takes them,

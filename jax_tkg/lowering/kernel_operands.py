@@ -25,6 +25,7 @@ from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.integers import as_int32, by_token
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.call.operand_table import OPERANDS
+from jax_tkg.kernels.limits import mask_groups
 from jax_tkg.reference.cache_update import write_slots
 from jax_tkg.reference.context_ranks import ContextRanks, own_context
 from jax_tkg.reference.expert_ranks import first_expert
@@ -68,10 +69,12 @@ Offsets = dict[str, jax.Array | None]
 
 
 def prior_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
-    """[slots, B * q * S] uint8: 1 where a query attends a cache slot.
+    """[slots, B * q * S] uint8: 1 where a query attends a cache slot, in the kernel's order.
 
-    The slots are S_ctx, or where the mask is unified the first S_ctx - S. None without slots, and
-    where the kernel makes the mask (`context_ranges`).
+    Of each of the `mask_groups` of sequences [slots, n * q * S], one after the other, so that the
+    kernel loads the mask of sequences that it attends together in long runs. The slots are S_ctx,
+    or where the mask is unified the first S_ctx - S. None without slots, and where the kernel makes
+    the mask (`context_ranges`).
     """
     D = dimensions
     if operands.mask_cache is None:
@@ -79,7 +82,17 @@ def prior_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
     slots = D.S_ctx - (D.S if operands.mask_active is None else 0)
     if slots == 0:
         return None
-    return _ones(operands.mask_cache[:slots]).reshape(slots, D.B * D.q * D.S)
+    return grouped(_ones(operands.mask_cache[:slots])).reshape(slots, D.B * D.q * D.S)
+
+
+def grouped(mask: jax.Array) -> jax.Array:
+    """[slots * B * q * S]: a mask [slots, B, q, S] in the order of the `mask_groups`."""
+    slots, B, q, S = mask.shape
+    groups = mask_groups(B, q * S)
+    count = groups[0][1]
+    if all(size == count for _, size in groups):
+        return mask.reshape(slots, len(groups), -1).swapaxes(0, 1).reshape(-1)
+    return jnp.concatenate([mask[:, first : first + n].reshape(-1) for first, n in groups])
 
 
 def active_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:

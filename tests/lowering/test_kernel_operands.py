@@ -73,6 +73,18 @@ class PlacesTest(parameterized.TestCase):
 
 
 class MasksTest(parameterized.TestCase):
+    @parameterized.parameters(
+        (4, [(0, 2), (2, 4)]), (5, [(0, 2), (2, 4), (4, 5)]), (6, [(0, 2), (2, 3), (3, 5), (5, 6)])
+    )
+    def test_sequences_that_are_attended_together(self, B: int, groups: list[Any]) -> None:
+        """Two of 64 columns each; those of each half of an even number lie on their own."""
+        operands = _operands(None, B=B, q=32, S=2, S_ctx=8)
+        cache = np.asarray(operands.mask_cache) != 0
+        prior = np.asarray(kernel_operands.prior_mask(operands, Dimensions.of(operands)))
+        self.assertEqual(prior.shape, (8, B * 64))
+        want = [cache[:, first:last].reshape(-1) for first, last in groups]
+        np.testing.assert_array_equal(prior.reshape(-1), np.concatenate(want))
+
     @parameterized.parameters(False, True)
     def test_rows_are_keys_and_columns_are_queries(self, unified: bool) -> None:
         """Column (b, h, s) is query s of head h of sequence b; it attends its own new keys only."""

@@ -46,7 +46,7 @@ from jax_tkg.kernels.softmax import (
     set_unattended,
 )
 from jax_tkg.kernels.token_blocks import attended_blocks
-from jax_tkg.lowering.kernel_operands import context_ranges
+from jax_tkg.lowering.kernel_operands import context_ranges, grouped
 from tests.stages.small_kernels import (
     TARGETS,
     SmallKernels,
@@ -279,12 +279,15 @@ class KernelStages(SmallKernels):
             "heads": turned_heads(np.concatenate([query, key, value], axis=2)),
             "K_cache": K_cache,
             "V_cache": V_cache,
-            "prior": (mask_cache != 0).astype(np.uint8).reshape(slots, -1) if slots else None,
+            "prior": None,
             "active": active.reshape(B * S, -1),
             "sinks": sinks,
             "numbers": None,
             "scales": (k_scale, v_scale),
         }
+        if slots:
+            prior = np.asarray(grouped((mask_cache != 0).astype(np.uint8)))
+            given["prior"] = prior.reshape(slots, -1)
         numbers: dict[str, Any] = {"B": B, "S": S, "d": d, "q": q, "k": k, "S_prior": slots}
         numbers["S_max"] = K_cache.shape[-1]
         if block_tables is not None:
