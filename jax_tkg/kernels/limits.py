@@ -321,14 +321,16 @@ def sequences_of_a_core(B, cores):
     return B
 
 
-def mask_groups(B, queries):
+def mask_groups(B, queries, slots, d, item, block_len, ranks):
     """(first, count) of sequences whose masks of cache slots lie together in HBM.
 
-    Those that two cores attend together, of `queries` columns each: what a partition loads of their
-    mask is then in one piece. Other divisions of the sequences load several pieces.
+    Those that two cores attend together: what a partition loads of their mask is then in one piece.
+    Other divisions of the sequences load several pieces. The arguments are those of
+    `attended_at_once`.
     """
     own = sequences_of_a_core(B, 2)
-    at_once = min(own, max(1, GROUP_COLUMNS // queries))
+    of_core = slots_of_a_core(B, slots, 2)
+    at_once, _ = attended_at_once(own, queries, of_core, d, item, block_len, ranks)
     groups = []
     for part in range(B // own):
         done = 0

@@ -275,7 +275,16 @@ def _load_mask(prior, segment, group, sizes):
     width = group.width
     slots = sizes.S_prior
     flat = prior.view.reshape((slots * sizes.B * width,))
-    for neighbors in mask_groups(sizes.B, width):
+    groups = mask_groups(
+        sizes.B,
+        width,
+        slots,
+        sizes.d,
+        bytes_of(sizes.dtype),
+        sizes.block_len,
+        sizes.context_ranks,
+    )
+    for neighbors in groups:
         first, count = neighbors
         begin = max(first, group.first)
         end = min(first + count, group.first + group.count)

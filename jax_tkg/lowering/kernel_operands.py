@@ -68,13 +68,13 @@ OF_KINDS = (*_PREPARED_OF_KINDS, *(name for name in PER_KIND if name not in CONS
 Offsets = dict[str, jax.Array | None]
 
 
-def prior_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
+def prior_mask(operands: Operands, dimensions: Dimensions, ranks: int = 1) -> jax.Array | None:
     """[slots, B * q * S] uint8: 1 where a query attends a cache slot, in the kernel's order.
 
     Of each of the `mask_groups` of sequences [slots, n * q * S], one after the other, so that the
     kernel loads the mask of sequences that it attends together in long runs. The slots are S_ctx,
     or where the mask is unified the first S_ctx - S. None without slots, and where the kernel makes
-    the mask (`context_ranges`).
+    the mask (`context_ranges`). `ranks` is how many share out the context.
     """
     D = dimensions
     if operands.mask_cache is None:
@@ -82,13 +82,15 @@ def prior_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:
     slots = D.S_ctx - (D.S if operands.mask_active is None else 0)
     if slots == 0:
         return None
-    return grouped(_ones(operands.mask_cache[:slots])).reshape(slots, D.B * D.q * D.S)
+    item = jnp.dtype(D.dtype).itemsize
+    mask = _ones(operands.mask_cache[:slots])
+    return grouped(mask, D.d, item, D.block_len, ranks).reshape(slots, D.B * D.q * D.S)
 
 
-def grouped(mask: jax.Array) -> jax.Array:
+def grouped(mask: jax.Array, d: int, item: int, block_len: int = 0, ranks: int = 1) -> jax.Array:
     """[slots * B * q * S]: a mask [slots, B, q, S] in the order of the `mask_groups`."""
     slots, B, q, S = mask.shape
-    groups = mask_groups(B, q * S)
+    groups = mask_groups(B, q * S, slots, d, item, block_len, ranks)
     count = groups[0][1]
     if all(size == count for _, size in groups):
         return mask.reshape(slots, len(groups), -1).swapaxes(0, 1).reshape(-1)
@@ -292,7 +294,7 @@ def _of_one_kind(operands: Operands, looped: bool, ranks: ContextRanks | None) -
         heads = ranks.count * dimensions.q
         dimensions = dataclasses.replace(Dimensions.of(operands), q=heads)
     return {
-        "prior_mask": prior_mask(operands, dimensions),
+        "prior_mask": prior_mask(operands, dimensions, 1 if ranks is None else ranks.count),
         "active_mask": active_mask(operands, dimensions),
         "context_ranges": context_ranges(operands),
         "block_numbers": block_numbers(operands, dimensions, looped),

@@ -18,6 +18,7 @@ from jax_tkg.kernels.limits import (
     PSUM_GROUP_BANKS,
     RING_SLOT_BYTES,
     head_chunks,
+    mask_groups,
 )
 from jax_tkg.kernels.sizes import Sizes
 
@@ -97,6 +98,26 @@ class AttentionBlocksTest(parameterized.TestCase):
                     )
         np.testing.assert_array_equal(attended, 1)
         np.testing.assert_array_equal(new, 1)
+
+    @settings(max_examples=150, derandomize=True, deadline=None)
+    @given(drawn=_drawn())
+    def test_masks_lie_as_two_cores_attend(self, drawn: Drawn) -> None:
+        """So that the mask of a group of sequences is in one piece for each partition."""
+        found = mask_groups(
+            drawn.B,
+            drawn.q * drawn.S,
+            drawn.S_prior,
+            drawn.d,
+            2 if drawn.dtype == "bfloat16" else 4,
+            drawn.block_len,
+            1,
+        )
+        tasks = [task for core in (0, 1) for task in drawn.tasks(2, core)]
+        groups = {(task.group.first, task.group.count) for task in tasks}
+        # A core may have no slots.
+        self.assertContainsSubset(groups, found)
+        counted = [b for first, count in found for b in range(first, first + count)]
+        self.assertEqual(counted, list(range(drawn.B)))
 
     @parameterized.parameters(
         # B, S, slots, cores -> bytes of a run of bfloat16 values at least
