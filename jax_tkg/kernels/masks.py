@@ -292,9 +292,8 @@ def _load_mask(prior, segment, group, sizes):
             rows = flat[slots * first * width : slots * (first + count) * width]
             rows = rows.reshape((slots, count * width))
             own = mask[:, :, (begin - group.first) * width : (end - group.first) * width]
-            _load_rows(
-                own, rows[:, (begin - first) * width : (end - first) * width], segment, prior
-            )
+            part = rows[:, (begin - first) * width : (end - first) * width]
+            _load_rows(own, part, segment, prior)
     return mask
 
 

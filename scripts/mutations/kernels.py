@@ -13,6 +13,13 @@ KERNELS: tuple[Mutation, ...] = (
         ("kernels/test_token_blocks.py",),
     ),
     Mutation(
+        "kernel takes the mask of the first of the sequences that lie together",
+        "kernels/masks.py",
+        "part = rows[:, (begin - first) * width : (end - first) * width]",
+        "part = rows[:, 0 : (end - begin) * width]",
+        ("kernels/test_transformer.py",),
+    ),
+    Mutation(
         "kernel masks the new keys of a block of tokens as those of the first",
         "kernels/masks.py",
         "first = (group.first - group.tokens.first) * group.width",

@@ -114,6 +114,11 @@ class FixedTest(parameterized.TestCase):
         kept = len(kept[cores - 1]) if kept else 0
         self.assertLen(loads, kept + shape.L * (len(blocks) - kept))
 
+    def test_masks_lie_in_other_groups(self) -> None:
+        """One core attends two sequences at once; masks lie as those of two, one, two, one."""
+        shape = cases.Shape(B=6, S=4, q=16, k=2, L=1, S_ctx=40, S_max=64)
+        launch.check(shape, cores=1)
+
     def test_scores_far_apart_stream(self) -> None:
         """Later blocks hold far larger scores than earlier ones, and the other way round."""
         for sign in (1, -1):
