@@ -84,17 +84,19 @@ def prior_mask(operands: Operands, dimensions: Dimensions, ranks: int = 1) -> ja
         return None
     item = jnp.dtype(D.dtype).itemsize
     mask = _ones(operands.mask_cache[:slots])
-    return grouped(mask, D.d, item, D.block_len, ranks).reshape(slots, D.B * D.q * D.S)
+    return grouped(mask, D.d, item, D.block_len, ranks)
 
 
 def grouped(mask: jax.Array, d: int, item: int, block_len: int = 0, ranks: int = 1) -> jax.Array:
-    """[slots * B * q * S]: a mask [slots, B, q, S] in the order of the `mask_groups`."""
+    """[slots, B * q * S]: a mask [slots, B, q, S] in the order of the `mask_groups`."""
     slots, B, q, S = mask.shape
     groups = mask_groups(B, q * S, slots, d, item, block_len, ranks)
-    count = groups[0][1]
-    if all(size == count for _, size in groups):
-        return mask.reshape(slots, len(groups), -1).swapaxes(0, 1).reshape(-1)
-    return jnp.concatenate([mask[:, first : first + n].reshape(-1) for first, n in groups])
+    if len(groups) > 1 and len({size for _, size in groups}) == 1:
+        mask = mask.reshape(slots, len(groups), -1).swapaxes(0, 1)
+    elif len(groups) > 1:
+        parts = [mask[:, first : first + n].reshape(-1) for first, n in groups]
+        mask = jnp.concatenate(parts)
+    return mask.reshape(slots, B * q * S)
 
 
 def active_mask(operands: Operands, dimensions: Dimensions) -> jax.Array | None:

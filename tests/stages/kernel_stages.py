@@ -287,10 +287,8 @@ class KernelStages(SmallKernels):
         }
         block_len = 0 if block_tables is None else K_cache.shape[-1]
         if slots:
-            prior = np.asarray(
-                grouped((mask_cache != 0).astype(np.uint8), d, query.dtype.itemsize, block_len)
-            )
-            given["prior"] = prior.reshape(slots, -1)
+            ones = (mask_cache != 0).astype(np.uint8)
+            given["prior"] = np.asarray(grouped(ones, d, query.dtype.itemsize, block_len))
         numbers: dict[str, Any] = {"B": B, "S": S, "d": d, "q": q, "k": k, "S_prior": slots}
         numbers["S_max"] = K_cache.shape[-1]
         if block_tables is not None:
