@@ -13,8 +13,9 @@ from .attention_scores import masked_scores, score_products
 from .cache_scales import CacheScales, ScoreScale, beside_cached
 from .cache_update import rows_of_blocks
 from .context_ranks import StateExchange
+from .divisions import divides_sequences
 from .exchange import swap
-from .limits import PARTITIONS, PSUM_BANK, divides_sequences
+from .limits import PARTITIONS, PSUM_BANK
 from .row_loads import begin
 from .softmax import (
     SoftmaxState,

@@ -2,16 +2,14 @@
 
 from nki.language import NKIObject
 
-from .limits import (
-    PARTITIONS,
-    PSUM_BANK,
+from .divisions import (
     attended_at_once,
-    ceiling_divide,
     chunks_of_a_run,
     divides_sequences,
     slots_of_a_core,
     stacks_heads,
 )
+from .limits import PARTITIONS, PSUM_BANK, ceiling_divide
 from .sizes import bytes_of
 from .token_blocks import attended_blocks, sequence_share
 

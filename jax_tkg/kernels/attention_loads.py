@@ -6,7 +6,8 @@ from nki.language import NKIObject
 
 from .attention_blocks import attention_tasks
 from .cache_scales import is_multipliable, multipliable, product_bytes
-from .limits import PARTITIONS, RING_SLOTS, stacks_heads
+from .divisions import stacks_heads
+from .limits import PARTITIONS, RING_SLOTS
 
 
 class AttentionLoads(NKIObject):

@@ -4,7 +4,8 @@ import nki.isa as nisa
 import nki.language as nl
 
 from .attention_loads import keys_of
-from .limits import PARTITIONS, PSUM_BANK, ceiling_divide, stacks_heads
+from .divisions import stacks_heads
+from .limits import PARTITIONS, PSUM_BANK, ceiling_divide
 from .softmax import MASKED
 
 

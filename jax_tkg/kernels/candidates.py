@@ -4,6 +4,7 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
+from .divisions import candidates_found, head_columns, head_segments
 from .exchange import swap
 from .experts import all_features
 from .feature_order import FeatureOrder
@@ -14,10 +15,7 @@ from .limits import (
     NO_LOGIT,
     PARTITIONS,
     PSUM_BANK,
-    candidates_found,
     ceiling_divide,
-    head_columns,
-    head_segments,
 )
 from .linear import linear
 from .rms_norm import rms_norm

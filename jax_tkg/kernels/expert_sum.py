@@ -4,7 +4,12 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import PARTITIONS, PSUM_BANK, adds_experts_in_psum, ceiling_divide
+from .limits import (
+    PARTITIONS,
+    PSUM_BANK,
+    adds_experts_in_psum,
+    ceiling_divide,
+)
 from .row_loads import Columns
 from .weight_ring import leaves_numbers
 

@@ -10,10 +10,7 @@ from .expert_sum import ExpertSum
 from .expert_vectors import ExpertVectors, chunks_at_once, expert_order, of_expert
 from .feature_order import FeatureOrder
 from .layout import store_tokens
-from .limits import (
-    PARTITIONS,
-    feature_chunks,
-)
+from .limits import PARTITIONS, feature_chunks
 from .linear import add_product, linear
 from .mlp import activate, input_of, mlp, multiply_up
 from .narrow_experts import NarrowExperts, narrow_experts

@@ -10,10 +10,11 @@ from .attention_loads import AttentionLoads
 from .blocks import CacheBlocks
 from .cache_scales import load_cache_scales
 from .cache_update import await_readers, update_caches
+from .divisions import stacks_heads
 from .experts import experts
 from .feature_order import FeatureOrder
 from .layout import load_columns, load_features
-from .limits import PARTITIONS, stacks_heads
+from .limits import PARTITIONS
 from .linear import linear_of_shares
 from .mlp import MlpLoads, mlp
 from .residual_product import ResidualLoads, residual_product

@@ -5,15 +5,10 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .attention_blocks import key_blocks, sequence_groups
+from .divisions import mask_groups
 from .layer_tensor import LayerTensor
-from .limits import (
-    PARTITIONS,
-    expert_bytes,
-    mask_groups,
-    mask_room_bytes,
-    table_bytes,
-    term_bytes,
-)
+from .limits import PARTITIONS
+from .on_chip_bytes import expert_bytes, mask_room_bytes, table_bytes, term_bytes
 from .sizes import bytes_of, hidden_share
 from .token_blocks import attended_blocks
 

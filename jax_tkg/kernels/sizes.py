@@ -3,13 +3,13 @@
 import nki.language as nl
 from nki.language import NKIObject
 
+from .divisions import head_chunks
 from .feature_order import FeatureOrder, even_blocks
 from .limits import (
     FREE_STRIDE_BYTES,
     PARTITIONS,
     PIECE_ELEMENTS,
     feature_chunks,
-    head_chunks,
 )
 
 

@@ -2,7 +2,7 @@
 
 from nki.language import NKIObject
 
-from .limits import sequence_blocks, sequences_of_a_core
+from .divisions import sequence_blocks, sequences_of_a_core
 
 
 class TokenBlock(NKIObject):

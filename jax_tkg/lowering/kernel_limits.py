@@ -15,7 +15,7 @@ from jax_tkg import hardware
 from jax_tkg.call.arguments import FLOAT8_DTYPES, Operands, Parameters
 from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.layer_kinds import LayerKinds, by_kind
-from jax_tkg.kernels import limits
+from jax_tkg.kernels import divisions, limits, on_chip_bytes
 from jax_tkg.kernels.limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL
 from jax_tkg.lowering.kernel_operands import LARGEST_CONTEXT
@@ -124,7 +124,7 @@ def check_kernel_limits(
                 f"{elements}"
             )
     if D.V:
-        found = cores * limits.candidates_found(D.V, cores, candidates)
+        found = cores * divisions.candidates_found(D.V, cores, candidates)
         if found > limits.SEARCHED_AT_ONCE:
             raise ValueError(
                 f"candidates_per_token: expected at most {limits.SEARCHED_AT_ONCE} candidates of "
@@ -206,7 +206,7 @@ def sbuf_bytes(
     swapped = 3 * FLOAT32 * PSUM_BANK
     # The normalized input, these, their product, and the down projection's result.
     feed_forward = item * hidden + 2 * part + swapped + item * mlp + FLOAT32 * hidden
-    feed_forward += limits.divided_sums_bytes(hidden)
+    feed_forward += on_chip_bytes.divided_sums_bytes(hidden)
     if float8:
         # Input and product clamped, or as terms.
         feed_forward += item * (hidden + mlp) + _term_bytes(D, cores, item)
@@ -226,12 +226,12 @@ def sbuf_bytes(
         + (_exchange_bytes(D, cores, item, context_parallel) if context_parallel > 1 else 0),
         "input and output": rows,
         "all-reduce": reduced,
-        "head": limits.candidate_bytes(
+        "head": on_chip_bytes.candidate_bytes(
             hidden, D.H // PARTITIONS * tokens, D.V, cores, candidates, tokens, item
         ),
     }
     largest = max(stages, key=lambda name: stages[name])
-    tables = limits.table_bytes(D.B, D.S, D.q, len(kinds), D.E)
+    tables = on_chip_bytes.table_bytes(D.B, D.S, D.q, len(kinds), D.E)
     return {
         "weights on their way": limits.RING_BYTES,
         "constants": limits.CONSTANT_BYTES,
@@ -256,14 +256,14 @@ def _expert_bytes(D: Dimensions, cores: int, item: int) -> int:
     tokens = D.B * D.S
     hidden = _hidden_chunks(D, cores) * tokens
     whole = D.H // PARTITIONS * tokens
-    return limits.expert_bytes(hidden, whole, D.I_expert, D.E, tokens, item)
+    return on_chip_bytes.expert_bytes(hidden, whole, D.I_expert, D.E, tokens, item)
 
 
 def _term_bytes(D: Dimensions, cores: int, item: int) -> int:
     """The inputs of gate and up, and of down, as terms for double rows, where they are float8."""
     tokens = D.B * D.S
     return sum(
-        limits.term_bytes(chunks, tokens, item)
+        on_chip_bytes.term_bytes(chunks, tokens, item)
         for chunks in (_hidden_chunks(D, cores), _mlp_chunks(D))
     )
 
@@ -278,13 +278,15 @@ def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int, tab
     mlp = _mlp_chunks(D) * tokens
     experts = _expert_bytes(D, cores, item)
     terms = _term_bytes(D, cores, item)
-    room = limits.mask_room_bytes(hidden, D.H // PARTITIONS, mlp, item, experts, terms, tables)
+    room = on_chip_bytes.mask_room_bytes(
+        hidden, D.H // PARTITIONS, mlp, item, experts, terms, tables
+    )
     return max(0, min(needed, room))
 
 
 def _head_elements(D: Dimensions) -> int:
     """Elements per partition of one head of all tokens."""
-    return limits.head_chunks(D.d) * D.B * D.S
+    return divisions.head_chunks(D.d) * D.B * D.S
 
 
 def _projection_bytes(D: Dimensions, item: int, cores: int) -> int:
@@ -298,7 +300,7 @@ def _exchange_bytes(D: Dimensions, cores: int, item: int, ranks: int) -> int:
     """Queries, keys and values of this rank, and its softmax on the way to and from others."""
     heads = item * (D.q + 2 * D.k) * _head_elements(D)
     columns = _attended(D, cores, item, ranks)[0]
-    parts = 2 + limits.head_chunks(D.d)
+    parts = 2 + divisions.head_chunks(D.d)
     # What is sent, what is received of each rank and core, and the same scaled, with the factors.
     return heads + FLOAT32 * columns * (parts + cores * (2 * parts + 1))
 
@@ -307,10 +309,10 @@ def _attention_bytes(D: Dimensions, cores: int, item: int, ranks: int) -> int:
     columns, chunks = _attended(D, cores, item, ranks)
     # Queries, keys and values, the new values as rows, and what the queries attended, also by core.
     heads = item * (3 * D.q + 2 * D.k) * _head_elements(D) + item * D.k * D.d
-    if limits.stacks_heads(D.d):
+    if divisions.stacks_heads(D.d):
         # The queries on the other half of the partitions, and what they attended by pairs.
         heads += 2 * item * D.q * _head_elements(D)
-    tiles = limits.SOFTMAX_TILES + (limits.head_chunks(D.d) - 1) * limits.SOFTMAX_VALUE_TILES
+    tiles = limits.SOFTMAX_TILES + (divisions.head_chunks(D.d) - 1) * limits.SOFTMAX_VALUE_TILES
     # Mask, scores and their exponentials.
     scores = (1 + FLOAT32 + item) * chunks * columns
     # Of float8 caches: the new keys and values times their scales, and as they are stored.
@@ -320,9 +322,9 @@ def _attention_bytes(D: Dimensions, cores: int, item: int, ranks: int) -> int:
 
 def _attended(D: Dimensions, cores: int, item: int, ranks: int) -> tuple[int, int]:
     """Queries that are attended together, and the chunks of a block of keys."""
-    sequences = limits.sequences_of_a_core(D.B, cores)
-    slots = limits.slots_of_a_core(D.B, D.S_ctx, cores)
-    at_once, chunks = limits.attended_at_once(
+    sequences = divisions.sequences_of_a_core(D.B, cores)
+    slots = divisions.slots_of_a_core(D.B, D.S_ctx, cores)
+    at_once, chunks = divisions.attended_at_once(
         sequences, D.q * D.S, slots, D.d, item, D.block_len, ranks
     )
     return at_once * D.q * D.S, chunks

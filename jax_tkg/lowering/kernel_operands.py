@@ -25,7 +25,7 @@ from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.call.integers import as_int32, by_token
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.call.operand_table import OPERANDS
-from jax_tkg.kernels.limits import mask_groups
+from jax_tkg.kernels.divisions import mask_groups
 from jax_tkg.reference.cache_update import write_slots
 from jax_tkg.reference.context_ranks import ContextRanks, own_context
 from jax_tkg.reference.expert_ranks import first_expert

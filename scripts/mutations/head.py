@@ -21,7 +21,7 @@ HEAD: tuple[Mutation, ...] = (
     ),
     Mutation(
         "kernel's second core multiplies the first columns",
-        "kernels/limits.py",
+        "kernels/divisions.py",
         "return (half, V - half)",
         "return (0, V - half)",
         ("stages/test_candidates.py",),

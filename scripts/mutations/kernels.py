@@ -49,7 +49,7 @@ KERNELS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "masks of 36864 slots take the room of the residual stream",
-        "kernels/limits.py",
+        "kernels/on_chip_bytes.py",
         "room = MASK_ROOM_BYTES - max(0, tables + item * hidden - TABLE_ROOM_BYTES)",
         "room = MASK_ROOM_BYTES",
         ("lowering/test_kernel_limits.py",),
@@ -105,7 +105,7 @@ KERNELS: tuple[Mutation, ...] = (
     ),
     Mutation(
         "kernel's blocks of keys are short",
-        "kernels/limits.py",
+        "kernels/divisions.py",
         "    chunks = ceiling_divide(total, ceiling_divide(total, most))\n",
         "    chunks = min(16, ceiling_divide(total, ceiling_divide(total, most)))\n",
         ("kernels/test_attention_blocks.py",),

@@ -12,14 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_tkg.kernels.attention_blocks import Task, attention_tasks
-from jax_tkg.kernels.limits import (
-    PARTITIONS,
-    PSUM_BANK,
-    PSUM_GROUP_BANKS,
-    RING_SLOT_BYTES,
-    head_chunks,
-    mask_groups,
-)
+from jax_tkg.kernels.divisions import head_chunks, mask_groups
+from jax_tkg.kernels.limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, RING_SLOT_BYTES
 from jax_tkg.kernels.sizes import Sizes
 
 

@@ -9,7 +9,8 @@ from absl.testing import absltest, parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_tkg.kernels.limits import MAX_TOKENS, PARTITIONS, divides_sequences
+from jax_tkg.kernels.divisions import divides_sequences
+from jax_tkg.kernels.limits import MAX_TOKENS, PARTITIONS
 from jax_tkg.kernels.sizes import Sizes
 from jax_tkg.kernels.token_blocks import attended_blocks, sequence_share, token_blocks
 from tests import cases

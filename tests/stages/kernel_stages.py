@@ -25,10 +25,11 @@ from jax_tkg.kernels.cache_update import (
     update_caches,
 )
 from jax_tkg.kernels.constants import Constants
+from jax_tkg.kernels.divisions import head_chunks
 from jax_tkg.kernels.layer_operands import LayerOperands
 from jax_tkg.kernels.layer_tensor import LayerTensor, Weight, layer_tensor
 from jax_tkg.kernels.layout import load_columns, load_features
-from jax_tkg.kernels.limits import PARTITIONS, head_chunks
+from jax_tkg.kernels.limits import PARTITIONS
 from jax_tkg.kernels.linear import linear, linear_of_shares
 from jax_tkg.kernels.masks import Masks
 from jax_tkg.kernels.mlp import mlp

@@ -19,7 +19,8 @@ import numpy as np
 
 from jax_tkg import simulator
 from jax_tkg.kernels.constants import Constants
-from jax_tkg.kernels.limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS, head_chunks
+from jax_tkg.kernels.divisions import head_chunks
+from jax_tkg.kernels.limits import PARTITIONS, RING_SLOT_BYTES, RING_SLOTS
 from jax_tkg.kernels.sizes import Arithmetic, Context, Core, Sizes, hidden_order
 from jax_tkg.kernels.softmax import SoftmaxState, normalizing_factor
 from jax_tkg.kernels.weight_ring import WeightRing

@@ -11,7 +11,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg.call.arguments import Parameters
-from jax_tkg.kernels import limits
+from jax_tkg.kernels import divisions, limits
 from jax_tkg.kernels.candidates import candidates as kernel_candidates
 from jax_tkg.kernels.layer_tensor import LayerTensor
 from jax_tkg.reference import candidates as reference
@@ -147,8 +147,8 @@ class SegmentsTest(parameterized.TestCase):
         for V in (2, 7, 127, 128, 129, 255, 256, 257, 4096, 4100, 9000, 16032, 128256):
             seen: list[int] = []
             for core in range(cores):
-                for column, tiles, width, skipped in limits.head_segments(
-                    *limits.head_columns(V, cores, core)
+                for column, tiles, width, skipped in divisions.head_segments(
+                    *divisions.head_columns(V, cores, core)
                 ):
                     self.assertLessEqual(tiles, limits.SEGMENT_TILES + 1)
                     seen += range(column + skipped, column + tiles * width)

@@ -12,7 +12,8 @@ from absl.testing import absltest, parameterized
 
 from jax_tkg.kernels.cache_scales import ScoreScale
 from jax_tkg.kernels.context_ranks import StateExchange, context_ranks
-from jax_tkg.kernels.limits import PARTITIONS, head_chunks
+from jax_tkg.kernels.divisions import head_chunks
+from jax_tkg.kernels.limits import PARTITIONS
 from jax_tkg.kernels.softmax import MASKED, SoftmaxState
 from jax_tkg.reference.softmax import merged_softmax
 from tests.stages import drawing

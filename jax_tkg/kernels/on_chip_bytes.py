@@ -1,0 +1,148 @@
+"""Bytes of SBUF that parts of the kernel take.
+
+This module does not import nki, so that `jax_tkg.lowering.kernel_limits` adds them up where nki is
+absent.
+"""
+
+from .divisions import candidates_found
+from .limits import (
+    LEAST_SEARCHED,
+    LISTED_AT_ONCE,
+    MASK_ROOM_BYTES,
+    PARTITIONS,
+    PSUM_BANK,
+    PSUM_GROUP_BANKS,
+    SEGMENT_TILES,
+    TABLE_ROOM_BYTES,
+    ceiling_divide,
+    feature_chunks,
+    saved_cycles,
+    term_row_bytes,
+)
+
+
+def term_bytes(chunks, T, item):
+    """Bytes per partition to split a tile [128, chunks, T], at most; 0 where tokens are not split.
+
+    The terms; the magnitudes, and what is scaled, `item` bytes an element; scales.
+    """
+    if item != 2 or saved_cycles(T) <= 0:
+        return 0
+    return chunks * (term_row_bytes(T) + 2 * item * T) + 18 * T
+
+
+def candidate_bytes(hidden, whole, V, cores, count, T, item):
+    """Bytes per partition of final norm, head and candidates, at most; 0 without a head.
+
+    Args:
+      hidden: elements per partition of this core's share of the residual stream.
+      whole: the same of all features.
+      V: columns of the head.
+      cores: physical cores of the launch.
+      count: candidates of a token.
+      T: tokens.
+      item: bytes per element of the compute dtype.
+    """
+    if V == 0:
+        return 0
+    found = candidates_found(V, cores, count)
+    blocks = ceiling_divide(T, PARTITIONS)
+    # The norm of this core's share, and that of all features with its rows.
+    norm = (8 + 2 * item) * hidden + 2 * item * whole + blocks * item * PARTITIONS * whole // T
+    # Products of a segment, as they are read out, and the next one's.
+    products = 2 * 4 * (SEGMENT_TILES + 1) * T
+    # Logits of a bank, which of them are numbers, what rounds leave; two banks at a time.
+    searched = 2 * 13 * PSUM_BANK
+    # What this core and both found, the places, and what is left or chosen of them.
+    lists = 4 * (2 * found + 5 * cores * found) + 16 * count + 64
+    return norm + products + searched + blocks * lists
+
+
+def expert_bytes(hidden, whole, I, E, T, item):  # noqa: E741
+    """Bytes per partition of the router and the experts of a layer, at most; 0 without experts.
+
+    Args:
+      hidden: elements per partition of this core's share of the residual stream.
+      whole: the same of all features.
+      I: features of an expert.
+      E: experts of all ranks.
+      T: tokens.
+      item: bytes per element of the compute dtype.
+    """
+    if E == 0:
+        return 0
+    searched = max(E, LEAST_SEARCHED)
+    chunks = ceiling_divide(E, PARTITIONS)
+    # The input, also as float32; logits, values, scores, what is left of them twice, what is
+    # chosen, and its weights; these by expert, the counts of users; all experts listed, or twice
+    # some of them; two batches of eight.
+    router = (4 + item) * hidden + 4 * (8 * searched + 2 * chunks * T) + 4 * 8 * (2 + 6 * T)
+    router += 21 * max(searched, 2 * LISTED_AT_ONCE)
+    # The input of all features, once more each for gate and up where it is clamped, the sum, a
+    # result and the sum with it; what the cores add of each other's.
+    features = 3 * item * whole + 12 * whole + 12 * hidden
+    mlp = feature_chunks(I) * T
+    part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
+    # Two experts at a time: gate, its sigmoid and up, and the activated product, also clamped;
+    # products as they are read out of PSUM; scales and biases of two lists of eight.
+    running = 3 * item * mlp + 12 * part + 8 * PSUM_BANK
+    running += 2 * 8 * 4 * (2 * whole // T + 4 * feature_chunks(I))
+    # Rows of biases of W_down, of two lists too.
+    running += 2 * item * PARTITIONS * (whole // T)
+    terms = term_bytes(whole // T, T, item) + 2 * term_bytes(feature_chunks(I), T, item)
+    return router + features + running + terms
+
+
+def divided_sums_bytes(hidden):
+    """Bytes per partition of sums over the rows of W_down that a core has, at most.
+
+    Of both cores' features, where their sums are accumulated together.
+
+    Args:
+      hidden: elements per partition of this core's share of the residual stream.
+    """
+    if 2 * hidden > PSUM_BANK * PSUM_GROUP_BANKS:
+        return 0
+    return 2 * 4 * hidden
+
+
+def table_bytes(B, S, q, kinds, E):
+    """Bytes per partition of what stays on chip beside masks of the cache slots, at most.
+
+    Of each kind of layers the cosines and sines, the mask of new keys, ranges of slots and write
+    offsets; with experts their order.
+
+    Args:
+      B: sequences.
+      S: new tokens of each.
+      q: query heads.
+      kinds: kinds of layers.
+      E: experts of all ranks, or 0.
+    """
+    tables = kinds * (5 * 4 * B * S + B * q * S + 4 * B + 8)
+    if E > 0:
+        tables += 4 * (max(E, LEAST_SEARCHED) + 8)
+    return tables
+
+
+def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0, tables=0):
+    """Bytes per partition for masks that stay on chip, beside normalization and MLP.
+
+    Args:
+      hidden: elements per partition of this core's share of the residual stream.
+      hidden_chunks: chunks of 128 features of H.
+      mlp: elements per partition of the MLP's product.
+      item: bytes per element of the compute dtype.
+      experts: `expert_bytes` of layers that have some.
+      terms: `term_bytes` of the input of gate and up, and of that of down.
+      tables: `table_bytes` of all kinds of layers.
+    """
+    norm = (8 + 2 * item) * hidden + 2 * item * hidden_chunks
+    part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
+    feed_forward = (3 * item + 4) * hidden + 8 * part + 2 * item * mlp + terms
+    feed_forward += divided_sums_bytes(hidden)
+    if experts > 0:
+        # A shared expert's result is there, and its MLP runs after the router.
+        feed_forward += experts
+    room = MASK_ROOM_BYTES - max(0, tables + item * hidden - TABLE_ROOM_BYTES)
+    return room - max(norm, feed_forward)
