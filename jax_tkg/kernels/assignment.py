@@ -69,22 +69,35 @@ class Assignment(NKIObject):
         which is after the first numbers.
     """
 
-    def __init__(self, choice, base, routing, context):
-        """Args: choice: `Choice`; base: [1, 1] float32 on chip, added to numbers; or None."""
+    def __init__(self, choices, base, routing, context):
+        """The experts of a layer's tokens.
+
+        Args:
+          choices: of each of the `token_blocks` its `Choice`.
+          base: [1, 1] float32 on chip, added to numbers; or None.
+          routing: `Routing`.
+          context: the launch's `Context`.
+        """
         constants = context.constants
         sizes = context.sizes
         T = sizes.T
         E = routing.experts
         self.base = base
         self.routing = routing
-        self.choice = choice
-        chosen = choice.chosen
-        users = chosen
+        self.choices = choices
+        choice = choices[0]
+        users = choice.chosen
         if T > 1:
             users = nl.ndarray((1, E), dtype=nl.float32, buffer=nl.psum)
-            nisa.nc_matmul(
-                dst=users, stationary=constants.ones[0:T, 0:1], moving=chosen, accumulate=False
-            )
+            for number in range(len(choices)):
+                choice = choices[number]
+                chosen = choice.chosen
+                nisa.nc_matmul(
+                    dst=users,
+                    stationary=constants.ones[0 : chosen.shape[0], 0:1],
+                    moving=chosen,
+                    accumulate=number > 0,
+                )
         width = ceiling_divide(E, EIGHT) * EIGHT
         self.left = nl.ndarray((1, width), dtype=nl.float32, buffer=nl.sbuf)
         if width > E:
@@ -126,8 +139,7 @@ class Assignment(NKIObject):
             rows = nl.ndarray((EIGHT, 1), dtype=nl.uint32, buffer=nl.sbuf)
             nisa.tensor_copy(dst=rows, src=turned)
         if self.weights == None:
-            choice = self.choice
-            self.weights = _by_expert(choice.weights(routing))
+            self.weights = self._by_expert(T)
         present = None
         if listing.present != None:
             present = listing.present[:, first:last]
@@ -187,6 +199,27 @@ class Assignment(NKIObject):
             present = nl.ndarray((PARTITIONS, size), dtype=nl.uint8, buffer=nl.sbuf)
             nisa.tensor_scalar(dst=present, data=spread, op0=nl.greater, operand0=0.0)
         return Listing(exact, numbers, everywhere, present)
+
+    def _by_expert(self, T):
+        """[min(E, 128), chunks, T] float32: the tokens' weights, experts on the partitions."""
+        routing = self.routing
+        E = routing.experts
+        chunks = ceiling_divide(E, PARTITIONS)
+        turned = nl.ndarray((min(E, PARTITIONS), chunks, T), dtype=nl.float32, buffer=nl.sbuf)
+        token = 0
+        for choice in self.choices:
+            weights = choice.weights(routing)
+            last = token + weights.shape[0]
+            for chunk in range(chunks):
+                first = chunk * PARTITIONS
+                rows = min(PARTITIONS, E - first)
+                product = nl.ndarray((rows, last - token), dtype=nl.float32, buffer=nl.psum)
+                nisa.nc_transpose(
+                    dst=product, data=weights[:, first : first + rows], engine=nisa.engine.tensor
+                )
+                nisa.tensor_copy(dst=turned[0:rows, chunk, token:last], src=product)
+            token = last
+        return turned
 
     def _numbers(self, order, T):
         """[1, n] float32: the numbers of the experts with these places in the order."""
@@ -273,20 +306,3 @@ class Assignment(NKIObject):
                 accumulate=chunk > 0,
             )
         nisa.tensor_copy(dst=dst, src=spread)
-
-
-def _by_expert(weights):
-    """[min(E, 128), chunks, T] of weights [T, E]: experts on the partitions."""
-    T = weights.shape[0]
-    E = weights.shape[1]
-    chunks = ceiling_divide(E, PARTITIONS)
-    turned = nl.ndarray((min(E, PARTITIONS), chunks, T), dtype=nl.float32, buffer=nl.sbuf)
-    for chunk in range(chunks):
-        first = chunk * PARTITIONS
-        rows = min(PARTITIONS, E - first)
-        product = nl.ndarray((rows, T), dtype=nl.float32, buffer=nl.psum)
-        nisa.nc_transpose(
-            dst=product, data=weights[:, first : first + rows], engine=nisa.engine.tensor
-        )
-        nisa.tensor_copy(dst=turned[0:rows, chunk, :], src=product)
-    return turned

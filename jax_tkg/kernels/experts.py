@@ -49,10 +49,12 @@ def experts(normed, layer, routing, context, number=None):
         # Tensors are of all layers, and experts are counted over them.
         base = number.place(routing.held)
     if lists_directly(routing, sizes.T):
-        assignment = SingleToken(logits, base, routing)
+        assignment = SingleToken(logits[0], base, routing)
     else:
-        choice = Choice(logits, layer.bias_selection, routing)
-        assignment = Assignment(choice, base, routing, context)
+        choices = []
+        for of_block in logits:
+            choices.append(Choice(of_block, layer.bias_selection, routing))
+        assignment = Assignment(choices, base, routing, context)
     shared = None
     if layer.W_shared_gate != None:
         # Its weights load while the router works.

@@ -58,7 +58,7 @@ def candidate_bytes(hidden, whole, V, cores, count, T, item):
     return norm + products + searched + blocks * lists
 
 
-def expert_bytes(hidden, whole, I, E, T, item):  # noqa: E741
+def expert_bytes(hidden, whole, I, E, T, item, float8=True):  # noqa: E741
     """Bytes per partition of the router and the experts of a layer, at most; 0 without experts.
 
     Args:
@@ -68,29 +68,39 @@ def expert_bytes(hidden, whole, I, E, T, item):  # noqa: E741
       E: experts of all ranks.
       T: tokens.
       item: bytes per element of the compute dtype.
+      float8: whether there are float8 weights, whose inputs are clamped or split.
     """
     if E == 0:
         return 0
     searched = max(E, LEAST_SEARCHED)
     chunks = ceiling_divide(E, PARTITIONS)
-    # The input, also as float32; logits, values, scores, what is left of them twice, what is
-    # chosen, and its weights; these by expert, the counts of users; all experts listed, or twice
-    # some of them; two batches of eight.
-    router = (4 + item) * hidden + 4 * (8 * searched + 2 * chunks * T) + 4 * 8 * (2 + 6 * T)
-    router += 21 * max(searched, 2 * LISTED_AT_ONCE)
-    # The input of all features, once more each for gate and up where it is clamped, the sum, a
-    # result and the sum with it; what the cores add of each other's.
-    features = 3 * item * whole + 12 * whole + 12 * hidden
+    blocks = ceiling_divide(T, PARTITIONS)
+    # The input, of this core's share and of all features.
+    inputs = item * (hidden + whole)
+    # The weights by expert, and of two batches; on their way as many as a PSUM bank holds; all
+    # experts listed, or twice some of them.
+    lists = 4 * chunks * T + 4 * 8 * (2 + 2 * T) + 4 * 4 * min(8 * T, PSUM_BANK)
+    lists += 21 * max(searched, 2 * LISTED_AT_ONCE)
+    # The input as float32; logits by expert and by token, values, scores, what is left of them
+    # twice, what is chosen, and its weights.
+    router = 4 * hidden + 4 * (8 * blocks * searched + 3 * chunks * T)
     mlp = feature_chunks(I) * T
     part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
-    # Two experts at a time: gate, its sigmoid and up, and the activated product, also clamped;
-    # products as they are read out of PSUM; scales and biases of two lists of eight.
-    running = 3 * item * mlp + 12 * part + 8 * PSUM_BANK
+    # The sum; then a result and the sum with it, or before these gate, its sigmoid and up.
+    running = 4 * whole + max(8 * whole, 12 * part)
+    # The activated products of two experts, also clamped or zeroed; products as they are read out
+    # of PSUM; scales and biases of two lists of eight.
+    running += 3 * item * mlp + 8 * PSUM_BANK
     running += 2 * 8 * 4 * (2 * whole // T + 4 * feature_chunks(I))
     # Rows of biases of W_down, of two lists too.
     running += 2 * item * PARTITIONS * (whole // T)
-    terms = term_bytes(whole // T, T, item) + 2 * term_bytes(feature_chunks(I), T, item)
-    return router + features + running + terms
+    if float8:
+        # The input clamped for gate and for up, or as terms; each expert's product as terms.
+        running += 2 * item * whole
+        running += term_bytes(whole // T, T, item) + 2 * term_bytes(feature_chunks(I), T, item)
+    # The sum, this core's share of it, what the other core adds, and a shared expert's result.
+    ended = 4 * whole + 12 * hidden
+    return inputs + max(lists + router, lists + running, ended)
 
 
 def divided_sums_bytes(hidden):

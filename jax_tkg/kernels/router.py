@@ -9,6 +9,7 @@ from .limits import LEAST_SEARCHED, PARTITIONS, ceiling_divide
 from .linear import linear_of_share, store_product
 from .rms_norm import Normed
 from .row_loads import Columns, share_loads
+from .token_blocks import token_blocks
 
 LOWEST = -3.0e38
 """Takes the place of scores that were chosen: lower than any score."""
@@ -99,7 +100,7 @@ class Routing(NKIObject):
 
 
 class Choice(NKIObject):
-    """Which experts the tokens choose.
+    """Which experts T tokens choose, those of a `TokenBlock`.
 
     Attributes:
       logits: [T, max(E, 8)] float32, the router's product; `LOWEST` beyond E.
@@ -252,7 +253,9 @@ def router_sums(normed, W_router, routing, context):
 
 
 def router_logits(sums, normed, routing, context):
-    """[T, max(E, 8)] float32: the router's logits, alike on both cores; `LOWEST` beyond E.
+    """The router's logits, alike on both cores: [tokens, max(E, 8)] float32; `LOWEST` beyond E.
+
+    A tile for each of the `token_blocks`.
 
     Args:
       sums: `router_sums`.
@@ -263,9 +266,14 @@ def router_logits(sums, normed, routing, context):
     sizes = context.sizes
     T = sizes.T
     E = routing.experts
-    logits = nl.ndarray((T, max(E, LEAST_SEARCHED)), dtype=nl.float32, buffer=nl.sbuf)
-    if E < LEAST_SEARCHED:
-        nisa.memset(dst=logits, value=LOWEST)
+    blocks = token_blocks(sizes, context.core)
+    tiles_of_logits = []
+    for block in blocks:
+        shape = (block.tokens, max(E, LEAST_SEARCHED))
+        logits = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+        if E < LEAST_SEARCHED:
+            nisa.memset(dst=logits, value=LOWEST)
+        tiles_of_logits.append(logits)
     factor = normed.token_factor(context)
     for each in sums:
         product = each.product
@@ -275,11 +283,19 @@ def router_logits(sums, normed, routing, context):
             store_product(scaled, product, None, factor, each.bias)
             product = scaled
         for tile in range(tiles):
-            turned = nl.ndarray((T, width), dtype=nl.float32, buffer=nl.psum)
-            nisa.nc_transpose(dst=turned, data=product[:, tile, :], engine=nisa.engine.tensor)
             column = each.first + tile * width
-            nisa.tensor_copy(dst=logits[:, column : column + width], src=turned)
-    return logits
+            for number in range(len(blocks)):
+                block = blocks[number]
+                last = block.first_token + block.tokens
+                turned = nl.ndarray((block.tokens, width), dtype=nl.float32, buffer=nl.psum)
+                nisa.nc_transpose(
+                    dst=turned,
+                    data=product[:, tile, block.first_token : last],
+                    engine=nisa.engine.tensor,
+                )
+                logits = tiles_of_logits[number]
+                nisa.tensor_copy(dst=logits[:, column : column + width], src=turned)
+    return tiles_of_logits
 
 
 def _bias_column(vector, first, width):

@@ -165,11 +165,6 @@ def _check_tokens(D: Dimensions) -> None:
             f"X: expected S <= {PARTITIONS} for the Neuron kernel (a sequence's new tokens have a "
             f"partition each), got B * S = {D.B} * {D.S}"
         )
-    if tokens > PARTITIONS and D.E:
-        raise ValueError(
-            f"X: expected at most {PARTITIONS} tokens for the Neuron kernel with experts (a "
-            f"partition each for the router), got B * S = {D.B} * {D.S} = {tokens}"
-        )
 
 
 def sbuf_bytes(
@@ -210,7 +205,7 @@ def sbuf_bytes(
     if float8:
         # Input and product clamped, or as terms.
         feed_forward += item * (hidden + mlp) + _term_bytes(D, cores, item)
-    experts = _expert_bytes(D, cores, item)
+    experts = _expert_bytes(D, cores, item, float8)
     # The rows of tokens that are loaded and stored.
     rows = item * PARTITIONS * _hidden_chunks(D, cores) + item * hidden
     # What the all-reduce sums, its result, and the result's squares or the residual after it.
@@ -252,11 +247,11 @@ def _mlp_chunks(D: Dimensions) -> int:
     return max(limits.feature_chunks(D.I), limits.feature_chunks(D.I_shared))
 
 
-def _expert_bytes(D: Dimensions, cores: int, item: int) -> int:
+def _expert_bytes(D: Dimensions, cores: int, item: int, float8: bool = True) -> int:
     tokens = D.B * D.S
     hidden = _hidden_chunks(D, cores) * tokens
     whole = D.H // PARTITIONS * tokens
-    return on_chip_bytes.expert_bytes(hidden, whole, D.I_expert, D.E, tokens, item)
+    return on_chip_bytes.expert_bytes(hidden, whole, D.I_expert, D.E, tokens, item, float8)
 
 
 def _term_bytes(D: Dimensions, cores: int, item: int) -> int:

@@ -20,6 +20,20 @@ KERNELS: tuple[Mutation, ...] = (
         ("kernels/test_transformer.py",),
     ),
     Mutation(
+        "kernel routes the first block of tokens in every block",
+        "kernels/router.py",
+        "data=product[:, tile, block.first_token : last]",
+        "data=product[:, tile, 0 : block.tokens]",
+        ("kernels/test_token_blocks.py",),
+    ),
+    Mutation(
+        "kernel runs the experts that the last block of tokens chooses",
+        "kernels/assignment.py",
+        "accumulate=number > 0,",
+        "accumulate=False,",
+        ("kernels/test_token_blocks.py",),
+    ),
+    Mutation(
         "kernel masks the new keys of a block of tokens as those of the first",
         "kernels/masks.py",
         "first = (group.first - group.tokens.first) * group.width",

@@ -21,6 +21,10 @@ def _sizes(B: int, S: int) -> Sizes:
     return Sizes(B, S, 128, 128, 64, 1, 1, 0, 8, "float32")
 
 
+def _shape(**fields: Any) -> cases.Shape:
+    return cases.Shape(**{"S": 1, "q": 2, "k": 1, "H": 256, "I": 256, "L": 1, **fields})
+
+
 class BlocksTest(parameterized.TestCase):
     @settings(max_examples=200, derandomize=True, deadline=None)
     @given(S=st.integers(1, PARTITIONS), cores=st.sampled_from((1, 2)), data=st.data())
@@ -97,8 +101,57 @@ class KernelTest(parameterized.TestCase):
     def test_against_the_oracle(
         self, fields: dict[str, Any], cores: int, ranks: int, stacked: bool
     ) -> None:
-        shape = cases.Shape(**{"S": 1, "q": 2, "k": 1, "H": 256, "I": 256, "L": 1, **fields})
-        launch.check(shape, cores=cores, ranks=ranks, stacked=stacked)
+        launch.check(_shape(**fields), cores=cores, ranks=ranks, stacked=stacked)
+
+    @parameterized.named_parameters(
+        ("of_two_blocks", {"B": 64, "S": 4, "experts_per_token": 2}, 2, 1, False),
+        (
+            "of_one_core",
+            {"B": 200, "E": 16, "E_held": 16, "I_expert": 128, "experts_per_token": 3},
+            1,
+            1,
+            False,
+        ),
+        ("by_expert", {"B": 131, "E_held": 4, "I_expert": 128}, 2, 2, False),
+        (
+            # Fewer tokens than experts: passes are fewer than experts too.
+            "more_experts_than_tokens",
+            {"B": 140, "E": 300, "E_held": 300, "I_expert": 32, "experts_per_token": 1},
+            2,
+            1,
+            False,
+        ),
+        (
+            "sigmoids",
+            {
+                "B": 140,
+                "experts_per_token": 4,
+                "routing": "sigmoid_topk",
+                "options": ("bias_selections", "bias_routers"),
+            },
+            2,
+            1,
+            False,
+        ),
+        (
+            "looped_with_biases",
+            {
+                "B": 66,
+                "S": 3,
+                "L": 2,
+                "activation": "swiglu_oai",
+                "routing": "topk_softmax",
+                "options": ("bias_gates", "bias_ups", "bias_downs", "bias_routers"),
+            },
+            2,
+            1,
+            True,
+        ),
+    )
+    def test_experts(self, fields: dict[str, Any], cores: int, ranks: int, stacked: bool) -> None:
+        """The router's choice of each block, and each expert once for the tokens of all blocks."""
+        given = {"E": 8, "E_held": 8, "I_expert": 64, "experts_per_token": 2, **fields}
+        launch.check(_shape(**given), cores=cores, ranks=ranks, stacked=stacked)
 
 
 if __name__ == "__main__":

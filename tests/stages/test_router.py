@@ -62,7 +62,7 @@ def _by_kernel(
         weight = Weight((router,), bias=(bias,)).layer(0)
         normed = Normed(load_share(x, context), None)
         sums = router_sums(normed, weight, routing, context)
-        logits = router_logits(sums, normed, routing, context)
+        (logits,) = router_logits(sums, normed, routing, context)
         choice = Choice(logits, layer_tensor((selection,), 0), routing)
         return store(choice.weights(routing), context)
 
