@@ -17,11 +17,12 @@ from .weight_ring import leaves_numbers
 class ExpertSum(NKIObject):
     """The weighted sum of the experts that this core runs, of all features.
 
-    It stays in PSUM where it fits and results are not scaled: then the tokens' weights are factors
-    of the activations and of the biases, and products of one expert are added to those before.
+    Where results are not scaled, the tokens' weights are factors of the activations and of the
+    biases, and products of one expert are added to those before: in PSUM where the sum fits.
 
     Attributes:
-      in_psum: whether it does.
+      weighted: whether activations and biases have these factors.
+      in_psum: whether the sum stays in PSUM.
       tile: [128, banks, 512] in PSUM, or [128, H/128, T]; float32.
       begun: whether an expert was added.
       biases: `ExpertVectors` whose biases are still to be added.
@@ -35,11 +36,8 @@ class ExpertSum(NKIObject):
         self.chunks = chunks
         self.T = sizes.T
         self.per_bank = PSUM_BANK // sizes.T
-        self.in_psum = (
-            W_down.scale == None
-            and leaves_numbers(sizes.dtype)
-            and adds_experts_in_psum(chunks, sizes.T)
-        )
+        self.weighted = W_down.scale == None and leaves_numbers(sizes.dtype)
+        self.in_psum = self.weighted and adds_experts_in_psum(chunks, sizes.T)
         self.begun = False
         self.passes = passes
         self.biases = []
@@ -56,6 +54,10 @@ class ExpertSum(NKIObject):
             expert.add_to(self.tile, self.chunks, self.begun, context)
             self.begun = True
             self._add_biases(context)
+        elif self.weighted:
+            expert.add_in_sbuf(self.tile, context)
+            self.begun = True
+            self._add_biases(context)
         else:
             expert.contract_into(self.tile, context)
 
@@ -68,7 +70,7 @@ class ExpertSum(NKIObject):
             self.biases.append(vectors)
 
     def _add_biases(self, context):
-        """Adds the biases in PSUM: the tokens' weights multiply their rows.
+        """Adds the biases: the tokens' weights multiply their rows.
 
         Each core adds those of the features that it keeps; the first core all, if only that runs
         experts.
@@ -82,22 +84,41 @@ class ExpertSum(NKIObject):
             last = (1 - core.index) * self.chunks
         columns = Columns(0, PARTITIONS, order=context.hidden_order())
         for vectors in self.biases:
-            for tile in range(first, last):
-                place = tile % self.per_bank * self.T
-                nisa.nc_matmul(
-                    dst=self.tile[:, tile // self.per_bank, place : place + self.T],
-                    stationary=columns.tile(vectors.down_rows, 0, tile),
-                    moving=vectors.down_weights,
-                    accumulate=True,
-                )
+            if self.in_psum:
+                for tile in range(first, last):
+                    place = tile % self.per_bank * self.T
+                    nisa.nc_matmul(
+                        dst=self.tile[:, tile // self.per_bank, place : place + self.T],
+                        stationary=columns.tile(vectors.down_rows, 0, tile),
+                        moving=vectors.down_weights,
+                        accumulate=True,
+                    )
+            else:
+                self._add_rows(vectors, first, last, columns)
         self.biases = []
+
+    def _add_rows(self, vectors, first, last, columns):
+        """Adds the biases of tiles first .. last to the sum in SBUF, a PSUM bank at a time."""
+        while first < last:
+            size = min(self.per_bank, last - first)
+            product = nl.ndarray((PARTITIONS, size, self.T), dtype=nl.float32, buffer=nl.psum)
+            for tile in range(size):
+                nisa.nc_matmul(
+                    dst=product[:, tile, :],
+                    stationary=columns.tile(vectors.down_rows, 0, first + tile),
+                    moving=vectors.down_weights,
+                    accumulate=False,
+                )
+            own = self.tile[:, first : first + size, :]
+            nisa.tensor_tensor(dst=own, data1=own, data2=product, op=nl.add)
+            first += size
 
     def whole(self, context):
         """[128, H/128, T] float32 in SBUF, after the last expert."""
-        if not self.in_psum:
-            return self.tile
         if self.begun:
             self._add_biases(context)
+        if not self.in_psum:
+            return self.tile
         summed = nl.ndarray((PARTITIONS, self.chunks, self.T), dtype=nl.float32, buffer=nl.sbuf)
         if self.begun:
             first = 0

@@ -16,11 +16,11 @@ class ExpertVectors(NKIObject):
       gate_scale, up_scale, gate_bias, up_bias: [width, chunks, count], or None.
       down_scale, down_bias: [128, H/128, count], or None; the bias divided by the ranks that have
         all of it, because it counts once.
-      down_rows, down_weights: instead of `down_bias` for a sum in PSUM, [count, H], and the tokens'
-        weights [count, T], which are divided instead; both in the bias's dtype.
+      down_rows, down_weights: instead of `down_bias` where activations are weighted, [count, H],
+        and the tokens' weights [count, T], which are divided instead; both in the bias's dtype.
     """
 
-    def __init__(self, layer, batch, routing, context, in_psum):
+    def __init__(self, layer, batch, routing, context, weighted):
         W_gate = layer.W_gate
         W_up = layer.W_up
         W_down = layer.W_down
@@ -35,7 +35,7 @@ class ExpertVectors(NKIObject):
         self.down_rows = None
         self.down_weights = None
         sharing = 1.0 / routing.sharing
-        if in_psum and W_down.bias != None:
+        if weighted and W_down.bias != None:
             self.down_rows = _rows_of_experts(W_down.bias, batch)
             shape = (batch.count, context.sizes.T)
             self.down_weights = nl.ndarray(shape, dtype=self.down_rows.dtype, buffer=nl.sbuf)

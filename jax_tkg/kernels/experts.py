@@ -69,7 +69,7 @@ def experts(normed, layer, routing, context, number=None):
         has_vectors = has_vectors or weight.scale != None or weight.bias != None
     first = 0
     batch = assignment.next_batch(context, places=has_vectors)
-    vectors = ExpertVectors(layer, batch, routing, context, summed.in_psum)
+    vectors = ExpertVectors(layer, batch, routing, context, summed.weighted)
     summed.add_bias(vectors)
     # Experts of narrow features run together, as many as this.
     together = narrow_experts(layer, summed.in_psum, context)
@@ -88,7 +88,7 @@ def experts(normed, layer, routing, context, number=None):
                 index = group[0]
                 number = batch.numbers[:, index : index + 1]
                 expert = Expert(layer, number, may_be_absent, vectors, batch, index, context)
-                expert.expand(gate_input, up_input, summed.in_psum, context)
+                expert.expand(gate_input, up_input, summed.weighted, context)
             if waiting != None:
                 summed.add(waiting, context)
             waiting = expert
@@ -96,7 +96,7 @@ def experts(normed, layer, routing, context, number=None):
                 # While this batch runs, so that the next one's experts need not wait.
                 following = assignment.next_batch(context, places=has_vectors)
                 following_vectors = ExpertVectors(
-                    layer, following, routing, context, summed.in_psum
+                    layer, following, routing, context, summed.weighted
                 )
                 summed.add_bias(following_vectors)
         if following != None:
@@ -265,6 +265,15 @@ class Expert(NKIObject):
         """Adds hidden @ W_down to sums in PSUM, as `add_product` has them."""
         columns = Columns(0, PARTITIONS, order=context.hidden_order())
         add_product(summed, self.hidden, self.W_down, columns, tiles, context, self.order, begun)
+
+    def add_in_sbuf(self, summed, context):
+        """summed [128, H/128, T] += hidden @ W_down, of hidden times the tokens' weights."""
+        columns = Columns(0, PARTITIONS, order=context.hidden_order())
+        rows = self.order
+        hidden = self.hidden
+        linear(
+            summed, hidden, self.W_down, columns, context, rows=rows, terms=self.terms, adds=True
+        )
 
     def contract_into(self, summed, context):
         """summed [128, H/128, T] += the tokens' weights * (hidden @ W_down + its bias)."""

@@ -27,6 +27,7 @@ def linear(
     ahead=None,
     terms=None,
     early=None,
+    adds=False,
 ):
     """dst = (x^T @ weight[:, columns])^T, accumulated in float32.
 
@@ -45,6 +46,7 @@ def linear(
       ahead: `product_loads` of the next product, which begin once all rows are multiplied; or None.
       terms: the `Terms` of x, for loads `in_double_rows`; None: they are made here.
       early: (first, last) of the tiles of the product that are ready before the others; or None.
+      adds: whether the product, without scale and bias, is added to `dst`, which is float32.
     """
     T = dst.shape[2]
     width = columns.width
@@ -81,19 +83,17 @@ def linear(
                 summed = part.reshape_dim(1, (size, T))
             else:
                 summed = add_terms(part, size, T)
-            scale = None
-            if columns.scale != None:
-                scale = columns.scale[:, done + first : done + first + size]
-            bias = None
-            if columns.bias != None:
-                bias = columns.bias[:, done + first : done + first + size]
-            store_product(
-                dst[:, done + first : done + first + size, :],
-                summed,
-                scale,
-                factor,
-                bias,
-            )
+            target = dst[:, done + first : done + first + size, :]
+            if adds:
+                _add_stored(target, summed, factor)
+            else:
+                scale = None
+                if columns.scale != None:
+                    scale = columns.scale[:, done + first : done + first + size]
+                bias = None
+                if columns.bias != None:
+                    bias = columns.bias[:, done + first : done + first + size]
+                store_product(target, summed, scale, factor, bias)
 
 
 def add_product(product, x, weight, columns, tiles, context, rows, added):
@@ -272,6 +272,14 @@ def store_product(dst, summed, scale, factor, bias):
     else:
         nisa.tensor_tensor(dst=summed, data1=summed, data2=by_column, op=nl.multiply)
         nisa.tensor_tensor(dst=dst, data1=summed, data2=by_token, op=nl.multiply)
+
+
+def _add_stored(dst, summed, factor):
+    """dst [width, n, T] += summed * factor [128, T] or 1; `summed` may be overwritten."""
+    if factor != None:
+        by_token = factor[0 : dst.shape[0], :].expand_dim(1).broadcast(1, dst.shape[1])
+        nisa.tensor_tensor(dst=summed, data1=summed, data2=by_token, op=nl.multiply)
+    nisa.tensor_tensor(dst=dst, data1=dst, data2=summed, op=nl.add)
 
 
 def _token_factor(normed, terms, context):

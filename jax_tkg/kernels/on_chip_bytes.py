@@ -58,7 +58,7 @@ def candidate_bytes(hidden, whole, V, cores, count, T, item):
     return norm + products + searched + blocks * lists
 
 
-def expert_bytes(hidden, whole, I, E, T, item, float8=True):  # noqa: E741
+def expert_bytes(hidden, whole, I, E, T, item, float8=True, weighted=False):  # noqa: E741
     """Bytes per partition of the router and the experts of a layer, at most; 0 without experts.
 
     Args:
@@ -69,6 +69,7 @@ def expert_bytes(hidden, whole, I, E, T, item, float8=True):  # noqa: E741
       T: tokens.
       item: bytes per element of the compute dtype.
       float8: whether there are float8 weights, whose inputs are clamped or split.
+      weighted: whether products are added to the sum as they are read out: see `ExpertSum`.
     """
     if E == 0:
         return 0
@@ -87,7 +88,10 @@ def expert_bytes(hidden, whole, I, E, T, item, float8=True):  # noqa: E741
     mlp = feature_chunks(I) * T
     part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
     # The sum; then a result and the sum with it, or before these gate, its sigmoid and up.
-    running = 4 * whole + max(8 * whole, 12 * part)
+    result = 8 * whole
+    if weighted:
+        result = 0
+    running = 4 * whole + max(result, 12 * part)
     # The activated products of two experts, also clamped or zeroed; products as they are read out
     # of PSUM; scales and biases of two lists of eight.
     running += 3 * item * mlp + 8 * PSUM_BANK
@@ -100,7 +104,7 @@ def expert_bytes(hidden, whole, I, E, T, item, float8=True):  # noqa: E741
         running += term_bytes(whole // T, T, item) + 2 * term_bytes(feature_chunks(I), T, item)
     # The sum, this core's share of it, what the other core adds, and a shared expert's result.
     ended = 4 * whole + 12 * hidden
-    return inputs + max(lists + router, lists + running, ended)
+    return inputs + max(lists + max(router, running), ended)
 
 
 def divided_sums_bytes(hidden):

@@ -251,7 +251,10 @@ def _expert_bytes(D: Dimensions, cores: int, item: int, float8: bool = True) -> 
     tokens = D.B * D.S
     hidden = _hidden_chunks(D, cores) * tokens
     whole = D.H // PARTITIONS * tokens
-    return on_chip_bytes.expert_bytes(hidden, whole, D.I_expert, D.E, tokens, item, float8)
+    weighted = not float8 and D.dtype != jnp.float16
+    return on_chip_bytes.expert_bytes(
+        hidden, whole, D.I_expert, D.E, tokens, item, float8, weighted
+    )
 
 
 def _term_bytes(D: Dimensions, cores: int, item: int) -> int:

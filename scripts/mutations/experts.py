@@ -10,6 +10,20 @@ _OPERATION = ("test_experts.py",)
 
 EXPERTS: tuple[Mutation, ...] = (
     Mutation(
+        "kernel's sum of experts in SBUF is that of the last",
+        "kernels/linear.py",
+        "nisa.tensor_tensor(dst=dst, data1=dst, data2=summed, op=nl.add)",
+        "nisa.tensor_copy(dst=dst, src=summed)",
+        ("kernels/test_experts.py",),
+    ),
+    Mutation(
+        "kernel adds the biases of the first tiles to those that follow in SBUF",
+        "kernels/expert_sum.py",
+        "stationary=columns.tile(vectors.down_rows, 0, first + tile)",
+        "stationary=columns.tile(vectors.down_rows, 0, tile)",
+        ("kernels/test_experts.py",),
+    ),
+    Mutation(
         "reference router leaves its bias out",
         "reference/router.py",
         "logits = logits + bias.astype(jnp.float32)",

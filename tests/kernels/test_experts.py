@@ -203,6 +203,33 @@ class LastBiasTest(parameterized.TestCase):
         self.assertIn(("expert_sum", "_add_biases"), _functions(result))
 
 
+class SumInSbufTest(parameterized.TestCase):
+    """Of more features and tokens than a sum in PSUM may have."""
+
+    @parameterized.parameters(
+        ({"B": 16, "S": 8, "H": 1152}, 1, 2, False),
+        # Ranks that share every expert, or hold some; biases of W_down in each.
+        ({"B": 43, "S": 4, "H": 768, "options": ("bias_downs", "bias_ups")}, 2, 2, False),
+        ({"B": 70, "S": 2, "H": 896, "E_held": 4, "options": ("bias_downs",)}, 2, 1, False),
+        ({"B": 70, "S": 2, "H": 896, "L": 2}, 1, 2, True),
+        # Fewer experts than cores: the first adds all biases.
+        ({"B": 70, "S": 2, "H": 896, "E": 1, "E_held": 1, "options": ("bias_downs",)}, 1, 2, False),
+    )
+    @pytest.mark.extended_except("0", "1", "4")
+    def test_against_the_oracle(
+        self, changes: dict[str, Any], ranks: int, cores: int, stacked: bool
+    ) -> None:
+        fields = {"S": 1, "E": 8, "E_held": 8, "I_expert": 96, "L": 1, "options": (), **changes}
+        shape = dataclasses.replace(
+            SHAPE, **fields, experts_per_token=min(2, fields["E"]), routing="topk_softmax"
+        )
+        result = _check(shape, ranks, 0, cores=cores, stacked=stacked, record=True)
+        functions = _functions(result)
+        self.assertIn(("experts", "add_in_sbuf"), functions)
+        if "bias_downs" in shape.options:
+            self.assertIn(("expert_sum", "_add_rows"), functions)
+
+
 class SingleTokenTest(parameterized.TestCase):
     @parameterized.product(routing=("softmax_topk", "topk_softmax"), normalize=(False, True))
     @pytest.mark.extended_except("0", "3")

@@ -168,7 +168,7 @@ class LimitsTest(parameterized.TestCase):
     @parameterized.named_parameters(
         # B, H, q, k, d, E, I of an expert, on a rank of eight; of four.
         ("mixtral_8x7b", (128, 4096, 4, 1, 128, 8, 1792)),
-        ("gpt_oss_120b", (128, 2944, 8, 1, 64, 128, 360)),
+        ("gpt_oss_120b", (256, 2944, 8, 1, 64, 128, 360)),
         ("gpt_oss_20b", (128, 2944, 16, 2, 64, 32, 720)),
         ("qwen3_30b_a3b", (256, 2048, 8, 1, 128, 128, 192)),
     )
