@@ -117,8 +117,8 @@ EXPERTS: tuple[Mutation, ...] = (
     Mutation(
         "kernel's sum in PSUM begins anew with each expert",
         "kernels/expert_sum.py",
-        "            self.begun = True\n",
-        "            self.begun = self.begun\n",
+        "self.begun, context)\n            self.begun = True\n",
+        "self.begun, context)\n            self.begun = self.begun\n",
         ("kernels/test_experts.py",),
     ),
     Mutation(
