@@ -27,6 +27,7 @@ from benchmarks import memory_floor, report, shapes, steps, torch_peer
 from benchmarks.measuring import Candidate, Timing, measure_in_turns
 from jax_tkg.models import safetensors
 from jax_tkg.models.forward import ModelForward
+from jax_tkg.models.sampling import likeliest_token
 
 OURS = "jax_tkg"
 EXPERT_OPERANDS = ("W_gates", "W_ups", "W_downs")
@@ -112,7 +113,7 @@ def _ours(forward: ModelForward, tokens: np.ndarray) -> Candidate:
         hidden, *caches = forward.hidden(
             parameters, tokens[:, None], lengths, jnp.ones_like(lengths), *caches, context
         )
-        return jnp.argmax(forward.logits(parameters, hidden), axis=-1), tuple(caches)
+        return likeliest_token(forward.logits(parameters, hidden)), tuple(caches)
 
     caches = forward.caches(batch)
     compiled = jax.jit(step, donate_argnums=1)

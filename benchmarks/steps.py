@@ -20,6 +20,7 @@ from jax_tkg.masks import active_mask, cache_mask
 from jax_tkg.models.checkpoint import Checkpoint
 from jax_tkg.models.forward import ModelForward
 from jax_tkg.models.packing import PackedModel, hidden_multiple_for
+from jax_tkg.models.sampling import likeliest_token
 from jax_tkg.quantize import quantize_float8
 from jax_tkg.rope import rope_tables
 from jax_tkg.weights import TransformerWeights
@@ -136,7 +137,7 @@ def whole_model(forward: ModelForward, batch: int, context: int) -> Step:
         tokens: jax.Array, parameters: Any, caches: Any, length: jax.Array
     ) -> tuple[jax.Array, Any]:
         hidden, updated = _layers(forward, tokens, parameters, caches, length, context)
-        return jnp.argmax(forward.logits(parameters, hidden), axis=-1), updated
+        return likeliest_token(forward.logits(parameters, hidden)), updated
 
     caches = forward.caches(batch)
     tokens = jnp.ones((batch, 1), jnp.int32)
@@ -162,7 +163,7 @@ def head_of_model(forward: ModelForward, batch: int) -> Step:
     def step(
         hidden: jax.Array, parameters: Any, caches: Any, length: jax.Array
     ) -> tuple[jax.Array, Any]:
-        return jnp.argmax(forward.logits(parameters, hidden), axis=-1), caches
+        return likeliest_token(forward.logits(parameters, hidden)), caches
 
     head = forward.model.parameters.head
     hidden = jnp.ones((batch, 1, head.shape[0]), head.dtype)

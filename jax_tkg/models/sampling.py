@@ -164,9 +164,30 @@ def sample(
         return sample_candidates(Scores(*likeliest), key, sampling, vocabulary_size)
     logits = filtered(logits, sampling, seen)
     if sampling.greedy:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return likeliest_token(logits)
     draw = jax.vmap(jax.random.categorical) if key.ndim else jax.random.categorical
     return draw(key, logits).astype(jnp.int32)
+
+
+def likeliest_token(logits: jax.Array) -> jax.Array:
+    """The token with the largest logit, of equal ones the first; NaN counts as the largest.
+
+    XLA:CPU runs `jnp.argmax` an element at a time: one row of 150000 logits takes 0.7 ms, in two
+    plain reductions 0.14.
+
+    Args:
+      logits: [..., V] float32.
+
+    Returns:
+      [...] int32.
+    """
+    V = logits.shape[-1]
+    numbers = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    # Beside NaN, of which XLA:CPU's maximum may or may not be NaN, other logits come second.
+    largest = jnp.max(logits, axis=-1, keepdims=True)
+    second = jnp.where(logits == largest, V + numbers, 2 * V)
+    first = jnp.min(jnp.where(jnp.isnan(logits), numbers, second), axis=-1)
+    return jnp.where(first < V, first, first - V)
 
 
 def sample_candidates(

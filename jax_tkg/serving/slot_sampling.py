@@ -22,6 +22,7 @@ from jax_tkg.models.sampling import (
     Sampling,
     Scores,
     draw_candidates,
+    likeliest_token,
     relative,
 )
 
@@ -124,11 +125,11 @@ def choose(
       [B] int32.
     """
     if way is Way.LIKELIEST:
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+        return likeliest_token(logits)
     penalty = settings.penalty[:, None]
     penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
     logits = jnp.where(seen, penalized, logits)
-    likeliest = jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    likeliest = likeliest_token(logits)
     greedy = settings.temperature == 0
     scaled = relative(logits) / jnp.where(greedy, 1, settings.temperature)[:, None]
     floor = settings.floor[:, None]

@@ -12,7 +12,14 @@ import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
-from jax_tkg.models.sampling import Sampling, Scores, filtered, sample, sample_candidates
+from jax_tkg.models.sampling import (
+    Sampling,
+    Scores,
+    filtered,
+    likeliest_token,
+    sample,
+    sample_candidates,
+)
 
 DRAWS = 4000
 
@@ -62,6 +69,20 @@ def _drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Logits [3, 20], and which tokens were seen."""
     draw = np.random.default_rng(seed)
     return draw.standard_normal((3, 20)).astype(np.float32) * 2, draw.random((3, 20)) < 0.4
+
+
+class LikeliestTokenTest(parameterized.TestCase):
+    @parameterized.parameters(1, 33, 1024, 1025)
+    def test_as_argmax(self, size: int) -> None:
+        """Of equal logits the first, NaN above all others, and of rows without a finite one."""
+        rng = np.random.default_rng(size)
+        logits = rng.integers(-3, 3, (4, 7, size)).astype(np.float32)
+        logits[1, rng.random((7, size)) < 0.02] = np.nan
+        logits[2, rng.random((7, size)) < 0.02] = np.inf
+        logits[3] = -np.inf
+        tokens = jax.jit(likeliest_token)(logits)
+        self.assertEqual(tokens.dtype, np.int32)
+        np.testing.assert_array_equal(tokens, logits.argmax(axis=-1))
 
 
 @pytest.mark.thorough
