@@ -102,5 +102,56 @@ class StoredWeight:
             if isinstance(start, int):
                 return jax.lax.slice_in_dim(stored, start, start + count)
             return jax.lax.dynamic_slice_in_dim(stored, start, count)
-        at = (self.layer, jnp.uint32(start), jnp.uint32(0))
+        return _rows_of_matrix(count, stored, self.layer, jnp.uint32(start))
+
+
+def _rows_of_matrix(
+    count: int, stored: jax.Array, number: jax.Array, start: jax.Array
+) -> jax.Array:
+    """Rows of one matrix of a stack; by `jax.vmap`, of several matrices.
+
+    Args:
+      count: how many; it divides n.
+      stored: [L, n, m].
+      number: uint32 scalar, of the matrix.
+      start: uint32 scalar, the first row, a multiple of `count`.
+
+    Returns:
+      [count, m].
+    """
+
+    def slice_rows(stored: jax.Array, number: jax.Array, start: jax.Array) -> jax.Array:
+        at = (number, start, jnp.uint32(0))
         return jax.lax.dynamic_slice(stored, at, (1, count, stored.shape[2]))[0]
+
+    take = jax.custom_batching.custom_vmap(slice_rows)
+
+    @take.def_vmap
+    def take_of_several(
+        axis_size: int,
+        in_batched: list[bool],
+        stored: jax.Array,
+        number: jax.Array,
+        start: jax.Array,
+    ) -> tuple[jax.Array, bool]:
+        del axis_size
+        if in_batched != [False, True, False]:
+            axes = [0 if batched else None for batched in in_batched]
+            return jax.vmap(slice_rows, axes)(stored, number, start), True
+        # In place of three numbers of each slice, which XLA puts together in a kernel for each of
+        # them, there is one, of a block of rows, which it computes where it reads the block.
+        L, n, m = stored.shape
+        each = n // count
+        block = number * jnp.uint32(each) + start // jnp.uint32(count)
+        taken = jax.lax.gather(
+            stored.reshape(L * each, count, m),
+            block[:, None],
+            jax.lax.GatherDimensionNumbers(
+                offset_dims=(1, 2), collapsed_slice_dims=(0,), start_index_map=(0,)
+            ),
+            slice_sizes=(1, count, m),
+            mode=jax.lax.GatherScatterMode.PROMISE_IN_BOUNDS,
+        )
+        return taken, True
+
+    return take(stored, number, start)

@@ -99,6 +99,29 @@ class StoredWeightTest(parameterized.TestCase):
             block = stored.rows_in(jnp.bfloat16, 16, 8).astype(jnp.float32) * stored.factor
             np.testing.assert_array_equal(block, weight[16:24].astype(np.float32))
 
+    def test_rows_of_several_experts(self) -> None:
+        """Side by side they are blocks of rows, each with one number and not one an axis."""
+        experts = np.arange(3 * 5 * 16 * 4, dtype=np.float32).reshape(3, 5, 16, 4)
+        numbers = np.asarray([4, 0, 4, 2], np.int32)
+
+        def rows(layer: jax.Array, start: jax.Array) -> jax.Array:
+            stored = StoredWeight(jnp.asarray(experts), layer)
+            return jax.vmap(lambda number: stored.expert(number).rows(start, 8))(numbers)
+
+        run = jax.jit(rows)
+        for start in (0, 8):
+            got = run(jnp.uint32(1), jnp.uint32(start))
+            np.testing.assert_array_equal(got, experts[1, numbers, start : start + 8])
+        text = run.lower(jnp.uint32(1), jnp.uint32(8)).as_text()
+        self.assertIn("start_index_map = [0]", text)
+        self.assertNotIn("stablehlo.concatenate", text)
+
+    def test_rows_of_several_stacks(self) -> None:
+        stacks = np.arange(2 * 3 * 16 * 4, dtype=np.float32).reshape(2, 3, 16, 4)
+        layers = np.asarray([2, 1], np.uint32)
+        got = jax.vmap(lambda stack, layer: StoredWeight(stack, layer).rows(8, 8))(stacks, layers)
+        np.testing.assert_array_equal(got, stacks[[0, 1], layers, 8:])
+
 
 class ChoiceTest(parameterized.TestCase):
     def test_what_xla_would_convert_is_left_whole(self) -> None:
