@@ -33,17 +33,14 @@ class TransformerWeights(_WeightFields):
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     def map_matrices(self, convert: Callable[[Any], Any]) -> TransformerWeights:
-        """The weights with `convert` applied to each matrix, of each layer or stacked.
-
-        Routers are left alone.
-        """
+        """The weights with `convert` applied to each matrix, of each layer or stacked."""
 
         def converted(field: Any) -> Any:
             if isinstance(field, list | tuple):
                 return [converted(matrix) for matrix in field]
             return None if field is None else convert(field)
 
-        matrices = {name: converted(getattr(self, name)) for name in names("weight")}
+        matrices = {name: converted(getattr(self, name)) for name in names("weight", "router")}
         return dataclasses.replace(self, **matrices)
 
 

@@ -441,7 +441,7 @@ def stack(arguments: dict[str, Any], layer_kinds: tuple[int, ...] = ()) -> dict[
 
 def held_as_bits(arguments: dict[str, Any]) -> dict[str, Any]:
     """The matrices and caches among the arguments, as `Bits`."""
-    found = [name for name in names("weight", "cache") if name in arguments]
+    found = [name for name in names("weight", "router", "cache") if name in arguments]
     return {name: jax.tree.map(as_bits, arguments[name]) for name in found}
 
 

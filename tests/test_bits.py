@@ -97,6 +97,15 @@ class BitsTest(parameterized.TestCase):
                 self.assertIsInstance(field, bits.Bits)
         self.assertIs(held.W_gamma_qkvs, weights.W_gamma_qkvs)
 
+    def test_weights_of_experts(self) -> None:
+        """Routers are held as bits too, where their dtype is not float32."""
+        shape = dataclasses.replace(cases.EXPERTS, dtype="bfloat16")
+        arrays = cases.random_weights(shape, np.random.default_rng(0))
+        held = bits.weights_as_bits(TransformerWeights(**jax.tree.map(jnp.asarray, arrays)))
+        for name in ("W_gates", "W_routers"):
+            for matrix in getattr(held, name):
+                self.assertIsInstance(matrix, bits.Bits, name)
+
 
 @pytest.mark.thorough
 class OperationTest(parameterized.TestCase):

@@ -128,7 +128,7 @@ class DrawnExpertsTest(parameterized.TestCase):
                 if stacked:
                     given = cases.stack(given)
                 if form == "bits":
-                    held = {name: given.get(name) for name in names("weight")}
+                    held = {name: given.get(name) for name in names("weight", "router")}
                     given = {**given, **jax.tree.map(bits.as_bits, held)}
                 _check(call(**given), shape, inputs, answer)
                 judged += 1

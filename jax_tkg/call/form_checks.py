@@ -15,7 +15,7 @@ from jax_tkg.call.entries import holds_kind_stacks
 from jax_tkg.call.layer_kinds import LayerKinds
 from jax_tkg.call.operand_table import Operand
 
-BITS_KINDS = ("weight", "cache", "head")
+BITS_KINDS = ("weight", "router", "cache", "head")
 """Kinds of operands that may be given as `Bits`."""
 
 

@@ -25,7 +25,8 @@ def with_bits(operands: Operands) -> Operands:
     bfloat16 weights are left alone: a copy of each costs more than multiplying it as it is.
     """
     caches = {name: _converted(getattr(operands, name)) for name in PER_LAYER_CACHES}
-    weights = {name: _converted_weights(getattr(operands, name)) for name in names("weight")}
+    matrices = names("weight", "router")
+    weights = {name: _converted_weights(getattr(operands, name)) for name in matrices}
     return dataclasses.replace(operands, **caches, **weights)
 
 

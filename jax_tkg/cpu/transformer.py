@@ -15,7 +15,12 @@ from jax_tkg.reference import masks
 from jax_tkg.reference.stages import Stages
 from jax_tkg.reference.transformer import transformer as transformer_of_stages
 
-_STORED = {"weight": StoredWeight, "head": StoredWeight, "cache": StoredCache}
+_STORED = {
+    "weight": StoredWeight,
+    "router": StoredWeight,
+    "head": StoredWeight,
+    "cache": StoredCache,
+}
 """By an operand's kind, the form in which one layer's array is taken without copying it."""
 
 

@@ -63,7 +63,12 @@ def experts(
     held = dimensions.E_held
     rows = x.reshape(B * S, H)
     chosen, shares = route(
-        rows, weights.router, weights.bias_router, weights.bias_selection, parameters
+        rows,
+        weights.router,
+        weights.bias_router,
+        weights.bias_selection,
+        parameters,
+        stages.multiply,
     )
     biases = weights.biases
     if held != dimensions.E:

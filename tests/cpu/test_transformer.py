@@ -75,6 +75,25 @@ class ImplementationsTest(parameterized.TestCase):
                 want,
             )
 
+    def test_routers_are_read_where_they_are(self) -> None:
+        """A low-precision router is not up-cast: not its layer's, and not those of all layers."""
+        H, E, L = 256, 40, 3
+        shape = dataclasses.replace(
+            cases.EXPERTS, B=1, S=1, L=L, H=H, E=E, E_held=E, dtype="bfloat16"
+        )
+        rng = np.random.default_rng(0)
+        arguments = {**cases.random_weights(shape, rng), **cases.random_inputs(shape, rng)}
+        arguments = cases.stack(arguments)
+        step = functools.partial(
+            jax_tkg.transformer_tkg, **cases.options(shape), implementation="cpu"
+        )
+        for held, up_cast in ((cases.held_as_bits(arguments), False), ({}, True)):
+            if up_cast:
+                step = functools.partial(step, implementation="reference")
+            text = jax.jit(step).lower(**{**arguments, **held}).compile().as_text()
+            found = f"f32[{L},{H},{E}]" in text or f" = f32[{H},{E}]" in text
+            self.assertEqual(found, up_cast)
+
 
 if __name__ == "__main__":
     absltest.main()
