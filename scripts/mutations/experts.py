@@ -33,8 +33,8 @@ EXPERTS: tuple[Mutation, ...] = (
     Mutation(
         "reference weights have the selection's bias",
         "reference/router.py",
-        "weights = jnp.take_along_axis(values, chosen, axis=-1)",
-        "weights = jnp.take_along_axis(scores, chosen, axis=-1)",
+        "weights = largest if values is scores else jnp.take_along_axis(values, chosen, axis=-1)",
+        "weights = largest",
         _ROUTER,
     ),
     Mutation(
