@@ -91,7 +91,10 @@ class ImplementationsTest(parameterized.TestCase):
             if up_cast:
                 step = functools.partial(step, implementation="reference")
             text = jax.jit(step).lower(**{**arguments, **held}).compile().as_text()
-            found = f"f32[{L},{H},{E}]" in text or f" = f32[{H},{E}]" in text
+            found = f"f32[{L},{H},{E}]" in text
+            # JAX 0.9 up-casts a layer's router, when it is that layer's turn.
+            if up_cast or jax.__version_info__ >= (0, 10):
+                found = found or f" = f32[{H},{E}]" in text
             self.assertEqual(found, up_cast)
 
 
