@@ -4,13 +4,7 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import (
-    LISTED_AT_ONCE,
-    NO_EXPERT,
-    PARTITIONS,
-    PSUM_BANK,
-    ceiling_divide,
-)
+from .limits import LISTED_AT_ONCE, NO_EXPERT, PARTITIONS, PSUM_BANK, ceiling_divide
 from .router import EIGHT
 
 

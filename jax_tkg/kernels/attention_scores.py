@@ -54,8 +54,9 @@ def score_products(number, heads, upper, new_keys, loads, context):
                         )
     if block.active_rows > 0:
         # The new keys of many sequences at once: other sequences' keys are masked.
-        own = group.tokens
-        own_keys = new_keys[:, :, :, own.first_token : own.first_token + own.tokens]
+        tokens = group.tokens
+        last = tokens.first_token + tokens.tokens
+        own_keys = new_keys[:, :, :, tokens.first_token : last]
         bank, first = group.place(block.active_chunk)
         columns = product[0 : block.active_rows, bank, first : first + group.columns]
         for kv_head in range(sizes.k):

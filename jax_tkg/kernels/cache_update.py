@@ -94,6 +94,7 @@ def _load_columns(table, token_blocks):
 
 
 def _load_offsets(table, offsets):
+    """`offsets`, a view of a table, on chip."""
     loaded = nl.ndarray(offsets.shape, dtype=nl.uint32, buffer=nl.sbuf)
     nisa.dma_copy(
         dst=loaded,

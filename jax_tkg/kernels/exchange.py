@@ -3,12 +3,7 @@
 import nki.isa as nisa
 import nki.language as nl
 
-from .limits import (
-    DMA_ELEMENTS,
-    GPSIMD_ELEMENTS,
-    GPSIMD_SWAPS,
-    GPSIMD_SWAPS_AT_LEISURE,
-)
+from .limits import DMA_ELEMENTS, GPSIMD_ELEMENTS, GPSIMD_SWAPS, GPSIMD_SWAPS_AT_LEISURE
 
 
 def swap(mine, theirs, core):

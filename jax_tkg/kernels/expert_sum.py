@@ -4,12 +4,7 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import (
-    PARTITIONS,
-    PSUM_BANK,
-    adds_experts_in_psum,
-    ceiling_divide,
-)
+from .limits import PARTITIONS, PSUM_BANK, adds_experts_in_psum, ceiling_divide
 from .row_loads import Columns
 from .weight_ring import leaves_numbers
 
@@ -50,16 +45,15 @@ class ExpertSum(NKIObject):
 
     def add(self, expert, context):
         """Adds the result of an `Expert`, or of `NarrowExperts`, after `expand`."""
+        if not self.weighted:
+            expert.contract_into(self.tile, context)
+            return
         if self.in_psum:
             expert.add_to(self.tile, self.chunks, self.begun, context)
-            self.begun = True
-            self._add_biases(context)
-        elif self.weighted:
-            expert.add_in_sbuf(self.tile, context)
-            self.begun = True
-            self._add_biases(context)
         else:
-            expert.contract_into(self.tile, context)
+            expert.add_in_sbuf(self.tile, context)
+        self.begun = True
+        self._add_biases(context)
 
     def add_bias(self, vectors):
         """Has the biases of a batch's `ExpertVectors` added with the next expert, if there are any.

@@ -269,11 +269,7 @@ class Expert(NKIObject):
     def add_in_sbuf(self, summed, context):
         """summed [128, H/128, T] += hidden @ W_down, of hidden times the tokens' weights."""
         columns = Columns(0, PARTITIONS, order=context.hidden_order())
-        rows = self.order
-        hidden = self.hidden
-        linear(
-            summed, hidden, self.W_down, columns, context, rows=rows, terms=self.terms, adds=True
-        )
+        linear(summed, self.hidden, self.W_down, columns, context, rows=self.order, adds=True)
 
     def contract_into(self, summed, context):
         """summed [128, H/128, T] += the tokens' weights * (hidden @ W_down + its bias)."""

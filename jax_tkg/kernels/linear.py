@@ -46,7 +46,8 @@ def linear(
       ahead: `product_loads` of the next product, which begin once all rows are multiplied; or None.
       terms: the `Terms` of x, for loads `in_double_rows`; None: they are made here.
       early: (first, last) of the tiles of the product that are ready before the others; or None.
-      adds: whether the product, without scale and bias, is added to `dst`, which is float32.
+      adds: whether the product is added to `dst`, which is float32; only of products that have no
+        scale, bias or factors of tokens.
     """
     T = dst.shape[2]
     width = columns.width
@@ -85,7 +86,7 @@ def linear(
                 summed = add_terms(part, size, T)
             target = dst[:, done + first : done + first + size, :]
             if adds:
-                _add_stored(target, summed, factor)
+                nisa.tensor_tensor(dst=target, data1=target, data2=summed, op=nl.add)
             else:
                 scale = None
                 if columns.scale != None:
@@ -272,14 +273,6 @@ def store_product(dst, summed, scale, factor, bias):
     else:
         nisa.tensor_tensor(dst=summed, data1=summed, data2=by_column, op=nl.multiply)
         nisa.tensor_tensor(dst=dst, data1=summed, data2=by_token, op=nl.multiply)
-
-
-def _add_stored(dst, summed, factor):
-    """dst [width, n, T] += summed * factor [128, T] or 1; `summed` may be overwritten."""
-    if factor != None:
-        by_token = factor[0 : dst.shape[0], :].expand_dim(1).broadcast(1, dst.shape[1])
-        nisa.tensor_tensor(dst=summed, data1=summed, data2=by_token, op=nl.multiply)
-    nisa.tensor_tensor(dst=dst, data1=dst, data2=summed, op=nl.add)
 
 
 def _token_factor(normed, terms, context):

@@ -12,8 +12,8 @@ EXPERTS: tuple[Mutation, ...] = (
     Mutation(
         "kernel's sum of experts in SBUF is that of the last",
         "kernels/linear.py",
-        "nisa.tensor_tensor(dst=dst, data1=dst, data2=summed, op=nl.add)",
-        "nisa.tensor_copy(dst=dst, src=summed)",
+        "nisa.tensor_tensor(dst=target, data1=target, data2=summed, op=nl.add)",
+        "nisa.tensor_copy(dst=target, src=summed)",
         ("kernels/test_experts.py",),
     ),
     Mutation(
@@ -117,8 +117,8 @@ EXPERTS: tuple[Mutation, ...] = (
     Mutation(
         "kernel's sum in PSUM begins anew with each expert",
         "kernels/expert_sum.py",
-        "self.begun, context)\n            self.begun = True\n",
-        "self.begun, context)\n            self.begun = self.begun\n",
+        "        self.begun = True\n",
+        "        self.begun = self.begun\n",
         ("kernels/test_experts.py",),
     ),
     Mutation(

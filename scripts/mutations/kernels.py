@@ -43,8 +43,8 @@ KERNELS: tuple[Mutation, ...] = (
     Mutation(
         "kernel scores new keys of the first block of tokens in every block",
         "kernels/attention_scores.py",
-        "new_keys[:, :, :, own.first_token : own.first_token + own.tokens]",
-        "new_keys[:, :, :, 0 : own.tokens]",
+        "own_keys = new_keys[:, :, :, tokens.first_token : last]",
+        "own_keys = new_keys[:, :, :, 0 : tokens.tokens]",
         ("kernels/test_token_blocks.py",),
     ),
     Mutation(
