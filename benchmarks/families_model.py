@@ -79,7 +79,7 @@ def resident_gib(cases: Iterable[tuple[LayerKind, Case]]) -> float:
 
 
 def _figures(kind: LayerKind, case: Case) -> KindFigures:
-    launches = record_launches(case, layers=3)
+    launches = record_launches(case)
     return KindFigures(
         kind,
         bound(case),

@@ -103,7 +103,7 @@ def figures_on(launches: Launches, machine: Machine) -> LayerFigures:
     """A layer's figures; all-reduces are free unless the machine gives them a latency."""
     costs = machine.costs(TARGETS[launches.case.target])
     collectives = "all_reduce_latency" in machine.changes
-    return layer_figures(launches, costs, machine.tensor_rate, collectives)
+    return layer_figures(launches, costs, machine.tensor_rate, collectives, machine.placement)
 
 
 def latency_on(launches: Launches, machine: Machine) -> float:

@@ -13,7 +13,7 @@ from absl import flags
 
 from jax_tkg.command_line import CommandError, say
 from jax_tkg.profile import compare, loads, plot, report, stress_range, token
-from jax_tkg.profile.layer import Launches, layer_figures, record_launches
+from jax_tkg.profile.layer import STEADY_LAYERS, Launches, layer_figures, record_launches
 from jax_tkg.profile.model_shapes import (
     DIMENSIONS,
     MODELS,
@@ -91,7 +91,10 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "layers", 3, "Layers of the launch whose last layer is the figure.", flag_values=values
+        "layers",
+        STEADY_LAYERS,
+        "Layers of the launch whose last layer is the figure.",
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "lnc", 2, "Physical cores per logical core, 1 or 2.", 1, 2, flag_values=values

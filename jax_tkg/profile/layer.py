@@ -11,6 +11,7 @@ from jax_tkg.profile.recording import record
 from jax_tkg.profile.traffic import KINDS, kind_of
 from jax_tkg.simulator.machine.record import Record
 from jax_tkg.simulator.timing.costs import TARGETS, Costs
+from jax_tkg.simulator.timing.placement import Placement
 from jax_tkg.simulator.timing.timeline import (
     Dependencies,
     Timeline,
@@ -19,16 +20,32 @@ from jax_tkg.simulator.timing.timeline import (
 )
 from jax_tkg.simulator.timing.timeline_report import critical_shares
 
+STEADY_LAYERS = 3
+"""Layers of a launch whose last one is like those of a model. The second is not where layers are so
+short that the weights of several load while the first waits for its own."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Launches:
-    """Recorded launches of one layer fewer, and of all `layers`, with what their memory orders."""
+    """Recorded launches of one layer fewer, and of all `layers`."""
 
     case: Case
     kernel: str
     layers: int
     records: tuple[Record, Record]
-    dependencies: tuple[Dependencies, Dependencies]
+    _found: dict[Placement, tuple[Dependencies, Dependencies]] = dataclasses.field(
+        default_factory=dict, repr=False, compare=False
+    )
+
+    def dependencies(self, placement: Placement) -> tuple[Dependencies, Dependencies]:
+        """What the memory of the launches orders, which is found once for each placement."""
+        if placement not in self._found:
+            shorter, longer = self.records
+            self._found[placement] = (
+                memory_dependencies(shorter, placement=placement),
+                memory_dependencies(longer, placement=placement),
+            )
+        return self._found[placement]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +73,7 @@ class LayerFigures:
     layers: int
 
 
-def record_launches(case: Case, kernel: str = "ours", layers: int = 2) -> Launches:
+def record_launches(case: Case, kernel: str = "ours", layers: int = STEADY_LAYERS) -> Launches:
     """Records launches of `layers` - 1 and of `layers` layers.
 
     Raises:
@@ -65,13 +82,7 @@ def record_launches(case: Case, kernel: str = "ours", layers: int = 2) -> Launch
     if layers < 2:
         raise ValueError(f"layers={layers}: expected 2 or more, to tell a layer from the start")
     shorter, longer = (record(case, count, kernel) for count in (layers - 1, layers))
-    return Launches(
-        case,
-        kernel,
-        layers,
-        (shorter, longer),
-        (memory_dependencies(shorter), memory_dependencies(longer)),
-    )
+    return Launches(case, kernel, layers, (shorter, longer))
 
 
 def layer_figures(
@@ -79,6 +90,7 @@ def layer_figures(
     costs: Costs | None = None,
     tensor_rate: str = "half",
     collectives: bool = True,
+    placement: Placement = Placement.APART,
 ) -> LayerFigures:
     """Schedules the launches and takes the difference.
 
@@ -87,13 +99,16 @@ def layer_figures(
       costs: None takes those of the case's target.
       tensor_rate: as in `schedule`.
       collectives: whether collectives take time.
+      placement: of the tensors on chip.
     """
     case = launches.case
     costs = costs or TARGETS[case.target]
     group_size = case.tensor_parallel if collectives else 1
     shorter, longer = (
         schedule(recorded, costs, 0, tensor_rate, group_size, dependencies)
-        for recorded, dependencies in zip(launches.records, launches.dependencies, strict=True)
+        for recorded, dependencies in zip(
+            launches.records, launches.dependencies(placement), strict=True
+        )
     )
     latency = longer.latency - shorter.latency
     return LayerFigures(

@@ -10,7 +10,6 @@ from jax_tkg.profile.model_shapes import Case, LayerKind
 from jax_tkg.profile.recording import record
 from jax_tkg.simulator.timing.costs import Costs
 from jax_tkg.simulator.timing.stress import Machine
-from jax_tkg.simulator.timing.timeline import memory_dependencies
 
 SECOND = 1e9
 """ns."""
@@ -67,9 +66,7 @@ def record_head(case: Case, V: int) -> Launches:
         operands=(*case.operands, "W_gamma_final", "W_head"),
         options=(*case.options, ("candidates_per_token", 1)),
     )
-    records = record(case, 1), record(with_head, 1)
-    before, after = map(memory_dependencies, records)
-    return Launches(with_head, "ours", 1, records, (before, after))
+    return Launches(with_head, "ours", 1, (record(case, 1), record(with_head, 1)))
 
 
 def token_time(
@@ -88,16 +85,18 @@ def token_time(
       costs: of the generation.
       host_gap: in ns.
     """
-    changed, rate = machine.costs(costs), machine.tensor_rate
+    changed, rate, placement = machine.costs(costs), machine.tensor_rate, machine.placement
     layers = all_reduces = launch = 0.0
     for number, (kind, launches) in enumerate(kinds):
-        figures = layer_figures(launches, changed, rate)
-        alone = layer_figures(launches, changed, rate, collectives=False)
+        figures = layer_figures(launches, changed, rate, placement=placement)
+        alone = layer_figures(launches, changed, rate, False, placement)
         layers += kind.layers * alone.latency
         all_reduces += kind.layers * (figures.latency - alone.latency)
         launch = launch if number else figures.start_up
     case = kinds[0][1].case
-    of_head = 0.0 if head is None else layer_figures(head, changed, rate).latency
+    of_head = 0.0
+    if head is not None:
+        of_head = layer_figures(head, changed, rate, placement=placement).latency
     return TokenTime(machine, case.B, case.S, layers, all_reduces, of_head, launch, host_gap)
 
 

@@ -6,6 +6,27 @@ from scripts.mutations.mutation import Mutation
 
 SIMULATOR: tuple[Mutation, ...] = (
     Mutation(
+        "timeline places a tensor over a neighbor that is in use",
+        "simulator/timing/placement.py",
+        "last_use = max(last_use, other.last_use)",
+        "last_use = span.last_use",
+        ("simulator/timing/test_placement.py",),
+    ),
+    Mutation(
+        "timeline places small tensors across banks of PSUM",
+        "simulator/timing/placement.py",
+        "return min(PSUM_BANK_BYTES, 1 << (row_bytes - 1).bit_length())",
+        "return 4",
+        ("simulator/timing/test_placement.py",),
+    ),
+    Mutation(
+        "timeline has no dependencies between tensors that share bytes",
+        "simulator/ordering/hazards.py",
+        "if access.storage in self._addresses:",
+        "if access.storage in ():",
+        ("simulator/timing/test_placement.py",),
+    ),
+    Mutation(
         "activation drops its scale",
         "simulator/isa/scalar.py",
         "        values = values * factor\n",

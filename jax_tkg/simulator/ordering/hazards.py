@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -82,9 +82,14 @@ class Region:
 _ALL = Region((0, 1 << 30), 0, 1 << 62, 0, 1 << 62, True)
 
 
-def region_of(access: Access) -> Region:
-    """The bytes of an access in its physical memory."""
-    low, high = access.byte_range
+def region_of(access: Access, address: int = 0) -> Region:
+    """The bytes of an access in its physical memory.
+
+    Args:
+      access: of an instruction.
+      address: of its tensor, where the tensor itself has none.
+    """
+    low, high = (address + byte for byte in access.byte_range)
     sizes, strides = list(access.shape), [abs(s) for s in access.strides]
     partitions = (access.partition_start, access.partition_start + access.partitions)
     if access.space != "hbm":
@@ -185,11 +190,19 @@ def _note(found: dict[int, str], index: int, kind: str) -> None:
 class Hazards:
     """The dependencies of one core's instructions, found in program order."""
 
-    def __init__(self, stream: Iterable[Instruction]):
+    def __init__(self, stream: Iterable[Instruction], addresses: Mapping[int, int] | None = None):
+        """Reads the stream once.
+
+        Args:
+          stream: of the core.
+          addresses: byte addresses of tensors on chip that have none of their own, by the number of
+            their storage. Without one a tensor shares no bytes with others.
+        """
+        self._addresses = addresses or {}
         # Reads of memory that nothing writes are never ordered.
         self._changing: set[Key] = set()
         for instruction in stream:
-            self._changing.update(a.memory for a in instruction.accesses if a.is_write)
+            self._changing.update(self._key(a) for a in instruction.accesses if a.is_write)
             self._changing.update(_met(instruction))
         self._memories: dict[Key, _Memory] = {}
 
@@ -205,9 +218,9 @@ class Hazards:
         """
         found: dict[int, str] = {}
         uses = [
-            (self._memory(access), region_of(access), access.is_write)
+            (self._memory(access), self._region(access), access.is_write)
             for access in instruction.accesses
-            if access.memory in self._changing
+            if self._key(access) in self._changing
         ]
         for memory, region, is_write in uses:
             memory.find(region, is_write, found)
@@ -221,13 +234,22 @@ class Hazards:
         found.pop(instruction.index, None)
         return found
 
+    def _key(self, access: Access) -> Key:
+        if access.storage in self._addresses:
+            return access.space, access.rank, access.core, None
+        return access.memory
+
+    def _region(self, access: Access) -> Region:
+        return region_of(access, self._addresses.get(access.storage, 0))
+
     def _memory(self, access: Access) -> _Memory:
-        memory = self._memories.get(access.memory)
+        key = self._key(access)
+        memory = self._memories.get(key)
         if memory is None:
             width = _ON_CHIP_BUCKET
             if access.space == "hbm":
                 width = max(width, -(-access.row_bytes // _HBM_BUCKETS))
-            memory = self._memories[access.memory] = _Memory(width)
+            memory = self._memories[key] = _Memory(width)
         return memory
 
 

@@ -11,6 +11,7 @@ import dataclasses
 from typing import Any
 
 from jax_tkg.simulator.timing.costs import Costs
+from jax_tkg.simulator.timing.placement import Placement
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +23,14 @@ class Machine:
       assumes: what it assumes, in words.
       changes: fields of `Costs`. A field of `_FACTORS` is multiplied; others are replaced.
       tensor_rate: as in `timeline.schedule`.
+      placement: of the tensors on chip that the compiler places.
     """
 
     name: str
     assumes: str
     changes: dict[str, Any] = dataclasses.field(default_factory=dict)
     tensor_rate: str = "half"
+    placement: Placement = Placement.APART
 
     def costs(self, costs: Costs) -> Costs:
         """The machine's constants, of a generation's."""
@@ -82,6 +85,12 @@ _ONE_AT_A_TIME = (
             "dma_start": 2.0,
             "dge_interval": 2.0,
         },
+    ),
+    Machine(
+        "lowest addresses",
+        "the compiler places each tensor at the lowest address that is free in program order, so "
+        "that it waits for what used these bytes last",
+        placement=Placement.LOWEST,
     ),
     Machine("all-reduce 25 us", "an all-reduce takes 25 us", {"all_reduce_latency": 25e3}),
     Machine("all-reduce 100 us", "an all-reduce takes 100 us", {"all_reduce_latency": 100e3}),

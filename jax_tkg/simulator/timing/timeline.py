@@ -14,6 +14,7 @@ from collections.abc import Callable
 from jax_tkg.simulator.machine.record import Instruction, Record
 from jax_tkg.simulator.ordering import hazards
 from jax_tkg.simulator.timing.costs import TARGETS, Costs
+from jax_tkg.simulator.timing.placement import Placement, place
 from jax_tkg.simulator.timing.pricing import moved
 from jax_tkg.simulator.timing.scheduler import ENGINES, Event, Scheduler, queue_of
 
@@ -91,15 +92,27 @@ Dependencies = list[list[dict[int, str]]]
 """Per core and instruction of a rank, the earlier instructions that it waits for, and why."""
 
 
-def memory_dependencies(record: Record, rank: int = 0) -> Dependencies:
+def memory_dependencies(
+    record: Record, rank: int = 0, placement: Placement = Placement.APART
+) -> Dependencies:
     """The memory dependencies of a rank's instructions, which do not depend on costs.
+
+    Args:
+      record: of a run.
+      rank: whose instructions.
+      placement: of the tensors that have no address, which wait for those whose bytes they reuse.
 
     Raises:
       ValueError: the rank has no record.
     """
     found = []
     for stream in _streams(record, rank):
-        memory = hazards.Hazards(stream)
+        addresses = {
+            storage: address
+            for space in ("sbuf", "psum")
+            for storage, address in place(stream, space, record.target, placement).items()
+        }
+        memory = hazards.Hazards(stream, addresses)
         found.append([memory.add(i, queue_of(i)) for i in stream])
     return found
 
