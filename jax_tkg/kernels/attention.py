@@ -228,7 +228,7 @@ def _load_sinks(sinks, q, context):
     if sinks == None:
         return None
     constants = context.constants
-    row = nl.ndarray((1, q), dtype=nl.float32, buffer=nl.sbuf)
+    row = context.loaded.take(1, q, nl.float32)
     nisa.dma_copy(
         dst=row,
         src=sinks.select_layer(sinks.view),

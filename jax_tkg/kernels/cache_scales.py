@@ -35,13 +35,15 @@ def load_cache_scales(k_scale, v_scale, context):
     if k_scale == None and v_scale == None:
         return scales
     constants = context.constants
-    row = nl.ndarray((1, 2), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=row, value=1.0)
+    row = context.loaded.take(1, 2, nl.float32)
     given = [k_scale, v_scale]
     for index in range(2):
         scale = given[index]
+        own = row[:, index : index + 1]
         if scale != None:
-            scale.load(row[:, index : index + 1], scale.view)
+            scale.load(own, scale.view)
+        else:
+            nisa.memset(dst=own, value=1.0)
     spread = nl.ndarray((PARTITIONS, 2), dtype=nl.float32, buffer=nl.psum)
     nisa.nc_matmul(
         dst=spread,
@@ -84,7 +86,7 @@ def beside_cached(columns, scale):
     return scaled
 
 
-def as_stored(columns, scale, dtype):
+def as_stored(columns, scale, dtype, context):
     """New keys or values [P, ...] as a cache of `dtype` holds them; `scale` as above."""
     if scale == None:
         return columns
@@ -98,7 +100,12 @@ def as_stored(columns, scale, dtype):
         op1=nl.minimum,
         operand1=largest,
     )
-    stored = nl.ndarray(columns.shape, dtype=dtype, buffer=nl.sbuf)
+    shape = columns.shape
+    elements = 1
+    for size in shape[1:]:
+        elements = elements * size
+    stored = context.stored.take(shape[0], elements, dtype)
+    stored = stored.reshape_dim(1, shape[1:])
     nisa.tensor_scalar(dst=stored, data=wide, op0=nl.maximum, operand0=-largest)
     return stored
 

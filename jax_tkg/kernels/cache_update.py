@@ -15,15 +15,17 @@ def rows_of_blocks(heads, first_head, context):
     """
     tiles = []
     for block in attended_blocks(context.sizes, context.core):
-        tiles.append(_token_rows(heads, first_head, block, context.sizes))
+        tiles.append(_token_rows(heads, first_head, block, context))
     return tiles
 
 
-def _token_rows(heads, first_head, block, sizes):
+def _token_rows(heads, first_head, block, context):
     """The tile of a `TokenBlock`."""
+    sizes = context.sizes
     tokens = block.tokens
     last = block.first_token + tokens
-    rows = nl.ndarray((tokens, sizes.k, sizes.d), dtype=sizes.dtype, buffer=nl.sbuf)
+    rows = context.stored.take(tokens, sizes.k * sizes.d, sizes.dtype)
+    rows = rows.reshape_dim(1, (sizes.k, sizes.d))
     for kv_head in range(sizes.k):
         turned = nl.ndarray((tokens, sizes.d), dtype=sizes.dtype, buffer=nl.psum)
         for chunk in range(sizes.head_chunks):
@@ -162,7 +164,7 @@ def update_caches(caches, heads, values, context, scales=None):
     K_elements = _flat(caches.K_whole, 1)
     if offsets.windows != None:
         columns = heads[:, sizes.q : sizes.q + sizes.k, :, :]
-        stored = as_stored(columns, scales.key, K_elements.dtype)
+        stored = as_stored(columns, scales.key, K_elements.dtype, context)
         for sequence in range(sizes.B):
             if core.index == sequence % core.count:
                 keys = stored[:, :, :, sequence * S : (sequence + 1) * S]
@@ -200,11 +202,11 @@ def _scatter(number, block, caches, heads, values, context, scales):
     first, last = _token_share(block, sizes, context.core)
     if last > first:
         V_rows = _flat(caches.V_whole, d)
-        stored_values = as_stored(values, scales.value, V_rows.dtype)
+        stored_values = as_stored(values, scales.value, V_rows.dtype, context)
         if offsets.keys != None:
             K_elements = _flat(caches.K_whole, 1)
-            keys = _token_rows(heads, sizes.q, block, sizes)
-            keys = as_stored(keys, scales.key, K_elements.dtype)
+            keys = _token_rows(heads, sizes.q, block, context)
+            keys = as_stored(keys, scales.key, K_elements.dtype, context)
             of_keys = offsets.keys[number]
             nisa.dma_copy(
                 dst=K_elements.ap(

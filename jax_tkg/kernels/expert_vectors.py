@@ -25,18 +25,18 @@ class ExpertVectors(NKIObject):
         W_up = layer.W_up
         W_down = layer.W_down
         order = expert_order(layer, context)
-        self.gate_scale = _columns_of_experts(W_gate.scale, batch, order)
-        self.gate_bias = _columns_of_experts(W_gate.bias, batch, order)
-        self.up_scale = _columns_of_experts(W_up.scale, batch, order)
-        self.up_bias = _columns_of_experts(W_up.bias, batch, order)
+        self.gate_scale = _columns_of_experts(W_gate.scale, batch, order, context)
+        self.gate_bias = _columns_of_experts(W_gate.bias, batch, order, context)
+        self.up_scale = _columns_of_experts(W_up.scale, batch, order, context)
+        self.up_bias = _columns_of_experts(W_up.bias, batch, order, context)
         order = context.hidden_order()
-        self.down_scale = _columns_of_experts(W_down.scale, batch, order)
+        self.down_scale = _columns_of_experts(W_down.scale, batch, order, context)
         self.down_bias = None
         self.down_rows = None
         self.down_weights = None
         sharing = 1.0 / routing.sharing
         if weighted and W_down.bias != None:
-            self.down_rows = _rows_of_experts(W_down.bias, batch)
+            self.down_rows = _rows_of_experts(W_down.bias, batch, context)
             shape = (batch.count, context.sizes.T)
             self.down_weights = nl.ndarray(shape, dtype=self.down_rows.dtype, buffer=nl.sbuf)
             nisa.tensor_scalar(
@@ -46,14 +46,14 @@ class ExpertVectors(NKIObject):
                 operand0=sharing,
             )
         else:
-            self.down_bias = _columns_of_experts(W_down.bias, batch, order)
+            self.down_bias = _columns_of_experts(W_down.bias, batch, order, context)
             if self.down_bias != None and routing.sharing > 1:
                 nisa.tensor_scalar(
                     dst=self.down_bias, data=self.down_bias, op0=nl.multiply, operand0=sharing
                 )
 
 
-def _rows_of_experts(vectors, batch):
+def _rows_of_experts(vectors, batch, context):
     """[count, n] of a `LayerTensor` of all experts, [E', n] or [E', 1, n]; None of None.
 
     One transfer brings the rows of all experts of a `Batch`.
@@ -62,7 +62,7 @@ def _rows_of_experts(vectors, batch):
         return None
     shape = vectors.view.shape
     count = batch.count
-    rows = nl.ndarray((count, shape[len(shape) - 1]), dtype=vectors.view.dtype, buffer=nl.sbuf)
+    rows = context.loaded.take(count, shape[len(shape) - 1], vectors.view.dtype)
     mode = nisa.oob_mode.error
     if batch.present != None:
         # Rows of no expert are skipped.
@@ -77,9 +77,9 @@ def _rows_of_experts(vectors, batch):
     return rows
 
 
-def _columns_of_experts(vectors, batch, order):
+def _columns_of_experts(vectors, batch, order, context):
     """[width, n / width, count] float32: `_rows_of_experts`, features where `order` says."""
-    rows = _rows_of_experts(vectors, batch)
+    rows = _rows_of_experts(vectors, batch, context)
     if rows == None:
         return None
     width = order.width

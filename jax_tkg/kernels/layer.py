@@ -60,8 +60,9 @@ class LayerStart(NKIObject):
         W_out = layer.W_out
         sizes = context.sizes
         tiles = (sizes.q + 2 * sizes.k) * sizes.head_chunks
+        context.loaded.restart()
         self.gain = load_features(layer.W_gamma_qkv, context)
-        self.bias = load_columns(W_qkv.bias, 0, tiles, width=sizes.head_rows)
+        self.bias = load_columns(W_qkv.bias, 0, tiles, context, width=sizes.head_rows)
         self.gain_q = head_gain(layer.W_gamma_q, context)
         self.gain_k = head_gain(layer.W_gamma_k, context)
         self.bias_out = load_features(W_out.bias, context)
@@ -161,8 +162,10 @@ def _heads(normed, layer, start, rotation, context, ahead):
     sizes = context.sizes
     rotated = sizes.q + sizes.k
     count = rotated + sizes.k
-    shape = (sizes.head_rows, count * sizes.head_chunks, sizes.T)
-    product = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
+    tiles = count * sizes.head_chunks
+    context.stored.restart()
+    product = context.stored.take(sizes.head_rows, tiles * sizes.T, sizes.dtype)
+    product = product.reshape_dim(1, (tiles, sizes.T))
     columns = Columns(0, sizes.head_rows, bias=start.bias)
     linear_of_shares(
         product, normed, W_qkv.tensor, columns, context, loads=start.loads, ahead=ahead

@@ -5,8 +5,16 @@ from nki.language import NKIObject
 from .constants import Constants
 from .context_ranks import context_ranks
 from .layer_caches import OffsetTables
-from .limits import RING_SLOT_BYTES, RING_SLOTS, ceiling_divide
+from .limits import (
+    RING_SLOT_BYTES,
+    RING_SLOTS,
+    STORED_TURNS,
+    ceiling_divide,
+    loaded_bytes,
+    stored_bytes,
+)
 from .masks import Masks
+from .places import Places
 from .rope import Rotation
 from .sizes import Context, Sizes
 from .token_blocks import attended_blocks
@@ -169,6 +177,8 @@ def launch_kinds(X, operands, caches, layers, arguments, shared):
     core = shared.core
     kinds = []
     ring = None
+    loaded = None
+    stored = None
     constants = None
     mask_bytes = 0
     cleared = False
@@ -197,6 +207,8 @@ def launch_kinds(X, operands, caches, layers, arguments, shared):
             mask_bytes = masks.bytes
             if ring == None:
                 ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
+                loaded = Places(loaded_bytes(sizes.T), 1)
+                stored = Places(stored_bytes(sizes.T), STORED_TURNS)
                 if shared.may_skip_experts(sizes.T):
                     ring.clear()
                     cleared = True
@@ -211,8 +223,10 @@ def launch_kinds(X, operands, caches, layers, arguments, shared):
                 own.block_numbers,
                 attended_blocks(sizes, core),
             )
-            context = Context(sizes, shared.arithmetic, core, ring, constants)
-            attention = Context(attention_sizes, shared.arithmetic, core, ring, constants)
+            context = Context(sizes, shared.arithmetic, core, ring, loaded, stored, constants)
+            attention = Context(
+                attention_sizes, shared.arithmetic, core, ring, loaded, stored, constants
+            )
             ranks = shared.context_ranks(sizes)
             kind = Kind(shared, context, attention, ranks, rotation, masks, tables)
         kinds.append(kind)

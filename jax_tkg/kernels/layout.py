@@ -80,10 +80,10 @@ def load_features(vector, context):
       The tile, in the vector's dtype, or None if the vector is None.
     """
     share = context.hidden_share()
-    return load_ordered(vector, context.hidden_order(), share.first, share.count)
+    return load_ordered(vector, context.hidden_order(), share.first, share.count, context)
 
 
-def load_ordered(vector, order, first, count):
+def load_ordered(vector, order, first, count, context):
     """Elements of row 0 of a vector, those of chunks first .. first + count of a `FeatureOrder`.
 
     Args:
@@ -91,6 +91,7 @@ def load_ordered(vector, order, first, count):
       order: the order, in groups.
       first: the first chunk, with which a group begins.
       count: chunks, of whole groups.
+      context: the launch's `Context`.
 
     Returns:
       The tile [width, count], in the vector's dtype, or None if the vector is None.
@@ -103,10 +104,10 @@ def load_ordered(vector, order, first, count):
     for groups in order.equal_groups(first, count):
         begin, size, number = groups
         # A row for each group, of which a transpose takes a chunk of all groups.
-        shape = (number, size * width)
-        rows = nl.ndarray(shape, dtype=row.dtype, buffer=nl.sbuf)
-        place = begin * width
-        vector.load(rows, row[:, place : place + shape[0] * shape[1]].reshape(shape))
+        elements = size * width
+        rows = context.loaded.take(number, elements, row.dtype)
+        piece = row[:, begin * width : begin * width + number * elements]
+        vector.load(rows, piece.reshape((number, elements)))
         turned = nl.ndarray((width, size, number), dtype=row.dtype, buffer=nl.psum)
         for chunk in range(size):
             nisa.nc_transpose(
@@ -120,7 +121,7 @@ def load_ordered(vector, order, first, count):
     return tile
 
 
-def load_columns(vector, first, count, width=PARTITIONS, dtype=None):
+def load_columns(vector, first, count, context, width=PARTITIONS, dtype=None):
     """Elements first * width .. (first + count) * width of a vector, as a tile [width, count].
 
     Element c * width + p goes to partition p of column c, so that a vector of features becomes a
@@ -131,6 +132,7 @@ def load_columns(vector, first, count, width=PARTITIONS, dtype=None):
       vector: `LayerTensor` [rows, n], of which row 0 is used; or None.
       first: first chunk of `width` elements.
       count: chunks.
+      context: the launch's `Context`.
       width: elements of a chunk, at most 128.
       dtype: of the tile; None: the vector's.
 
@@ -147,7 +149,7 @@ def load_columns(vector, first, count, width=PARTITIONS, dtype=None):
     while done < count:
         size = min(PARTITIONS, count - done)
         start = (first + done) * width
-        rows = nl.ndarray((size, width), dtype=row.dtype, buffer=nl.sbuf)
+        rows = context.loaded.take(size, width, row.dtype)
         piece = row[:, start : start + size * width].reshape((size, width))
         vector.load(rows, piece)
         turned = nl.ndarray((width, size), dtype=row.dtype, buffer=nl.psum)

@@ -50,8 +50,8 @@ class MlpLoads(NKIObject):
             groups.extend(down_groups(half, half, W_gate, W_up, W_down))
             rows = FeatureOrder(self.width, groups)
             self.order = rows
-        self.gate_scale = self._scale(W_gate)
-        self.up_scale = self._scale(W_up)
+        self.gate_scale = self._scale(W_gate, context)
+        self.up_scale = self._scale(W_up, context)
         self.down_scale = load_features(W_down.scale, context)
         first = 0
         while first < self.chunks:
@@ -63,11 +63,11 @@ class MlpLoads(NKIObject):
             first = last
         self.down = ResidualLoads(W_down.tensor, self.chunks, rows, context, divided=divided)
 
-    def _scale(self, weight):
+    def _scale(self, weight, context):
         """[width, chunks] float32 on chip: the scale of W_gate or W_up; None without."""
         if self.order == None:
-            return load_columns(weight.scale, 0, self.chunks, width=self.width)
-        return load_ordered(weight.scale, self.order, 0, self.chunks)
+            return load_columns(weight.scale, 0, self.chunks, context, width=self.width)
+        return load_ordered(weight.scale, self.order, 0, self.chunks, context)
 
     def columns(self, piece, scale):
         """A piece's `Columns`, with their part of the scale."""

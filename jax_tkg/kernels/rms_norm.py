@@ -136,7 +136,8 @@ def rms_norm(x, gain, context, split_for=None, adds_squares=True):
 def head_gain(gamma, context):
     """[rows, chunks] float32 on chip, of the gain [1, d] of query or key heads; None of None."""
     sizes = context.sizes
-    return load_columns(gamma, 0, sizes.head_chunks, width=sizes.head_rows, dtype=nl.float32)
+    chunks = sizes.head_chunks
+    return load_columns(gamma, 0, chunks, context, width=sizes.head_rows, dtype=nl.float32)
 
 
 def normalize_heads(heads, gain_q, gain_k, context):

@@ -219,7 +219,7 @@ def router_sums(normed, W_router, routing, context):
                 column = first + tile * width
                 nisa.tensor_copy(
                     dst=bias[:, tile : tile + 1],
-                    src=_bias_column(W_router.bias, column, width),
+                    src=_bias_column(W_router.bias, column, width, context),
                     engine=nisa.engine.scalar,
                 )
         squares = 0
@@ -298,9 +298,9 @@ def router_logits(sums, normed, routing, context):
     return tiles_of_logits
 
 
-def _bias_column(vector, first, width):
+def _bias_column(vector, first, width, context):
     """[width, 1] on chip: elements `first` and on of a `LayerTensor` [1, n]."""
-    row = nl.ndarray((1, width), dtype=vector.view.dtype, buffer=nl.sbuf)
+    row = context.loaded.take(1, width, vector.view.dtype)
     vector.load(row, vector.view[0:1, first : first + width])
     turned = nl.ndarray((width, 1), dtype=vector.view.dtype, buffer=nl.psum)
     nisa.nc_transpose(dst=turned, data=row, engine=nisa.engine.tensor)

@@ -161,14 +161,18 @@ class Context(NKIObject):
       arithmetic: `Arithmetic`.
       core: `Core`.
       ring: `WeightRing`, the buffers for weights and caches.
+      loaded: `Places` of vectors on their way to their tiles.
+      stored: `Places` of what the caches are updated with.
       constants: `Constants`, the constant tiles.
     """
 
-    def __init__(self, sizes, arithmetic, core, ring, constants):
+    def __init__(self, sizes, arithmetic, core, ring, loaded, stored, constants):
         self.sizes = sizes
         self.arithmetic = arithmetic
         self.core = core
         self.ring = ring
+        self.loaded = loaded
+        self.stored = stored
         self.constants = constants
 
     def hidden_share(self):

@@ -229,6 +229,7 @@ def sbuf_bytes(
     tables = on_chip_bytes.table_bytes(D.B, D.S, D.q, len(kinds), D.E)
     return {
         "weights on their way": limits.RING_BYTES,
+        "vectors, keys and values on their way": limits.place_bytes(tokens),
         "constants": limits.CONSTANT_BYTES,
         "tables and masks": tables + _resident_mask_bytes(kinds, cores, item, tables),
         "block tables": sum(BLOCK_NUMBER * D.B * kind.n for kind in kinds),
@@ -276,8 +277,9 @@ def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int, tab
     mlp = _mlp_chunks(D) * tokens
     experts = _expert_bytes(D, cores, item)
     terms = _term_bytes(D, cores, item)
+    places = limits.place_bytes(tokens)
     room = on_chip_bytes.mask_room_bytes(
-        hidden, D.H // PARTITIONS, mlp, item, experts, terms, tables
+        hidden, D.H // PARTITIONS, mlp, item, experts, terms, tables, places
     )
     return max(0, min(needed, room))
 

@@ -6,6 +6,34 @@ from scripts.mutations.mutation import Mutation
 
 KERNELS: tuple[Mutation, ...] = (
     Mutation(
+        "kernel leaves the places of vectors to the compiler",
+        "kernels/limits.py",
+        "    return LOADED_BYTES\n",
+        "    return 0\n",
+        ("profile/test_layer.py",),
+    ),
+    Mutation(
+        "kernel's heads of neighboring layers share their bytes",
+        "kernels/limits.py",
+        "STORED_TURNS = 2",
+        "STORED_TURNS = 1",
+        ("profile/test_layer.py",),
+    ),
+    Mutation(
+        "kernel's tensors of a layer share their bytes",
+        "kernels/places.py",
+        "self.taken = first + elements * item",
+        "self.taken = first",
+        ("kernels/test_places.py",),
+    ),
+    Mutation(
+        "kernel takes the absent scale of a cache for another",
+        "kernels/cache_scales.py",
+        "nisa.memset(dst=own, value=1.0)",
+        "nisa.memset(dst=row, value=1.0)",
+        ("kernels/test_float8_caches.py",),
+    ),
+    Mutation(
         "kernel attends the new values of the first block of tokens in every block",
         "kernels/attention.py",
         "own_values = values[group.tokens_number]",

@@ -60,7 +60,7 @@ class FeatureOrderTest(parameterized.TestCase):
 
         def body(context: Context, numbers: Any) -> Any:
             vector = LayerTensor(numbers.reshape((1, chunks * 3)))
-            tile = load_ordered(vector, order, 3, chunks - 3)
+            tile = load_ordered(vector, order, 3, chunks - 3, context)
             return small_kernels.store(tile.reshape_dim(1, (chunks - 3, 1)), context)
 
         (tile,) = KernelStages(1).run(body, [{"numbers": numbers}])

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis
+import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
 
+from jax_tkg.kernels.cache_scales import load_cache_scales
+from jax_tkg.kernels.layer_tensor import LayerTensor
+from jax_tkg.kernels.sizes import Context
 from tests import cases
 from tests.kernels import launch
+from tests.stages import small_kernels
+from tests.stages.kernel_stages import KernelStages
 
 
 @st.composite
@@ -67,6 +75,32 @@ class DrawnTest(parameterized.TestCase):
             L=3, d=16, S_ctx=140, S_max=150, cache_dtype="float8_e4m3", plain_caches=(1,)
         )
         launch.check(shape, cores=cores)
+
+
+class ScalesTest(parameterized.TestCase):
+    @parameterized.parameters("key", "value", "both")
+    def test_loaded(self, given: str) -> None:
+        """Of the keys alone, of the values alone, of both."""
+        tensors = {
+            name: np.full((1, 1), value, np.float32)
+            for name, value in (("key", 0.25), ("value", 8.0))
+            if given in (name, "both")
+        }
+
+        def body(context: Context, **tensors: Any) -> Any:
+            k_scale, v_scale = (
+                LayerTensor(tensors[name]) if name in tensors else None for name in ("key", "value")
+            )
+            scales = load_cache_scales(k_scale, v_scale, context)
+            found = [scales.key, scales.inverse_key, scales.value, scales.inverse_value]
+            given = [each for each in found if each is not None]
+            return tuple(small_kernels.store(each, context) for each in given)
+
+        (found,) = KernelStages(1).run(body, [tensors])
+        expected = [factor for each in tensors.values() for factor in (each, 1 / each)]
+        self.assertLen(found, len(expected))
+        for tile, factor in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(tile[0], np.broadcast_to(factor, (128, 1)))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from absl.testing import absltest, parameterized
 
 from jax_tkg.profile import report
 from jax_tkg.profile.layer import bound, layer_figures, record_launches, required_bytes
-from jax_tkg.profile.model_shapes import Case, LayerKind
+from jax_tkg.profile.model_shapes import MODELS, Case, LayerKind, rank_sizes
 from jax_tkg.simulator.timing.costs import TRN2
+from jax_tkg.simulator.timing.placement import Placement
 
 SMALL = Case(B=2, S=2, H=512, I=256, d=64, q=4, k=2, S_ctx=258, tensor_parallel=4)
 
@@ -23,7 +24,9 @@ class LayerFiguresTest(parameterized.TestCase):
 
     def test_latency_and_start_add_up(self):
         longer = self.figures.timeline.latency
-        self.assertAlmostEqual(longer, self.figures.start_up + 2 * self.figures.latency)
+        self.assertAlmostEqual(
+            longer, self.figures.start_up + self.launches.layers * self.figures.latency
+        )
 
     def test_critical_path_adds_up_to_the_latency(self):
         total = sum(time for _, time in self.figures.critical)
@@ -109,11 +112,52 @@ class LayerFiguresTest(parameterized.TestCase):
         self.assertAlmostEqual(moved / 2e3, microseconds - 17.5, delta=1)
 
     def test_deeper_launches_have_the_same_layer(self):
-        deeper = layer_figures(record_launches(SMALL, layers=3))
+        deeper = layer_figures(record_launches(SMALL, layers=4))
         self.assertAlmostEqual(deeper.latency / self.figures.latency, 1, delta=0.05)
         self.assertEqual(deeper.instructions, self.figures.instructions)
         of_first_core = [entry for entry in deeper.timeline.events if entry.instruction.core == 0]
         self.assertLess(deeper.instructions, len({e.instruction.index for e in of_first_core}) / 2)
+
+    def test_the_places_that_a_compiler_chooses_hardly_matter(self):
+        """Vectors, keys and values have places of their own; without these it was 1.45."""
+        sizes = rank_sizes(MODELS["llama3_70b"], 32)
+        case = Case(
+            B=4,
+            S=1,
+            S_ctx=1024,
+            quantized_mlp="float8_e4m3",
+            tensor_parallel=32,
+            residual_on_chip=True,
+            **sizes,
+        )
+        launches = record_launches(case)
+        apart, oldest, lowest = (
+            layer_figures(launches, collectives=False, placement=placement).latency
+            for placement in (Placement.APART, Placement.OLDEST, Placement.LOWEST)
+        )
+        self.assertAlmostEqual(oldest / apart, 1)
+        self.assertBetween(lowest / apart, 1, 1.1)
+
+    def test_what_is_stored_lies_apart_from_that_of_the_layer_before(self):
+        """Else new keys and values would wait for stores that wait behind a layer's weights."""
+        stored = [
+            access
+            for instruction in self.launches.records[1].streams[0, 0]
+            if instruction.opcode == "dma_copy" and self._writes_a_cache(instruction)
+            for access in instruction.reads
+            if access.space == "sbuf" and access.dtype == "bfloat16"
+        ]
+        layers = self.launches.layers
+        self.assertLen({access.storage for access in stored}, 1)
+        each = len(stored) // layers
+        self.assertLen(stored, each * layers)
+        for before, after in zip(stored[:-each], stored[each:], strict=True):
+            ranges = sorted([before.byte_range, after.byte_range])
+            self.assertLessEqual(ranges[0][1], ranges[1][0])
+
+    @staticmethod
+    def _writes_a_cache(instruction):
+        return any("cache" in access.name for access in instruction.writes)
 
     def test_layers_in_a_loop(self):
         """The same work; no layer begins before the one before it has ended."""
@@ -123,7 +167,7 @@ class LayerFiguresTest(parameterized.TestCase):
         self.assertGreater(looped.latency, self.figures.latency)
         events = looped.timeline.events
         turns = [e for e in events if e.instruction.opcode == "loop_turn"]
-        self.assertLen(turns, 2 * SMALL.lnc)
+        self.assertLen(turns, launches.layers * SMALL.lnc)
         for turn in turns:
             same = [e for e in events if e.instruction.core == turn.instruction.core]
             before = [e.end for e in same if e.instruction.index < turn.instruction.index]

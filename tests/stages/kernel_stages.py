@@ -189,7 +189,9 @@ class KernelStages(SmallKernels):
             shape = (width, columns // width, context.sizes.T)
             dst = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
             per_partition = None if total is None else load(total)
-            addends = load_columns(layer_tensor((bias,), 0), 0, columns // width, width=width)
+            addends = load_columns(
+                layer_tensor((bias,), 0), 0, columns // width, context, width=width
+            )
             linear_of_shares(
                 dst,
                 Normed(load_share(x, context), per_partition),

@@ -49,7 +49,7 @@ class LayoutTest(parameterized.TestCase):
         for first, count in ((0, 300), (7, 129), (299, 1)):
 
             def body(context: Context, vector: Any, first: int = first, count: int = count) -> Any:
-                columns = load_columns(LayerTensor(vector), first, count)
+                columns = load_columns(LayerTensor(vector), first, count, context)
                 return small_kernels.store(columns, context)
 
             (got,) = KernelStages(1).run(body, [{"vector": vector}])
