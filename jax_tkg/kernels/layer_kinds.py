@@ -5,16 +5,9 @@ from nki.language import NKIObject
 from .constants import Constants
 from .context_ranks import context_ranks
 from .layer_caches import OffsetTables
-from .limits import (
-    RING_SLOT_BYTES,
-    RING_SLOTS,
-    STORED_TURNS,
-    ceiling_divide,
-    loaded_bytes,
-    stored_bytes,
-)
+from .limits import RING_SLOT_BYTES, RING_SLOTS, ceiling_divide
 from .masks import Masks
-from .places import Places
+from .places import launch_places
 from .rope import Rotation
 from .sizes import Context, Sizes
 from .token_blocks import attended_blocks
@@ -106,15 +99,26 @@ class Shared(NKIObject):
       routing: `Routing`; None if no layer has experts.
       replica_groups: tuple of tuples of ranks, or None.
       context_parallel: how many ranks of a group share out the context of a KV head.
+      place_bytes: bytes per partition for `launch_places`.
     """
 
-    def __init__(self, core, arithmetic, reduction, routing, replica_groups, context_parallel):
+    def __init__(
+        self,
+        core,
+        arithmetic,
+        reduction,
+        routing,
+        replica_groups,
+        context_parallel,
+        place_bytes,
+    ):
         self.core = core
         self.arithmetic = arithmetic
         self.reduction = reduction
         self.routing = routing
         self.replica_groups = replica_groups
         self.context_parallel = context_parallel
+        self.place_bytes = place_bytes
 
     def expert_count(self):
         """E, the experts of all ranks; 0 without experts."""
@@ -207,8 +211,7 @@ def launch_kinds(X, operands, caches, layers, arguments, shared):
             mask_bytes = masks.bytes
             if ring == None:
                 ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
-                loaded = Places(loaded_bytes(sizes.T), 1)
-                stored = Places(stored_bytes(sizes.T), STORED_TURNS)
+                loaded, stored = launch_places(shared.place_bytes)
                 if shared.may_skip_experts(sizes.T):
                     ring.clear()
                     cleared = True

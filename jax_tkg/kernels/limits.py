@@ -40,19 +40,13 @@ RING_SLOT_BYTES = 16384
 RING_BYTES = RING_SLOTS * RING_SLOT_BYTES
 """Bytes per partition of all of them: 96 KiB."""
 
-LOADED_BYTES = 16384
-"""Bytes per partition for the rows of a layer's vectors: gains, biases and scales of 8192 features
-take 4 to 15 KiB."""
-
-STORED_BYTES = 6144
-"""Bytes per partition for the heads of a layer and its new values by token: of 32 tokens with 32
-query and 8 key heads of 128 features 3 KiB and 2 KiB."""
+PLACE_BYTES = 28672
+"""Bytes per partition for the `Places` of a launch, where the rest leaves as many. Gains, biases
+and scales of 8192 features take 4 to 15 KiB; 32 query and 8 key heads of 128 features, with 32
+tokens, 3 KiB, and their new values by token 2 KiB."""
 
 STORED_TURNS = 2
 """Layers whose heads and values have places of their own at the same time."""
-
-MOST_PLACED_TOKENS = 32
-"""Tokens whose activations leave room for these places, whatever else is on chip."""
 
 LEAST_PIECE_BYTES = 2048
 """Bytes per partition of a transfer below which it is inefficient (NKI guideline to avoid
@@ -158,25 +152,6 @@ float32."""
 def ceiling_divide(numerator, denominator):
     """The quotient, rounded up."""
     return (numerator + denominator - 1) // denominator
-
-
-def loaded_bytes(T):
-    """Bytes per partition of the `Places` for a layer's vectors, with T tokens."""
-    if T > MOST_PLACED_TOKENS:
-        return 0
-    return LOADED_BYTES
-
-
-def stored_bytes(T):
-    """Bytes per partition of the `Places` for what a layer stores, of each of `STORED_TURNS`."""
-    if T > MOST_PLACED_TOKENS:
-        return 0
-    return STORED_BYTES
-
-
-def place_bytes(T):
-    """Bytes per partition of all `Places`, with T tokens."""
-    return loaded_bytes(T) + STORED_TURNS * stored_bytes(T)
 
 
 def tiles_of_a_product(columns, width, row_bytes):

@@ -7,7 +7,7 @@ from nki.language import NKIObject
 from .attention_blocks import key_blocks, sequence_groups
 from .divisions import mask_groups
 from .layer_tensor import LayerTensor
-from .limits import PARTITIONS, place_bytes
+from .limits import PARTITIONS
 from .on_chip_bytes import expert_bytes, mask_room_bytes, table_bytes, term_bytes
 from .sizes import bytes_of, hidden_share
 from .token_blocks import attended_blocks
@@ -257,7 +257,6 @@ def _mask_room(sizes, core, kinds):
         experts=experts,
         terms=terms,
         tables=table_bytes(sizes.B, sizes.S, sizes.q, kinds, sizes.experts),
-        places=place_bytes(sizes.T),
     )
 
 

@@ -139,7 +139,7 @@ def table_bytes(B, S, q, kinds, E):
     return tables
 
 
-def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0, tables=0, places=0):
+def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0, tables=0):
     """Bytes per partition for masks that stay on chip, beside normalization and MLP.
 
     Args:
@@ -150,7 +150,6 @@ def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0, tables
       experts: `expert_bytes` of layers that have some.
       terms: `term_bytes` of the input of gate and up, and of that of down.
       tables: `table_bytes` of all kinds of layers.
-      places: `place_bytes`.
     """
     norm = (8 + 2 * item) * hidden + 2 * item * hidden_chunks
     part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
@@ -160,4 +159,4 @@ def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0, tables
         # A shared expert's result is there, and its MLP runs after the router.
         feed_forward += experts
     room = MASK_ROOM_BYTES - max(0, tables + item * hidden - TABLE_ROOM_BYTES)
-    return room - places - max(norm, feed_forward)
+    return room - max(norm, feed_forward)

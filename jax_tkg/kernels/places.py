@@ -3,7 +3,7 @@
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import PARTITIONS, ceiling_divide
+from .limits import PARTITIONS, STORED_TURNS, ceiling_divide
 from .sizes import bytes_of
 
 
@@ -41,3 +41,10 @@ class Places(NKIObject):
         start = (self.turn * self.row_bytes + first) // item
         whole = self.tile.view(dtype)
         return whole[0:rows, start : start + elements]
+
+
+def launch_places(row_bytes):
+    """`Places` of `row_bytes` per partition together: of what a layer loads, and what it stores."""
+    stored = row_bytes // 20 * 4
+    loaded = row_bytes - STORED_TURNS * stored
+    return (Places(loaded, 1), Places(stored, STORED_TURNS))

@@ -133,6 +133,7 @@ def transformer_tkg(
     context_bucket,
     context_parallel,
     looped,
+    place_bytes,
 ):
     """All layers.
 
@@ -229,6 +230,7 @@ def transformer_tkg(
         head; masks, ranges and offsets are of this rank's slots, and q in the shapes of the masks
         counts the query heads of all c ranks.
       looped: whether all per-layer arguments have a layer axis, and the layers loop on the device.
+      place_bytes: bytes per partition that the tensors of `Places` have to themselves.
 
     Returns:
       Hidden states [B, S, H], then the key caches, then the value caches, then with `W_head` each
@@ -297,7 +299,9 @@ def transformer_tkg(
             ranks,
             expert_order,
         )
-    shared = Shared(core, arithmetic, reduction, chooser, replica_groups, context_parallel)
+    shared = Shared(
+        core, arithmetic, reduction, chooser, replica_groups, context_parallel, place_bytes
+    )
     kinds = launch_kinds(X, operands, caches, layers, arguments, shared)
     context = launch_context(kinds)
     sizes = context.sizes

@@ -32,6 +32,7 @@ class Launch:
       num_layers: how many layers it runs.
       stacked_caches: whether the caches have a layer axis.
       caches_by_kind: whether they are then tuples with a tensor for the layers of each kind.
+      place_bytes: bytes per partition for the megakernel's `Places`.
       looped: whether all per-layer tensors have one, and the layers loop on the device.
     """
 
@@ -42,6 +43,7 @@ class Launch:
     stacked_caches: bool
     looped: bool = False
     caches_by_kind: bool = False
+    place_bytes: int = 0
 
     def argument(self, name: str) -> Any:
         """The value of a kernel's static parameter: the launch's own, or the call's."""

@@ -7,6 +7,7 @@ it with what the simulator counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,10 @@ from jax_tkg.reference.context_ranks import ContextRanks
 
 SBUF_BYTES = hardware.TRN2.sbuf_partition_bytes
 """SBUF of one partition on Trainium2, the smallest that the kernel is written for."""
+
+SPARE_BYTES = 16384
+"""Bytes of a partition that are left for what a compiler keeps for itself, and for the gaps that it
+leaves between tensors; assumed."""
 
 FLOAT32 = 4
 """Bytes of a float32."""
@@ -47,27 +52,57 @@ def check_megakernel(operands: Operands, parameters: Parameters) -> None:
     """
     check_target(operands)
     MEGAKERNEL.check_supported(operands, parameters)
-    kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
-    ranks = ContextRanks.of(parameters)
-    sizes = [
-        ranks.of_rank(
-            ranks.dimensions(operands.of_kind(kind, kinds), parameters.bucket_of_kind(kind))
-        )
-        for kind in range(kinds.count)
-    ]
+    sizes = _sizes_of_kinds(operands, parameters)
     for kind, D in enumerate(sizes):
         if by_kind(operands.mask_cache, kind) is None and D.S_ctx > LARGEST_CONTEXT:
             raise ValueError(
                 f"context_bucket: expected S_ctx <= {LARGEST_CONTEXT} for the Neuron kernel (it "
                 f"compares slots with context_lengths in float32), got S_ctx = {D.S_ctx}"
             )
-    cores = logical_cores(parameters)
-    candidates = parameters.candidates_per_token or 0
-    float8 = any(
-        weight.dtype in FLOAT8_DTYPES
-        for weight in jax.tree.leaves((operands.W_gates, operands.W_ups, operands.W_downs))
-    )
-    check_kernel_limits(sizes[0], cores, sizes[1:], candidates, ranks.count, float8)
+    check_kernel_limits(sizes[0], logical_cores(parameters), **_other_sizes(operands, parameters))
+
+
+def place_bytes(operands: Operands, parameters: Parameters) -> int:
+    """Bytes per partition for the kernel's `Places`: of those that a call leaves in any case.
+
+    Args:
+      operands: the call's arrays, or their abstract values, within the kernel's limits.
+      parameters: its static parameters.
+    """
+    D = _sizes_of_kinds(operands, parameters)[0]
+    parts = sbuf_bytes(D, logical_cores(parameters), **_other_sizes(operands, parameters))
+    return places_beside(sum(parts.values()))
+
+
+def places_beside(needed: int) -> int:
+    """Bytes per partition for `Places` beside the `needed` ones of all else."""
+    spare = SBUF_BYTES - SPARE_BYTES - needed
+    return max(0, min(limits.PLACE_BYTES, spare // 4 * 4))
+
+
+def _sizes_of_kinds(operands: Operands, parameters: Parameters) -> list[Dimensions]:
+    """What `check_kernel_limits` takes of each kind of layers."""
+    kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
+    ranks = ContextRanks.of(parameters)
+    return [
+        ranks.of_rank(
+            ranks.dimensions(operands.of_kind(kind, kinds), parameters.bucket_of_kind(kind))
+        )
+        for kind in range(kinds.count)
+    ]
+
+
+def _other_sizes(operands: Operands, parameters: Parameters) -> dict[str, Any]:
+    """The further arguments of `check_kernel_limits` and `sbuf_bytes`."""
+    return {
+        "other_kinds": _sizes_of_kinds(operands, parameters)[1:],
+        "candidates": parameters.candidates_per_token or 0,
+        "context_parallel": ContextRanks.of(parameters).count,
+        "float8": any(
+            weight.dtype in FLOAT8_DTYPES
+            for weight in jax.tree.leaves((operands.W_gates, operands.W_ups, operands.W_downs))
+        ),
+    }
 
 
 def check_kernel_limits(
@@ -229,7 +264,6 @@ def sbuf_bytes(
     tables = on_chip_bytes.table_bytes(D.B, D.S, D.q, len(kinds), D.E)
     return {
         "weights on their way": limits.RING_BYTES,
-        "vectors, keys and values on their way": limits.place_bytes(tokens),
         "constants": limits.CONSTANT_BYTES,
         "tables and masks": tables + _resident_mask_bytes(kinds, cores, item, tables),
         "block tables": sum(BLOCK_NUMBER * D.B * kind.n for kind in kinds),
@@ -277,9 +311,8 @@ def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int, tab
     mlp = _mlp_chunks(D) * tokens
     experts = _expert_bytes(D, cores, item)
     terms = _term_bytes(D, cores, item)
-    places = limits.place_bytes(tokens)
     room = on_chip_bytes.mask_room_bytes(
-        hidden, D.H // PARTITIONS, mlp, item, experts, terms, tables, places
+        hidden, D.H // PARTITIONS, mlp, item, experts, terms, tables
     )
     return max(0, min(needed, room))
 

@@ -9,6 +9,7 @@ from jax_tkg.call.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parame
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.call.operand_table import HEAD_KINDS, OPERANDS
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
+from jax_tkg.lowering.kernel_limits import place_bytes
 from jax_tkg.lowering.kernel_operands import OF_KINDS
 from jax_tkg.reference.candidates import whole_vocabulary_ids
 
@@ -78,6 +79,7 @@ def run_launches(
             stacked_caches=stacked,
             looped=looped,
             caches_by_kind=by_kind,
+            place_bytes=place_bytes(operands, parameters) if kernel is MEGAKERNEL else 0,
         )
         hidden, K_updated, V_updated, *candidates = run(given, launch)
         if by_kind:

@@ -17,6 +17,7 @@ from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.operand_table import OPERANDS, names
 from jax_tkg.lowering.implementation import Implementation
 from jax_tkg.lowering.kernel_interface import KernelInterface, Launch
+from jax_tkg.lowering.kernel_limits import place_bytes
 from jax_tkg.lowering.launches import layer_tuples
 from jax_tkg.lowering.nkilib import NKILIB
 from jax_tkg.lowering.simulate import SIMULATE
@@ -57,18 +58,21 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
     if looped and not interface.loops(operands):
         raise ValueError("profile: the caches of all layers together are too large for a loop")
     ranks = tuple(range(case.context_parallel))
+    parameters = Parameters(
+        layers,
+        sbuf_residual_and_cc=case.residual_on_chip and kernel == "ours",
+        context_parallel=case.context_parallel,
+        lnc=case.lnc,
+        **dict(case.options),
+    )
     launch = Launch(
-        parameters=Parameters(
-            layers,
-            sbuf_residual_and_cc=case.residual_on_chip and kernel == "ours",
-            context_parallel=case.context_parallel,
-            **dict(case.options),
-        ),
+        parameters=parameters,
         replica_groups=(ranks,) if case.tensor_parallel > 1 else None,
         first_layer=0,
         num_layers=layers,
         stacked_caches=looped,
         looped=looped,
+        place_bytes=place_bytes(operands, parameters) if kernel == "ours" else 0,
     )
     tensors = layer_tuples(_prepared(interface, operands, launch), launch)
     arguments = {name: tensors[name] for name in interface.tensors}

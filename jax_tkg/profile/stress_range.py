@@ -22,9 +22,7 @@ def on_machines(
     found = []
     for machine in machines:
         changed = machine.costs(costs)
-        figures = layer_figures(
-            launches, changed, machine.tensor_rate, placement=machine.placement
-        )
+        figures = layer_figures(launches, changed, machine.tensor_rate, placement=machine.placement)
         latency = figures.latency
         found.append((machine, latency, latency / bound(launches.case, changed)))
     return found

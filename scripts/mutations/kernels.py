@@ -7,10 +7,17 @@ from scripts.mutations.mutation import Mutation
 KERNELS: tuple[Mutation, ...] = (
     Mutation(
         "kernel leaves the places of vectors to the compiler",
-        "kernels/limits.py",
-        "    return LOADED_BYTES\n",
-        "    return 0\n",
+        "lowering/kernel_limits.py",
+        "return max(0, min(limits.PLACE_BYTES, spare // 4 * 4))",
+        "return 0",
         ("profile/test_layer.py",),
+    ),
+    Mutation(
+        "kernel's places are not left out of other memory",
+        "lowering/kernel_limits.py",
+        "spare = SBUF_BYTES - SPARE_BYTES - needed",
+        "spare = SBUF_BYTES",
+        ("lowering/test_kernel_limits.py",),
     ),
     Mutation(
         "kernel's heads of neighboring layers share their bytes",

@@ -17,6 +17,7 @@ from jax_tkg.call.signature import bind_arguments
 from jax_tkg.kernels.transformer import transformer_tkg as kernel
 from jax_tkg.lowering import launches
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL
+from jax_tkg.lowering.kernel_limits import place_bytes
 from tests import cases, parallel_cases
 
 
@@ -80,6 +81,7 @@ def run(
             stacked,
             looped,
             caches_by_kind=stacked and parameters.layer_kinds is not None,
+            place_bytes=place_bytes(operands, dataclasses.replace(parameters, lnc=cores)),
         )
         tensors = jax.tree.map(np.asarray, _tensors(operands, looped, parameters.layer_kinds))
         if shape.E_held < shape.E:

@@ -14,15 +14,7 @@ simulator.install()
 import nki.isa as nisa  # noqa: E402
 import nki.language as nl  # noqa: E402
 
-from jax_tkg.kernels.limits import (  # noqa: E402
-    LOADED_BYTES,
-    MOST_PLACED_TOKENS,
-    STORED_BYTES,
-    loaded_bytes,
-    place_bytes,
-    stored_bytes,
-)
-from jax_tkg.kernels.places import Places  # noqa: E402
+from jax_tkg.kernels.places import Places, launch_places  # noqa: E402
 
 
 def _filled(tile: Any, value: float) -> Any:
@@ -94,11 +86,19 @@ class PlacesTest(parameterized.TestCase):
         for number, tile in enumerate(_run(kernel)):
             np.testing.assert_array_equal(tile, number)
 
-    def test_bytes_by_tokens(self):
-        few, many = MOST_PLACED_TOKENS, MOST_PLACED_TOKENS + 1
-        self.assertEqual((loaded_bytes(few), stored_bytes(few)), (LOADED_BYTES, STORED_BYTES))
-        self.assertEqual(place_bytes(few), LOADED_BYTES + 2 * STORED_BYTES)
-        self.assertEqual(place_bytes(many), 0)
+    @parameterized.parameters(0, 4, 20, 3000, 28672)
+    def test_all_bytes_are_given(self, row_bytes: int):
+        """At most so many, in multiples of four, two fifths of them for what two layers store."""
+
+        def kernel() -> Any:
+            loaded, stored = launch_places(row_bytes)
+            self.assertEqual((loaded.turns, stored.turns), (1, 2))
+            self.assertEqual(loaded.row_bytes + 2 * stored.row_bytes, row_bytes)
+            self.assertEqual(stored.row_bytes % 4, 0)
+            self.assertBetween(stored.row_bytes, row_bytes / 5 - 4, row_bytes / 5)
+            return _stored([_filled(loaded.take(1, 1, nl.float32), 1)])
+
+        _run(kernel)
 
 
 if __name__ == "__main__":

@@ -124,6 +124,7 @@ class SbufTest(parameterized.TestCase):
         kinds = [_dimensions(shape.of_kind(kind)) for kind in range(1 + len(shape.kinds))]
         float8 = any(shape.quantized) if shape.quantized else False
         estimate = sum(kernel_limits.sbuf_bytes(kinds[0], cores, kinds[1:], float8=float8).values())
+        estimate += kernel_limits.places_beside(estimate)
         self.assertLessEqual(max(peaks), estimate)
         # An estimate far above the truth would refuse what runs.
         self.assertLess(estimate, 1.5 * max(peaks))
@@ -147,6 +148,41 @@ GEMMA2_9B = cases.Shape(B=8, S=1, q=16, k=8, d=256, H=3584, I=14336, L=1, dtype=
 
 
 class LimitsTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("few_tokens", LLAMA_70B, limits.PLACE_BYTES),
+        ("many_tokens", dataclasses.replace(LLAMA_70B, B=256, q=2), 0),
+        ("long", dataclasses.replace(LLAMA_8B, B=16, S=4, S_ctx=10240, S_max=10240), None),
+    )
+    def test_places_take_what_is_left(self, shape: cases.Shape, expected: int | None) -> None:
+        """Never more, and nothing of what a compiler needs itself."""
+        needed = sum(kernel_limits.sbuf_bytes(_dimensions(shape), 1).values())
+        found = kernel_limits.places_beside(needed)
+        if expected is None:
+            self.assertBetween(found, 0, limits.PLACE_BYTES)
+        else:
+            self.assertEqual(found, expected)
+        if found:
+            left = kernel_limits.SBUF_BYTES - needed - found
+            self.assertGreaterEqual(left, kernel_limits.SPARE_BYTES)
+
+    @parameterized.parameters(1, 2)
+    def test_places_of_a_call(self, cores: int) -> None:
+        """As many as `sbuf_bytes` of all kinds leave."""
+        shape = cases.Shape(
+            B=4,
+            L=2,
+            layer_kinds=(0, 1),
+            S_ctx=640,
+            S_max=640,
+            kinds=((2304, 2304, False, "first"),),
+        )
+        (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
+        operands, parameters = launch.canonical(row[0], **cases.options(shape))
+        kinds = [_dimensions(shape.of_kind(kind)) for kind in range(2)]
+        needed = sum(kernel_limits.sbuf_bytes(kinds[0], cores, kinds[1:], float8=False).values())
+        found = kernel_limits.place_bytes(operands, dataclasses.replace(parameters, lnc=cores))
+        self.assertEqual(found, kernel_limits.places_beside(needed))
+
     @parameterized.named_parameters(
         ("70b_one_sequence", LLAMA_70B),
         ("70b_long", dataclasses.replace(LLAMA_70B, S_ctx=36864, S_max=36864)),

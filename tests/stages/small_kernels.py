@@ -20,15 +20,8 @@ import numpy as np
 from jax_tkg import simulator
 from jax_tkg.kernels.constants import Constants
 from jax_tkg.kernels.divisions import head_chunks
-from jax_tkg.kernels.limits import (
-    PARTITIONS,
-    RING_SLOT_BYTES,
-    RING_SLOTS,
-    STORED_TURNS,
-    loaded_bytes,
-    stored_bytes,
-)
-from jax_tkg.kernels.places import Places
+from jax_tkg.kernels.limits import PARTITIONS, PLACE_BYTES, RING_SLOT_BYTES, RING_SLOTS
+from jax_tkg.kernels.places import launch_places
 from jax_tkg.kernels.sizes import Arithmetic, Context, Core, Sizes, hidden_order
 from jax_tkg.kernels.softmax import SoftmaxState, normalizing_factor
 from jax_tkg.kernels.weight_ring import WeightRing
@@ -168,8 +161,7 @@ class SmallKernels:
         def kernel(**tensors: Any) -> Any:
             sizes = Sizes(**numbers)
             ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
-            loaded = Places(loaded_bytes(sizes.T), 1)
-            stored = Places(stored_bytes(sizes.T), STORED_TURNS)
+            loaded, stored = launch_places(PLACE_BYTES)
             arithmetic = Arithmetic(**given)
             context = Context(sizes, arithmetic, Core(), ring, loaded, stored, Constants(sizes))
             return body(context, **tensors)
