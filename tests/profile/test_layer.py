@@ -9,7 +9,7 @@ from jax_tkg.profile import report
 from jax_tkg.profile.layer import bound, layer_figures, record_launches, required_bytes
 from jax_tkg.profile.model_shapes import MODELS, Case, LayerKind, rank_sizes
 from jax_tkg.simulator.timing.costs import TRN2
-from jax_tkg.simulator.timing.placement import Placement
+from jax_tkg.simulator.timing.placement import Placement, place
 
 SMALL = Case(B=2, S=2, H=512, I=256, d=64, q=4, k=2, S_ctx=258, tensor_parallel=4)
 
@@ -137,6 +137,12 @@ class LayerFiguresTest(parameterized.TestCase):
         )
         self.assertAlmostEqual(oldest / apart, 1)
         self.assertBetween(lowest / apart, 1, 1.1)
+        stream = launches.records[1].streams[0, 0]
+        for space in ("sbuf", "psum"):
+            accesses = [access for each in stream for access in each.accesses]
+            tensors = {access.storage for access in accesses if access.space == space}
+            for placement in (Placement.OLDEST, Placement.LOWEST):
+                self.assertCountEqual(place(stream, space, "trn2", placement), tensors)
 
     def test_what_is_stored_lies_apart_from_that_of_the_layer_before(self):
         """Else new keys and values would wait for stores that wait behind a layer's weights."""

@@ -114,8 +114,8 @@ FAVORABLE = Machine(
 )
 UNFAVORABLE = Machine(
     "unfavorable",
-    "all of the above at once, the Tensor Engine at half rate, DMAs on the GpSimd Engine, an "
-    "all-reduce of 25 us",
+    "all of the above at once but lowest addresses, the Tensor Engine at half rate, DMAs on the "
+    "GpSimd Engine, an all-reduce of 25 us",
     _TOGETHER,
 )
 
