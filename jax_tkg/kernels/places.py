@@ -8,7 +8,7 @@ from .sizes import bytes_of
 
 
 class Places(NKIObject):
-    """`row_bytes` per partition for tensors of a layer, and as many for each of `turns` layers.
+    """`row_bytes` per partition for the tensors of a layer, of `turns` layers in turn.
 
     The compiler places other tensors, perhaps where bytes have just become free. A vector would
     then wait for what used them last, and so would the weights behind it, for one engine triggers

@@ -52,6 +52,7 @@ def run_launches(
     K_caches: Any = tensors["K_caches"] if stacked else ()
     V_caches: Any = tensors["V_caches"] if stacked else ()
     candidates: list[Any] = []
+    places = place_bytes(operands, parameters) if kernel is MEGAKERNEL else 0
     for first in range(0, total, step):
         count = min(step, total - first)
         given = {**tensors, "X": hidden}
@@ -79,7 +80,7 @@ def run_launches(
             stacked_caches=stacked,
             looped=looped,
             caches_by_kind=by_kind,
-            place_bytes=place_bytes(operands, parameters) if kernel is MEGAKERNEL else 0,
+            place_bytes=places,
         )
         hidden, K_updated, V_updated, *candidates = run(given, launch)
         if by_kind:
