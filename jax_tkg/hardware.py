@@ -48,6 +48,10 @@ KIB = 1024
 PARTITIONS = 128
 """Partitions of SBUF and of PSUM, and rows of the Tensor Engine (architecture guides)."""
 
+RESERVED_SBUF_BYTES = 16 * KIB
+"""Bytes of an SBUF partition that are left to the compiler; assumed: no document says how many it
+keeps. AWS's kernels use up to 200 of 224 KiB (aws-neuron/nki-library)."""
+
 PSUM_BANKS = 8
 """PSUM banks per partition (`ARCH_V2`, PSUM)."""
 

@@ -32,7 +32,7 @@ class Places(NKIObject):
         self.taken = 0
 
     def take(self, rows, elements, dtype):
-        """A tile [rows, elements]."""
+        """A tile [rows, elements], which holds anything until it is written."""
         item = bytes_of(dtype)
         first = ceiling_divide(self.taken, 4) * 4
         if first + elements * item > self.row_bytes:

@@ -32,8 +32,8 @@ class Launch:
       num_layers: how many layers it runs.
       stacked_caches: whether the caches have a layer axis.
       caches_by_kind: whether they are then tuples with a tensor for the layers of each kind.
-      place_bytes: bytes per partition for the megakernel's `Places`.
       looped: whether all per-layer tensors have one, and the layers loop on the device.
+      place_bytes: bytes per partition for the megakernel's `Places`.
     """
 
     parameters: Parameters

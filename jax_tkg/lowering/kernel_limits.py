@@ -26,10 +26,6 @@ from jax_tkg.reference.context_ranks import ContextRanks
 SBUF_BYTES = hardware.TRN2.sbuf_partition_bytes
 """SBUF of one partition on Trainium2, the smallest that the kernel is written for."""
 
-SPARE_BYTES = 16384
-"""Bytes of a partition that are left for what a compiler keeps for itself, and for the gaps that it
-leaves between tensors; assumed."""
-
 FLOAT32 = 4
 """Bytes of a float32."""
 
@@ -52,14 +48,14 @@ def check_megakernel(operands: Operands, parameters: Parameters) -> None:
     """
     check_target(operands)
     MEGAKERNEL.check_supported(operands, parameters)
-    sizes = _sizes_of_kinds(operands, parameters)
-    for kind, D in enumerate(sizes):
+    sizes = _call_sizes(operands, parameters)
+    for kind, D in enumerate((sizes["dimensions"], *sizes["other_kinds"])):
         if by_kind(operands.mask_cache, kind) is None and D.S_ctx > LARGEST_CONTEXT:
             raise ValueError(
                 f"context_bucket: expected S_ctx <= {LARGEST_CONTEXT} for the Neuron kernel (it "
                 f"compares slots with context_lengths in float32), got S_ctx = {D.S_ctx}"
             )
-    check_kernel_limits(sizes[0], logical_cores(parameters), **_other_sizes(operands, parameters))
+    check_kernel_limits(**sizes)
 
 
 def place_bytes(operands: Operands, parameters: Parameters) -> int:
@@ -69,35 +65,31 @@ def place_bytes(operands: Operands, parameters: Parameters) -> int:
       operands: the call's arrays, or their abstract values, within the kernel's limits.
       parameters: its static parameters.
     """
-    D = _sizes_of_kinds(operands, parameters)[0]
-    parts = sbuf_bytes(D, logical_cores(parameters), **_other_sizes(operands, parameters))
-    return places_beside(sum(parts.values()))
+    return places_beside(sum(sbuf_bytes(**_call_sizes(operands, parameters)).values()))
 
 
 def places_beside(needed: int) -> int:
     """Bytes per partition for `Places` beside the `needed` ones of all else."""
-    spare = SBUF_BYTES - SPARE_BYTES - needed
+    spare = SBUF_BYTES - hardware.RESERVED_SBUF_BYTES - needed
     return max(0, min(limits.PLACE_BYTES, spare // 4 * 4))
 
 
-def _sizes_of_kinds(operands: Operands, parameters: Parameters) -> list[Dimensions]:
-    """What `check_kernel_limits` takes of each kind of layers."""
+def _call_sizes(operands: Operands, parameters: Parameters) -> dict[str, Any]:
+    """A call's arguments of `check_kernel_limits` and `sbuf_bytes`."""
     kinds = LayerKinds.of(parameters.layer_kinds, parameters.num_layers)
     ranks = ContextRanks.of(parameters)
-    return [
+    first, *others = (
         ranks.of_rank(
             ranks.dimensions(operands.of_kind(kind, kinds), parameters.bucket_of_kind(kind))
         )
         for kind in range(kinds.count)
-    ]
-
-
-def _other_sizes(operands: Operands, parameters: Parameters) -> dict[str, Any]:
-    """The further arguments of `check_kernel_limits` and `sbuf_bytes`."""
+    )
     return {
-        "other_kinds": _sizes_of_kinds(operands, parameters)[1:],
+        "dimensions": first,
+        "cores": logical_cores(parameters),
+        "other_kinds": others,
         "candidates": parameters.candidates_per_token or 0,
-        "context_parallel": ContextRanks.of(parameters).count,
+        "context_parallel": ranks.count,
         "float8": any(
             weight.dtype in FLOAT8_DTYPES
             for weight in jax.tree.leaves((operands.W_gates, operands.W_ups, operands.W_downs))

@@ -15,7 +15,7 @@ KERNELS: tuple[Mutation, ...] = (
     Mutation(
         "kernel's places are not left out of other memory",
         "lowering/kernel_limits.py",
-        "spare = SBUF_BYTES - SPARE_BYTES - needed",
+        "spare = SBUF_BYTES - hardware.RESERVED_SBUF_BYTES - needed",
         "spare = SBUF_BYTES",
         ("lowering/test_kernel_limits.py",),
     ),

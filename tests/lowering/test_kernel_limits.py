@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import pytest
 from absl.testing import absltest, parameterized
 
+from jax_tkg import hardware
 from jax_tkg.call.dimensions import Dimensions
 from jax_tkg.kernels import limits
 from jax_tkg.lowering import kernel_limits
@@ -163,7 +164,7 @@ class LimitsTest(parameterized.TestCase):
             self.assertEqual(found, expected)
         if found:
             left = kernel_limits.SBUF_BYTES - needed - found
-            self.assertGreaterEqual(left, kernel_limits.SPARE_BYTES)
+            self.assertGreaterEqual(left, hardware.RESERVED_SBUF_BYTES)
 
     @parameterized.parameters(1, 2)
     def test_places_of_a_call(self, cores: int) -> None:

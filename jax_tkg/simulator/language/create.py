@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.hardware import (
-    KIB,
     MOVING_FMAX,
     PARTITIONS,
     PSUM_BANK_BYTES,
     PSUM_BANKS,
+    RESERVED_SBUF_BYTES,
     STATIONARY_FMAX,
     target_named,
 )
@@ -51,7 +51,7 @@ class _TileSize(NKIObject):
         """Usable bytes of an SBUF partition."""
         core = running_core()
         target = core.target if core is not None else target_named(None)
-        return target.sbuf_partition_bytes - _RESERVED_SBUF_BYTES
+        return target.sbuf_partition_bytes - RESERVED_SBUF_BYTES
 
     @property
     def sbuf_fmax(self) -> int:
@@ -68,10 +68,6 @@ class _TileSize(NKIObject):
         """The older name of `sbuf_fmax_bytes`."""
         return self.sbuf_fmax_bytes
 
-
-# AWS does not publish how much of an SBUF partition a kernel may use. With 16 KiB reserved, a tile
-# of this size fits even if the compiler keeps some; AWS's kernels use up to 200 of 224 KiB.
-_RESERVED_SBUF_BYTES = 16 * KIB
 
 tile_size = _TileSize()
 
