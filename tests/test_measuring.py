@@ -28,7 +28,9 @@ class _Clock:
         return self.now
 
 
-def _turn(monkeypatch: pytest.MonkeyPatch, seconds_per_run: float, runs: int) -> tuple[_Clock, float]:
+def _turn(
+    monkeypatch: pytest.MonkeyPatch, seconds_per_run: float, runs: int
+) -> tuple[_Clock, float]:
     clock = _Clock(seconds_per_run)
     fake = types.SimpleNamespace(perf_counter=lambda: clock.now, sleep=clock.sleep)
     monkeypatch.setattr(measuring, "time", fake)

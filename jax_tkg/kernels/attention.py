@@ -8,7 +8,6 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .attention_blocks import sequence_groups
 from .attention_scores import masked_scores, score_products
 from .cache_scales import CacheScales, ScoreScale, beside_cached
 from .cache_update import rows_of_blocks
@@ -26,7 +25,7 @@ from .softmax import (
     merge,
     merge_packed,
     normalizing_factor,
-    set_unattended,
+    take_whole,
 )
 from .token_blocks import sequence_share
 
@@ -88,20 +87,10 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
         scale = ScoreScale(softmax_scale, scales.inverse_key)
     sink_rows = _load_sinks(sinks, own.q, context)
     tasks = loads.tasks
-    if len(tasks) == 0:
-        if ahead != None:
-            begin(ahead)
-        # Without cache slots the second core has nothing to attend.
-        for group in sequence_groups(sizes, core):
-            state = _new_state(group, sizes)
-            set_unattended(state)
-            ended = AttendedGroup(state, group, context, sink_rows, scales, ranks)
-            ended.store(attended, scale, context)
-        return (attended, rows_of_blocks(heads, sizes.q + sizes.k, context))
+    values = rows_of_blocks(heads, sizes.q + sizes.k, context)
     keys = beside_cached(heads[:, sizes.q : sizes.q + sizes.k, :, :], scales.key)
     upper = _upper_queries(heads, tasks, sizes)
     product = score_products(0, heads, upper, keys, loads, context)
-    values = rows_of_blocks(heads, sizes.q + sizes.k, context)
     new_values = []
     for rows in values:
         new_values.append(beside_cached(rows, scales.value))
@@ -127,7 +116,12 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
             # Only here, because by now the other core's part has arrived.
             ended.store(attended, scale, context)
     last = tasks[len(tasks) - 1]
-    state = _add(state, result, last, scale, sizes)
+    if state == None and ranks == None and not sizes.divides_slots(core.count):
+        # Nothing is merged with it, and it is stored at once.
+        state = _new_state(last.group, sizes)
+        take_whole(state, result.peaks, result.sums, result.weighted)
+    else:
+        state = _add(state, result, last, scale, sizes)
     ended = AttendedGroup(state, last.group, context, sink_rows, scales, ranks)
     ended.store(attended, scale, context)
     return (_of_all_sequences(attended, context), values)
@@ -196,7 +190,7 @@ class AttendedGroup(NKIObject):
         self.received = None
         self.exchange = None
         self.sizes = context.sizes
-        both = core.count > 1 and not divides_sequences(context.sizes.B, core.count)
+        both = context.sizes.divides_slots(core.count)
         if ranks != None:
             self.sizes = ranks.sizes
             self.exchange = StateExchange(state, group, ranks, core, both)

@@ -2,13 +2,7 @@
 
 from nki.language import NKIObject
 
-from .divisions import (
-    attended_at_once,
-    chunks_of_a_run,
-    divides_sequences,
-    slots_of_a_core,
-    stacks_heads,
-)
+from .divisions import attended_at_once, chunks_of_a_run, stacks_heads
 from .limits import PARTITIONS, PSUM_BANK, ceiling_divide
 from .sizes import bytes_of
 from .token_blocks import attended_blocks, sequence_share
@@ -128,8 +122,8 @@ def context_blocks(first, last, chunks, active_rows, stored, stacked, run=0):
 
 def context_share(sizes, core):
     """(first, last) of the slots that this core attends."""
-    slots = slots_of_a_core(sizes.B, sizes.S_prior, core.count)
-    if core.index == 0 or divides_sequences(sizes.B, core.count):
+    slots = sizes.slots_of_a_core(core.count)
+    if core.index == 0 or not sizes.divides_slots(core.count):
         return (0, slots)
     return (slots, sizes.S_prior)
 
@@ -138,7 +132,7 @@ def key_blocks(group, sizes, core):
     """The blocks of keys that this core attends for a group."""
     # Of two cores that divide the slots, the first attends the new keys.
     active_rows = 0
-    if core.index == 0 or divides_sequences(sizes.B, core.count):
+    if core.index == 0 or not sizes.divides_slots(core.count):
         active_rows = group.tokens.tokens
     first, last = context_share(sizes, core)
     run = 0
@@ -151,7 +145,7 @@ def key_blocks(group, sizes, core):
 def sequence_groups(sizes, core):
     """The groups of sequences that this core attends together."""
     first, count = sequence_share(sizes, core)
-    slots = slots_of_a_core(sizes.B, sizes.S_prior, core.count)
+    slots = sizes.slots_of_a_core(core.count)
     item = bytes_of(sizes.dtype)
     queries = sizes.q * sizes.S
     at_once, chunks = attended_at_once(

@@ -20,6 +20,22 @@ def score_products(number, heads, upper, new_keys, loads, context):
     group = task.group
     banks = ceiling_divide(block.chunks, group.per_bank)
     product = nl.ndarray((block.rows, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
+    if block.active_rows > 0:
+        # The new keys of many sequences at once: other sequences' keys are masked.
+        tokens = group.tokens
+        last = tokens.first_token + tokens.tokens
+        own_keys = new_keys[:, :, :, tokens.first_token : last]
+        bank, first = group.place(block.active_chunk)
+        columns = product[0 : block.active_rows, bank, first : first + group.columns]
+        for kv_head in range(sizes.k):
+            queries = _queries(heads, group, 0, group.count, kv_head, sizes)
+            for head_chunk in range(sizes.head_chunks):
+                nisa.nc_matmul(
+                    dst=group.of_kv_head(columns, kv_head),
+                    stationary=own_keys[:, kv_head, head_chunk, :],
+                    moving=queries[:, head_chunk, :, :, :],
+                    accumulate=head_chunk > 0,
+                )
     of_task = loads.pairs[number]
     for index in range(len(of_task)):
         pairs = of_task[index]
@@ -52,22 +68,6 @@ def score_products(number, heads, upper, new_keys, loads, context):
                             tile_position=position,
                             tile_size=size,
                         )
-    if block.active_rows > 0:
-        # The new keys of many sequences at once: other sequences' keys are masked.
-        tokens = group.tokens
-        last = tokens.first_token + tokens.tokens
-        own_keys = new_keys[:, :, :, tokens.first_token : last]
-        bank, first = group.place(block.active_chunk)
-        columns = product[0 : block.active_rows, bank, first : first + group.columns]
-        for kv_head in range(sizes.k):
-            queries = _queries(heads, group, 0, group.count, kv_head, sizes)
-            for head_chunk in range(sizes.head_chunks):
-                nisa.nc_matmul(
-                    dst=group.of_kv_head(columns, kv_head),
-                    stationary=own_keys[:, kv_head, head_chunk, :],
-                    moving=queries[:, head_chunk, :, :, :],
-                    accumulate=head_chunk > 0,
-                )
     return product
 
 
@@ -83,13 +83,13 @@ def masked_scores(task, product, masks, capped, sizes):
     scores = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
     # The Vector Engine has the most to do here.
     nisa.memset(dst=scores, value=MASKED, engine=nisa.engine.gpsimd)
+    if block.active_rows > 0:
+        own = masks.of_new_keys(group)
+        _copy_attended(scores, product, own.expand_dim(1), block.active_chunk, group, capped)
     tiles = masks.get(task)
     for index in range(len(tiles)):
         first_chunk = block.segments[index].first_chunk
         _copy_attended(scores, product, tiles[index], first_chunk, group, capped)
-    if block.active_rows > 0:
-        own = masks.of_new_keys(group)
-        _copy_attended(scores, product, own.expand_dim(1), block.active_chunk, group, capped)
     return scores
 
 

@@ -6,7 +6,7 @@ from nki.language import NKIObject
 
 from .divisions import candidates_found, head_columns, head_segments
 from .exchange import swap
-from .experts import all_features
+from .experts import all_features, stored_features
 from .feature_order import FeatureOrder
 from .layout import load_features
 from .limits import (
@@ -105,7 +105,8 @@ def candidates(x, gamma, W_head, count, scale, softcap, context):
     sizes = context.sizes
     core = context.core
     gain = load_features(gamma, context)
-    normed = all_features(rms_norm(x, gain, context), context)
+    normed = rms_norm(x, gain, context)
+    normed = all_features(stored_features(normed, context), normed, context)
     order = FeatureOrder(PARTITIONS, groups=[(0, sizes.hidden_chunks())])
     V = W_head.view.shape[1]
     rounds = ceiling_divide(count, EIGHT)

@@ -11,6 +11,7 @@ from .limits import (
     PARTITIONS,
     PSUM_BANK,
     PSUM_GROUP_BANKS,
+    READ_TWICE_BYTES,
     RING_SLOT_BYTES,
     SEGMENT_TILES,
     ceiling_divide,
@@ -129,6 +130,7 @@ def mask_groups(B, queries, slots, d, item, block_len, ranks):
     `attended_at_once`.
     """
     own = sequences_of_a_core(B, 2)
+    # One sequence, of which the cores may attend more slots twice, is one group in any case.
     of_core = slots_of_a_core(B, slots, 2)
     at_once, _ = attended_at_once(own, queries, of_core, d, item, block_len, ranks)
     groups = []
@@ -140,9 +142,36 @@ def mask_groups(B, queries, slots, d, item, block_len, ranks):
     return groups
 
 
-def slots_of_a_core(B, slots, cores):
-    """How many of each sequence's cache slots a core attends: half if two cores divide them."""
-    if cores == 1 or divides_sequences(B, cores):
+def slots_attended_twice(B, k, d, item, experts):
+    """The most cache slots that each of two cores attends for a sequence that both attend.
+
+    Of more, each attends half, and they swap and merge softmaxes, which takes 3 us (modelled). With
+    experts, HBM rests while one sequence's router chooses, so that both cores have time to read all
+    slots.
+
+    Args:
+      B: sequences.
+      k: KV heads.
+      d: head size.
+      item: bytes per element of keys and values as they are multiplied.
+      experts: E, or 0.
+    """
+    if experts > 0 and B == 1:
+        return max(PARTITIONS, READ_TWICE_BYTES // (2 * k * d * item))
+    return PARTITIONS
+
+
+def divides_slots(B, slots, cores, twice=PARTITIONS):
+    """Whether each of two cores attends half of every sequence's cache slots.
+
+    `twice` is what `slots_attended_twice` says.
+    """
+    return cores > 1 and not divides_sequences(B, cores) and slots > twice
+
+
+def slots_of_a_core(B, slots, cores, twice=PARTITIONS):
+    """How many of each sequence's cache slots a core attends; arguments as in `divides_slots`."""
+    if not divides_slots(B, slots, cores, twice):
         return slots
     return min(slots, ceiling_divide(ceiling_divide(slots, 2), PARTITIONS) * PARTITIONS)
 

@@ -5,6 +5,8 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .limits import PARTITIONS, PSUM_BANK, adds_experts_in_psum, ceiling_divide
+from .linear import parts_of_banks, ranges_of_tiles
+from .residual_product import sent_chunks
 from .row_loads import Columns
 from .weight_ring import leaves_numbers
 
@@ -43,13 +45,19 @@ class ExpertSum(NKIObject):
             self.tile = nl.ndarray((PARTITIONS, chunks, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
             nisa.memset(dst=self.tile, value=0.0)
 
-    def add(self, expert, context):
-        """Adds the result of an `Expert`, or of `NarrowExperts`, after `expand`."""
+    def add(self, expert, context, is_last=False):
+        """Adds the result of an `Expert`, or of `NarrowExperts`, after `expand`.
+
+        If it is the last, what the other core waits for is complete first.
+        """
         if not self.weighted:
             expert.contract_into(self.tile, context)
             return
         if self.in_psum:
-            expert.add_to(self.tile, self.chunks, self.begun, context)
+            early = None
+            if is_last:
+                early = sent_chunks(context)
+            expert.add_to(self.tile, self.chunks, self.begun, context, early=early)
         else:
             expert.add_in_sbuf(self.tile, context)
         self.begun = True
@@ -107,6 +115,10 @@ class ExpertSum(NKIObject):
             nisa.tensor_tensor(dst=own, data1=own, data2=product, op=nl.add)
             first += size
 
+    def awaits_biases(self):
+        """Whether there are biases to be added."""
+        return len(self.biases) > 0
+
     def whole(self, context):
         """[128, H/128, T] float32 in SBUF, after the last expert."""
         if self.begun:
@@ -115,15 +127,15 @@ class ExpertSum(NKIObject):
             return self.tile
         summed = nl.ndarray((PARTITIONS, self.chunks, self.T), dtype=nl.float32, buffer=nl.sbuf)
         if self.begun:
-            first = 0
-            while first < self.chunks:
-                last = min(first + self.per_bank, self.chunks)
-                of_bank = self.tile[:, first // self.per_bank, 0 : (last - first) * self.T]
+            ranges = ranges_of_tiles(0, self.chunks, sent_chunks(context))
+            for part in parts_of_banks(ranges, self.per_bank, self.per_bank):
+                first, size = part
+                place = first % self.per_bank * self.T
+                of_bank = self.tile[:, first // self.per_bank, place : place + size * self.T]
                 nisa.tensor_copy(
-                    dst=summed[:, first:last, :],
-                    src=of_bank.reshape_dim(1, (last - first, self.T)),
+                    dst=summed[:, first : first + size, :],
+                    src=of_bank.reshape_dim(1, (size, self.T)),
                 )
-                first = last
         else:
             nisa.memset(dst=summed, value=0.0)
         return summed

@@ -22,7 +22,7 @@ from .single_token import SingleToken, lists_directly
 
 
 def experts(normed, layer, routing, context, number=None):
-    """This core's chunks of the weighted sum of the experts' results, before the all-reduce.
+    """Runs a layer's experts, but for the last product of them.
 
     Each expert that some token chooses is run once, for all tokens, with weight 0 for those that
     did not choose it; its weights are read by one core. Two cores take the experts in turn, each on
@@ -36,20 +36,28 @@ def experts(normed, layer, routing, context, number=None):
       number: the `LoopLayer`, if the layers are a loop on the device.
 
     Returns:
-      [128, n, T] float32, the tiles of H that `Share` gives this core.
+      `RunningExperts`.
     """
     sizes = context.sizes
     core = context.core
     sums = router_sums(normed, layer.W_router, routing, context)
     # While the cores swap them.
-    x = all_features(normed, context)
-    logits = router_logits(sums, normed, routing, context)
+    rows = stored_features(normed, context)
+    directly = lists_directly(routing, sizes.T)
+    unscaled = directly and layer.W_router.bias == None
+    logits = router_logits(
+        sums, normed, routing, context, unscaled=unscaled, searched_once=directly
+    )
+    x = all_features(rows, normed, context)
     base = None
     if number != None:
         # Tensors are of all layers, and experts are counted over them.
         base = number.place(routing.held)
-    if lists_directly(routing, sizes.T):
-        assignment = SingleToken(logits[0], base, routing)
+    if directly:
+        factor = None
+        if unscaled:
+            factor = normed.token_factor(context)
+        assignment = SingleToken(logits[0], base, routing, factor)
     else:
         choices = []
         for of_block in logits:
@@ -103,12 +111,42 @@ def experts(normed, layer, routing, context, number=None):
             batch = following
             vectors = following_vectors
         first = end
-    if waiting != None:
-        summed.add(waiting, context)
-    own = own_share(summed.whole(context), context)
-    if shared != None:
-        nisa.tensor_tensor(dst=own, data1=own, data2=shared, op=nl.add)
-    return own
+    return RunningExperts(summed, waiting, shared)
+
+
+class RunningExperts(NKIObject):
+    """A layer's experts, of which all products but the last are in the program.
+
+    So the next layer's vectors can load and turn before the last expert's weights are there.
+
+    Attributes:
+      summed: `ExpertSum`.
+      waiting: the `Expert` or `NarrowExperts` whose product with W_down is left; or None.
+      shared: the shared expert's result, like `result`'s; or None.
+    """
+
+    def __init__(self, summed, waiting, shared):
+        self.summed = summed
+        self.waiting = waiting
+        self.shared = shared
+
+    def needs_vectors(self):
+        """Whether the last product needs vectors that lie in `Places`."""
+        summed = self.summed
+        return summed.awaits_biases()
+
+    def result(self, context):
+        """[128, n, T] float32: the weighted sum of the results, before the all-reduce.
+
+        Of the tiles of H that `Share` gives this core.
+        """
+        summed = self.summed
+        if self.waiting != None:
+            summed.add(self.waiting, context, is_last=True)
+        own = own_share(summed.whole(context), context)
+        if self.shared != None:
+            nisa.tensor_tensor(dst=own, data1=own, data2=self.shared, op=nl.add)
+        return own
 
 
 def _own_passes(first, count, at_once, core):
@@ -126,8 +164,17 @@ def _own_passes(first, count, at_once, core):
     return groups
 
 
-def all_features(normed, context):
-    """The `Normed` input of all features, of the shares of both cores.
+def stored_features(normed, context):
+    """[B, S, H] in HBM: the tile of a `Normed`, of which each core stores its share."""
+    sizes = context.sizes
+    rows = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
+    # The Vector Engine has the router's work to do.
+    store_tokens(rows, normed.tile, sizes, context.core, engine=nisa.engine.scalar)
+    return rows
+
+
+def all_features(rows, normed, context):
+    """The `Normed` input of all features, which both cores have stored in `rows`.
 
     Feature p * chunks + c is on partition p of chunk c: the rows of W_gate and W_up that a
     partition takes are then neighbors in HBM, where short runs are slow. Features move across
@@ -137,9 +184,6 @@ def all_features(normed, context):
     core = context.core
     T = sizes.T
     chunks = sizes.hidden_chunks()
-    rows = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
-    # The Vector Engine has the router's work to do.
-    store_tokens(rows, normed.tile, sizes, core, engine=nisa.engine.scalar)
     # Before the Scalar Engine waits for what the other core stores.
     factor = normed.token_factor(context)
     if core.count > 1:
@@ -261,10 +305,20 @@ class Expert(NKIObject):
         linear(product, x.tile, weight, columns, context, normed=x, rows=order)
         return product
 
-    def add_to(self, summed, tiles, begun, context):
+    def add_to(self, summed, tiles, begun, context, early=None):
         """Adds hidden @ W_down to sums in PSUM, as `add_product` has them."""
         columns = Columns(0, PARTITIONS, order=context.hidden_order())
-        add_product(summed, self.hidden, self.W_down, columns, tiles, context, self.order, begun)
+        add_product(
+            summed,
+            self.hidden,
+            self.W_down,
+            columns,
+            tiles,
+            context,
+            self.order,
+            begun,
+            early=early,
+        )
 
     def add_in_sbuf(self, summed, context):
         """summed [128, H/128, T] += hidden @ W_down, of hidden times the tokens' weights."""

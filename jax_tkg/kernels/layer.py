@@ -53,23 +53,49 @@ class LayerStart(NKIObject):
       gain_post_attention, gain_post_mlp: of the norms of what is added, or None.
     """
 
-    def __init__(self, step):
+    def __init__(self, step, loads=None):
+        """With `loads`, the `head_loads` of the layer, which may have begun."""
         layer = step.layer
         context = step.kind.context
         W_qkv = layer.W_qkv
         W_out = layer.W_out
-        sizes = context.sizes
-        tiles = (sizes.q + 2 * sizes.k) * sizes.head_chunks
+        width, tiles = _head_tiles(context.sizes)
         context.loaded.restart()
         self.gain = load_features(layer.W_gamma_qkv, context)
-        self.bias = load_columns(W_qkv.bias, 0, tiles, context, width=sizes.head_rows)
+        self.bias = load_columns(W_qkv.bias, 0, tiles, context, width=width)
         self.gain_q = head_gain(layer.W_gamma_q, context)
         self.gain_k = head_gain(layer.W_gamma_k, context)
         self.bias_out = load_features(W_out.bias, context)
         self.gain_post_attention = load_features(layer.W_gamma_post_attention, context)
         self.gain_mlp = load_features(layer.W_gamma_mlp, context)
         self.gain_post_mlp = load_features(layer.W_gamma_post_mlp, context)
-        self.loads = share_loads(W_qkv.tensor, Columns(0, sizes.head_rows), tiles, context)
+        self.loads = loads
+        if loads == None:
+            self.loads = head_loads(step)
+
+
+def head_loads(step):
+    """The `share_loads` of a layer's W_qkv."""
+    layer = step.layer
+    context = step.kind.context
+    W_qkv = layer.W_qkv
+    width, tiles = _head_tiles(context.sizes)
+    return share_loads(W_qkv.tensor, Columns(0, width), tiles, context)
+
+
+def _held_loads(layer, following, context):
+    """The `head_loads` of the next layer, some of which begin now; None if none do.
+
+    While a router chooses experts, HBM would rest: only then is it known what to load.
+    """
+    held = context.held
+    if held == None or following == None or not layer.has_experts():
+        return None
+    loads = head_loads(following)
+    if len(loads) > 0:
+        first = loads[0]
+        first.begin_held(held)
+    return loads
 
 
 def transformer_layer(x, step, start, following):
@@ -124,6 +150,7 @@ def transformer_layer(x, step, start, following):
     if not layer.has_experts():
         mlp_loads = MlpLoads(layer, context)
         ahead = mlp_loads.gate[0]
+    next_loads = _held_loads(layer, following, context)
     x = add_reduced(
         x,
         partial,
@@ -139,17 +166,21 @@ def transformer_layer(x, step, start, following):
     # The router's product and the squares are swapped together.
     adds_squares = not layer.has_experts()
     normed = rms_norm(x, start.gain_mlp, context, split_for=weight_dtype, adds_squares=adds_squares)
+    next_start = None
     if layer.has_experts():
-        partial = experts(normed, layer, shared.routing, context, number=step.number)
+        running = experts(normed, layer, shared.routing, context, number=step.number)
+        if following != None and not running.needs_vectors():
+            next_start = LayerStart(following, loads=next_loads)
+        partial = running.result(context)
     else:
         partial = mlp(normed, layer, context, loads=mlp_loads)
     if offsets.values != None:
         # Only here, so that no load of weights queues behind writes that wait for attention.
         update_caches(caches, heads, values, context, scales=scales)
-    next_start = None
     ahead = None
     if following != None:
-        next_start = LayerStart(following)
+        if next_start == None:
+            next_start = LayerStart(following, loads=next_loads)
         ahead = next_start.loads
     gain = start.gain_post_mlp
     x = add_reduced(x, partial, shared.reduction, context, gain=gain, ahead=ahead)
@@ -162,23 +193,44 @@ def _heads(normed, layer, start, rotation, context, ahead):
     sizes = context.sizes
     rotated = sizes.q + sizes.k
     count = rotated + sizes.k
-    tiles = count * sizes.head_chunks
+    parts = count * sizes.head_chunks
     context.stored.restart()
-    product = context.stored.take(sizes.head_rows, tiles * sizes.T, sizes.dtype)
-    product = product.reshape_dim(1, (tiles, sizes.T))
-    columns = Columns(0, sizes.head_rows, bias=start.bias)
+    stored = context.stored.take(sizes.head_rows, parts * sizes.T, sizes.dtype)
+    stored = stored.reshape_dim(1, (parts, sizes.T))
+    width, tiles = _head_tiles(sizes)
+    product = stored
+    if tiles < parts:
+        product = nl.ndarray((width, tiles, sizes.T), dtype=sizes.dtype, buffer=nl.sbuf)
+    columns = Columns(0, width, bias=start.bias)
     linear_of_shares(
         product, normed, W_qkv.tensor, columns, context, loads=start.loads, ahead=ahead
     )
-    heads = product.reshape_dim(1, (count, sizes.head_chunks))
-    if start.gain_q != None or start.gain_k != None:
-        normalize_heads(heads[:, 0:rotated, :, :], start.gain_q, start.gain_k, context)
-    apply_rope(heads[:, 0:rotated, :, :], rotation, context)
+    if tiles < parts:
+        # The second head of each pair moves to the first one's partitions.
+        pairs = stored.reshape_dim(1, (tiles, 2))
+        first = product[0 : sizes.d, :, :]
+        nisa.tensor_copy(dst=pairs[:, :, 0, :], src=first, engine=nisa.engine.scalar)
+        nisa.tensor_copy(dst=pairs[:, :, 1, :], src=product[sizes.d : PARTITIONS, :, :])
+    heads = stored.reshape_dim(1, (count, sizes.head_chunks))
+    turned = heads[:, 0:rotated, :, :]
+    scaled = normalize_heads(turned, start.gain_q, start.gain_k, context)
+    apply_rope(turned, rotation, context, scaled=scaled)
     return heads
 
 
+def _head_tiles(sizes):
+    """(width, tiles) of the columns of W_qkv: a chunk of a head in a tile, or a pair of heads.
+
+    A tile of 64 columns would take the Tensor Engine as long as one of 128.
+    """
+    count = sizes.q + 2 * sizes.k
+    if _pairs_heads(sizes):
+        return (PARTITIONS, count // 2)
+    return (sizes.head_rows, count * sizes.head_chunks)
+
+
 def _pairs_heads(sizes):
-    """Whether the output projection takes two heads at once, one on each half of the partitions."""
+    """Whether products have two heads at once, one on each half of the partitions."""
     return stacks_heads(sizes.d) and sizes.q % 2 == 0
 
 

@@ -100,6 +100,7 @@ class Shared(NKIObject):
       replica_groups: tuple of tuples of ranks, or None.
       context_parallel: how many ranks of a group share out the context of a KV head.
       place_bytes: bytes per partition for `launch_places`.
+      held_buffers: buffers for weights that load while a router chooses experts.
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Shared(NKIObject):
         replica_groups,
         context_parallel,
         place_bytes,
+        held_buffers,
     ):
         self.core = core
         self.arithmetic = arithmetic
@@ -119,6 +121,7 @@ class Shared(NKIObject):
         self.replica_groups = replica_groups
         self.context_parallel = context_parallel
         self.place_bytes = place_bytes
+        self.held_buffers = held_buffers
 
     def expert_count(self):
         """E, the experts of all ranks; 0 without experts."""
@@ -181,6 +184,7 @@ def launch_kinds(X, operands, caches, layers, arguments, shared):
     core = shared.core
     kinds = []
     ring = None
+    held = None
     loaded = None
     stored = None
     constants = None
@@ -211,6 +215,8 @@ def launch_kinds(X, operands, caches, layers, arguments, shared):
             mask_bytes = masks.bytes
             if ring == None:
                 ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
+                if shared.held_buffers > 0:
+                    held = WeightRing(shared.held_buffers, RING_SLOT_BYTES)
                 loaded, stored = launch_places(shared.place_bytes)
                 if shared.may_skip_experts(sizes.T):
                     ring.clear()
@@ -226,9 +232,9 @@ def launch_kinds(X, operands, caches, layers, arguments, shared):
                 own.block_numbers,
                 attended_blocks(sizes, core),
             )
-            context = Context(sizes, shared.arithmetic, core, ring, loaded, stored, constants)
+            context = Context(sizes, shared.arithmetic, core, ring, held, loaded, stored, constants)
             attention = Context(
-                attention_sizes, shared.arithmetic, core, ring, loaded, stored, constants
+                attention_sizes, shared.arithmetic, core, ring, held, loaded, stored, constants
             )
             ranks = shared.context_ranks(sizes)
             kind = Kind(shared, context, attention, ranks, rotation, masks, tables)

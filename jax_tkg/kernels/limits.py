@@ -40,6 +40,10 @@ RING_SLOT_BYTES = 16384
 RING_BYTES = RING_SLOTS * RING_SLOT_BYTES
 """Bytes per partition of all of them: 96 KiB."""
 
+HELD_BUFFERS = 3
+"""Buffers of the same size for weights that load while a router chooses experts, at most, of what a
+launch leaves: half of W_qkv of gpt-oss-120b at tp = 4 has 30 KiB per partition, in three loads."""
+
 PLACE_BYTES = 28672
 """Bytes per partition for the `Places` of a launch, where the rest leaves as many. Gains, biases
 and scales of 8192 features take 4 to 15 KiB; 32 query and 8 key heads of 128 features, with 32
@@ -54,6 +58,10 @@ under-utilizing DMA bandwidth)."""
 
 GROUP_COLUMNS = 128
 """Queries attended together, unless one sequence has more: merging blocks costs work per column."""
+
+READ_TWICE_BYTES = 1 << 20
+"""Keys and values of a layer with experts, of one sequence, that each of two cores reads at most:
+half of them takes a core 1.5 us (modelled), and merging softmaxes 3."""
 
 MAX_RUN_CHUNKS = 64
 """Chunks of a segment of slots in blocks at most; values of 128 features then fill a buffer."""

@@ -71,7 +71,7 @@ def linear(
         count = group.count
         banks = ceiling_divide(count, per_bank)
         product = nl.ndarray((width, banks, PSUM_BANK), dtype=nl.float32, buffer=nl.psum)
-        ranges = _ranges(done, count, early)
+        ranges = ranges_of_tiles(done, count, early)
         _accumulate(product, x, terms, group, context, normed, ranges=ranges)
         if ahead != None and done + count == tiles:
             begin(ahead)
@@ -97,7 +97,7 @@ def linear(
                 store_product(target, summed, scale, factor, bias)
 
 
-def add_product(product, x, weight, columns, tiles, context, rows, added):
+def add_product(product, x, weight, columns, tiles, context, rows, added, early=None):
     """Adds (x^T @ weight[:, columns])^T to sums that stay in PSUM.
 
     Args:
@@ -109,10 +109,14 @@ def add_product(product, x, weight, columns, tiles, context, rows, added):
       context: the launch's `Context`.
       rows: the `FeatureOrder` of the weight's rows, of which x has all chunks.
       added: whether there are sums already; else the product begins them.
+      early: (first, last) of the tiles whose sums are complete before the others, for which their
+        part of the last rows loads first; or None.
     """
     loads = product_loads(weight, columns, tiles, x.shape[1], context, rows)
     for group in loads:
-        _accumulate(product, x, None, group, context, None, added=added)
+        ranges = ranges_of_tiles(0, tiles, early)
+        group.part_last(ranges)
+        _accumulate(product, x, None, group, context, None, added=added, ranges=ranges)
 
 
 def linear_of_shares(
@@ -223,7 +227,7 @@ def linear_of_share(
     )
 
 
-def _ranges(done, count, early):
+def ranges_of_tiles(done, count, early):
     """(first, last) of ranges of `count` tiles from tile `done` on: first those that are early."""
     if early == None:
         return [(0, count)]
@@ -297,7 +301,7 @@ def _accumulate(product, x, terms, loads, context, normed, added=False, ranges=N
     blocks = loads.blocks
     for number in range(len(blocks)):
         start, size = blocks[number]
-        if normed != None and len(blocks) > 2 and start + size == chunks:
+        if normed != None and len(blocks) > 1 and start + size == chunks:
             # Its inputs are ready by now, so that the first tiles need not wait for the last.
             _token_factor(normed, terms, context)
         loaded = loads.load(number, x.dtype)

@@ -19,9 +19,9 @@ from .limits import (
     RING_SLOT_BYTES,
     ceiling_divide,
 )
-from .linear import parts_of_banks, store_product
+from .linear import parts_of_banks, ranges_of_tiles, store_product
 from .mlp import activate, multiply_up
-from .row_loads import Columns
+from .row_loads import Columns, load_parts
 from .sizes import bytes_of
 
 
@@ -325,25 +325,24 @@ class NarrowExperts(NKIObject):
                 first = last
         return found
 
-    def add_to(self, summed, tiles, begun, context):
+    def add_to(self, summed, tiles, begun, context, early=None):
         """Adds hidden @ W_down to sums in PSUM, as `add_product` has them, after `expand`."""
         sizes = context.sizes
         T = sizes.T
         chunks = self.tiles.chunks
         ring = context.ring
         first_weight = self.W_down[0]
-        buffer = ring.take(first_weight.view.dtype)
+        dtype = first_weight.view.dtype
+        buffer = ring.take(dtype)
         loaded = buffer[:, 0 : len(chunks) * sizes.H].reshape_dim(1, (len(chunks), sizes.H))
+        ranges = ranges_of_tiles(0, tiles, early)
         for index in range(len(chunks)):
             chunk = chunks[index]
-            row = self._first_row(index)
-            for number in range(chunk.count):
-                weight = self.W_down[chunk.expert + number]
-                weight.load(
-                    loaded[row : row + chunk.width, index, :],
-                    weight.view[chunk.first : chunk.first + chunk.width, :],
-                )
-                row += chunk.width
+            parts = [(0, tiles)]
+            if index + 1 == len(chunks):
+                parts = load_parts(ranges, tiles, PARTITIONS * bytes_of(dtype))
+            for part in parts:
+                self._load_down(loaded[:, index, :], index, part)
         columns = Columns(0, PARTITIONS, order=context.hidden_order())
         per_bank = PSUM_BANK // T
         # Chunk by chunk, so that only the last chunk's products wait for the last load.
@@ -351,11 +350,26 @@ class NarrowExperts(NKIObject):
             chunk = chunks[index]
             first = self._first_row(index)
             last = first + chunk.rows()
-            for tile in range(tiles):
-                place = tile % per_bank * T
-                nisa.nc_matmul(
-                    dst=summed[:, tile // per_bank, place : place + T],
-                    stationary=columns.tile(loaded[first:last, index, :], 0, tile),
-                    moving=self.hidden[first:last, index, :],
-                    accumulate=begun or index > 0,
-                )
+            for each in ranges:
+                for tile in range(each[0], each[1]):
+                    place = tile % per_bank * T
+                    nisa.nc_matmul(
+                        dst=summed[:, tile // per_bank, place : place + T],
+                        stationary=columns.tile(loaded[first:last, index, :], 0, tile),
+                        moving=self.hidden[first:last, index, :],
+                        accumulate=begun or index > 0,
+                    )
+
+    def _load_down(self, loaded, index, part):
+        """Loads the rows of W_down for chunk `index` into [128, H]: tiles (first, last) of them."""
+        chunk = self.tiles.chunks[index]
+        begin = part[0] * PARTITIONS
+        end = part[1] * PARTITIONS
+        row = self._first_row(index)
+        for number in range(chunk.count):
+            weight = self.W_down[chunk.expert + number]
+            weight.load(
+                loaded[row : row + chunk.width, begin:end],
+                weight.view[chunk.first : chunk.first + chunk.width, begin:end],
+            )
+            row += chunk.width

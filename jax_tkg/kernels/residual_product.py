@@ -108,6 +108,15 @@ def own_share(summed, context, multiplier=None):
     return own
 
 
+def sent_chunks(context):
+    """(first, last) of the chunks that the other core keeps of sums of all; None with one core."""
+    if context.core.count == 1:
+        return None
+    share = context.hidden_share()
+    first = _other_first(share)
+    return (first, first + share.count)
+
+
 def _other_first(share):
     """The first tile of the other core's `Share`."""
     if share.first > 0:

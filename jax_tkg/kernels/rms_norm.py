@@ -6,6 +6,7 @@ from nki.language import NKIObject
 
 from .double_rows import dtype_of_terms, split
 from .exchange import add_other_core
+from .feature_order import even_blocks
 from .layout import load_columns
 from .limits import PARTITIONS, PSUM_BANK
 from .sizes import pieces
@@ -106,7 +107,10 @@ def rms_norm(x, gain, context, split_for=None, adds_squares=True):
     # Clamping needs the complete norm, and x * gamma may exceed the range of float16.
     complete = arithmetic.clamp_bound > 0.0 or sizes.dtype == nl.float16
     if not complete:
-        # The Vector Engine may still be adding up the rest of x.
+        engine = nisa.engine.vector
+        if len(pieces(chunks, T)) > 1:
+            # The Vector Engine may still be adding up the rest of x.
+            engine = nisa.engine.gpsimd
         for piece in pieces(chunks, T):
             first, last = piece
             nisa.tensor_tensor(
@@ -114,7 +118,7 @@ def rms_norm(x, gain, context, split_for=None, adds_squares=True):
                 data1=x[:, first:last, :],
                 data2=gain[:, first:last, :],
                 op=nl.multiply,
-                engine=nisa.engine.gpsimd,
+                engine=engine,
             )
         result = Normed(normed, None)
         if split_for != None:
@@ -140,72 +144,103 @@ def head_gain(gamma, context):
     return load_columns(gamma, 0, chunks, context, width=sizes.head_rows, dtype=nl.float32)
 
 
+class ScaledHeads(NKIObject):
+    """Heads times their gains, which `factor` makes normalized.
+
+    A rotation keeps a head's norm, so that it need not wait for the factor.
+
+    Attributes:
+      tile: [rows, n, chunks, T] in the compute dtype.
+      factor: [rows, n, T] float32.
+    """
+
+    def __init__(self, tile, factor):
+        self.tile = tile
+        self.factor = factor
+
+
 def normalize_heads(heads, gain_q, gain_k, context):
-    """Normalizes query heads, key heads or both, each over its d features, in place.
+    """Normalizes query heads, key heads or both, each over its d features.
 
     Args:
       heads: [rows, q + k, chunks, T] in the compute dtype: query heads, then key heads.
       gain_q: `head_gain`, or None: query heads stay as they are.
       gain_k: `head_gain`, or None: key heads stay as they are.
       context: the launch's `Context`.
+
+    Returns:
+      `ScaledHeads`; or None, and the heads are normalized in place, or stay as they are.
     """
     sizes = context.sizes
-    first = 0
-    if gain_q == None:
-        first = sizes.q
-    last = sizes.q + sizes.k
-    if gain_k == None:
-        last = sizes.q
-    at_once = PSUM_BANK // sizes.T
-    while first < last:
-        size = min(at_once, last - first)
-        part = heads[:, first : first + size, :, :]
-        inverse = _inverse_roots_of_heads(part, context)
-        queries = max(0, min(size, sizes.q - first))
-        if queries > 0:
-            _scale_heads(part[:, 0:queries, :, :], inverse[:, 0:queries, :], gain_q)
-        if queries < size:
-            _scale_heads(part[:, queries:size, :, :], inverse[:, queries:size, :], gain_k)
-        first += size
+    if gain_q == None and gain_k == None:
+        return None
+    count = sizes.q + sizes.k
+    factor = nl.ndarray((sizes.head_rows, count, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
+    _inverse_roots_of_heads(factor, heads, context)
+    # The product with a gain may exceed the range of float16.
+    complete = sizes.dtype == nl.float16
+    dtype = sizes.dtype
+    if complete:
+        dtype = nl.float32
+    # Not in place, for other engines still read the heads to add up their squares.
+    scaled = nl.ndarray(heads.shape, dtype=dtype, buffer=nl.sbuf)
+    for part in ((gain_q, 0, sizes.q), (gain_k, sizes.q, count)):
+        gain, first, last = part
+        given = heads[:, first:last, :, :]
+        if gain == None:
+            nisa.memset(dst=factor[:, first:last, :], value=1.0)
+            nisa.tensor_copy(dst=scaled[:, first:last, :, :], src=given)
+        else:
+            _scale_heads(scaled[:, first:last, :, :], given, gain)
+    if not complete:
+        return ScaledHeads(scaled, factor)
+    by_chunk = factor.expand_dim(2).broadcast(2, sizes.head_chunks)
+    nisa.tensor_tensor(dst=heads, data1=scaled, data2=by_chunk, op=nl.multiply)
+    return None
 
 
-def _inverse_roots_of_heads(heads, context):
-    """[rows, n, T] float32: 1 / sqrt(mean + eps) of each head [rows, n, chunks, T] and token."""
+def _inverse_roots_of_heads(inverse, heads, context):
+    """inverse [rows, n, T] float32 = 1 / sqrt(mean + eps) of each head [rows, n, chunks, T]."""
     sizes = context.sizes
     arithmetic = context.arithmetic
     constants = context.constants
     rows = heads.shape[0]
     chunks = heads.shape[2]
-    shape = (rows, heads.shape[1], sizes.T)
-    total = nl.ndarray(shape, dtype=nl.float32, buffer=nl.psum)
-    for chunk in range(chunks):
-        squares = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-        nisa.activation(dst=squares, op=nl.square, data=heads[:, :, chunk, :])
-        nisa.nc_matmul(
-            dst=total,
-            stationary=constants.ones[0:rows, 0:rows],
-            moving=squares,
-            is_stationary_onezero=True,
-            accumulate=chunk > 0,
-        )
     epsilon = nl.ndarray((rows, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=epsilon, value=arithmetic.eps)
-    inverse = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=inverse, op=nl.rsqrt, data=total, scale=1.0 / sizes.d, bias=epsilon)
-    return inverse
+    nisa.memset(dst=epsilon, value=arithmetic.eps, engine=nisa.engine.gpsimd)
+    for block in even_blocks(0, heads.shape[1], PSUM_BANK // sizes.T):
+        first, size = block
+        shape = (rows, size, sizes.T)
+        total = nl.ndarray(shape, dtype=nl.float32, buffer=nl.psum)
+        for chunk in range(chunks):
+            squares = nl.ndarray(shape, dtype=nl.float32, buffer=nl.sbuf)
+            nisa.activation(
+                dst=squares, op=nl.square, data=heads[:, first : first + size, chunk, :]
+            )
+            nisa.nc_matmul(
+                dst=total,
+                stationary=constants.ones[0:rows, 0:rows],
+                moving=squares,
+                is_stationary_onezero=True,
+                accumulate=chunk > 0,
+            )
+        nisa.activation(
+            dst=inverse[:, first : first + size, :],
+            op=nl.rsqrt,
+            data=total,
+            scale=1.0 / sizes.d,
+            bias=epsilon,
+        )
 
 
-def _scale_heads(heads, inverse, gain):
-    """heads [rows, n, chunks, T] *= gain [rows, chunks] * inverse [rows, n, T]."""
+def _scale_heads(scaled, heads, gain):
+    """scaled = heads [rows, n, chunks, T] * gain [rows, chunks]."""
     for chunk in range(heads.shape[2]):
-        part = heads[:, :, chunk, :]
-        nisa.scalar_tensor_tensor(
-            dst=part,
-            data=part,
+        nisa.tensor_scalar(
+            dst=scaled[:, :, chunk, :],
+            data=heads[:, :, chunk, :],
             op0=nl.multiply,
             operand0=gain[:, chunk : chunk + 1],
-            op1=nl.multiply,
-            operand1=inverse,
         )
 
 
@@ -276,7 +311,7 @@ def _inverse_root(squares, context):
         accumulate=False,
     )
     epsilon = nl.ndarray((PARTITIONS, 1), dtype=nl.float32, buffer=nl.sbuf)
-    nisa.memset(dst=epsilon, value=arithmetic.eps)
+    nisa.memset(dst=epsilon, value=arithmetic.eps, engine=nisa.engine.gpsimd)
     inverse = nl.ndarray((PARTITIONS, sizes.T), dtype=nl.float32, buffer=nl.sbuf)
     nisa.activation(dst=inverse, op=nl.rsqrt, data=total, scale=1.0 / sizes.H, bias=epsilon)
     return inverse

@@ -4,7 +4,8 @@ import nki.isa as nisa
 import nki.language as nl
 from nki.language import NKIObject
 
-from .limits import PSUM_BANK, ceiling_divide
+from .feature_order import even_blocks
+from .limits import PSUM_BANK
 
 
 class Rotation(NKIObject):
@@ -27,36 +28,46 @@ def load_table(table, sizes):
     return tile
 
 
-def apply_rope(heads, rotation, context):
+def apply_rope(heads, rotation, context, scaled=None):
     """Rotates heads [rows, n, chunks, T] in place: x * cos + (-x2, x1) * sin.
 
     Args:
       heads: [rows, n, chunks, T] in the compute dtype.
       rotation: the launch's `Rotation`.
       context: the launch's `Context`.
+      scaled: `ScaledHeads`, which are rotated instead, and then multiplied by their factor; or
+        None.
     """
     count = heads.shape[1]
     chunks = heads.shape[2]
     T = heads.shape[3]
-    at_once = PSUM_BANK // (chunks * T)
-    for block in range(ceiling_divide(count, at_once)):
-        first = block * at_once
-        size = min(at_once, count - first)
-        part = heads[:, first : first + size, :, :]
-        crossed = nl.ndarray(part.shape, dtype=nl.float32, buffer=nl.sbuf)
-        if chunks == 1:
-            _cross_partitions(crossed[:, :, 0, :], part[:, :, 0, :], rotation, context.constants)
-        else:
-            _cross_chunks(crossed, part, rotation)
+    given = heads
+    if scaled != None:
+        given = scaled.tile
+    cosine = rotation.cosine.expand_dim(1).expand_dim(1)
+    for block in even_blocks(0, count, PSUM_BANK // (chunks * T)):
+        first, size = block
+        part = given[:, first : first + size, :, :]
         straight = nl.ndarray(part.shape, dtype=nl.float32, buffer=nl.sbuf)
-        cosine = rotation.cosine.expand_dim(1).expand_dim(1)
         nisa.tensor_tensor(
             dst=straight,
             data1=part,
             data2=cosine.broadcast(1, size).broadcast(2, chunks),
             op=nl.multiply,
         )
-        nisa.tensor_tensor(dst=part, data1=straight, data2=crossed, op=nl.add)
+        crossed = nl.ndarray(part.shape, dtype=nl.float32, buffer=nl.sbuf)
+        if chunks == 1:
+            _cross_partitions(crossed[:, :, 0, :], part[:, :, 0, :], rotation, context.constants)
+        else:
+            _cross_chunks(crossed, part, rotation)
+        target = heads[:, first : first + size, :, :]
+        if scaled == None:
+            nisa.tensor_tensor(dst=target, data1=straight, data2=crossed, op=nl.add)
+        else:
+            nisa.tensor_tensor(dst=straight, data1=straight, data2=crossed, op=nl.add)
+            factor = scaled.factor[:, first : first + size, :]
+            by_chunk = factor.expand_dim(2).broadcast(2, chunks)
+            nisa.tensor_tensor(dst=target, data1=straight, data2=by_chunk, op=nl.multiply)
 
 
 def _cross_partitions(crossed, part, rotation, constants):

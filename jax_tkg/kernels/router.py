@@ -231,6 +231,8 @@ def router_sums(normed, W_router, routing, context):
         if width < rows:
             # The whole tile is swapped.
             nisa.memset(dst=partial, value=0.0, engine=nisa.engine.gpsimd)
+        if squares > 0:
+            nisa.tensor_copy(dst=partial[:, tiles : tiles + 1, :], src=normed.own_squares)
         columns = Columns(first, width)
         loads = share_loads(W_router.tensor, columns, tiles, context)
         of_width = partial[0:width, 0:tiles, :]
@@ -239,8 +241,6 @@ def router_sums(normed, W_router, routing, context):
             # For those whose loads may be skipped, which then find numbers: see `WeightRing`.
             for group in loads:
                 group.clear()
-        if squares > 0:
-            nisa.tensor_copy(dst=partial[:, tiles : tiles + 1, :], src=normed.own_squares)
         total = partial
         if core.count > 1:
             total = nl.ndarray((rows, tiles + squares, T), dtype=nl.float32, buffer=nl.sbuf)
@@ -252,7 +252,7 @@ def router_sums(normed, W_router, routing, context):
     return sums
 
 
-def router_logits(sums, normed, routing, context):
+def router_logits(sums, normed, routing, context, unscaled=False, searched_once=False):
     """The router's logits, alike on both cores: [tokens, max(E, 8)] float32; `LOWEST` beyond E.
 
     A tile for each of the `token_blocks`.
@@ -262,6 +262,8 @@ def router_logits(sums, normed, routing, context):
       normed: their input.
       routing: `Routing`.
       context: the launch's `Context`.
+      unscaled: whether logits are left without their token's factor.
+      searched_once: whether they are only searched, so that a single tile may stay in PSUM.
     """
     sizes = context.sizes
     T = sizes.T
@@ -274,7 +276,10 @@ def router_logits(sums, normed, routing, context):
         if E < LEAST_SEARCHED:
             nisa.memset(dst=logits, value=LOWEST)
         tiles_of_logits.append(logits)
-    factor = normed.token_factor(context)
+    factor = None
+    if not unscaled:
+        factor = normed.token_factor(context)
+    in_psum = searched_once and len(blocks) == 1 and len(sums) == 1
     for each in sums:
         product = each.product
         width, tiles, _ = product.shape
@@ -293,6 +298,8 @@ def router_logits(sums, normed, routing, context):
                     data=product[:, tile, block.first_token : last],
                     engine=nisa.engine.tensor,
                 )
+                if in_psum and tiles == 1 and E >= LEAST_SEARCHED:
+                    return [turned]
                 logits = tiles_of_logits[number]
                 nisa.tensor_copy(dst=logits[:, column : column + width], src=turned)
     return tiles_of_logits

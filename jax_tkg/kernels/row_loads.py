@@ -135,6 +135,28 @@ def split_for(loads):
     return weight.view.dtype
 
 
+def load_parts(ranges, tiles, tile_bytes):
+    """(first, last) of the parts in which rows of `tiles` tiles of columns load: not empty.
+
+    One part, if one of the `ranges` were a piece of HBM too short for efficient transfers.
+
+    Args:
+      ranges: (first, last) of tiles, in the order in which products wait for them.
+      tiles: how many there are.
+      tile_bytes: of a row of a tile.
+    """
+    parts = []
+    least = tiles
+    for each in ranges:
+        first, last = each
+        if last > first:
+            parts.append((first, last))
+            least = min(least, last - first)
+    if least * tile_bytes < LEAST_PIECE_BYTES:
+        return [(0, tiles)]
+    return parts
+
+
 class RowLoads(NKIObject):
     """The loads of the rows of a weight for some tiles of columns, block by block.
 
@@ -145,6 +167,7 @@ class RowLoads(NKIObject):
       first_chunk: chunk of `rows` where the first block begins.
       blocks: (first, size) of the chunks whose rows each load brings.
       double_rows: whether two rows are multiplied at once, by the terms of the activation.
+      last_parts: (first, last) of the tiles that the last load brings one after another.
       begun: what the first loads bring, those that have begun before the product.
       loaded: what all loads brought, in their order.
     """
@@ -162,6 +185,7 @@ class RowLoads(NKIObject):
         self.ring = context.ring
         self.begun = []
         self.loaded = []
+        self.last_parts = [(0, count)]
         row_bytes = count * columns.width * bytes_of(weight.view.dtype)
         unit = 1
         if double_rows:
@@ -172,14 +196,30 @@ class RowLoads(NKIObject):
     def begin(self):
         """Begins as many loads as the ring has buffers, all of which were read by now."""
         while len(self.begun) < min(RING_SLOTS, len(self.blocks)):
-            self.begun.append(self._load(self.blocks[len(self.begun)]))
+            self.begun.append(self._load(len(self.begun), self.ring))
+
+    def begin_held(self, held):
+        """Begins the first loads, as many as `held`, a `WeightRing`, has buffers.
+
+        What other loads do to the launch's ring before the product does not matter to them.
+        """
+        held.restart()
+        while len(self.begun) < min(len(held.slots), len(self.blocks)):
+            self.begun.append(self._load(len(self.begun), held))
+
+    def part_last(self, ranges):
+        """Has the last load bring ranges of the tiles, (first, last), in their order."""
+        columns = self.columns
+        weight = self.weight
+        item = bytes_of(weight.view.dtype)
+        self.last_parts = load_parts(ranges, self.count, columns.width * item)
 
     def load(self, index, dtype):
         """[width, size, columns]: the rows of block `index`, to be multiplied with `dtype`."""
         if index < len(self.begun):
             loaded = self.begun[index]
         else:
-            loaded = self._load(self.blocks[index])
+            loaded = self._load(index, self.ring)
         if dtype == nl.float32 and loaded.dtype != nl.float32:
             # The Tensor Engine multiplies float32 with nothing else.
             wide = nl.ndarray(loaded.shape, dtype=nl.float32, buffer=nl.sbuf)
@@ -187,22 +227,31 @@ class RowLoads(NKIObject):
             return wide
         return loaded
 
-    def _load(self, block):
-        start, size = block
+    def _load(self, index, ring):
+        """Loads block `index` into the next buffer of `ring`."""
+        start, size = self.blocks[index]
         rows = self.rows
         width = self.columns.width
         count = self.count * width
         first = self.columns.first + self.done * width
         weight = self.weight
         view = weight.view
-        ring = self.ring
         buffer = ring.take(view.dtype)
         loaded = buffer[0 : rows.width, 0 : size * count].reshape_dim(1, (size, count))
         of_rows = rows.rows(view, self.first_chunk + start, size)
         of_rows = of_rows[:, :, :, first : first + count]
         groups = of_rows.shape[1]
         target = loaded.reshape_dim(1, (groups, of_rows.shape[2]))
-        if of_rows.shape[2] * count * bytes_of(view.dtype) < LEAST_PIECE_BYTES:
+        parts = [(0, self.count)]
+        if index + 1 == len(self.blocks):
+            parts = self.last_parts
+        whole = of_rows.shape[2] * count * bytes_of(view.dtype)
+        if len(parts) > 1:
+            for part in parts:
+                begin = part[0] * width
+                end = part[1] * width
+                weight.load(target[:, :, :, begin:end], of_rows[:, :, :, begin:end])
+        elif whole < LEAST_PIECE_BYTES:
             weight.load(target, of_rows)
         else:
             # Whole rows of a group are one piece of HBM; those of several groups are not.

@@ -25,12 +25,15 @@ class SingleToken(NKIObject):
       logits: [1, max(E, 8)] float32.
       base: [1, 1] float32 on chip, added to numbers; or None.
       routing: `Routing`.
+      factor: [128, 1] float32, positive, by which the logits are still to be multiplied, which
+        does not change their order; or None.
     """
 
-    def __init__(self, logits, base, routing):
+    def __init__(self, logits, base, routing, factor):
         self.logits = logits
         self.base = base
         self.routing = routing
+        self.factor = factor
 
     def next_batch(self, context, places=False):
         """All passes, as a `Batch`; with its `places`, or not."""
@@ -69,14 +72,26 @@ class SingleToken(NKIObject):
         routing = self.routing
         chosen = routing.chosen
         lowered = nl.ndarray((1, 1), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.tensor_scalar(dst=lowered, data=highest[:, 0:1], op0=nl.multiply, operand0=-1.0)
+        scale = 1.0
+        if self.factor == None:
+            nisa.tensor_scalar(dst=lowered, data=highest[:, 0:1], op0=nl.multiply, operand0=-1.0)
+        else:
+            scale = self.factor[0:1, :]
+            nisa.tensor_scalar(
+                dst=lowered,
+                data=highest[:, 0:1],
+                op0=nl.multiply,
+                operand0=-1.0,
+                op1=nl.multiply,
+                operand1=scale,
+            )
         values = nl.ndarray((1, EIGHT), dtype=nl.float32, buffer=nl.sbuf)
-        nisa.activation(dst=values, op=nl.exp, data=highest, bias=lowered)
+        nisa.activation(dst=values, op=nl.exp, data=highest, scale=scale, bias=lowered)
         summands = values[:, 0:chosen]
         if routing.method == "softmax_topk" and not routing.normalize:
             logits = self.logits[:, 0 : routing.experts]
             summands = nl.ndarray((1, routing.experts), dtype=nl.float32, buffer=nl.sbuf)
-            nisa.activation(dst=summands, op=nl.exp, data=logits, bias=lowered)
+            nisa.activation(dst=summands, op=nl.exp, data=logits, scale=scale, bias=lowered)
         divide_by_sum(values, summands, routing)
         return values
 

@@ -3,7 +3,7 @@
 import nki.language as nl
 from nki.language import NKIObject
 
-from .divisions import head_chunks
+from .divisions import divides_slots, head_chunks, slots_attended_twice, slots_of_a_core
 from .feature_order import FeatureOrder, even_blocks
 from .limits import (
     FREE_STRIDE_BYTES,
@@ -77,6 +77,17 @@ class Sizes(NKIObject):
     def hidden_chunks(self):
         """Chunks of 128 hidden features."""
         return self.H // PARTITIONS
+
+    def divides_slots(self, cores):
+        """Whether each of two cores attends half of every sequence's cache slots."""
+        return divides_slots(self.B, self.S_prior, cores, self._attended_twice())
+
+    def slots_of_a_core(self, cores):
+        """How many of each sequence's cache slots a core attends."""
+        return slots_of_a_core(self.B, self.S_prior, cores, self._attended_twice())
+
+    def _attended_twice(self):
+        return slots_attended_twice(self.B, self.k, self.d, bytes_of(self.dtype), self.experts)
 
     def mlp_chunks(self):
         """Chunks of the features of a dense MLP or a shared expert, on the partitions."""
@@ -161,16 +172,18 @@ class Context(NKIObject):
       arithmetic: `Arithmetic`.
       core: `Core`.
       ring: `WeightRing`, the buffers for weights and caches.
+      held: `WeightRing`, the buffers for what is loaded while a router chooses experts; or None.
       loaded: `Places` of vectors on their way to their tiles.
       stored: `Places` of what the caches are updated with.
       constants: `Constants`, the constant tiles.
     """
 
-    def __init__(self, sizes, arithmetic, core, ring, loaded, stored, constants):
+    def __init__(self, sizes, arithmetic, core, ring, held, loaded, stored, constants):
         self.sizes = sizes
         self.arithmetic = arithmetic
         self.core = core
         self.ring = ring
+        self.held = held
         self.loaded = loaded
         self.stored = stored
         self.constants = constants

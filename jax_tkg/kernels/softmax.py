@@ -43,15 +43,6 @@ class SoftmaxState(NKIObject):
             nisa.memset(dst=self.packed[:, 2 : 2 + chunks, :], value=0.0)
 
 
-def set_unattended(state):
-    """Makes a state of no keys, which leaves what is merged with it unchanged."""
-    nisa.memset(dst=state.packed, value=0.0)
-    nisa.memset(dst=state.peak, value=MASKED)
-    # Must not be zero: a fully masked query divides by it.
-    nisa.memset(dst=state.total, value=1.0)
-    state.empty = False
-
-
 def column_peaks(scores, constants):
     """The largest of scores [P, chunks, n] over P and chunks, on all partitions: [128, n] in PSUM.
 
@@ -135,6 +126,17 @@ def column_sums(weights, constants):
         )
         first += size
     return sums
+
+
+def take_whole(state, peaks, sums, weighted):
+    """Makes an empty `state` that of all its keys; `weighted` stays where it is, in PSUM.
+
+    The arguments are those of `merge`.
+    """
+    state.peak = peaks
+    nisa.tensor_reduce(dst=state.total, op=nl.add, data=sums.permute((0, 2, 1)), axis=(2,))
+    state.weighted = weighted
+    state.empty = False
 
 
 def merge(state, peaks, sums, weighted, scale):

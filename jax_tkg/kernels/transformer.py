@@ -134,6 +134,7 @@ def transformer_tkg(
     context_parallel,
     looped,
     place_bytes,
+    held_buffers,
 ):
     """All layers.
 
@@ -231,6 +232,7 @@ def transformer_tkg(
         counts the query heads of all c ranks.
       looped: whether all per-layer arguments have a layer axis, and the layers loop on the device.
       place_bytes: bytes per partition that the tensors of `Places` have to themselves.
+      held_buffers: buffers beside the ring for weights that load while a router chooses experts.
 
     Returns:
       Hidden states [B, S, H], then the key caches, then the value caches, then with `W_head` each
@@ -300,7 +302,14 @@ def transformer_tkg(
             expert_order,
         )
     shared = Shared(
-        core, arithmetic, reduction, chooser, replica_groups, context_parallel, place_bytes
+        core,
+        arithmetic,
+        reduction,
+        chooser,
+        replica_groups,
+        context_parallel,
+        place_bytes,
+        held_buffers,
     )
     kinds = launch_kinds(X, operands, caches, layers, arguments, shared)
     context = launch_context(kinds)

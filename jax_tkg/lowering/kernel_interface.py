@@ -34,6 +34,7 @@ class Launch:
       caches_by_kind: whether they are then tuples with a tensor for the layers of each kind.
       looped: whether all per-layer tensors have one, and the layers loop on the device.
       place_bytes: bytes per partition for the megakernel's `Places`.
+      held_buffers: its buffers for weights that load while a router chooses experts.
     """
 
     parameters: Parameters
@@ -44,6 +45,7 @@ class Launch:
     looped: bool = False
     caches_by_kind: bool = False
     place_bytes: int = 0
+    held_buffers: int = 0
 
     def argument(self, name: str) -> Any:
         """The value of a kernel's static parameter: the launch's own, or the call's."""

@@ -7,7 +7,7 @@ it with what the simulator counts.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,20 +58,36 @@ def check_megakernel(operands: Operands, parameters: Parameters) -> None:
     check_kernel_limits(**sizes)
 
 
-def place_bytes(operands: Operands, parameters: Parameters) -> int:
-    """Bytes per partition for the kernel's `Places`: of those that a call leaves in any case.
+class SpareSbuf(NamedTuple):
+    """What the kernel makes of the SBUF that a call leaves in any case.
+
+    Attributes:
+      place_bytes: bytes per partition for its `Places`.
+      held_buffers: buffers for weights that load while a router chooses experts.
+    """
+
+    place_bytes: int = 0
+    held_buffers: int = 0
+
+
+def spare_sbuf(operands: Operands, parameters: Parameters) -> SpareSbuf:
+    """The `SpareSbuf` of a call within the kernel's limits.
 
     Args:
-      operands: the call's arrays, or their abstract values, within the kernel's limits.
+      operands: the call's arrays, or their abstract values.
       parameters: its static parameters.
     """
-    return places_beside(sum(sbuf_bytes(**_call_sizes(operands, parameters)).values()))
+    sizes = _call_sizes(operands, parameters)
+    has_experts = sizes["dimensions"].E > 0
+    return spare_beside(sum(sbuf_bytes(**sizes).values()), has_experts)
 
 
-def places_beside(needed: int) -> int:
-    """Bytes per partition for `Places` beside the `needed` ones of all else."""
-    spare = SBUF_BYTES - hardware.RESERVED_SBUF_BYTES - needed
-    return max(0, min(limits.PLACE_BYTES, spare // 4 * 4))
+def spare_beside(needed: int, has_experts: bool) -> SpareSbuf:
+    """The `SpareSbuf` beside the `needed` bytes per partition of all else."""
+    spare = max(0, SBUF_BYTES - hardware.RESERVED_SBUF_BYTES - needed)
+    places = min(limits.PLACE_BYTES, spare // 4 * 4)
+    buffers = min(limits.HELD_BUFFERS, (spare - places) // limits.RING_SLOT_BYTES)
+    return SpareSbuf(places, buffers if has_experts else 0)
 
 
 def _call_sizes(operands: Operands, parameters: Parameters) -> dict[str, Any]:
@@ -296,7 +312,7 @@ def _term_bytes(D: Dimensions, cores: int, item: int) -> int:
 def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int, tables: int) -> int:
     """Masks that stay on chip beside `tables`: all, or as many as there is room for."""
     D = kinds[0]
-    chunks = sum(limits.ceiling_divide(kind.S_ctx, cores * PARTITIONS) + 1 for kind in kinds)
+    chunks = sum(_mask_chunks(kind, cores, item) for kind in kinds)
     needed = chunks * D.B * D.q * D.S
     tokens = D.B * D.S
     hidden = _hidden_chunks(D, cores) * tokens
@@ -307,6 +323,14 @@ def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int, tab
         hidden, D.H // PARTITIONS, mlp, item, experts, terms, tables
     )
     return max(0, min(needed, room))
+
+
+def _mask_chunks(D: Dimensions, cores: int, item: int) -> int:
+    """Chunks of 128 slots, and of new tokens, of the masks of all sequences on one core."""
+    attended = _slots_of_a_core(D, cores, item)
+    if divisions.divides_sequences(D.B, cores):
+        attended = limits.ceiling_divide(attended, cores)
+    return limits.ceiling_divide(attended, PARTITIONS) + 1
 
 
 def _head_elements(D: Dimensions) -> int:
@@ -348,8 +372,14 @@ def _attention_bytes(D: Dimensions, cores: int, item: int, ranks: int) -> int:
 def _attended(D: Dimensions, cores: int, item: int, ranks: int) -> tuple[int, int]:
     """Queries that are attended together, and the chunks of a block of keys."""
     sequences = divisions.sequences_of_a_core(D.B, cores)
-    slots = divisions.slots_of_a_core(D.B, D.S_ctx, cores)
+    slots = _slots_of_a_core(D, cores, item)
     at_once, chunks = divisions.attended_at_once(
         sequences, D.q * D.S, slots, D.d, item, D.block_len, ranks
     )
     return at_once * D.q * D.S, chunks
+
+
+def _slots_of_a_core(D: Dimensions, cores: int, item: int) -> int:
+    """Cache slots that a core attends of each of its sequences."""
+    twice = divisions.slots_attended_twice(D.B, D.k, D.d, item, D.E)
+    return divisions.slots_of_a_core(D.B, D.S_ctx, cores, twice)

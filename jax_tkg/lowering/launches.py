@@ -9,7 +9,7 @@ from jax_tkg.call.arguments import PER_LAYER, PER_LAYER_CACHES, Operands, Parame
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds
 from jax_tkg.call.operand_table import HEAD_KINDS, OPERANDS
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
-from jax_tkg.lowering.kernel_limits import place_bytes
+from jax_tkg.lowering.kernel_limits import SpareSbuf, spare_sbuf
 from jax_tkg.lowering.kernel_operands import OF_KINDS
 from jax_tkg.reference.candidates import whole_vocabulary_ids
 
@@ -52,7 +52,7 @@ def run_launches(
     K_caches: Any = tensors["K_caches"] if stacked else ()
     V_caches: Any = tensors["V_caches"] if stacked else ()
     candidates: list[Any] = []
-    places = place_bytes(operands, parameters) if kernel is MEGAKERNEL else 0
+    spare = spare_sbuf(operands, parameters) if kernel is MEGAKERNEL else SpareSbuf()
     for first in range(0, total, step):
         count = min(step, total - first)
         given = {**tensors, "X": hidden}
@@ -80,7 +80,8 @@ def run_launches(
             stacked_caches=stacked,
             looped=looped,
             caches_by_kind=by_kind,
-            place_bytes=places,
+            place_bytes=spare.place_bytes,
+            held_buffers=spare.held_buffers,
         )
         hidden, K_updated, V_updated, *candidates = run(given, launch)
         if by_kind:

@@ -17,7 +17,7 @@ from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.operand_table import OPERANDS, names
 from jax_tkg.lowering.implementation import Implementation
 from jax_tkg.lowering.kernel_interface import KernelInterface, Launch
-from jax_tkg.lowering.kernel_limits import place_bytes
+from jax_tkg.lowering.kernel_limits import SpareSbuf, spare_sbuf
 from jax_tkg.lowering.launches import layer_tuples
 from jax_tkg.lowering.nkilib import NKILIB
 from jax_tkg.lowering.simulate import SIMULATE
@@ -65,6 +65,7 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
         lnc=case.lnc,
         **dict(case.options),
     )
+    spare = spare_sbuf(operands, parameters) if kernel == "ours" else SpareSbuf()
     launch = Launch(
         parameters=parameters,
         replica_groups=(ranks,) if case.tensor_parallel > 1 else None,
@@ -72,7 +73,8 @@ def record(case: Case, layers: int, kernel: str = "ours") -> Record:
         num_layers=layers,
         stacked_caches=looped,
         looped=looped,
-        place_bytes=place_bytes(operands, parameters) if kernel == "ours" else 0,
+        place_bytes=spare.place_bytes,
+        held_buffers=spare.held_buffers,
     )
     tensors = layer_tuples(_prepared(interface, operands, launch), launch)
     arguments = {name: tensors[name] for name in interface.tensors}

@@ -10,6 +10,48 @@ _OPERATION = ("test_experts.py",)
 
 EXPERTS: tuple[Mutation, ...] = (
     Mutation(
+        "kernel adds a router's biases to logits without their factor",
+        "kernels/experts.py",
+        "unscaled = directly and layer.W_router.bias == None",
+        "unscaled = directly",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
+        "kernel weighs a token's experts by logits without its factor",
+        "kernels/single_token.py",
+        "scale = self.factor[0:1, :]",
+        "scale = 1.0",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
+        "kernel loads the next layer's vectors over biases of experts",
+        "kernels/layer.py",
+        "if following != None and not running.needs_vectors():",
+        "if following != None:",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
+        "kernel loads the next projection behind the experts",
+        "kernels/layer.py",
+        "first.begin_held(held)",
+        "held.restart()",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
+        "kernel completes the last expert's sums in the order of features",
+        "kernels/expert_sum.py",
+        "early = sent_chunks(context)",
+        "early = None",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
+        "kernel loads halves of short rows of W_down",
+        "kernels/row_loads.py",
+        "if least * tile_bytes < LEAST_PIECE_BYTES:",
+        "if least == 0:",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
         "kernel's sum of experts in SBUF is that of the last",
         "kernels/linear.py",
         "nisa.tensor_tensor(dst=target, data1=target, data2=summed, op=nl.add)",
@@ -222,7 +264,7 @@ EXPERTS: tuple[Mutation, ...] = (
     Mutation(
         "kernel runs no shared expert",
         "kernels/experts.py",
-        "nisa.tensor_tensor(dst=own, data1=own, data2=shared, op=nl.add)",
+        "nisa.tensor_tensor(dst=own, data1=own, data2=self.shared, op=nl.add)",
         "nisa.tensor_tensor(dst=own, data1=own, data2=own, op=nl.maximum)",
         ("kernels/test_experts.py",),
     ),

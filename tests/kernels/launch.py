@@ -17,7 +17,7 @@ from jax_tkg.call.signature import bind_arguments
 from jax_tkg.kernels.transformer import transformer_tkg as kernel
 from jax_tkg.lowering import launches
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL
-from jax_tkg.lowering.kernel_limits import place_bytes
+from jax_tkg.lowering.kernel_limits import spare_sbuf
 from tests import cases, parallel_cases
 
 
@@ -73,6 +73,7 @@ def run(
                 **options,
             )
         looped = stacked and (shape.L == 1 or launches.launches_loop(operands, parameters))
+        spare = spare_sbuf(operands, dataclasses.replace(parameters, lnc=cores))
         launch = launches.Launch(
             dataclasses.replace(parameters, sbuf_residual_and_cc=on_chip),
             groups,
@@ -81,7 +82,8 @@ def run(
             stacked,
             looped,
             caches_by_kind=stacked and parameters.layer_kinds is not None,
-            place_bytes=place_bytes(operands, dataclasses.replace(parameters, lnc=cores)),
+            place_bytes=spare.place_bytes,
+            held_buffers=spare.held_buffers,
         )
         tensors = jax.tree.map(np.asarray, _tensors(operands, looped, parameters.layer_kinds))
         if shape.E_held < shape.E:

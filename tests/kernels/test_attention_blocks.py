@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_tkg.kernels.attention_blocks import Task, attention_tasks
-from jax_tkg.kernels.divisions import head_chunks, mask_groups
+from jax_tkg.kernels.divisions import divides_sequences, head_chunks, mask_groups
 from jax_tkg.kernels.limits import PARTITIONS, PSUM_BANK, PSUM_GROUP_BANKS, RING_SLOT_BYTES
 from jax_tkg.kernels.sizes import Sizes
 
@@ -27,9 +27,10 @@ class Drawn:
     S_max: int
     block_len: int
     dtype: str
+    experts: int = 0
 
-    def tasks(self, cores: int, core: int) -> list[Task]:
-        sizes = Sizes(
+    def sizes(self) -> Sizes:
+        return Sizes(
             self.B,
             self.S,
             256,
@@ -40,29 +41,33 @@ class Drawn:
             self.S_prior,
             self.S_max,
             getattr(nl, self.dtype),
+            experts=self.experts,
             cache_rows=self.B * 8,
             block_len=self.block_len,
             n=8 if self.block_len else 0,
         )
-        return attention_tasks(sizes, types.SimpleNamespace(count=cores, index=core))
+
+    def tasks(self, cores: int, core: int) -> list[Task]:
+        return attention_tasks(self.sizes(), types.SimpleNamespace(count=cores, index=core))
 
 
 @st.composite
 def _drawn(draw: st.DrawFn) -> Drawn:
     S, q = draw(st.sampled_from((1, 2, 4, 8))), draw(st.sampled_from((1, 3, 8, 32, 64)))
-    B = draw(st.integers(1, 128 // S))
+    B = draw(st.sampled_from((1, draw(st.integers(1, 128 // S)))))
     d = draw(st.sampled_from((64, 80, 128, 256)))
     dtype = draw(st.sampled_from(("bfloat16", "float32")))
     block_len = draw(st.sampled_from((0, 0, 16, 48, 128, 1024)))
-    S_prior = draw(st.integers(0, 20_000))
+    S_prior = draw(st.integers(0, draw(st.sampled_from((300, 4000, 20_000)))))
     S_max = S_prior + draw(st.integers(0, 300))
-    return Drawn(B, S, q, d, S_prior, S_max, block_len, dtype)
+    return Drawn(B, S, q, d, S_prior, S_max, block_len, dtype, draw(st.sampled_from((0, 8))))
 
 
 class AttentionBlocksTest(parameterized.TestCase):
     @settings(max_examples=150, derandomize=True, deadline=None)
     @given(drawn=_drawn(), cores=st.sampled_from((1, 2)))
     def test_every_key_once_and_within_the_buffers(self, drawn: Drawn, cores: int) -> None:
+        """Once in all, or once on each core that attends all slots of all sequences."""
         attended = np.zeros((drawn.B, drawn.S_prior), int)
         new = np.zeros(drawn.B, int)
         item = 2 if drawn.dtype == "bfloat16" else 4
@@ -90,8 +95,38 @@ class AttentionBlocksTest(parameterized.TestCase):
                     self.assertLessEqual(
                         max(keys, segment.chunks * drawn.d * item), RING_SLOT_BYTES
                     )
-        np.testing.assert_array_equal(attended, 1)
-        np.testing.assert_array_equal(new, 1)
+        divided = drawn.sizes().divides_slots(cores) or divides_sequences(drawn.B, cores)
+        times = 1 if divided else cores
+        np.testing.assert_array_equal(attended, times)
+        np.testing.assert_array_equal(new, times)
+
+    @parameterized.parameters(
+        # B, slots, experts, cores -> whether cores divide slots; a slot has 256 bytes of bfloat16
+        # keys and as many of values.
+        (1, 128, 0, 2, False),
+        (1, 129, 0, 2, True),
+        (3, 129, 0, 2, True),
+        (2, 36864, 0, 2, False),
+        (1, 36864, 0, 1, False),
+        (1, 2048, 8, 2, False),
+        (1, 2049, 8, 2, True),
+        (3, 2048, 8, 2, True),
+    )
+    def test_short_contexts_are_attended_twice(
+        self, B: int, slots: int, experts: int, cores: int, divides: bool
+    ) -> None:
+        """With experts those that both cores read while HBM waits for the router."""
+        drawn = Drawn(B, 1, 8, 128, slots, slots + 1, 0, "bfloat16", experts)
+        self.assertEqual(drawn.sizes().divides_slots(cores), divides)
+        slots_of_both = sum(
+            segment.attended
+            for core in range(cores)
+            for task in drawn.tasks(cores, core)
+            for segment in task.block.segments
+            if task.group.first == 0
+        )
+        alone = divides or cores == 1 or B % 2 == 0
+        self.assertEqual(slots_of_both, slots if alone else 2 * slots)
 
     @settings(max_examples=150, derandomize=True, deadline=None)
     @given(drawn=_drawn())
@@ -108,8 +143,7 @@ class AttentionBlocksTest(parameterized.TestCase):
         )
         tasks = [task for core in (0, 1) for task in drawn.tasks(2, core)]
         groups = {(task.group.first, task.group.count) for task in tasks}
-        # A core may have no slots.
-        self.assertContainsSubset(groups, found)
+        self.assertEqual(groups, set(found))
         counted = [b for first, count in found for b in range(first, first + count)]
         self.assertEqual(counted, list(range(drawn.B)))
 

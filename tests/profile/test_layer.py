@@ -136,7 +136,8 @@ class LayerFiguresTest(parameterized.TestCase):
             for placement in (Placement.APART, Placement.OLDEST, Placement.LOWEST)
         )
         self.assertAlmostEqual(oldest / apart, 1)
-        self.assertBetween(lowest / apart, 1, 1.1)
+        # Waiting may let another load go first, which may be faster.
+        self.assertBetween(lowest / apart, 0.97, 1.1)
         stream = launches.records[1].streams[0, 0]
         for space in ("sbuf", "psum"):
             accesses = [access for each in stream for access in each.accesses]

@@ -44,7 +44,7 @@ from jax_tkg.kernels.softmax import (
     exponentials,
     merge,
     merge_packed,
-    set_unattended,
+    take_whole,
 )
 from jax_tkg.kernels.token_blocks import attended_blocks
 from jax_tkg.lowering.kernel_operands import context_ranges, grouped
@@ -106,7 +106,11 @@ class KernelStages(SmallKernels):
         def body(context: Context, heads: Any, gamma_q: Any, gamma_k: Any) -> Any:
             tile = load(heads)
             gains = (head_gain(layer_tensor((g,), 0), context) for g in (gamma_q, gamma_k))
-            normalize_heads(by_head(tile, context.sizes), *gains, context)
+            own = by_head(tile, context.sizes)
+            scaled = normalize_heads(own, *gains, context)
+            if scaled is not None:
+                factor = scaled.factor.expand_dim(2).broadcast(2, own.shape[2])
+                nisa.tensor_tensor(dst=own, data1=scaled.tile, data2=factor, op=nl.multiply)
             return store(tile, context)
 
         given = {"heads": turned_heads(heads), "gamma_q": gamma_q, "gamma_k": gamma_k}
@@ -114,17 +118,30 @@ class KernelStages(SmallKernels):
         (tile,) = self.run(body, [given], **numbers, dtype=heads.dtype.name)
         return turned_back(same(tile)).reshape(B, S, count, d)
 
-    def rope(self, heads: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
-        B, S, _, d = heads.shape
+    def rope(
+        self,
+        heads: np.ndarray,
+        cos: np.ndarray,
+        sin: np.ndarray,
+        gains: Sequence[np.ndarray | None] = (None, None),
+        q: int = 1,
+        eps: float = 1e-6,
+    ) -> np.ndarray:
+        """With `gains` of the first q heads or of the others, of the normalized heads."""
+        B, S, count, d = heads.shape
 
-        def body(context: Context, heads: Any, cos: Any, sin: Any) -> Any:
+        def body(context: Context, heads: Any, cos: Any, sin: Any, gains: Any) -> Any:
             tile = load(heads)
             rotation = Rotation(cos, sin, context.sizes)
-            apply_rope(by_head(tile, context.sizes), rotation, context)
+            own = by_head(tile, context.sizes)
+            on_chip = (head_gain(layer_tensor((g,), 0), context) for g in gains)
+            scaled = normalize_heads(own, *on_chip, context)
+            apply_rope(own, rotation, context, scaled=scaled)
             return store(tile, context)
 
-        given = {"heads": turned_heads(heads), "cos": cos, "sin": sin}
-        (tile,) = self.run(body, [given], B=B, S=S, d=d, dtype=heads.dtype.name)
+        given = {"heads": turned_heads(heads), "cos": cos, "sin": sin, "gains": tuple(gains)}
+        numbers = {"B": B, "S": S, "d": d, "q": q, "k": count - q, "eps": eps}
+        (tile,) = self.run(body, [given], **numbers, dtype=heads.dtype.name)
         return turned_back(same(tile)).reshape(heads.shape)
 
     def linear(
@@ -335,7 +352,8 @@ class KernelStages(SmallKernels):
         scores: Sequence[np.ndarray],
         values: Sequence[np.ndarray],
         scale: float,
-        packed: bool,
+        packed: bool = False,
+        whole: bool = False,
     ) -> np.ndarray:
         """softmax(scale * scores) @ values over blocks of keys, [n, d].
 
@@ -344,6 +362,7 @@ class KernelStages(SmallKernels):
           values: of each block [P, chunks, d].
           scale: of the scores.
           packed: whether each block has a state of its own, as cores have, merged at the end.
+          whole: whether there is one block, of all keys.
         """
         d, columns = values[0].shape[-1], scores[0].shape[-1]
         factor = ScoreScale(scale)
@@ -361,7 +380,13 @@ class KernelStages(SmallKernels):
                     moving=weights[:, chunk, :],
                     accumulate=chunk > 0,
                 )
-            merge(state, peaks, column_sums(weights, constants), weighted, factor)
+            result = (peaks, column_sums(weights, constants), weighted)
+            if whole:
+                kept = nl.ndarray(peaks.shape, dtype=nl.float32, buffer=nl.sbuf)
+                nisa.tensor_copy(dst=kept, src=peaks)
+                take_whole(state, kept, *result[1:])
+            else:
+                merge(state, *result, factor)
 
         def body(context: Context, scores: Any, values: Any) -> Any:
             constants = context.constants
@@ -373,10 +398,6 @@ class KernelStages(SmallKernels):
                     merge_packed(state, other.packed, factor)
                 else:
                     add(state, load(block), load(value), constants)
-            if packed:
-                nobody = SoftmaxState(rows, chunks, columns)
-                set_unattended(nobody)
-                merge_packed(state, nobody.packed, factor)
             return store(normalized(state), context)
 
         (out,) = self.run(body, [{"scores": list(scores), "values": list(values)}], d=d)

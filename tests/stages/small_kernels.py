@@ -163,7 +163,8 @@ class SmallKernels:
             ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
             loaded, stored = launch_places(PLACE_BYTES)
             arithmetic = Arithmetic(**given)
-            context = Context(sizes, arithmetic, Core(), ring, loaded, stored, Constants(sizes))
+            constants = Constants(sizes)
+            context = Context(sizes, arithmetic, Core(), ring, None, loaded, stored, constants)
             return body(context, **tensors)
 
         return simulator.run(

@@ -41,6 +41,43 @@ class RopeTest(parameterized.TestCase):
 
         del run
 
+    @parameterized.parameters("float32", "bfloat16", "float16")
+    def test_of_normalized_heads(self, dtype: str) -> None:
+        """The kernel rotates them before it divides by their norm."""
+
+        @drawing.examples(f"rope of normalized heads {dtype}", 10)
+        def run(data: st.DataObject) -> None:
+            B, S = drawing.tokens(data)
+            q, k = data.draw(st.integers(1, 9)), data.draw(st.integers(1, 3))
+            d = drawing.head_size(data)
+            rng = drawing.generator(data)
+            heads = drawing.uniform(rng, B, S, q + k, d, dtype=dtype)
+            gains = [drawing.uniform(rng, 1, d, dtype=dtype) for _ in range(2)]
+            normalized = np.asarray(data.draw(st.sampled_from(((1, 1), (1, 0), (0, 1)))), bool)
+            angles = rng.uniform(-np.pi, np.pi, (d // 2, B, S)).astype(np.float32)
+            cos, sin = np.cos(angles), np.sin(angles)
+            given = [gain if used else None for gain, used in zip(gains, normalized, strict=True)]
+            got = drawing.IMPLEMENTATIONS["kernel"].rope(heads, cos, sin, given, q, 1e-5)
+            wide = drawing.wide(heads)
+            norms = np.sqrt(np.mean(wide**2, axis=-1, keepdims=True) + 1e-5)
+            of_head = np.repeat(normalized, (q, k))[:, None]
+            by_head = np.repeat(drawing.wide(np.concatenate(gains)), (q, k), axis=0)
+            wide = np.where(of_head, wide / norms * by_head, wide)
+            drawing.assert_close(got, _expected(wide, cos, sin), dtype)
+
+        del run
+
+    def test_large_heads_of_float16(self) -> None:
+        """Their product with the gain is beyond the range of float16; the norm is not."""
+        rng = np.random.default_rng(0)
+        heads = (2.0**14 * drawing.uniform(rng, 2, 1, 3, 64)).astype(np.float16)
+        gains = [np.full((1, 64), 16, np.float16)] * 2
+        tables = np.ones((32, 2, 1), np.float32), np.zeros((32, 2, 1), np.float32)
+        got = drawing.IMPLEMENTATIONS["kernel"].rope(heads, *tables, gains, 2)
+        wide = drawing.wide(heads)
+        norms = np.sqrt(np.mean(wide**2, axis=-1, keepdims=True))
+        drawing.assert_close(got, 16 * wide / norms, "float16")
+
     @parameterized.parameters(*drawing.IMPLEMENTATIONS)
     def test_no_rotation_keeps_every_bit(self, implementation: str) -> None:
         rng = np.random.default_rng(0)

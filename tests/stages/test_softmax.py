@@ -29,16 +29,16 @@ def _expected(
 
 
 class SoftmaxTest(parameterized.TestCase):
-    @parameterized.parameters(False, True)
-    def test_drawn(self, packed: bool) -> None:
-        @drawing.examples(f"softmax {packed}", 25)
+    @parameterized.parameters("merged", "packed", "whole")
+    def test_drawn(self, way: str) -> None:
+        @drawing.examples(f"softmax {way}", 25)
         def run(data: st.DataObject) -> None:
             columns = data.draw(st.integers(1, 200))
             d = drawing.head_size(data)
             scale = data.draw(st.sampled_from((1.0, 0.125)))
             rng = drawing.generator(data)
             scores, values, attended = [], [], []
-            for _ in range(data.draw(st.integers(1, 4))):
+            for _ in range(1 if way == "whole" else data.draw(st.integers(1, 4))):
                 shape = (data.draw(st.integers(1, 128)), data.draw(st.integers(1, 3)))
                 # Blocks whose peaks lie far from each other, up and down.
                 block = rng.normal(rng.uniform(-20, 20), 4.0, (*shape, columns))
@@ -46,7 +46,9 @@ class SoftmaxTest(parameterized.TestCase):
                 scores.append(np.where(given, block, MASKED).astype(np.float32))
                 values.append(drawing.uniform(rng, *shape, d))
                 attended.append(given)
-            got = KernelStages(1).softmax(scores, values, scale, packed)
+            got = KernelStages(1).softmax(
+                scores, values, scale, packed=way == "packed", whole=way == "whole"
+            )
             want = _expected(scores, values, attended, scale)
             drawing.assert_close(got, want, "float32")
 

@@ -1,0 +1,198 @@
+"""What layers with experts do early, so that their chain of steps is short: in what order."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from absl.testing import absltest, parameterized
+
+from jax_tkg import simulator
+from jax_tkg.lowering import kernel_limits
+from jax_tkg.simulator.machine.record import Instruction
+from jax_tkg.simulator.timing.pricing import moved
+from tests import cases, parallel_cases
+from tests.kernels import launch
+
+SHAPE = dataclasses.replace(
+    cases.EXPERTS, q=2, k=1, d=64, S_ctx=4, S_max=8, B=1, S=1, H=256, E=8, E_held=8, I_expert=96,
+    experts_per_token=2, options=(), L=2, routing="topk_softmax",
+)  # fmt: skip
+"""Two layers, of which a token chooses two experts: one for each of two cores."""
+
+
+def _check(shape: cases.Shape, seed: int = 0, ranks: int = 1, **how: Any) -> simulator.Result:
+    """Runs the kernel on random ranks without near ties, and compares it with the oracle."""
+    for attempt in itertools.count():
+        (row,) = parallel_cases.random_ranks(shape, 1, ranks, seed + attempt)
+        gaps: list[float] = []
+        hidden, K, V, written = cases.expected(shape, row, row, gaps)
+        if min(gaps, default=1.0) > 1e-4:
+            break
+    outputs, result = launch.run(shape, row, record=True, **how)
+    for index, arguments in enumerate(row):
+        cases.check(outputs[index], shape, arguments, hidden, K[index], V[index], written)
+    return result
+
+
+def _reads(result: simulator.Result, core: int, name: str) -> list[tuple[int, Instruction]]:
+    """Places in a core's program of the transfers from a tensor, with these."""
+    return [
+        (place, instruction)
+        for place, instruction in enumerate(result.record.streams[0, core])
+        if any(access.name == name for access in moved(instruction)[0])
+    ]
+
+
+class NextLayerTest(parameterized.TestCase):
+    @parameterized.parameters(1, 2)
+    def test_the_next_projection_loads_before_the_experts(self, cores: int) -> None:
+        """HBM would rest while the router chooses; without memory for it, it loads later."""
+        for buffers in (3, 0):
+            spare = kernel_limits.SpareSbuf(0, buffers)
+            with mock.patch.object(kernel_limits, "spare_beside", return_value=spare):
+                result = _check(SHAPE, cores=cores)
+            for core in range(cores):
+                (place, _), *_ = _reads(result, core, "W_qkvs[1]")
+                first, *_ = _reads(result, core, "W_gates[0]")
+                self.assertEqual(place < first[0], buffers > 0)
+
+    @parameterized.parameters(1, 2)
+    def test_some_of_it_if_not_all_fits(self, cores: int) -> None:
+        """A row of a chunk fills a buffer; a core multiplies eight chunks or four."""
+        shape = dataclasses.replace(SHAPE, q=8, k=1, d=128, H=1024, dtype="bfloat16")
+        spare = kernel_limits.SpareSbuf(0, 2)
+        with (
+            mock.patch("jax_tkg.kernels.row_loads.RING_SLOT_BYTES", 4096),
+            mock.patch.object(kernel_limits, "spare_beside", return_value=spare),
+        ):
+            result = _check(shape, cores=cores)
+        before = _reads(result, 0, "W_gates[0]")[0][0]
+        places = [place for place, _ in _reads(result, 0, "W_qkvs[1]")]
+        chunks = 8 // cores
+        self.assertLen(places, chunks)
+        self.assertEqual(
+            [place < before for place in places], [index < 2 for index in range(chunks)]
+        )
+
+    @parameterized.parameters((1, 2), (2, 2), (2, 1))
+    def test_biases_that_the_last_product_needs(self, chosen: int, cores: int) -> None:
+        """One expert of a core: its bias is read after it, and the next layer's come later."""
+        shape = dataclasses.replace(
+            SHAPE, options=("bias_downs",), I_expert=128, experts_per_token=chosen, L=3
+        )
+        for seed in range(2):
+            result = _check(shape, seed, cores=cores)
+            for core in range(cores):
+                (gain, _), *_ = _reads(result, core, "W_gamma_qkvs[1]")
+                of_core = _reads(result, core, "W_downs[0]")
+                # Two experts of one core: the first one's product adds both biases.
+                early = chosen > cores
+                self.assertEqual(any(place > gain for place, _ in of_core), early)
+
+    def test_vectors_of_the_next_layer_turn_before_the_last_product(self) -> None:
+        result = _check(dataclasses.replace(SHAPE, experts_per_token=4), cores=2)
+        for core in range(2):
+            (gain, _), *_ = _reads(result, core, "W_gamma_qkvs[1]")
+            last, *_ = _reads(result, core, "W_downs[0]")[-1:]
+            self.assertLess(gain, last[0])
+
+
+class LastProductTest(parameterized.TestCase):
+    @parameterized.parameters(
+        # Narrow experts and others; an odd number of chunks, of which both cores have the middle.
+        (1024, 96, 2),
+        (1152, 96, 4),
+        (1024, 128, 2),
+        (1152, 256, 4),
+    )
+    @pytest.mark.extended_except("0", "3")
+    def test_what_the_other_core_waits_for_loads_first(
+        self, H: int, I_expert: int, chosen: int
+    ) -> None:
+        shape = dataclasses.replace(SHAPE, H=H, I_expert=I_expert, experts_per_token=chosen, L=1)
+        result = _check(shape, cores=2)
+        half = (H // 128 + 1) // 2 * 128
+        # Two narrow experts run at once.
+        together = 2 if I_expert == 96 and chosen == 4 else 1
+        for core in range(2):
+            last = [each for _, each in _reads(result, core, "W_downs[0]")[-2 * together :]]
+            widths = [moved(each)[1][0].shape[-1] for each in last]
+            self.assertEqual(widths, [half] * together + [H - half] * together)
+
+    def test_short_rows_load_whole(self) -> None:
+        """Halves of 512 bytes would be inefficient."""
+        result = _check(dataclasses.replace(SHAPE, L=1), cores=2)
+        for core in range(2):
+            for _, each in _reads(result, core, "W_downs[0]"):
+                self.assertEqual(moved(each)[1][0].shape[-1], SHAPE.H)
+
+
+class ChoiceTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("topk_softmax", True, 1, True),
+        ("softmax_topk", True, 1, True),
+        ("softmax_topk", False, 1, True),
+        # Biases are added to scaled logits; several tokens are searched in SBUF.
+        ("topk_softmax", True, 1, False),
+        ("topk_softmax", True, 2, True),
+    )
+    def test_one_token_is_searched_where_its_logits_are(
+        self, routing: str, normalize: bool, B: int, unscaled: bool
+    ) -> None:
+        """Before they are multiplied by its factor, which does not change their order."""
+        options = () if unscaled else ("bias_routers",)
+        shape = dataclasses.replace(
+            SHAPE, routing=routing, normalize_expert_weights=normalize, B=B, options=options, L=1
+        )
+        result = _check(shape, cores=2)
+        for core in range(2):
+            stream = result.record.streams[0, core]
+            (search, *_) = (each for each in stream if each.opcode == "max8")
+            self.assertEqual(search.reads[0].space, "psum" if B == 1 else "sbuf")
+            scaled = [
+                each
+                for each in stream[: stream.index(search)]
+                if ("linear", "store_product") in each.functions
+                and ("router", "router_logits") in each.functions
+            ]
+            self.assertEqual(not scaled, unscaled and B == 1)
+
+    def test_weights_follow_the_factor(self) -> None:
+        """Logits of a token with a small norm are far apart only after the norm."""
+        shape = dataclasses.replace(SHAPE, L=1, experts_per_token=3)
+        (row,) = parallel_cases.random_ranks(shape, 1, 1, 0)
+        row[0]["X"] = (np.asarray(row[0]["X"]) / 64).astype(np.float32)
+        hidden, K, V, written = cases.expected(shape, row, row)
+        (output,), _ = launch.run(shape, row, cores=2)
+        cases.check(output, shape, row[0], hidden, K[0], V[0], written)
+
+
+class PairsOfHeadsTest(parameterized.TestCase):
+    @parameterized.parameters((64, 2, 1, 128), (64, 3, 1, 64), (128, 2, 1, 128), (32, 2, 1, 32))
+    def test_tiles_of_the_projection(self, d: int, q: int, k: int, width: int) -> None:
+        """Two heads of 64 features in a tile, if their number is even; with biases."""
+        shape = cases.Shape(
+            B=2, S=2, L=1, H=256, I=128, d=d, q=q, k=k, S_ctx=4, S_max=8, options=("bias_qkvs",)
+        )
+        for cores in (1, 2):
+            result = _check(shape, cores=cores)
+            (_, load), *_ = _reads(result, 0, "W_qkvs[0]")
+            loaded = {access.storage for access in moved(load)[1]}
+            widths = {
+                read.shape[-1]
+                for each in result.record.streams[0, 0]
+                if each.opcode == "nc_matmul"
+                for read in each.reads
+                if read.operand == "stationary" and read.storage in loaded
+                and ("layer", "_heads") in each.functions
+            }  # fmt: skip
+            self.assertEqual(widths, {width})
+
+
+if __name__ == "__main__":
+    absltest.main()
