@@ -157,7 +157,7 @@ KERNELS: tuple[Mutation, ...] = (
         "kernels/attention.py",
         "keys = beside_cached(heads[:, sizes.q : sizes.q + sizes.k, :, :], scales.key)",
         "keys = heads[:, sizes.q : sizes.q + sizes.k, :, :]",
-        ("stages/test_attention.py",),
+        ("kernels/test_float8_caches.py",),
     ),
     Mutation(
         "kernel adds the QKV bias on both cores",
