@@ -12,6 +12,7 @@ from .exchange import add_other_core, tiles_at_once
 from .feature_order import FeatureOrder, even_blocks
 from .limits import PSUM_BANK, TERMS, ceiling_divide
 from .row_loads import Columns, begin, in_double_rows, product_loads, share_loads
+from .sizes import pieces
 
 
 def linear(
@@ -299,9 +300,13 @@ def _accumulate(product, x, terms, loads, context, normed, added=False, ranges=N
         ranges = [(0, loads.count)]
     chunks = x.shape[1]
     blocks = loads.blocks
+    # Blocks of rows until whose products the squares are added up; of few numbers they are sooner.
+    enough = 2
+    if len(pieces(chunks, x.shape[2])) == 1:
+        enough = 1
     for number in range(len(blocks)):
         start, size = blocks[number]
-        if normed != None and len(blocks) > 1 and start + size == chunks:
+        if normed != None and number >= enough and start + size == chunks:
             # Its inputs are ready by now, so that the first tiles need not wait for the last.
             _token_factor(normed, terms, context)
         loaded = loads.load(number, x.dtype)
