@@ -62,6 +62,19 @@ class NextLayerTest(parameterized.TestCase):
                 self.assertEqual(place < first[0], buffers > 0)
 
     @parameterized.parameters(1, 2)
+    def test_in_a_loop_of_two_kinds(self, cores: int) -> None:
+        """Each turn takes the same buffers again."""
+        shape = dataclasses.replace(
+            SHAPE, L=4, layer_kinds=(0, 1, 0, 1), kinds=((6, 8, False, "first"),)
+        )
+        result = _check(shape, cores=cores, stacked=True)
+        for core in range(cores):
+            first, second, *_ = (place for place, _ in _reads(result, core, "W_qkvs"))
+            experts, *_ = (place for place, _ in _reads(result, core, "W_gates"))
+            self.assertLess(first, second)
+            self.assertLess(second, experts)
+
+    @parameterized.parameters(1, 2)
     def test_some_of_it_if_not_all_fits(self, cores: int) -> None:
         """A row of a chunk fills a buffer; a core multiplies eight chunks or four."""
         shape = dataclasses.replace(SHAPE, q=8, k=1, d=128, H=1024, dtype="bfloat16")
