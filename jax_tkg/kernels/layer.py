@@ -169,6 +169,7 @@ def transformer_layer(x, step, start, following):
     next_start = None
     if layer.has_experts():
         running = experts(normed, layer, shared.routing, context, number=step.number)
+        # The next layer's vectors take the places of this one's.
         if following != None and not running.needs_vectors():
             next_start = LayerStart(following, loads=next_loads)
         partial = running.result(context)
