@@ -363,13 +363,13 @@ class NarrowExperts(NKIObject):
     def _load_down(self, loaded, index, part):
         """Loads the rows of W_down for chunk `index` into [128, H]: tiles (first, last) of them."""
         chunk = self.tiles.chunks[index]
-        begin = part[0] * PARTITIONS
-        end = part[1] * PARTITIONS
+        left = part[0] * PARTITIONS
+        right = part[1] * PARTITIONS
         row = self._first_row(index)
         for number in range(chunk.count):
             weight = self.W_down[chunk.expert + number]
             weight.load(
-                loaded[row : row + chunk.width, begin:end],
-                weight.view[chunk.first : chunk.first + chunk.width, begin:end],
+                loaded[row : row + chunk.width, left:right],
+                weight.view[chunk.first : chunk.first + chunk.width, left:right],
             )
             row += chunk.width

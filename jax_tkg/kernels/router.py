@@ -263,7 +263,7 @@ def router_logits(sums, normed, routing, context, unscaled=False, searched_once=
       routing: `Routing`.
       context: the launch's `Context`.
       unscaled: whether logits are left without their token's factor.
-      searched_once: whether they are only searched, so that a single tile may stay in PSUM.
+      searched_once: whether they are only searched, so that those of 128 experts may stay in PSUM.
     """
     sizes = context.sizes
     T = sizes.T
@@ -279,7 +279,8 @@ def router_logits(sums, normed, routing, context, unscaled=False, searched_once=
     factor = None
     if not unscaled:
         factor = normed.token_factor(context)
-    in_psum = searched_once and len(blocks) == 1 and len(sums) == 1
+    # One tile has the logits of all experts.
+    in_psum = searched_once and E >= LEAST_SEARCHED and E <= PARTITIONS
     for each in sums:
         product = each.product
         width, tiles, _ = product.shape
@@ -298,10 +299,11 @@ def router_logits(sums, normed, routing, context, unscaled=False, searched_once=
                     data=product[:, tile, block.first_token : last],
                     engine=nisa.engine.tensor,
                 )
-                if in_psum and tiles == 1 and E >= LEAST_SEARCHED:
-                    return [turned]
-                logits = tiles_of_logits[number]
-                nisa.tensor_copy(dst=logits[:, column : column + width], src=turned)
+                if in_psum:
+                    tiles_of_logits[number] = turned
+                else:
+                    logits = tiles_of_logits[number]
+                    nisa.tensor_copy(dst=logits[:, column : column + width], src=turned)
     return tiles_of_logits
 
 

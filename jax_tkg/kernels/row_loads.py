@@ -248,9 +248,9 @@ class RowLoads(NKIObject):
         whole = of_rows.shape[2] * count * bytes_of(view.dtype)
         if len(parts) > 1:
             for part in parts:
-                begin = part[0] * width
-                end = part[1] * width
-                weight.load(target[:, :, :, begin:end], of_rows[:, :, :, begin:end])
+                left = part[0] * width
+                right = part[1] * width
+                weight.load(target[:, :, :, left:right], of_rows[:, :, :, left:right])
         elif whole < LEAST_PIECE_BYTES:
             weight.load(target, of_rows)
         else:
