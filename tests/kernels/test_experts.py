@@ -17,29 +17,10 @@ from tests import cases, parallel_cases
 from tests.kernels import launch
 from tests.stages import drawing
 
-NEAR_TIE = {"float32": 1e-4, "bfloat16": 0.04}
-"""Scores that differ by less may be chosen in either order: other values are drawn."""
-
 DRAWS = {"few": 3, "many": 17}
 """Of a test, with other seeds; those of `make test` are few."""
 
 SHAPE = dataclasses.replace(cases.EXPERTS, q=1, k=1, d=32, S_ctx=4, S_max=8, B=1, S=1)
-
-
-def _check(shape: cases.Shape, ranks: int, seed: int, **how: Any) -> simulator.Result:
-    """Runs the kernel on random ranks without near ties, and compares it with the oracle."""
-    for attempt in range(50):
-        (row,) = parallel_cases.random_ranks(shape, 1, ranks, seed + attempt)
-        gaps: list[float] = []
-        hidden, K, V, written = cases.expected(shape, row, row, gaps)
-        if min(gaps) > NEAR_TIE[shape.dtype]:
-            break
-    else:
-        raise AssertionError(f"all draws of {shape} have near ties")
-    outputs, result = launch.run(shape, row, **how)
-    for index, arguments in enumerate(row):
-        cases.check(outputs[index], shape, arguments, hidden, K[index], V[index], written)
-    return result
 
 
 def _functions(result: simulator.Result) -> set[tuple[str, str]]:
@@ -123,7 +104,7 @@ class DrawnTest(parameterized.TestCase):
             how: dict[str, Any] = {"cores": data.draw(st.sampled_from((1, 2)))}
             how["stacked"] = not shape.dense_layers and data.draw(st.booleans())
             how["on_chip"] = data.draw(st.booleans())
-            _check(shape, ranks, data.draw(st.integers(0, 1 << 20)), **how)
+            launch.check(shape, ranks, data.draw(st.integers(0, 1 << 20)), **how)
             judged += 1
 
         del run
@@ -155,7 +136,7 @@ class NarrowTest(parameterized.TestCase):
                 SHAPE, B=T, H=H, E=E, E_held=E, I_expert=I_expert, L=1, experts_per_token=3,
                 options=("bias_downs",) if biased else (), dtype=dtype,
             )  # fmt: skip
-            result = _check(shape, 1, 0, cores=cores, record=True)
+            result = launch.check(shape, 1, 0, cores=cores, record=True)
             self.assertIn(("narrow_experts", "expand"), _functions(result))
 
     def test_experts_of_other_ranks(self) -> None:
@@ -164,7 +145,7 @@ class NarrowTest(parameterized.TestCase):
             SHAPE, B=3, H=256, E=16, E_held=8, I_expert=96, L=2, experts_per_token=3, options=()
         )
         for cores in (1, 2):
-            result = _check(shape, 2, cores, cores=cores, record=True)
+            result = launch.check(shape, 2, cores, cores=cores, record=True)
             self.assertIn(("narrow_experts", "expand"), _functions(result))
 
     @parameterized.parameters(
@@ -178,7 +159,7 @@ class NarrowTest(parameterized.TestCase):
         shape = dataclasses.replace(
             SHAPE, H=256, E=8, E_held=8, I_expert=96, L=1, experts_per_token=3, options=()
         )
-        result = _check(dataclasses.replace(shape, **changes), 1, 0, cores=2, record=True)
+        result = launch.check(dataclasses.replace(shape, **changes), 1, 0, cores=2, record=True)
         self.assertNotIn(("narrow_experts", "expand"), _functions(result))
 
 
@@ -199,7 +180,7 @@ class LastBiasTest(parameterized.TestCase):
             SHAPE, B=T, H=384, E=E, E_held=E, I_expert=16, L=1, experts_per_token=chosen,
             options=("bias_downs",), routing="topk_softmax",
         )  # fmt: skip
-        result = _check(shape, ranks, 0, cores=cores, record=True)
+        result = launch.check(shape, ranks, 0, cores=cores, record=True)
         self.assertIn(("expert_sum", "_add_biases"), _functions(result))
 
 
@@ -223,7 +204,7 @@ class SumInSbufTest(parameterized.TestCase):
         shape = dataclasses.replace(
             SHAPE, **fields, experts_per_token=min(2, fields["E"]), routing="topk_softmax"
         )
-        result = _check(shape, ranks, 0, cores=cores, stacked=stacked, record=True)
+        result = launch.check(shape, ranks, 0, cores=cores, stacked=stacked, record=True)
         functions = _functions(result)
         self.assertIn(("experts", "add_in_sbuf"), functions)
         if "bias_downs" in shape.options:
@@ -241,7 +222,7 @@ class SingleTokenTest(parameterized.TestCase):
             options=("bias_gates", "bias_downs"),
         )  # fmt: skip
         for stacked in (False, True):
-            result = _check(shape, 1, 0, cores=2, stacked=stacked, record=True)
+            result = launch.check(shape, 1, 0, cores=2, stacked=stacked, record=True)
             self.assertIn(("single_token", "next_batch"), _functions(result))
 
     @parameterized.parameters(
@@ -254,7 +235,7 @@ class SingleTokenTest(parameterized.TestCase):
             routing="softmax_topk", options=(),
         )  # fmt: skip
         shape = dataclasses.replace(shape, **changes)
-        result = _check(shape, shape.E // shape.E_held, 0, cores=1, record=True)
+        result = launch.check(shape, shape.E // shape.E_held, 0, cores=1, record=True)
         self.assertNotIn(("single_token", "next_batch"), _functions(result))
 
 
@@ -266,7 +247,7 @@ class TrafficTest(parameterized.TestCase):
         shape = dataclasses.replace(
             SHAPE, B=T, H=256, E=32, E_held=32, I_expert=64, L=2, experts_per_token=2
         )
-        result = _check(shape, 1, 0, cores=cores, stacked=stacked, record=True)
+        result = launch.check(shape, 1, 0, cores=cores, stacked=stacked, record=True)
         names = ("W_gates", "W_ups", "W_downs")
         read = dict.fromkeys(names, 0)
         for instruction in itertools.chain.from_iterable(result.record.streams.values()):
@@ -303,7 +284,7 @@ class TrafficTest(parameterized.TestCase):
             options=("bias_downs",) if biased else (),
             quantized=((None, None, "float8_e4m3"),) if scaled else SHAPE.quantized,
         )  # fmt: skip
-        result = _check(shape, 1, 0, cores=2, record=True)
+        result = launch.check(shape, 1, 0, cores=2, record=True)
         self.assertEqual(("linear", "add_product") in _functions(result), in_psum)
 
     def test_experts_that_other_ranks_hold(self) -> None:
@@ -313,7 +294,7 @@ class TrafficTest(parameterized.TestCase):
             dtype="bfloat16", quantized=(("float8_e4m3", None, None),) * 2,
         )  # fmt: skip
         for seed in range(2):
-            _check(shape, 2, seed, cores=1 + seed)
+            launch.check(shape, 2, seed, cores=1 + seed)
 
     def test_absent_blocks_after_a_float32_router(self) -> None:
         """What half of a float32 leaves may be a NaN as bfloat16, and is multiplied by zero.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -25,20 +23,6 @@ SHAPE = dataclasses.replace(
 """Two layers, of which a token chooses two experts: one for each of two cores."""
 
 
-def _check(shape: cases.Shape, seed: int = 0, ranks: int = 1, **how: Any) -> simulator.Result:
-    """Runs the kernel on random ranks without near ties, and compares it with the oracle."""
-    for attempt in itertools.count():
-        (row,) = parallel_cases.random_ranks(shape, 1, ranks, seed + attempt)
-        gaps: list[float] = []
-        hidden, K, V, written = cases.expected(shape, row, row, gaps)
-        if min(gaps, default=1.0) > 1e-4:
-            break
-    outputs, result = launch.run(shape, row, record=True, **how)
-    for index, arguments in enumerate(row):
-        cases.check(outputs[index], shape, arguments, hidden, K[index], V[index], written)
-    return result
-
-
 def _reads(result: simulator.Result, core: int, name: str) -> list[tuple[int, Instruction]]:
     """Places in a core's program of the transfers from a tensor, with these."""
     return [
@@ -55,7 +39,7 @@ class NextLayerTest(parameterized.TestCase):
         for buffers in (3, 0):
             spare = kernel_limits.SpareSbuf(0, buffers)
             with mock.patch.object(kernel_limits, "spare_beside", return_value=spare):
-                result = _check(SHAPE, cores=cores)
+                result = launch.check(SHAPE, cores=cores, record=True)
             for core in range(cores):
                 (place, _), *_ = _reads(result, core, "W_qkvs[1]")
                 first, *_ = _reads(result, core, "W_gates[0]")
@@ -67,7 +51,7 @@ class NextLayerTest(parameterized.TestCase):
         shape = dataclasses.replace(
             SHAPE, L=4, layer_kinds=(0, 1, 0, 1), kinds=((6, 8, False, "first"),)
         )
-        result = _check(shape, cores=cores, stacked=True)
+        result = launch.check(shape, cores=cores, stacked=True, record=True)
         for core in range(cores):
             first, second, *_ = (place for place, _ in _reads(result, core, "W_qkvs"))
             experts, *_ = (place for place, _ in _reads(result, core, "W_gates"))
@@ -83,7 +67,7 @@ class NextLayerTest(parameterized.TestCase):
             mock.patch("jax_tkg.kernels.row_loads.RING_SLOT_BYTES", 4096),
             mock.patch.object(kernel_limits, "spare_beside", return_value=spare),
         ):
-            result = _check(shape, cores=cores)
+            result = launch.check(shape, cores=cores, record=True)
         before = _reads(result, 0, "W_gates[0]")[0][0]
         places = [place for place, _ in _reads(result, 0, "W_qkvs[1]")]
         chunks = 8 // cores
@@ -99,7 +83,7 @@ class NextLayerTest(parameterized.TestCase):
             SHAPE, options=("bias_downs",), I_expert=128, experts_per_token=chosen, L=3
         )
         for seed in range(2):
-            result = _check(shape, seed, cores=cores)
+            result = launch.check(shape, seed=seed, cores=cores, record=True)
             for core in range(cores):
                 (gain, _), *_ = _reads(result, core, "W_gamma_qkvs[1]")
                 of_core = _reads(result, core, "W_downs[0]")
@@ -108,7 +92,7 @@ class NextLayerTest(parameterized.TestCase):
                 self.assertEqual(any(place > gain for place, _ in of_core), early)
 
     def test_vectors_of_the_next_layer_turn_before_the_last_product(self) -> None:
-        result = _check(dataclasses.replace(SHAPE, experts_per_token=4), cores=2)
+        result = launch.check(dataclasses.replace(SHAPE, experts_per_token=4), cores=2, record=True)
         for core in range(2):
             (gain, _), *_ = _reads(result, core, "W_gamma_qkvs[1]")
             last, *_ = _reads(result, core, "W_downs[0]")[-1:]
@@ -128,7 +112,7 @@ class LastProductTest(parameterized.TestCase):
         self, H: int, I_expert: int, chosen: int
     ) -> None:
         shape = dataclasses.replace(SHAPE, H=H, I_expert=I_expert, experts_per_token=chosen, L=1)
-        result = _check(shape, cores=2)
+        result = launch.check(shape, cores=2, record=True)
         half = (H // 128 + 1) // 2 * 128
         # Two narrow experts run at once.
         together = 2 if I_expert == 96 and chosen == 4 else 1
@@ -139,7 +123,7 @@ class LastProductTest(parameterized.TestCase):
 
     def test_short_rows_load_whole(self) -> None:
         """Halves of 512 bytes would be inefficient."""
-        result = _check(dataclasses.replace(SHAPE, L=1), cores=2)
+        result = launch.check(dataclasses.replace(SHAPE, L=1), cores=2, record=True)
         for core in range(2):
             for _, each in _reads(result, core, "W_downs[0]"):
                 self.assertEqual(moved(each)[1][0].shape[-1], SHAPE.H)
@@ -162,7 +146,7 @@ class ChoiceTest(parameterized.TestCase):
         shape = dataclasses.replace(
             SHAPE, routing=routing, normalize_expert_weights=normalize, B=B, options=options, L=1
         )
-        result = _check(shape, cores=2)
+        result = launch.check(shape, cores=2, record=True)
         for core in range(2):
             stream = result.record.streams[0, core]
             (search, *_) = (each for each in stream if each.opcode == "max8")
@@ -193,7 +177,7 @@ class PairsOfHeadsTest(parameterized.TestCase):
             B=2, S=2, L=1, H=256, I=128, d=d, q=q, k=k, S_ctx=4, S_max=8, options=("bias_qkvs",)
         )
         for cores in (1, 2):
-            result = _check(shape, cores=cores)
+            result = launch.check(shape, cores=cores, record=True)
             (_, load), *_ = _reads(result, 0, "W_qkvs[0]")
             loaded = {access.storage for access in moved(load)[1]}
             widths = {
