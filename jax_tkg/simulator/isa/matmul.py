@@ -68,6 +68,8 @@ def nc_matmul(
         step.instruction.attributes.update(
             contraction=rows, columns=columns, moving=outputs, double_row=double_row
         )
+        if tile_position:
+            step.instruction.attributes["tile"] = (*tile_position, *tile_size)
     write_product(step, dst, product, accumulate)
     return step.done()
 

@@ -162,6 +162,8 @@ def nc_matmul_mx(
     product = np.tensordot(left, right, axes=((0, 2), (0, 2)))
     if step.instruction is not None:
         step.instruction.attributes.update(contraction=rows, columns=columns, moving=outputs)
+        if tile_position and tile_size:
+            step.instruction.attributes["tile"] = (*tile_position, *tile_size)
     write_product(step, dst, product, accumulate)
     return step.done()
 

@@ -63,6 +63,8 @@ class Costs:
         core has ended.
       vector_and_gpsimd_share_sbuf: whether those engines cannot access SBUF at the same time, and
         the Vector and the Scalar Engine not PSUM.
+      tiles_in_parallel: whether matrix products on different tiles of the Tensor Engine's array run
+        at once, as the API reference says of nc_matmul; else one after another.
       runs_end_with_rows: whether a contiguous run in HBM ends where the row of the next partition
         begins.
       default_trigger: engine that triggers a DMA for which the kernel names neither engine nor
@@ -107,6 +109,7 @@ class Costs:
     barrier: float
     loop_turn: float
     vector_and_gpsimd_share_sbuf: bool = False
+    tiles_in_parallel: bool = True
     runs_end_with_rows: bool = False
     default_trigger: str = "gpsimd"
     only_trigger: str | None = None

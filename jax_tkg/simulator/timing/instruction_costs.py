@@ -160,17 +160,27 @@ def _four_per_cycle(case: _Case) -> float:
 
 
 def _matmul(case: _Case) -> float:
-    stationary, moving = case.operands["stationary"], case.operands["moving"]
-    pairs = 2 if case.attributes.get("double_row") else 1
-    load = min(case.costs.stationary_load, stationary.free_size / pairs)
-    cycles = max(load, moving.free_size / pairs)
-    passes: float = 1
-    if moving.dtype == "float32":
-        passes = case.costs.float32_passes
-        if case.attributes.get("is_transpose"):
-            # NeuronCore-v3: transpose mode is twice as fast for float32.
-            passes /= 2
-    return passes * cycles
+    moving = case.operands["moving"].free_size / _pairs(case.attributes)
+    return max(_load(case), _passes(case) * moving)
+
+
+def _load(case: _Case) -> float:
+    """Cycles in which the stationary tile of a product loads."""
+    stationary = case.operands["stationary"].free_size / _pairs(case.attributes)
+    return _passes(case) * min(case.costs.stationary_load, stationary)
+
+
+def _pairs(attributes: Mapping[str, Any]) -> int:
+    return 2 if attributes.get("double_row") else 1
+
+
+def _passes(case: _Case) -> float:
+    """How often a product passes through the Tensor Engine."""
+    if case.operands["moving"].dtype != "float32":
+        return 1
+    # NeuronCore-v3: transpose mode is twice as fast for float32.
+    halves = 2 if case.attributes.get("is_transpose") else 1
+    return case.costs.float32_passes / halves
 
 
 def _transpose(case: _Case) -> float:
@@ -323,6 +333,13 @@ def instruction_cycles(
     if engine in ("vector", "scalar") and operands and case.elements < costs.overhead_elements:
         return cycles + costs.overhead
     return cycles
+
+
+def loading_cycles(
+    costs: Costs, operands: Operands, attributes: Mapping[str, Any] | None = None
+) -> float:
+    """Cycles of the Tensor Engine in which the stationary tile of a matrix product loads."""
+    return _load(_Case(costs, "tensor", operands, attributes or {}))
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

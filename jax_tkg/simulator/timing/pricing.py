@@ -6,7 +6,12 @@ import math
 
 from jax_tkg.simulator.machine.record import Access, Instruction
 from jax_tkg.simulator.timing.costs import Costs
-from jax_tkg.simulator.timing.instruction_costs import Operand, Transfer, instruction_cycles
+from jax_tkg.simulator.timing.instruction_costs import (
+    Operand,
+    Transfer,
+    instruction_cycles,
+    loading_cycles,
+)
 
 # A copy within HBM is spread over the engines in pieces of at least this many bytes: the DMA
 # guides speak of transfers below it as inefficient, and do not say how such a copy is split.
@@ -28,11 +33,25 @@ def engine_time(costs: Costs, instruction: Instruction) -> float:
     Raises:
       ValueError: the instruction has no cost formula.
     """
-    operands = {access.operand: _operand(access) for access in instruction.accesses}
     cycles = instruction_cycles(
-        costs, instruction.opcode, instruction.engine, operands, instruction.attributes
+        costs,
+        instruction.opcode,
+        instruction.engine,
+        _operands(instruction),
+        instruction.attributes,
     )
     return cycles / costs.clock(instruction.engine)
+
+
+def loading_time(costs: Costs, instruction: Instruction) -> float:
+    """Time in which a matrix product's stationary tile loads at full rate, in ns."""
+    return loading_cycles(costs, _operands(instruction), instruction.attributes) / costs.clock(
+        instruction.engine
+    )
+
+
+def _operands(instruction: Instruction) -> dict[str, Operand]:
+    return {access.operand: _operand(access) for access in instruction.accesses}
 
 
 def _operand(access: Access) -> Operand:

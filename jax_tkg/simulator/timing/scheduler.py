@@ -22,10 +22,12 @@ from jax_tkg.simulator.timing.pricing import (
     descriptors_of,
     engine_time,
     is_collective,
+    loading_time,
     moved,
     transfer_of,
     trigger_of,
 )
+from jax_tkg.simulator.timing.tensor_array import WHOLE, TensorArray, Tile
 
 ENGINES = ("tensor", "vector", "scalar", "gpsimd", "sync")
 """The engines of a core, by the names of records."""
@@ -107,7 +109,7 @@ class _CoreState:
     dma_engines: list[tuple[float, int | None]]
     generators: dict[str, tuple[float, int | None]]
     memories: dict[str, tuple[float, int | None]]
-    tensor_history: deque[tuple[float, float]] = dataclasses.field(default_factory=deque)
+    array: TensorArray = dataclasses.field(default_factory=TensorArray)
     loaded: set[str] = dataclasses.field(default_factory=set)
 
 
@@ -276,9 +278,14 @@ class Scheduler:
         memories = self._exclusive_memories(node)
         for name in memories:
             node.wait(*state.memories[name], "memory")
+        if event.resource == "tensor":
+            self._await_array(node, state.array)
         event.start, event.waited_for, event.why = node.ready, node.cause, node.why
         event.end = event.start + self._duration(node)
-        state.free[event.resource] = (event.end, event.number)
+        if event.resource == "tensor":
+            state.array.occupy(self._tile(event), event.start, event.end, event.number)
+        else:
+            state.free[event.resource] = (event.end, event.number)
         for name in memories:
             state.memories[name] = (event.end, event.number)
         if generated:
@@ -290,9 +297,24 @@ class Scheduler:
             node.transfer.cause, node.transfer.why = event.number, "trigger"
             reached = max(event.end, event.start + self.costs.dma_start)
             self._push(reached, node.transfer, _REACHES_ENGINES)
-        if event.resource == "tensor":
-            state.tensor_history.append((event.start, event.end))
         self._push(event.end, node, _ENDS)
+
+    def _tile(self, event: Event) -> Tile:
+        """The part of the Tensor Engine's array that an instruction keeps to itself."""
+        tile = event.instruction.attributes.get("tile")
+        if tile is None or not self.costs.tiles_in_parallel:
+            return WHOLE
+        return Tile(*tile)
+
+    def _await_array(self, node: _Node, array: TensorArray) -> None:
+        """Waits for earlier loads of stationary tiles, then for the instruction's own tile."""
+        event = node.event
+        tile = self._tile(event)
+        if tile != WHOLE:
+            node.wait(*array.loads, "engine")
+            time = loading_time(self.costs, event.instruction)
+            array.loads = (node.ready + time / self._tensor_rate(node), event.number)
+        node.wait(*array.free(tile), "engine")
 
     def _exclusive_memories(self, node: _Node) -> list[str]:
         """The memories in which no other engine may be active while an instruction runs."""
@@ -338,11 +360,8 @@ class Scheduler:
         slow = float(self.costs.tensor_throttled_rate)
         if self.tensor_rate == "half":
             return slow
-        history = self.cores[node.core].tensor_history
-        since = node.event.start - self.costs.tensor_ramp
-        while history and history[0][1] <= since:
-            history.popleft()
-        busy = sum(end - max(start, since) for start, end in history)
+        array = self.cores[node.core].array
+        busy = array.busy_between(node.ready - self.costs.tensor_ramp, node.ready)
         return slow if busy < slow * self.costs.tensor_ramp else 1.0
 
     # DMA

@@ -43,14 +43,21 @@ class Timeline:
         return max((event.end for event in self.events), default=0.0)
 
     def busy(self, core: int = 0) -> dict[str, float]:
-        """Busy time of each engine in ns; of "dma", the average over the DMA engines."""
+        """Busy time of each engine in ns; of "dma", the average over the DMA engines.
+
+        Products that run at once count once.
+        """
         totals = dict.fromkeys((*ENGINES, "dma", "collective"), 0.0)
+        reached = 0.0
         for event in self.events:
             if event.instruction.core != core:
                 continue
             if event.resource == "dma":
                 used = sum(end - start for _, start, end in event.engines)
                 totals["dma"] += used / self.costs.dma_engines
+            elif event.resource == "tensor":
+                totals["tensor"] += max(0.0, event.end - max(event.start, reached))
+                reached = max(reached, event.end)
             else:
                 totals[event.resource] += event.end - event.start
         return totals
