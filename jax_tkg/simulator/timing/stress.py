@@ -75,6 +75,11 @@ _ONE_AT_A_TIME = (
         {"stationary_load": 128.0},
     ),
     Machine(
+        "tiles in turn",
+        "matrix products on different tiles of the Tensor Engine's array run one after another",
+        {"tiles_in_parallel": False},
+    ),
+    Machine(
         "dear signals",
         "semaphores, barriers, activation tables 3 times as long, results and DMA starts 2 times",
         {
@@ -99,7 +104,7 @@ _ONE_AT_A_TIME = (
 _TOGETHER = {
     name: value
     for machine in _ONE_AT_A_TIME
-    if machine.name not in ("Scalar triggers", "all-reduce 100 us")
+    if machine.name not in ("Scalar triggers", "tiles in turn", "all-reduce 100 us")
     for name, value in machine.changes.items()
 }
 
@@ -114,8 +119,8 @@ FAVORABLE = Machine(
 )
 UNFAVORABLE = Machine(
     "unfavorable",
-    "all of the above at once but lowest addresses, the Tensor Engine at half rate, DMAs on the "
-    "GpSimd Engine, an all-reduce of 25 us",
+    "all of the above at once but tiles in turn and lowest addresses, the Tensor Engine at half "
+    "rate, DMAs on the GpSimd Engine, an all-reduce of 25 us",
     _TOGETHER,
 )
 

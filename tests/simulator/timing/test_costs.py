@@ -9,7 +9,7 @@ from jax_tkg.simulator.timing.costs import TRN2, TRN3, Figure
 from jax_tkg.simulator.timing.instruction_costs import collective_time
 
 _POLICIES = (
-    *("target", "vector_and_gpsimd_share_sbuf", "runs_end_with_rows"),
+    *("target", "vector_and_gpsimd_share_sbuf", "tiles_in_parallel", "runs_end_with_rows"),
     *("default_trigger", "only_trigger"),
 )
 

@@ -1,6 +1,7 @@
 """The scheduler against schedules worked out by hand: engines, loops on the device, whole runs."""
 
 import dataclasses
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -118,6 +119,42 @@ class EnginesTest(parameterized.TestCase):
         expected = [slow] * 4 + [fast] * 2
         self.assertTimes([end - start for start, end in times], expected)
 
+    @parameterized.parameters(("half", 2.0), ("full", 1.0))
+    def test_products_on_different_tiles_run_in_parallel(self, rate, slowdown):
+        """32 columns load in 32 cycles, one tile after another, and 512 columns pass each."""
+        stream = _tiled_matmuls((0, 32, 64, 96))
+        times, timeline = self._times(stream, tensor_rate=rate)
+        load, each = 32 / 2.4 * slowdown, 512 / 2.4 * slowdown
+        self.assertTimes(times, [(i * load, i * load + each) for i in range(4)])
+        self.assertAlmostEqual(timeline.busy()["tensor"], 3 * load + each)
+
+    def test_products_in_turn(self):
+        stream = _tiled_matmuls((0, 32))
+        costs = dataclasses.replace(TRN2, tiles_in_parallel=False)
+        first, second = schedule(record(stream), costs).events
+        self.assertEqual((second.start, second.why), (first.end, "engine"))
+
+    def test_a_tile_waits_for_its_own_products_only(self):
+        """Two products on one tile, then one on another, which does not wait for the second."""
+        times, _ = self._times(_tiled_matmuls((0, 0, 32)), tensor_rate="full")
+        load, each = 32 / 2.4, 512 / 2.4
+        self.assertTimes(times, [(0, each), (each, 2 * each), (2 * load, 2 * load + each)])
+
+    @parameterized.named_parameters(
+        ("the_whole_array_waits_for_its_tiles", (32, None)),
+        ("tiles_wait_for_the_whole_array", (None, 32)),
+        ("tiles_that_overlap", (32, (0, 0, 32, 64))),
+    )
+    def test_products_that_share_elements(self, columns):
+        first, second = schedule(record(_tiled_matmuls(columns))).events
+        self.assertEqual((second.start, second.why), (first.end, "engine"))
+
+    def test_ramp_counts_products_that_run_at_once_once(self):
+        """Four at half rate are busy for 427 ns and 80 of loads, so that the fifth is throttled."""
+        times, _ = self._times(_tiled_matmuls((0, 32, 64, 96, 0)), tensor_rate="ramp")
+        start, end = times[-1]
+        self.assertAlmostEqual(end - start, 512 / 1.2)
+
     def test_activation_table_is_loaded_once(self):
         stream = Stream()
         for storage in (1, 2):
@@ -149,14 +186,31 @@ class EnginesTest(parameterized.TestCase):
 def _matmuls(count: int) -> Stream:
     stream = Stream()
     for _ in range(count):
-        stream.add(
-            "tensor",
-            "nc_matmul",
-            access("stationary", "sbuf", 1, (128, 128), dtype="bfloat16", write=False),
-            access("moving", "sbuf", 2, (128, 512), dtype="bfloat16", write=False),
-            access("dst", "psum", 3, (128, 512)),
-        )
+        _matmul(stream, 128, 3)
     return stream
+
+
+def _tiled_matmuls(tiles: tuple[Any, ...]) -> Stream:
+    """A product for each tile: its first column of 32, or rows and columns; None: untiled."""
+    stream = Stream()
+    for number, tile in enumerate(tiles):
+        if tile is None:
+            _matmul(stream, 128, 3 + number)
+        else:
+            whole = (0, tile, 128, 32) if isinstance(tile, int) else tile
+            _matmul(stream, 32, 3 + number, tile=whole)
+    return stream
+
+
+def _matmul(stream: Stream, columns: int, storage: int, **attributes: Any) -> None:
+    stream.add(
+        "tensor",
+        "nc_matmul",
+        access("stationary", "sbuf", 1, (128, columns), dtype="bfloat16", write=False),
+        access("moving", "sbuf", 2, (128, 512), dtype="bfloat16", write=False),
+        access("dst", "psum", storage, (columns, 512)),
+        **attributes,
+    )
 
 
 class LoopTest(parameterized.TestCase):
@@ -248,7 +302,7 @@ def _kernel(x):
     return out
 
 
-class RecordedRunTest(absltest.TestCase):
+class RecordedRunTest(parameterized.TestCase):
     def test_recorded_kernel(self):
         """1024 cycles of tensor_tensor between two transfers of 2 KiB rows."""
         result = simulator.run(_kernel, [(np.ones((128, 512), np.float32),)])
@@ -275,6 +329,27 @@ class RecordedRunTest(absltest.TestCase):
 
         run = simulator.run(exponential, [(np.ones((128, 128), ml_dtypes.bfloat16),)])
         self.assertAlmostEqual(schedule(run.record).latency / 4980, 1, delta=0.15)
+
+    @parameterized.parameters(True, False)
+    def test_recorded_tiles(self, tiled):
+        """Four products of 512 columns, each with 32 columns of the array, or one after another."""
+
+        def products(x):
+            loaded = nl.load(x)
+            sums = nl.ndarray((128, 512), dtype=nl.float32, buffer=nl.psum)
+            for column in (0, 32, 64, 96):
+                nisa.nc_matmul(
+                    sums[column : column + 32, :],
+                    loaded[:, column : column + 32],
+                    loaded,
+                    tile_position=(0, column) if tiled else (),
+                    tile_size=(128, 32) if tiled else (),
+                )
+
+        record = simulator.run(products, [(np.ones((128, 512), ml_dtypes.bfloat16),)]).record
+        each, load = 512 / 1.2, 32 / 1.2
+        expected = each + 3 * load if tiled else 4 * each
+        self.assertAlmostEqual(schedule(record).busy()["tensor"], expected)
 
     @pytest.mark.extended
     def test_many_instructions(self):
