@@ -17,7 +17,7 @@ from jax_tkg.call.canonical import run_checked
 from jax_tkg.call.signature import bind_arguments
 from jax_tkg.lowering import kernel_entry
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, Launch
-from jax_tkg.lowering.neuron_settings import logical_cores
+from jax_tkg.lowering.neuron_settings import logical_cores, naming_cores
 
 
 def run(whole: dict[str, Any], num_layers: int, ranks: int) -> tuple[Any, list[Any], list[Any]]:
@@ -42,11 +42,12 @@ def run(whole: dict[str, Any], num_layers: int, ranks: int) -> tuple[Any, list[A
     launch = Launch(parameters, groups, 0, num_layers, stacked_caches=False)
     entry = kernel_entry.load_entry(kernel_entry.entry_source(given[0], launch))
     flat = [[np.asarray(value) for value in kernel_entry.flatten(tensors)[1]] for tensors in given]
-    call = entry[logical_cores(parameters)]
-    if ranks == 1:
-        results = [call(*flat[0])]
-    else:
-        results = call(*(list(each) for each in zip(*flat, strict=True)))
+    cores = logical_cores(parameters)
+    with naming_cores(cores):
+        if ranks == 1:
+            results = [entry[cores](*flat[0])]
+        else:
+            results = entry[cores](*(list(each) for each in zip(*flat, strict=True)))
     hidden, *caches = zip(*results, strict=True)
     if any(np.asarray(other).tobytes() != np.asarray(hidden[0]).tobytes() for other in hidden):
         raise ValueError("the hidden states after the last all-reduce differ between ranks")

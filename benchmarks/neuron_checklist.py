@@ -6,8 +6,8 @@
 
 Every step says what it expects and, where that is not what came, what to do. Results are compared
 with the jax.numpy reference on the CPU. A step that fails does not stop the ones after it. All
-steps run with both of NKI's front ends, the parser and the tracer; those whose layers loop on the
-device come last.
+steps run with each of the ways in which the installed NKI reads a kernel (it parses or traces it);
+those whose layers loop on the device come last.
 """
 
 from __future__ import annotations
@@ -28,11 +28,7 @@ import numpy as np
 import jax_tkg
 from benchmarks import kernel_alone
 from jax_tkg import caches, masks, rope, sharding
-from jax_tkg.installed_nki import nki_problem
-
-FRONTEND_VARIABLE = "NKI_COMPILER_FRONTEND"
-FRONTENDS = ("parser", "tracer")
-"""NKI's front ends: the parser is the default of NKI 0.6, the tracer of later releases."""
+from jax_tkg.installed_nki import FRONT_END_VARIABLE, find_nki, front_ends, nki_problem
 
 B, S, H, I, d, q, k, L, S_MAX = 2, 2, 256, 256, 64, 4, 2, 2, 64  # noqa: E741
 TOLERANCE = 0.025
@@ -358,11 +354,15 @@ def _run_with_front_ends(steps: Steps, implementation: str) -> int:
     if implementation == "simulate":
         return _run(steps, implementation)
     failed = 0
-    for name in FRONTENDS:
-        os.environ[FRONTEND_VARIABLE] = name
+    nki = find_nki()
+    assert nki is not None
+    for name in front_ends(nki.version):
+        os.environ.pop(FRONT_END_VARIABLE, None)
+        if name is not None:
+            os.environ[FRONT_END_VARIABLE] = name
         # Programs that hold kernels of the other front end.
         jax.clear_caches()
-        print(f"{FRONTEND_VARIABLE}={name}", flush=True)
+        print(f"{FRONT_END_VARIABLE}={name or '(not set)'}", flush=True)
         failed |= _run(steps, implementation)
     return failed
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from jax_tkg import command_line
 from jax_tkg.hardware import TARGET_VARIABLE, target_named
-from jax_tkg.installed_nki import find_nki, nki_problem
+from jax_tkg.installed_nki import FRONT_END_VARIABLE, FRONT_ENDS, find_nki, nki_problem
 
 if TYPE_CHECKING:
     from jax_tkg.lowering.choice import Choice
@@ -30,9 +30,6 @@ EXTRAS = {
     "profile": ("absl", "matplotlib"),
 }
 """The names under which the packages of each extra are imported."""
-
-FRONT_ENDS = ("parser", "tracer")
-"""The values of NKI_COMPILER_FRONTEND."""
 
 
 @dataclasses.dataclass
@@ -120,10 +117,10 @@ def _extras(report: Report) -> None:
 
 def _settings(report: Report) -> None:
     cores = os.environ.get("NEURON_LOGICAL_NC_CONFIG")
-    front_end = os.environ.get("NKI_COMPILER_FRONTEND")
+    front_end = os.environ.get(FRONT_END_VARIABLE)
     for name, unset in (
         ("NEURON_LOGICAL_NC_CONFIG", "2 cores for each logical core"),
-        ("NKI_COMPILER_FRONTEND", "nki's own choice"),
+        (FRONT_END_VARIABLE, "nki's own choice"),
         (TARGET_VARIABLE, "trn2"),
         ("JAX_TKG_KERNELS", "~/.cache/jax_tkg/kernels"),
         ("JAX_TKG_MODELS", ".cache/models"),
@@ -134,7 +131,7 @@ def _settings(report: Report) -> None:
         report.problems.append(f"NEURON_LOGICAL_NC_CONFIG: expected 1 or 2, got {cores!r}")
     if front_end and front_end not in FRONT_ENDS:
         report.problems.append(
-            f"NKI_COMPILER_FRONTEND: expected {' or '.join(FRONT_ENDS)}, got {front_end!r}"
+            f"{FRONT_END_VARIABLE}: expected one of {', '.join(FRONT_ENDS)}, got {front_end!r}"
         )
     _expect(report, lambda: target_named(None))
 

@@ -16,6 +16,15 @@ from importlib.machinery import ModuleSpec
 NEEDED_VERSION = (0, 6, 0)
 """The first release with `nl.fori_loop` and with functions defined inside a kernel."""
 
+TRACED_VERSION = (0, 7, 0)
+"""The first release that traces kernels by default."""
+
+FRONT_END_VARIABLE = "NKI_COMPILER_FRONTEND"
+"""Environment variable that chooses how NKI reads a kernel."""
+
+FRONT_ENDS = ("parser", "tracer", "custom")
+"""Its values in all releases."""
+
 FIRST_VERSION = (0, 1)
 """The first release of AWS's package. The public index has a placeholder below it, nki 0.0.1."""
 
@@ -36,6 +45,24 @@ class NkiPackage:
     def is_supported(self) -> bool:
         """Whether the kernels of jax_tkg compile with it."""
         return _release(self.version) >= NEEDED_VERSION
+
+
+def front_ends(version: str) -> tuple[str | None, ...]:
+    """The ways in which a release of nki reads a kernel, its default first.
+
+    NKI 0.6 parses kernels or traces them. NKI 0.7 traces them, and has the parser under another
+    name, for the last time (Neuron SDK 2.33, announcement of changes to NKI specialization).
+
+    Args:
+      version: of nki, such as "0.6.0+123".
+
+    Returns:
+      Values of NKI_COMPILER_FRONTEND; None: not set.
+    """
+    release = _release(version)
+    if release < TRACED_VERSION:
+        return ("parser", "tracer")
+    return (None, "custom") if release[:2] == TRACED_VERSION[:2] else (None,)
 
 
 def find_nki() -> NkiPackage | None:

@@ -35,7 +35,11 @@ class DoctorTest(parameterized.TestCase):
 
     @parameterized.parameters(
         ("NEURON_LOGICAL_NC_CONFIG", "3", "expected 1 or 2, got '3'"),
-        ("NKI_COMPILER_FRONTEND", "tracker", "expected parser or tracer, got 'tracker'"),
+        (
+            "NKI_COMPILER_FRONTEND",
+            "tracker",
+            "expected one of parser, tracer, custom, got 'tracker'",
+        ),
         ("NEURON_PLATFORM_TARGET_OVERRIDE", "trn9", "target 'trn9' is unknown"),
     )
     def test_wrong_settings(self, name: str, value: str, message: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from absl.testing import absltest, parameterized
 
+from jax_tkg import installed_nki
 from tests import fake_nki
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -122,6 +123,19 @@ class NotAwsTest(parameterized.TestCase):
             installed.mkdir()
             fake_nki.write_package(installed, "0.6.0")
             self.assertIn(f"found: {module}, which no", _run(module.parent, program))
+
+
+class FrontEndsTest(parameterized.TestCase):
+    @parameterized.parameters(
+        ("0.6.0+123", ("parser", "tracer")),
+        ("0.7.0", (None, "custom")),
+        ("0.7.3", (None, "custom")),
+        ("0.8.0", (None,)),
+        ("1.0", (None,)),
+    )
+    def test_of_releases(self, version: str, expected: tuple[str | None, ...]) -> None:
+        self.assertEqual(installed_nki.front_ends(version), expected)
+        self.assertContainsSubset({*expected} - {None}, installed_nki.FRONT_ENDS)
 
 
 @pytest.mark.thorough

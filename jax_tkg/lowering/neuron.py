@@ -16,7 +16,12 @@ from jax_tkg.lowering.implementation import Implementation, Results, on_plain_ar
 from jax_tkg.lowering.kernel_interface import MEGAKERNEL, KernelInterface, Launch
 from jax_tkg.lowering.kernel_limits import check_megakernel
 from jax_tkg.lowering.launches import launches_loop, run_launches, split_results
-from jax_tkg.lowering.neuron_settings import check_grid, logical_cores, nc_version
+from jax_tkg.lowering.neuron_settings import (
+    check_grid,
+    logical_cores,
+    naming_cores,
+    nc_version,
+)
 
 _dry = contextvars.ContextVar("jax_tkg_dry_run", default=False)
 
@@ -87,10 +92,11 @@ def _call_kernel(
     from jax.experimental.xla_metadata import set_xla_metadata
 
     entry = kernel_entry.load_entry(source)
-    if launch.replica_groups is None:
-        return entry[cores](*values)
-    with set_xla_metadata(has_collectives="1"):
-        return entry[cores](*values)
+    with naming_cores(cores):
+        if launch.replica_groups is None:
+            return entry[cores](*values)
+        with set_xla_metadata(has_collectives="1"):
+            return entry[cores](*values)
 
 
 def nki_problem_here(platform: str) -> str | None:

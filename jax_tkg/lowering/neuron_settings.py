@@ -5,7 +5,10 @@ Both come from the call's arguments or from Neuron's environment variables.
 
 from __future__ import annotations
 
+import contextlib
 import os
+import threading
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,6 +23,8 @@ CORES_VARIABLE = "NEURON_LOGICAL_NC_CONFIG"
 
 DEFAULT_CORES = 2
 """Physical cores per logical core on Trainium2 by default."""
+
+_environment = threading.RLock()
 
 QUANTIZABLE = tuple(row.name for row in OPERANDS if row.scaled_by is not None)
 """The arguments that may be float8."""
@@ -59,6 +64,24 @@ def check_grid(parameters: Parameters, looped: bool) -> None:
         f"lnc: expected {value}, which {CORES_VARIABLE} says of this machine, or None, got "
         f"{parameters.lnc}{loops}"
     )
+
+
+@contextlib.contextmanager
+def naming_cores(cores: int) -> Iterator[None]:
+    """Has NEURON_LOGICAL_NC_CONFIG name the cores of a launch, if nothing else sets it.
+
+    While NKI compiles: from 0.7 on it refuses a launch of other cores than the variable names, and
+    takes it for 1 where it is not set (API reference, nki.jit), also where the machine has 2.
+    """
+    with _environment:
+        named = bool(os.environ.get(CORES_VARIABLE))
+        if not named:
+            os.environ[CORES_VARIABLE] = str(cores)
+        try:
+            yield
+        finally:
+            if not named:
+                del os.environ[CORES_VARIABLE]
 
 
 def check_target(operands: Operands) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pathlib
 import types
@@ -9,11 +10,14 @@ from typing import Any
 from unittest import mock
 
 import pytest
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
 import jax_tkg.kernels
 from jax_tkg.kernels.transformer import transformer_tkg
+from jax_tkg.simulator.language import NKIObject
 from jax_tkg.simulator.source_check import findings as checker
+from tests import cases
+from tests.kernels import launch
 
 LOOP_BODY = ["loop-body `body`"]
 """The inner function given to nl.fori_loop, which NKI 0.6 allows."""
@@ -46,6 +50,27 @@ class LanguageTest(absltest.TestCase):
                     if own and is_function and checker.unwrap(function) not in reached:
                         with self.subTest(f"{module.__name__}.{function.__name__}"):
                             self.assertIn(_shown(checker.check_language(function)), ([], LOOP_BODY))
+
+
+class ComparisonTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("lists", cases.Shape(L=2), False),
+        ("loop", cases.Shape(L=2), True),
+        ("experts", dataclasses.replace(cases.EXPERTS, L=1), False),
+    )
+    def test_objects_are_compared_with_none_only(self, shape: cases.Shape, stacked: bool) -> None:
+        """NKI 0.7 compares objects of a kernel's classes in another way than the releases before
+        it (announcement of changes to NKI specialization)."""
+        others = []
+
+        def compared(mine: Any, other: Any) -> Any:
+            others.append(other)
+            return NotImplemented
+
+        with mock.patch.object(NKIObject, "__eq__", compared):
+            launch.check(shape, cores=2, stacked=stacked)
+        self.assertGreater(len(others), 100)
+        self.assertEqual({type(other) for other in others}, {type(None)})
 
 
 def _modules() -> list[types.ModuleType]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from typing import Any
 from unittest import mock
 
@@ -44,6 +45,24 @@ class LogicalCoresTest(parameterized.TestCase):
                 jax_tkg.explain(**_arguments(), **cases.options(FLOAT8), platform="neuron")
             # A number in the call leaves nothing to the environment.
             jax_tkg.explain(**_arguments(), **cases.options(FLOAT8), platform="neuron", lnc=1)
+
+
+class NamingCoresTest(parameterized.TestCase):
+    @parameterized.parameters((None, "1"), ("", "1"), ("2", "2"))
+    def test_only_where_nothing_names_them(self, value: str | None, expected: str) -> None:
+        name = neuron_settings.CORES_VARIABLE
+        with _environment(**({} if value is None else {name: value})):
+            if value is None:
+                os.environ.pop(name, None)
+            with neuron_settings.naming_cores(1):
+                self.assertEqual(os.environ[name], expected)
+            self.assertEqual(os.environ.get(name) or None, value or None)
+
+    def test_after_an_error(self) -> None:
+        with _environment(NEURON_LOGICAL_NC_CONFIG=""):
+            with self.assertRaisesRegex(ValueError, "refused"), neuron_settings.naming_cores(2):
+                raise ValueError("refused")
+            self.assertFalse(os.environ.get(neuron_settings.CORES_VARIABLE))
 
 
 class GridTest(parameterized.TestCase):

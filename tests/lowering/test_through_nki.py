@@ -276,9 +276,13 @@ def kernel(x, cache, other):
         self.kernel = self.scope["kernel"]
         self.x = np.arange(8, dtype=np.float32).reshape(2, 4)
 
-    def _run(self) -> Any:
+    def _run(self, machine: str = "2") -> Any:
+        """On two cores, compiled for a machine of so many."""
         zeros = jnp.zeros((2, 4))
-        return with_nki.run_as_neuron(lambda x: self.kernel[2](x, zeros, zeros), jnp.array(self.x))
+        with mock.patch.dict("os.environ", {"NEURON_LOGICAL_NC_CONFIG": machine}):
+            return with_nki.run_as_neuron(
+                lambda x: self.kernel[2](x, zeros, zeros), jnp.array(self.x)
+            )
 
     def test_nested_kernels_are_one(self) -> None:
         out, cache = self._run()
@@ -311,6 +315,11 @@ def kernel(x, cache, other):
         for lnc in (0, 3, (2,), [2]):
             with self.assertRaisesRegex(ValueError, "LNC of 1 or 2"):
                 self.kernel[lnc]
+
+    @parameterized.parameters("1", "")
+    def test_cores_of_another_machine(self, machine: str) -> None:
+        with self.assertRaisesRegex(ValueError, "LNC of 2, but the compiler one of 1"):
+            self._run(machine)
 
     def test_lists_of_jax_arrays(self) -> None:
         x = jnp.array(self.x)

@@ -121,7 +121,7 @@ _DOCUMENTED = (
         "nl.dynamic_range",
         "use nl.fori_loop",
         RELEASE_0_6,
-        note="deprecated, accepted with a warning by NKI 0.6",
+        note="deprecated, accepted with a warning by NKI 0.6; NKI 0.7 has it no more",
     ),
     Rule("loop-result", "a value returned by a fori_loop body", "return none", MIGRATION_LOOPS),
     Rule("loop-step", "a fori_loop step below one", "count up", MIGRATION_LOOPS),
@@ -366,7 +366,9 @@ NOT_CHECKED = (
     "they are told by their names",
     "strings that are indexed, isinstance with a tuple of classes, and functions of `math` that "
     "KLR lacks",
-    "what the tracing front end of NKI 0.6 rejects: no source or report says so",
+    "what tracing rejects, which NKI 0.6 has beside the parser and NKI 0.7 by default: it allows "
+    "all of Python where nothing depends on values of the device",
+    "== between objects of a kernel's classes, which tracing compares in another way",
 )
 """What is left open, or cannot be seen in source."""
 
@@ -377,7 +379,8 @@ What `python -m jax_tkg.simulator.check_language package.module:kernel` looks fo
 every function, method and class that the kernel reaches. Nothing here was tried on AWS's compiler:
 each rule names the document that states or implies it, the message that users report, or the file
 that rejects it in [KLR](https://github.com/leanprover/KLR), the open source of NKI's parsing front
-end (as of March 2026). A note fails no check. Written by
+end (as of March 2026), which NKI 0.6 uses by default, and NKI 0.7 with `NKI_COMPILER_FRONTEND=custom`.
+A note fails no check. Written by
 `python -m jax_tkg.simulator.check_language --rules > docs/language_rules.md`.
 
 """

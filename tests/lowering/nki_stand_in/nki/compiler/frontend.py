@@ -22,6 +22,13 @@ def chosen() -> str:
     return name
 
 
+def check_cores(lnc: int) -> None:
+    """Refuses a launch of other cores than those that are compiled for, as from NKI 0.7 on."""
+    named = os.environ.get("NEURON_LOGICAL_NC_CONFIG") or "1"
+    if named != str(lnc):
+        raise ValueError(f"the kernel has an LNC of {lnc}, but the compiler one of {named}")
+
+
 def target() -> str:
     """The machine to compile for. Where nothing says which, the real package asks neuron-ls."""
     return os.environ.get("NEURON_PLATFORM_TARGET_OVERRIDE") or "trn3"

@@ -33,6 +33,7 @@ class CompiledKernel(Kernel):
           ranks: how many run at once.
         """
         chosen = frontend.chosen()
+        frontend.check_cores(self.lnc)
         target = frontend.target()
         kept = self.func.__dict__.setdefault("_nki_compile_cache", {})
         described = {name: _described(value) for name, value in arguments.items()}
