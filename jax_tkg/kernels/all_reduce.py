@@ -87,8 +87,8 @@ def _reduce_in_hbm(partial, group, share, context):
     sizes = context.sizes
     core = context.core
     shape = (PARTITIONS, share.total, sizes.T)
-    whole = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
-    summed = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
+    whole = nl.ndarray(shape, dtype=nl.float32, buffer=core.hbm)
+    summed = nl.ndarray(shape, dtype=nl.float32, buffer=core.hbm)
     # The first core writes a tile that both have computed.
     skipped = share.skipped
     if share.count > skipped:

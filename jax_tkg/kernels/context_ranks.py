@@ -65,9 +65,9 @@ class ContextRanks(NKIObject):
     def _gather_in_hbm(self, queries, own, core):
         """queries [rows, count * width] = all ranks' `own` [rows, width], which both cores have."""
         rows, width = own.shape
-        sent = nl.ndarray((rows, width), dtype=own.dtype, buffer=nl.shared_hbm)
+        sent = nl.ndarray((rows, width), dtype=own.dtype, buffer=core.hbm)
         shape = (self.count, rows, width)
-        received = nl.ndarray(shape, dtype=own.dtype, buffer=nl.shared_hbm)
+        received = nl.ndarray(shape, dtype=own.dtype, buffer=core.hbm)
         if core.index == 0:
             nisa.dma_copy(
                 dst=sent, src=own, dge_mode=nisa.dge_mode.hwdge, engine=nisa.engine.scalar
@@ -134,8 +134,8 @@ class StateExchange(NKIObject):
         for rank in range(ranks.count):
             nisa.tensor_copy(dst=by_part[:, rank, :, :, :], src=by_rank[:, :, :, rank, :])
         shape = (ranks.count, core.count, PARTITIONS, width)
-        sent = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
-        self.received = nl.ndarray(shape, dtype=nl.float32, buffer=nl.shared_hbm)
+        sent = nl.ndarray(shape, dtype=nl.float32, buffer=core.hbm)
+        self.received = nl.ndarray(shape, dtype=nl.float32, buffer=core.hbm)
         own = sent[:, core.index, :, :]
         nisa.dma_copy(
             dst=own.permute((1, 0, 2)),

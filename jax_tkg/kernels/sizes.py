@@ -133,7 +133,13 @@ class Arithmetic(NKIObject):
 
 
 class Core(NKIObject):
-    """The physical core that runs this program: `index` of `count` cores of the logical core."""
+    """The physical core that runs this program: `index` of `count` cores of the logical core.
+
+    Attributes:
+      index, count: which of how many.
+      hbm: the region of what collectives read and write in HBM: of one core its own, as NKI 0.7
+        wants it; two cores share it.
+    """
 
     def __init__(self):
         # A launch on one physical core has no grid.
@@ -143,6 +149,9 @@ class Core(NKIObject):
         else:
             self.count = nl.num_programs(0)
             self.index = nl.program_id(0)
+        self.hbm = nl.private_hbm
+        if self.count > 1:
+            self.hbm = nl.shared_hbm
 
 
 class Share(NKIObject):

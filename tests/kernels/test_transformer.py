@@ -17,6 +17,7 @@ from absl.testing import absltest, parameterized
 import jax_tkg
 from jax_tkg.kernels import layer_sequence, masks
 from jax_tkg.lowering import kernel_operands
+from jax_tkg.simulator import collectives
 from jax_tkg.simulator.memory.addressing import VirtualRegister
 from tests import cases
 from tests.kernels import launch
@@ -47,6 +48,21 @@ class FixedTest(parameterized.TestCase):
     def test_ranks(self, ranks: int, cores: int, on_chip: bool) -> None:
         shape = cases.Shape(q=2, k=1, H=384, I=128, L=2)
         launch.check(shape, ranks=ranks, cores=cores, on_chip=on_chip)
+
+    @parameterized.parameters((1, "private_hbm"), (2, "shared_hbm"))
+    def test_memory_of_all_reduces(self, cores: int, region: str) -> None:
+        """NKI 0.7 wants private memory for collectives of one core; two cores share theirs."""
+        found = []
+        all_reduce = collectives.all_reduce
+
+        def recorded(srcs: Any, dsts: Any, **options: Any) -> None:
+            found.extend(tensor.buffer.name for tensor in (*srcs, *dsts))
+            all_reduce(srcs, dsts, **options)
+
+        with mock.patch("nki.collectives.all_reduce", recorded):
+            launch.check(cases.Shape(L=1), ranks=2, cores=cores)
+        self.assertLen(found, 8 * cores)
+        self.assertEqual({*found}, {region})
 
     @parameterized.product(ranks=(1, 2), cores=(1, 2), on_chip=(False, True))
     @pytest.mark.extended_except("1", "6")
