@@ -379,8 +379,8 @@ What `python -m jax_tkg.simulator.check_language package.module:kernel` looks fo
 every function, method and class that the kernel reaches. Nothing here was tried on AWS's compiler:
 each rule names the document that states or implies it, the message that users report, or the file
 that rejects it in [KLR](https://github.com/leanprover/KLR), the open source of NKI's parsing front
-end (as of March 2026). NKI 0.6 uses it by default, NKI 0.7 with `NKI_COMPILER_FRONTEND=custom`. A note
-fails no check. Written by
+end (as of March 2026). NKI 0.6 uses it by default, NKI 0.7 with `NKI_COMPILER_FRONTEND=custom`.
+A note fails no check. Written by
 `python -m jax_tkg.simulator.check_language --rules > docs/language_rules.md`.
 
 """
