@@ -85,6 +85,15 @@ def _check_elements(step: Step, index: int, dst: NkiTensor, src: NkiTensor, expe
         )
 
 
+def _check_regions(
+    step: Step, srcs: Sequence[NkiTensor], dsts: Sequence[NkiTensor], space: str
+) -> None:
+    """Checks that sources in HBM are all private or all shared, and destinations likewise."""
+    for label, tensors in (("srcs", srcs), ("dsts", dsts)):
+        if space == "hbm" and len({tensor.buffer for tensor in tensors}) > 1:
+            step.fail(f"{label} must be all in private HBM or all in shared HBM, got both")
+
+
 def _check_dim(step: Step, collective_dim: int, allowed: tuple[int, ...]) -> None:
     if collective_dim not in allowed:
         step.fail(f"collective_dim must be one of {allowed}, got {collective_dim}")
@@ -101,6 +110,7 @@ def all_reduce(
     """Writes the reduction of all ranks' `srcs` to every `dsts`: in float32, in rank order."""
     step = Step("all_reduce", "dma")
     space = check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
+    _check_regions(step, srcs, dsts, space)
     reduce = _reduction(step, op)
     for i, (src, dst) in enumerate(zip(srcs, dsts, strict=True)):
         _check_elements(step, i, dst, src, src.size)
@@ -127,6 +137,7 @@ def all_gather(
     """Writes all ranks' `srcs`, concatenated in rank order, to every `dsts`."""
     step = Step("all_gather", "dma")
     space = check_tensors(step, srcs, dsts, ("hbm", "sbuf"), priority)
+    _check_regions(step, srcs, dsts, space)
     _check_dim(step, collective_dim, (0,) if space == "hbm" else (0, 1))
     ranks = replica_group.group_of(step.core.rank)
     for i, (src, dst) in enumerate(zip(srcs, dsts, strict=True)):

@@ -311,6 +311,10 @@ class FaultTest(parameterized.TestCase):
         self.assertEqual(result.findings, [])
 
 
+def _private(x):
+    return nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.private_hbm)
+
+
 class RuleTest(parameterized.TestCase):
     @parameterized.named_parameters(
         (
@@ -322,6 +326,16 @@ class RuleTest(parameterized.TestCase):
             "several_in_sbuf",
             lambda x: nccl.all_reduce([nl.load(x)] * 2, [nl.load(x)] * 2, _group([0]), nl.add),
             "several tensors at once need HBM; SBUF takes one, got 2",
+        ),
+        (
+            "private_and_shared",
+            lambda x: nccl.all_reduce([x, _private(x)], [x, x], _group([0]), nl.add),
+            "srcs must be all in private HBM or all in shared HBM, got both",
+        ),
+        (
+            "gather_into_private_and_shared",
+            lambda x: nccl.all_gather([x, x], [_private(x), x], _group([0]), 0),
+            "dsts must be all in private HBM or all in shared HBM, got both",
         ),
         (
             "operator",
