@@ -6,6 +6,20 @@ from scripts.mutations.mutation import Mutation
 
 KERNELS: tuple[Mutation, ...] = (
     Mutation(
+        "kernel's all-reduces of one core have shared memory",
+        "kernels/sizes.py",
+        "self.hbm = nl.private_hbm",
+        "self.hbm = nl.shared_hbm",
+        ("kernels/test_transformer.py",),
+    ),
+    Mutation(
+        "kernel compiles without naming its cores",
+        "lowering/neuron_settings.py",
+        "            os.environ[CORES_VARIABLE] = str(cores)\n",
+        '            os.environ[CORES_VARIABLE] = ""\n',
+        ("lowering/test_through_nki.py",),
+    ),
+    Mutation(
         "kernel leaves the places of vectors to the compiler",
         "lowering/kernel_limits.py",
         "places = min(limits.PLACE_BYTES, spare // 4 * 4)",
