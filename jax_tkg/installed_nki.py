@@ -1,4 +1,5 @@
-"""Whether AWS's nki package is installed, which version it is, and whether it is new enough.
+"""Whether AWS's nki package is installed, which version it is, whether it is new enough, and how it
+reads kernels.
 
 Nothing is imported to find out: neither nki itself nor the simulator.
 """

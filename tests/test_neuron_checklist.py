@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import pathlib
 import re
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import pytest
-from absl.testing import absltest
+from absl.testing import absltest, parameterized
 
+from benchmarks import neuron_checklist
+from jax_tkg.installed_nki import NkiPackage
 from tests.lowering import with_nki
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 
 @pytest.mark.thorough
-class NeuronChecklistTest(absltest.TestCase):
+class NeuronChecklistTest(parameterized.TestCase):
     def _run(self, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "benchmarks.neuron_checklist", *flags],
@@ -52,6 +57,32 @@ class NeuronChecklistTest(absltest.TestCase):
         self.assertEqual(done.stdout.count("2 of 3 steps passed"), 2, done.stdout + done.stderr)
         self.assertEqual(done.stdout.count("ok: largest error"), 4, done.stdout)
         self.assertEqual(done.returncode, 1)
+
+    @parameterized.parameters(
+        (None, ["(not set)"]),
+        ("0.6.0", ["parser", "tracer"]),
+        ("0.7.0", ["(not set)", "custom"]),
+    )
+    def test_front_ends_of_the_installed_nki(
+        self, version: str | None, expected: list[str]
+    ) -> None:
+        """Each has all steps, with the variable that names it."""
+        name, seen, said = "NKI_COMPILER_FRONTEND", [], io.StringIO()
+        nki = None if version is None else NkiPackage(version, ROOT)
+
+        def step(implementation: str) -> str:
+            """Passes."""
+            seen.append(os.environ.get(name, "(not set)"))
+            return implementation
+
+        with (
+            mock.patch.dict(os.environ, {name: "left over"}),
+            mock.patch.object(neuron_checklist, "find_nki", return_value=nki),
+            contextlib.redirect_stdout(said),
+        ):
+            failed = neuron_checklist._run_with_front_ends([(step, "")], "nki")
+        self.assertEqual((failed, seen), (0, expected))
+        self.assertEqual(re.findall(f"{name}=(.*)", said.getvalue()), expected)
 
     @pytest.mark.slow
     @pytest.mark.extended

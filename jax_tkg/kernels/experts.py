@@ -167,9 +167,10 @@ def _own_passes(first, count, at_once, core):
 def stored_features(normed, context):
     """[B, S, H] in HBM: the tile of a `Normed`, of which each core stores its share."""
     sizes = context.sizes
-    rows = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=nl.shared_hbm)
+    core = context.core
+    rows = nl.ndarray((sizes.B, sizes.S, sizes.H), dtype=sizes.dtype, buffer=core.hbm)
     # The Vector Engine has the router's work to do.
-    store_tokens(rows, normed.tile, sizes, context.core, engine=nisa.engine.scalar)
+    store_tokens(rows, normed.tile, sizes, core, engine=nisa.engine.scalar)
     return rows
 
 

@@ -137,8 +137,8 @@ class Core(NKIObject):
 
     Attributes:
       index, count: which of how many.
-      hbm: the region of what collectives read and write in HBM: of one core its own, as NKI 0.7
-        wants it; two cores share it.
+      hbm: the region of HBM for what a launch writes there and reads again: private to one core, as
+        collectives of NKI 0.7 need it; two cores share it.
     """
 
     def __init__(self):

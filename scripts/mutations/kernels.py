@@ -6,7 +6,7 @@ from scripts.mutations.mutation import Mutation
 
 KERNELS: tuple[Mutation, ...] = (
     Mutation(
-        "kernel's all-reduces of one core have shared memory",
+        "kernel's memory in HBM is shared on one core too",
         "kernels/sizes.py",
         "self.hbm = nl.private_hbm",
         "self.hbm = nl.shared_hbm",

@@ -43,8 +43,8 @@ SIMULATOR: tuple[Mutation, ...] = (
     Mutation(
         "timeline counts products that run at once twice",
         "simulator/timing/timeline.py",
-        "max(0.0, event.end - max(event.start, reached))",
-        "event.end - event.start",
+        "max(0.0, end - max(start, reached))",
+        "end - start",
         ("simulator/timing/test_timeline.py",),
     ),
     Mutation(

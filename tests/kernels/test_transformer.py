@@ -6,6 +6,7 @@ race, core barriers stand where AWS's compiler wants them, everything fits on ch
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from typing import Any
 from unittest import mock
@@ -17,10 +18,12 @@ from absl.testing import absltest, parameterized
 import jax_tkg
 from jax_tkg.kernels import layer_sequence, masks
 from jax_tkg.lowering import kernel_operands
-from jax_tkg.simulator import collectives
+from jax_tkg.simulator import language
 from jax_tkg.simulator.memory.addressing import VirtualRegister
 from tests import cases
 from tests.kernels import launch
+
+_EXPERTS = dataclasses.replace(cases.EXPERTS, L=1)
 
 
 def _reads(instruction: Any, name: str) -> bool:
@@ -49,20 +52,28 @@ class FixedTest(parameterized.TestCase):
         shape = cases.Shape(q=2, k=1, H=384, I=128, L=2)
         launch.check(shape, ranks=ranks, cores=cores, on_chip=on_chip)
 
-    @parameterized.parameters((1, "private_hbm"), (2, "shared_hbm"))
-    def test_memory_of_all_reduces(self, cores: int, region: str) -> None:
-        """NKI 0.7 wants private memory for collectives of one core; two cores share theirs."""
-        found = []
-        all_reduce = collectives.all_reduce
+    @parameterized.product(
+        given=((dataclasses.replace(cases.Shape(), L=1), 4), (_EXPERTS, 5)), cores=(1, 2)
+    )
+    def test_memory_in_hbm(self, given: tuple[cases.Shape, int], cores: int) -> None:
+        """NKI 0.7 wants private memory for collectives of one core; two cores share theirs.
 
-        def recorded(srcs: Any, dsts: Any, **options: Any) -> None:
-            found.extend(tensor.buffer.name for tensor in (*srcs, *dsts))
-            all_reduce(srcs, dsts, **options)
+        Two all-reduces have two tensors each, and the experts' input one. Results are shared.
+        """
+        shape, tensors = given
+        found: collections.Counter[str] = collections.Counter()
+        ndarray = language.ndarray
 
-        with mock.patch("nki.collectives.all_reduce", recorded):
-            launch.check(cases.Shape(L=1), ranks=2, cores=cores)
-        self.assertLen(found, 8 * cores)
-        self.assertEqual({*found}, {region})
+        def recorded(*args: Any, **options: Any) -> Any:
+            found[options["buffer"].name] += 1
+            return ndarray(*args, **options)
+
+        with mock.patch("nki.language.ndarray", recorded):
+            launch.check(shape, ranks=2, cores=cores)
+        private, shared = (tensors, 1) if cores == 1 else (0, tensors + 1)
+        programs = 2 * cores
+        self.assertEqual(found["private_hbm"], programs * private)
+        self.assertEqual(found["shared_hbm"], programs * shared)
 
     @parameterized.product(ranks=(1, 2), cores=(1, 2), on_chip=(False, True))
     @pytest.mark.extended_except("1", "6")

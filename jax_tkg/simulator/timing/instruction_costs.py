@@ -171,6 +171,7 @@ def _load(case: _Case) -> float:
 
 
 def _pairs(attributes: Mapping[str, Any]) -> int:
+    """How many rows of the contraction a cycle takes of each partition."""
     return 2 if attributes.get("double_row") else 1
 
 
@@ -338,7 +339,11 @@ def instruction_cycles(
 def loading_cycles(
     costs: Costs, operands: Operands, attributes: Mapping[str, Any] | None = None
 ) -> float:
-    """Cycles of the Tensor Engine in which the stationary tile of a matrix product loads."""
+    """Cycles of the Tensor Engine in which the stationary tile of a matrix product loads.
+
+    The next product's tile, of another part of the array, can load after them. The arguments are
+    those of `instruction_cycles`, of an nc_matmul.
+    """
     return _load(_Case(costs, "tensor", operands, attributes or {}))
 
 

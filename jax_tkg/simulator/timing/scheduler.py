@@ -1,6 +1,7 @@
 """Schedules the instructions of the cores of a rank on engines and DMA queues.
 
-Engines run their instructions in program order. A DMA is triggered by an engine, as one of that
+Engines run their instructions in program order, but for products on different tiles of the Tensor
+Engine's array (`tensor_array`). A DMA is triggered by an engine, as one of that
 engine's instructions: so it waits its turn and keeps later ones waiting until its data dependencies
 are met. Then the DMA engines of its partitions serve it, first come, first served. No instruction
 starts before its data dependencies are met. `costs` holds the constants.
@@ -283,6 +284,7 @@ class Scheduler:
         event.start, event.waited_for, event.why = node.ready, node.cause, node.why
         event.end = event.start + self._duration(node)
         if event.resource == "tensor":
+            # A later product may run on a tile that is free before this one ends.
             state.array.occupy(self._tile(event), event.start, event.end, event.number)
         else:
             state.free[event.resource] = (event.end, event.number)

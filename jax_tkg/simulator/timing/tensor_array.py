@@ -53,7 +53,8 @@ class TensorArray:
         for block in _blocks(tile):
             self._free[block] = (end, number)
         if self._busy:
-            # What ends before is busy already: a product waits for its tile, and that for others.
+            # A pause of one tile that another one uses is too short to count: it is no longer than
+            # a result needs to be seen.
             start = max(start, self._busy[-1][1])
         if end > start:
             self._busy.append((start, end))

@@ -48,7 +48,7 @@ class Timeline:
         Products that run at once count once.
         """
         totals = dict.fromkeys((*ENGINES, "dma", "collective"), 0.0)
-        reached = 0.0
+        products = []
         for event in self.events:
             if event.instruction.core != core:
                 continue
@@ -56,10 +56,13 @@ class Timeline:
                 used = sum(end - start for _, start, end in event.engines)
                 totals["dma"] += used / self.costs.dma_engines
             elif event.resource == "tensor":
-                totals["tensor"] += max(0.0, event.end - max(event.start, reached))
-                reached = max(reached, event.end)
+                products.append((event.start, event.end))
             else:
                 totals[event.resource] += event.end - event.start
+        reached = 0.0
+        for start, end in sorted(products):
+            totals["tensor"] += max(0.0, end - max(start, reached))
+            reached = max(reached, end)
         return totals
 
     def hbm_bytes(self, kind_of: Callable[[str], str] = str) -> dict[str, int]:
