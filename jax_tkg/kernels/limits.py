@@ -40,6 +40,10 @@ RING_SLOT_BYTES = 16384
 RING_BYTES = RING_SLOTS * RING_SLOT_BYTES
 """Bytes per partition of all of them: 96 KiB."""
 
+PARTED_BLOCKS = 2
+"""Blocks of rows at the end of a product that load chunk by chunk, where something waits for it:
+what is left to multiply after the last load is then least (modelled; more of them are slower)."""
+
 HELD_BUFFERS = 3
 """Buffers of the same size for weights that load while a router chooses experts, at most, of what a
 launch leaves: half of W_qkv of gpt-oss-120b at tp = 4 has 30 KiB per partition, in three loads."""

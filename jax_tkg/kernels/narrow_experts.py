@@ -336,22 +336,19 @@ class NarrowExperts(NKIObject):
         buffer = ring.take(dtype)
         loaded = buffer[:, 0 : len(chunks) * sizes.H].reshape_dim(1, (len(chunks), sizes.H))
         ranges = ranges_of_tiles(0, tiles, early)
-        for index in range(len(chunks)):
-            chunk = chunks[index]
-            parts = [(0, tiles)]
-            if index + 1 == len(chunks):
-                parts = load_parts(ranges, tiles, PARTITIONS * bytes_of(dtype))
-            for part in parts:
+        parts = load_parts(ranges, tiles, PARTITIONS * bytes_of(dtype))
+        for part in parts:
+            for index in range(len(chunks)):
                 self._load_down(loaded[:, index, :], index, part)
         columns = Columns(0, PARTITIONS, order=context.hidden_order())
         per_bank = PSUM_BANK // T
-        # Chunk by chunk, so that only the last chunk's products wait for the last load.
-        for index in range(len(chunks)):
-            chunk = chunks[index]
-            first = self._first_row(index)
-            last = first + chunk.rows()
-            for each in ranges:
-                for tile in range(each[0], each[1]):
+        for part in parts:
+            # Chunk by chunk, so that only the last chunk's products wait for the last load.
+            for index in range(len(chunks)):
+                chunk = chunks[index]
+                first = self._first_row(index)
+                last = first + chunk.rows()
+                for tile in range(part[0], part[1]):
                     place = tile % per_bank * T
                     nisa.nc_matmul(
                         dst=summed[:, tile // per_bank, place : place + T],

@@ -7,6 +7,7 @@ from nki.language import NKIObject
 from .double_rows import splits
 from .limits import (
     LEAST_PIECE_BYTES,
+    PARTED_BLOCKS,
     RING_SLOT_BYTES,
     RING_SLOTS,
     TERMS,
@@ -208,11 +209,26 @@ class RowLoads(NKIObject):
             self.begun.append(self._load(len(self.begun), held))
 
     def part_last(self, ranges):
-        """Has the last load bring ranges of the tiles, (first, last), in their order."""
+        """Has the last loads bring a chunk each, and the last chunk's ranges of the tiles.
+
+        So few products wait for the last load. Nothing changes where a range, (first, last), were a
+        short piece of HBM. Ranges load in their order.
+        """
         columns = self.columns
         weight = self.weight
         item = bytes_of(weight.view.dtype)
         self.last_parts = load_parts(ranges, self.count, columns.width * item)
+        if len(self.last_parts) == 1:
+            return
+        blocks = []
+        for number in range(len(self.blocks)):
+            start, size = self.blocks[number]
+            if number + PARTED_BLOCKS < len(self.blocks):
+                blocks.append((start, size))
+            else:
+                for chunk in range(size):
+                    blocks.append((start + chunk, 1))
+        self.blocks = blocks
 
     def load(self, index, dtype):
         """[width, size, columns]: the rows of block `index`, to be multiplied with `dtype`."""

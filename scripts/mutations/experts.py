@@ -45,6 +45,20 @@ EXPERTS: tuple[Mutation, ...] = (
         ("kernels/test_experts_ahead.py",),
     ),
     Mutation(
+        "kernel's last expert loads as the others do",
+        "kernels/row_loads.py",
+        "if number + PARTED_BLOCKS < len(self.blocks):",
+        "if number < len(self.blocks):",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
+        "kernel loads the last narrow experts chunk by chunk",
+        "kernels/narrow_experts.py",
+        "        for part in parts:\n            for index in range(len(chunks)):\n                self._load",
+        "        for index in range(len(chunks)):\n            for part in parts:\n                self._load",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
         "kernel loads halves of short rows of W_down",
         "kernels/row_loads.py",
         "if least * tile_bytes < LEAST_PIECE_BYTES:",
