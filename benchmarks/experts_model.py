@@ -96,9 +96,7 @@ def main(arguments: list[str]) -> None:
         raise app.UsageError(f"expected flags only, got {arguments[1:]}")
     values = flags.FLAGS
     rows = []
-    wanted = cells(
-        values.models, [*map(int, values.tensor_parallel)], [*map(int, values.batches)]
-    )
+    wanted = cells(values.models, [*map(int, values.tensor_parallel)], [*map(int, values.batches)])
     for name, ranks, batch in wanted:
         model = MODELS[name]
         (kind,) = model.kinds()[:1]
