@@ -167,8 +167,8 @@ def _check_pair(mine: Contribution, theirs: Contribution) -> None:
                 )
             if _shared_view(one) != _shared_view(other):
                 raise errors.PeerMismatchError(
-                    f"{mine.operation} of rank {mine.rank}: {label}[{i}] is {described(one)} on the "
-                    f"first core at {mine.place}, but {described(other)} on the second at "
+                    f"{mine.operation} of rank {mine.rank}: {label}[{i}] is {described(one)} on "
+                    f"the first core at {mine.place}, but {described(other)} on the second at "
                     f"{theirs.place}"
                 )
 

@@ -312,7 +312,6 @@ class FaultTest(parameterized.TestCase):
         result = _run(kernel, _ranks(2, (2, 2)), lnc=2, races="report")
         self.assertEqual(result.findings, [])
 
-
     @parameterized.parameters(0, 1)
     def test_what_either_core_writes_before_is_read(self, slow):
         """Whichever thread arrives first: the call orders the cores of a rank."""
