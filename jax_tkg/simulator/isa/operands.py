@@ -13,7 +13,7 @@ from jax_tkg.simulator.machine.machine import Core, current_core
 from jax_tkg.simulator.machine.record import Access, Instruction
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.addressing import VirtualRegister
-from jax_tkg.simulator.memory.layout import Layout
+from jax_tkg.simulator.memory.layout import Layout, are_distinct
 from jax_tkg.simulator.memory.storage import Storage
 from jax_tkg.simulator.memory.tensor import NkiTensor
 from jax_tkg.simulator.memory.view import described
@@ -184,7 +184,7 @@ class Step(OperandChecks):
             place.strides,
         )
         values = values if values.shape == tensor.shape else values.reshape(tensor.shape)
-        if 0 in place.strides[1:]:
+        if 0 in place.strides:
             # Of elements with the same address, the last one stays.
             last = tuple(
                 slice(-1, None) if stride == 0 else slice(None) for stride in place.strides
@@ -216,8 +216,12 @@ class Step(OperandChecks):
                 _ALL_WRITTEN[info.itemsize] if matmul else 0
             )
         overlaps = storage.live_overlaps()
-        whole = tensor.size * info.itemsize == storage.nbytes and 0 not in place.strides[1:]
         if storage.shadow is not None:
+            # As many distinct elements as the allocation holds are all of them.
+            first = 1 if storage.space != "hbm" else 0
+            whole = tensor.size * info.itemsize == storage.nbytes and are_distinct(
+                tensor.shape[first:], place.strides[first:], info.itemsize
+            )
             if whole and not overlaps:
                 storage.shadow = None
             else:
