@@ -292,9 +292,15 @@ def dma_transpose(
     if source.valid is None:
         step.write_exact("dst", dst, np.ascontiguousarray(values))
         return step.done()
-    # Where a row of src is skipped, a column of dst keeps its elements.
-    kept = step.read("dst", dst).view(values.dtype).reshape(expected)
-    step.write_exact("dst", dst, np.where(source.valid, values, kept))
+    # Where a row of src is skipped, a column of dst keeps its elements, also if never written.
+    kept, written = step.read_moved("dst", dst)
+    moved = np.broadcast_to(source.valid, expected)
+    step.write_moved(
+        "dst",
+        dst,
+        np.where(moved, values, kept.reshape(expected)),
+        None if written is None else written | moved.reshape(written.shape),
+    )
     return step.done()
 
 

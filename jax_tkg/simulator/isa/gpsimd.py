@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.hardware import PARTITIONS
+from jax_tkg.simulator.isa.arithmetic import check_integers, write_bits
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
 from jax_tkg.simulator.isa.operators import operator
 from jax_tkg.simulator.machine.machine import require_generation
@@ -105,7 +106,8 @@ def tensor_partition_reduce(
             f"{list(dst.shape)}"
         )
     if found.bitvec:
-        step.write("dst", dst, found.reducer.reduce(step.read_rows("data", data), axis=0))
+        check_integers(step, found, dst=dst, data=data)
+        write_bits(step, "dst", dst, found.reducer.reduce(step.read_rows("data", data), axis=0))
         return step.done()
     total = found.reducer.reduce(step.read_float("data", data), axis=0)
     step.write("dst", dst, total / np.float32(data.shape[0]) if average else total)

@@ -212,6 +212,23 @@ class TransposeTest(parameterized.TestCase):
         expected = data[indices.T.flatten()[:F]].T
         np.testing.assert_array_equal(harness.run(kernel, data, indices).outputs[0], expected)
 
+    def test_gather_transpose_leaves_skipped_columns_unwritten(self):
+        data = _G.normal(size=(40, 32)).astype(ml_dtypes.bfloat16)
+        indices = np.arange(16, dtype=np.uint32)[:, None]
+        indices[3] = 99
+
+        def kernel(src, idx_hbm, columns):
+            dst = nl.ndarray((32, 16), dtype=src.dtype, buffer=nl.sbuf)
+            nisa.dma_transpose(dst, src.vector_select(0, nl.load(idx_hbm)), oob_mode=_SKIP)
+            out = nl.ndarray((32, columns), dtype=src.dtype, buffer=nl.shared_hbm)
+            nisa.dma_copy(out, dst[:, 0:columns])
+            return out
+
+        result = harness.run(kernel, data, indices, 3).outputs[0]
+        np.testing.assert_array_equal(result, data[:3].T)
+        with self.assertRaisesRegex(simulator.UninitializedReadError, "reads 32 of 128 elements"):
+            harness.run(kernel, data, indices, 4)
+
     def test_gather_transpose_with_one_column_of_the_documentation(self):
         P, F = 128, 128
         data = _G.normal(size=(200, P)).astype(ml_dtypes.bfloat16)
