@@ -8,6 +8,7 @@ import numpy as np
 from jax_tkg.simulator import errors
 from jax_tkg.simulator.caller import caller, running_functions
 from jax_tkg.simulator.isa.operand_checks import OperandChecks
+from jax_tkg.simulator.machine.accumulators import Accumulators
 from jax_tkg.simulator.machine.device_loops import loop_of
 from jax_tkg.simulator.machine.machine import Core, current_core
 from jax_tkg.simulator.machine.record import Access, Instruction
@@ -292,6 +293,26 @@ class Step(OperandChecks):
             f"{' or were overwritten' if lost else ''}, the first at index {first}"
             f"{because} ({file}:{line})"
         )
+        self._report_uninitialized(message)
+
+    def check_accumulators(self, registers: Accumulators, lanes: slice, engine: str) -> None:
+        """Checks that the reduction registers that the instruction reads were set.
+
+        Raises:
+          UninitializedReadError: they were not, and the option `uninitialized` is "error".
+        """
+        missing = ~registers.is_set[lanes]
+        if not missing.any() or self.core.machine.options.uninitialized == "ignore":
+            return
+        file, line = caller()
+        self._report_uninitialized(
+            f"{self.opcode}: reads {int(missing.sum())} of {missing.size} reduction registers of "
+            f"the {engine} Engine that were never set or were left undefined by reduce_cmd idle, "
+            f"the first in partition {lanes.start + int(np.argmax(missing))}: begin with "
+            f"reduce_cmd reset_reduce ({file}:{line})"
+        )
+
+    def _report_uninitialized(self, message: str) -> None:
         if self.core.machine.options.uninitialized == "error":
             raise errors.UninitializedReadError(message)
         self.core.machine.report("uninitialized", message)

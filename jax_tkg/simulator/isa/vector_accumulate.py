@@ -24,19 +24,29 @@ def _start(
     step: Step, command: constants.reduce_cmd, op: Operator, data: NkiTensor, initial: Any
 ) -> np.ndarray:
     """Returns the initial values of the accumulators, one per partition of `data`."""
-    start = data.partition_start
-    lanes = step.core.vector_accumulators[start : start + data.shape[0]]
+    registers, lanes = step.core.vector_accumulators, _lanes(data)
     if command is _CMD.reset_reduce:
-        lanes[:] = op.identity
+        registers.put(lanes, op.identity)
     elif command is _CMD.load_reduce:
         if initial is None:
             step.fail("reduce_cmd load_reduce needs an initial value")
-        lanes[:] = np.broadcast_to(
-            np.asarray(step.scalar("initial value", initial, data)).reshape(-1), lanes.shape
-        )
-    elif command is not _CMD.reduce:
+        registers.put(lanes, np.asarray(step.scalar("initial value", initial, data)).reshape(-1))
+    elif command is _CMD.reduce:
+        step.check_accumulators(registers, lanes, "Vector")
+    else:
         step.fail(f"reduce_cmd {command.name} is not supported here")
-    return lanes
+    return registers.values[lanes]
+
+
+def _idle(step: Step, data: NkiTensor, reduce_res: NkiTensor | None) -> None:
+    """Leaves the accumulators undefined: under reduce_cmd idle they may still be modified."""
+    if reduce_res is not None:
+        step.fail("reduce_res needs a reduce_cmd other than idle")
+    step.core.vector_accumulators.forget(_lanes(data))
+
+
+def _lanes(data: NkiTensor) -> slice:
+    return slice(data.partition_start, data.partition_start + data.shape[0])
 
 
 def _read_out(
@@ -234,8 +244,8 @@ def select_reduce(
         lanes = _start(step, command, maximum, on_true, None)
         lanes[:] = np.maximum(lanes, result.max(axis=1))
         _read_out(step, lanes, reduce_res)
-    elif reduce_res is not None:
-        step.fail("reduce_res needs a reduce_cmd other than idle")
+    else:
+        _idle(step, on_true, reduce_res)
     return step.done()
 
 
@@ -263,6 +273,6 @@ def exponential(
         lanes = _start(step, command, addition, src, reduce_init)
         lanes[:] = lanes + result.sum(axis=1, dtype=np.float32)
         _read_out(step, lanes, reduce_res)
-    elif reduce_res is not None:
-        step.fail("reduce_res needs a reduce_cmd other than idle")
+    else:
+        _idle(step, src, reduce_res)
     return step.done()
