@@ -57,6 +57,9 @@ def iota(
     return step.done()
 
 
+_COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
+
+
 def affine_select(
     dst: NkiTensor,
     pattern: Sequence[Sequence[int]],
@@ -73,6 +76,8 @@ def affine_select(
     step.check_compute(dst=dst, on_true_tile=on_true_tile)
     step.check_same_elements(dst=dst, on_true_tile=on_true_tile)
     compare = operator(cmp_op, "affine_select", "cmp_op")
+    if compare.name not in _COMPARISONS:
+        step.fail(f"cmp_op must be one of {_COMPARISONS}, got {compare.name}")
     values = _pattern_values(step, dst, pattern, offset, channel_multiplier)
     chosen = compare.apply(values, np.int64(0)) != 0
     info = dtypes.info(dst.dtype)

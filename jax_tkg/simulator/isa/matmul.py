@@ -109,6 +109,12 @@ def _check_matmul_dtypes(
         if is_transpose:
             step.fail("perf_mode double_row cannot be combined with is_transpose")
     if is_transpose:
+        # The text of nc_matmul asks for float32, that of nc_transpose for the dtype of the data.
+        if dst.dtype not in ("float32", stationary.dtype):
+            step.fail(
+                f"dst of a transpose must be of float32 or, as stationary, {stationary.dtype}, "
+                f"got {dst.dtype}"
+            )
         return
     if target.generation >= 4:
         step.check_dtype(("float32", "bfloat16"), dst=dst)

@@ -9,7 +9,7 @@ from jax_tkg.simulator import errors
 from jax_tkg.simulator.caller import caller, running_functions
 from jax_tkg.simulator.isa.operand_checks import OperandChecks
 from jax_tkg.simulator.machine.accumulators import Accumulators
-from jax_tkg.simulator.machine.device_loops import loop_of
+from jax_tkg.simulator.machine.device_loops import Scope, loop_of
 from jax_tkg.simulator.machine.machine import Core, current_core
 from jax_tkg.simulator.machine.record import Access, Instruction
 from jax_tkg.simulator.memory import dtypes
@@ -29,11 +29,24 @@ class NkiInstruction:
     instructions of a core in program order.
     """
 
-    def __init__(self, handle: Any):
+    def __init__(self, handle: Any, scope: Scope = ()):
         self.handle = handle
+        self._scope = scope
 
     def depends_on(self, *producers: "NkiInstruction") -> "NkiInstruction":
-        """Adds scheduling dependencies to the record."""
+        """Adds scheduling dependencies to the record.
+
+        Raises:
+          NkiValidationError: a producer is in a device loop, or a turn of one, that does not
+            enclose this instruction.
+        """
+        for producer in producers:
+            if self._scope[: len(producer._scope)] != producer._scope:
+                file, line = caller()
+                raise errors.NkiValidationError(
+                    "depends_on: the producer ran in a turn of a device loop that does not enclose "
+                    f"this instruction, which cannot wait for it ({file}:{line})"
+                )
         if self.handle is not None:
             indices = [p.handle.index for p in producers if p.handle is not None]
             self.handle.attributes.setdefault("depends_on", []).extend(indices)
@@ -77,7 +90,7 @@ class Step(OperandChecks):
 
     def done(self) -> NkiInstruction:
         """Returns the handle of the instruction."""
-        return NkiInstruction(self.instruction)
+        return NkiInstruction(self.instruction, self.core.loops.scope)
 
     def set_engine(self, engine: str, chosen: bool) -> None:
         """Records the engine of an instruction that determines it late."""

@@ -78,6 +78,8 @@ def _activation(
     if not isinstance(scale, (int, float)) or scale != 1.0:
         values = values * factor
     if bias is not None:
+        if function.name == "reciprocal" and step.core.target.generation < 3:
+            step.fail("op=reciprocal takes no bias on NeuronCore-v2")
         values = values + _bias(step, bias, data)
     _check_range(step, function, values)
     result = np.asarray(function.apply(values), np.float32)

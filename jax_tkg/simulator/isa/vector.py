@@ -264,9 +264,8 @@ def scalar_tensor_tensor(
     step.check_compute(dst=dst, data=data, operand1=operand1)
     step.check_same_elements(data=data, operand1=operand1, dst=dst)
     step.check_not_both_psum(data=data, operand1=operand1)
-    result = apply(
-        first, step.read_float("data", data), step.scalar("operand0", operand0, data), reverse0
-    )
+    column = step.scalar("operand0", operand0, data, float_only=False)
+    result = apply(first, step.read_float("data", data), column, reverse0)
     result = apply(second, result, step.read_float("operand1", operand1), reverse1)
     step.write("dst", dst, result)
     return step.done()

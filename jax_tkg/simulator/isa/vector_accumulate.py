@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.simulator.isa import constants
-from jax_tkg.simulator.isa.arithmetic import apply, arithmetic, reduce_free
+from jax_tkg.simulator.isa.arithmetic import apply, arithmetic, check_no_operand, reduce_free
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
 from jax_tkg.simulator.isa.operators import Operator, operator, operator_name
 from jax_tkg.simulator.machine.machine import require_generation
@@ -89,6 +89,7 @@ def tensor_scalar_reduce(
     step.check_same_elements(data=data, dst=dst)
     values = step.read_float("data", data)
     if first.arity == 1:
+        check_no_operand(step, first, "operand0", operand0)
         values = first.apply(values)
     else:
         values = apply(first, values, step.scalar("operand0", operand0, data), False)
@@ -146,6 +147,9 @@ def tensor_tensor_scan(
     """``result[i] = (data0[i] op0 result[i-1]) op1 data1[i]``."""
     step = Step("tensor_tensor_scan", "vector")
     first, second = arithmetic(step, op0, "op0"), arithmetic(step, op1, "op1")
+    for argument, found in (("op0", first), ("op1", second)):
+        if found.arity != 2:
+            step.fail(f"{argument} must be a binary operator, got {found.name}")
     step.check_compute(dst=dst, data0=data0, data1=data1)
     step.check_same_elements(data0=data0, data1=data1, dst=dst)
     step.check_not_both_psum(data0=data0, data1=data1)

@@ -175,6 +175,11 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "on_true_tile must be in SBUF",
         ),
         (
+            "affine_select_comparison",
+            lambda: nisa.affine_select(tile(4, 4), [[1, 4]], 0, tile(4, 4), 0.0, cmp_op=nl.add),
+            "cmp_op must be one of .*, got add",
+        ),
+        (
             "gather_indices_uint32",
             lambda: nisa.nc_n_gather(tile(4, 4), tile(4, 4), tile(4, 4, dtype="int32")),
             "indices must be of uint32",

@@ -347,6 +347,16 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "not wholly started by a matmul",
         ),
         (
+            "transpose_mode_dtype",
+            lambda: nisa.nc_matmul(
+                empty(4, 4, dtype="int32"),
+                tile(4, 4, dtype="bfloat16"),
+                tile(4, 4, dtype="bfloat16"),
+                is_transpose=True,
+            ),
+            "dst of a transpose must be of float32 or, as stationary, bfloat16, got int32",
+        ),
+        (
             "transpose_dtype",
             lambda: nisa.nc_transpose(empty(4, 4), tile(4, 4, dtype="bfloat16")),
             "nc_transpose: dst must have the dtype of data, bfloat16, got float32",

@@ -200,6 +200,12 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "op=softmax is not an activation function",
         ),
         (
+            "reciprocal_without_bias_on_v2",
+            lambda: nisa.activation(tile(4, 4), nl.reciprocal, tile(4, 4), bias=tile(4, 1)),
+            "op=reciprocal takes no bias on NeuronCore-v2",
+            "trn1",
+        ),
+        (
             "prelu_needs_activate2",
             lambda: nisa.activation(tile(4, 4), nl.prelu, tile(4, 4)),
             "prelu needs a slope",

@@ -191,6 +191,16 @@ class TensorScalarTest(parameterized.TestCase):
         )
         np.testing.assert_allclose(result, _Y - 2 * _X, rtol=1e-5, atol=1e-6)
 
+    def test_scalar_tensor_tensor_with_a_column_of_any_dtype(self):
+        column = np.arange(128).astype(ml_dtypes.bfloat16)[:, None]
+        result = on_chip(
+            lambda dst, x, c, y: nisa.scalar_tensor_tensor(dst, x, nl.multiply, c, nl.add, y),
+            [_X, column, _Y],
+            (128, 24),
+        )
+        expected = _X * column.astype(np.float32) + _Y
+        np.testing.assert_allclose(result, expected, rtol=1e-6)
+
 
 class CopyTest(parameterized.TestCase):
     def test_equal_dtypes_are_copied_bit_by_bit(self):
@@ -365,6 +375,16 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "tensor_tensor_needs_a_binary_operator",
             lambda: nisa.tensor_tensor(tile(4, 4), tile(4, 4), tile(4, 4), nl.square),
             "op must be a binary operator, got square",
+        ),
+        (
+            "absolute_maximum_needs_v4",
+            lambda: nisa.tensor_tensor(tile(4, 4), tile(4, 4), tile(4, 4), nl.abs_max),
+            "op=abs_max needs NeuronCore-v4",
+        ),
+        (
+            "absolute_minimum_needs_v4",
+            lambda: nisa.tensor_scalar(tile(4, 4), tile(4, 4), nl.abs_min, 1.0),
+            "op0=abs_min needs NeuronCore-v4",
         ),
         (
             "unknown_operator",

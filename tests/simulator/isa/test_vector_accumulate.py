@@ -223,6 +223,20 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "data0 and data1 cannot both be in PSUM",
         ),
         (
+            "scan_binary_op0",
+            lambda: nisa.tensor_tensor_scan(
+                tile(4, 4), tile(4, 4), tile(4, 4), 0.0, nl.abs, nl.add
+            ),
+            "op0 must be a binary operator, got abs",
+        ),
+        (
+            "scan_binary_op1",
+            lambda: nisa.tensor_tensor_scan(
+                tile(4, 4), tile(4, 4), tile(4, 4), 0.0, nl.add, nl.square
+            ),
+            "op1 must be a binary operator, got square",
+        ),
+        (
             "scan_arithmetic_only",
             lambda: nisa.tensor_tensor_scan(
                 tile(4, 4), tile(4, 4), tile(4, 4), 0.0, nl.bitwise_and, nl.add
@@ -259,6 +273,11 @@ class RuleTest(parameterized.TestCase, harness.Rules):
                 tile(4, 4), tile(4, 4), nl.add, 0.0, nl.add, reduce_init=1.0
             ),
             "reduce_init needs reduce_cmd load_reduce",
+        ),
+        (
+            "unary_takes_no_operand",
+            lambda: nisa.tensor_scalar_reduce(tile(4, 4), tile(4, 4), nl.abs, 5.0, nl.add),
+            "operand0 must be None or 0 for the unary abs, got 5.0",
         ),
         (
             "no_reverse",
