@@ -264,8 +264,8 @@ def _check_other_values(step: Step, dst: NkiTensor, started: np.ndarray, any_sta
         others &= storage.shadow_view(storage.shadow, *where)
     if not others.any():
         return
-    part = "a part of it " if any_started else ""
-    held = f"dst {dst.label}: {part}was last written by another instruction than a matmul"
+    part = "a part of " if any_started else ""
+    held = f"{part}dst {dst.label} was last written by another instruction than a matmul"
     if step.core.target.generation < 4:
         step.fail(
             f"{held}; accumulating onto it is undefined on NeuronCore-v2 and v3: pass "

@@ -75,7 +75,7 @@ class MatmulTest(parameterized.TestCase):
 
         with self.assertRaisesRegex(
             simulator.NkiValidationError,
-            "a part of it was last written by another instruction than a matmul",
+            "a part of dst .* was last written by another instruction than a matmul",
         ):
             harness.run(body)
 
