@@ -35,6 +35,9 @@ GUIDES = {
     "ap_": "deep dive on access patterns; nki.language.NkiTensor",
     "dynamic_index_range": "deep dive on access patterns; nki.language.NkiTensor",
     "double_row_not_transposed": "Trainium2 architecture guide, double FP8 matmul performance",
+    "transpose_mode_dtype": "nki.isa.nc_matmul and nki.isa.nc_transpose, data types",
+    "reciprocal_without_bias": "nki.isa reference, engine selection for operators",
+    "absolute_": "nki.language.abs_max and nki.language.abs_min",
     "one_bank": "architecture guide, PSUM; nki.isa.nc_matmul, tile size",
     "loop_psum": "public reports of NCC_IBIR092 from the compiler's back end",
     "loop_dge_none": "a public report of NCC_ISQI001 from the compiler's back end",
@@ -125,6 +128,8 @@ def _call(body: ast.expr) -> str:
                 return f"{NAMESPACES[owner.id]}.{function.attr}"
             if function.attr in VIEW_METHODS:
                 return f"NkiTensor.{function.attr}"
+            if function.attr == "depends_on":
+                return "NkiInstruction.depends_on"
             node = owner
         else:
             break

@@ -78,8 +78,8 @@ SIMULATOR: tuple[Mutation, ...] = (
     Mutation(
         "reduction registers are never reset",
         "simulator/isa/scalar.py",
-        "        lanes[:] = reduction.identity\n",
-        "        lanes[:] = lanes\n",
+        "        registers.put(lanes, reduction.identity)\n",
+        "        registers.is_set[lanes] = True\n",
         ("simulator/isa/test_scalar.py",),
     ),
     Mutation(
@@ -110,6 +110,34 @@ SIMULATOR: tuple[Mutation, ...] = (
         "old.reshape(product.shape) + product, matmul=True",
         "product, matmul=True",
         ("simulator/isa/test_matmul.py",),
+    ),
+    Mutation(
+        "matmul looks for other values in fresh tiles only",
+        "simulator/isa/matmul.py",
+        "    if accumulate is None and not started:\n",
+        "    if accumulate is None and not any_started:\n",
+        ("simulator/isa/test_matmul.py",),
+    ),
+    Mutation(
+        "bitwise results are converted by value",
+        "simulator/isa/arithmetic.py",
+        "    if values.dtype.itemsize == bits.itemsize:\n",
+        "    if values.dtype == bits:\n",
+        ("simulator/isa/test_vector.py",),
+    ),
+    Mutation(
+        "a write that meets elements twice counts as whole",
+        "simulator/memory/layout.py",
+        "        if stride < end:\n            return False\n",
+        "        if stride == 0:\n            return False\n",
+        ("simulator/memory/test_storage.py",),
+    ),
+    Mutation(
+        "idle keeps the registers of the Vector Engine",
+        "simulator/isa/vector_accumulate.py",
+        "    step.core.vector_accumulators.forget(_lanes(data))\n",
+        "",
+        ("simulator/isa/test_vector_accumulate.py",),
     ),
     Mutation(
         "matmul always accumulates",

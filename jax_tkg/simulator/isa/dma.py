@@ -276,8 +276,15 @@ def dma_transpose(
             f"{order if order else 'one of ' + str(list(_TRANSPOSE_AXES.values()))}, got {axes}"
         )
     indirect = src.indirection is not None and src.indirection.is_vector
+    out_of_bounds = constants.member(_OOB, oob_mode, "oob_mode")
+    if out_of_bounds is _OOB.skip and src.indirection is None:
+        step.fail("oob_mode.skip needs a src with a run-time address")
     if indirect:
         _check_indirect_transpose(step, src)
+    elif mode not in (_DGE.unknown, _DGE.hwdge):
+        step.fail(
+            f"a transpose without vector_offset needs dge_mode unknown or hwdge, got {mode.name}"
+        )
     elif mode is _DGE.hwdge:
         _check_hardware_transpose(step, src)
     if dtypes.info(src.dtype).itemsize not in (2, 4):
@@ -285,16 +292,22 @@ def dma_transpose(
     expected = tuple(src.shape[a] for a in order)
     if dst.size != src.size or dst.shape[0] != expected[0]:
         step.fail(f"dst must have shape {expected}, got {list(dst.shape)}")
-    source = _Transfer(step, "src", src, constants.member(_OOB, oob_mode, "oob_mode"))
+    source = _Transfer(step, "src", src, out_of_bounds)
     if source.skipped:
         return step.done()
     values = source.read().view(dtypes.info(src.dtype).bits).transpose(order)
     if source.valid is None:
         step.write_exact("dst", dst, np.ascontiguousarray(values))
         return step.done()
-    # Where a row of src is skipped, a column of dst keeps its elements.
-    kept = step.read("dst", dst).view(values.dtype).reshape(expected)
-    step.write_exact("dst", dst, np.where(source.valid, values, kept))
+    # Where a row of src is skipped, a column of dst keeps its elements, also if never written.
+    kept, written = step.read_moved("dst", dst)
+    moved = np.broadcast_to(source.valid, expected)
+    step.write_moved(
+        "dst",
+        dst,
+        np.where(moved, values, kept.reshape(expected)),
+        None if written is None else written | moved.reshape(written.shape),
+    )
     return step.done()
 
 
@@ -363,6 +376,12 @@ def dma_compute(
     for i, src in enumerate(srcs):
         if src.size != dst.size:
             step.fail(f"srcs[{i}] must have {dst.size} elements as dst, got {src.size}")
+    for operand, tensor in (("dst", dst), *((f"srcs[{i}]", src) for i, src in enumerate(srcs))):
+        if tensor.indirection is not None and not tensor.indirection.is_vector:
+            step.fail(
+                f"{operand} must have an address known at compile time or a vector_offset, got "
+                f"{tensor.label} at a run-time address"
+            )
     oob = constants.member(_OOB, oob_mode, "oob_mode")
     transfers = [_Transfer(step, f"srcs[{i}]", src, oob) for i, src in enumerate(srcs)]
     target = _Transfer(step, "dst", dst, oob)
@@ -376,8 +395,7 @@ def dma_compute(
         assert rows is not None
         if target.rows is not None and np.unique(target.rows).size != target.rows.size:
             step.fail("unique_indices=True, but an index of dst occurs twice")
-    if target.skipped or any(t.skipped for t in transfers):
-        return step.done()
+        _check_read_modify_write(step, target, transfers)
     total = np.zeros(dst.shape, np.float32)
     valid: np.ndarray | None = None
     for transfer in transfers:
@@ -386,3 +404,33 @@ def dma_compute(
             valid = transfer.valid if valid is None else valid & transfer.valid
     target.write_exact(dtypes.round_to(total, target.info), valid)
     return step.done()
+
+
+def _check_read_modify_write(step: Step, target: _Transfer, sources: Sequence[_Transfer]) -> None:
+    """Checks the two forms that a sum with a vector_offset has.
+
+    A scatter adds data in SBUF to the indexed rows of `dst` in HBM; a gather adds indexed rows of
+    HBM to `dst` in SBUF. Either way one of the sources is `dst` itself.
+    """
+    kept = [number for number, source in enumerate(sources) if _is_same_place(source, target)]
+    if not kept:
+        step.fail(
+            f"with a vector_offset one of srcs must be dst {target.tensor.label} itself, with its "
+            "indices if it has any"
+        )
+    if target.rows is None:
+        step.check_spaces(("sbuf",), dst=target.tensor)
+    else:
+        number = 1 - kept[0]
+        step.check_spaces(("sbuf",), **{f"srcs[{number}]": sources[number].tensor})
+
+
+def _is_same_place(one: _Transfer, other: _Transfer) -> bool:
+    """Whether two operands are the same elements of the same allocation."""
+    if one.tensor.storage is not other.tensor.storage or one.info is not other.info:
+        return False
+    if one.tensor.shape != other.tensor.shape or one.tensor.layout() != other.tensor.layout():
+        return False
+    if one.rows is None or other.rows is None:
+        return one.rows is other.rows
+    return np.array_equal(one.rows, other.rows)

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.hardware import PARTITIONS
+from jax_tkg.simulator.isa.arithmetic import check_integers, write_bits
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
 from jax_tkg.simulator.isa.operators import operator
 from jax_tkg.simulator.machine.machine import require_generation
@@ -56,6 +57,9 @@ def iota(
     return step.done()
 
 
+_COMPARISONS = ("equal", "not_equal", "less", "less_equal", "greater", "greater_equal")
+
+
 def affine_select(
     dst: NkiTensor,
     pattern: Sequence[Sequence[int]],
@@ -72,6 +76,8 @@ def affine_select(
     step.check_compute(dst=dst, on_true_tile=on_true_tile)
     step.check_same_elements(dst=dst, on_true_tile=on_true_tile)
     compare = operator(cmp_op, "affine_select", "cmp_op")
+    if compare.name not in _COMPARISONS:
+        step.fail(f"cmp_op must be one of {_COMPARISONS}, got {compare.name}")
     values = _pattern_values(step, dst, pattern, offset, channel_multiplier)
     chosen = compare.apply(values, np.int64(0)) != 0
     info = dtypes.info(dst.dtype)
@@ -105,7 +111,8 @@ def tensor_partition_reduce(
             f"{list(dst.shape)}"
         )
     if found.bitvec:
-        step.write("dst", dst, found.reducer.reduce(step.read_rows("data", data), axis=0))
+        check_integers(step, found, dst=dst, data=data)
+        write_bits(step, "dst", dst, found.reducer.reduce(step.read_rows("data", data), axis=0))
         return step.done()
     total = found.reducer.reduce(step.read_float("data", data), axis=0)
     step.write("dst", dst, total / np.float32(data.shape[0]) if average else total)

@@ -12,6 +12,7 @@ from jax_tkg.hardware import (
     STATIONARY_FMAX,
     TRN3,
 )
+from jax_tkg.simulator.caller import caller
 from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
 from jax_tkg.simulator.machine.machine import require_generation
@@ -108,6 +109,12 @@ def _check_matmul_dtypes(
         if is_transpose:
             step.fail("perf_mode double_row cannot be combined with is_transpose")
     if is_transpose:
+        # The text of nc_matmul asks for float32, that of nc_transpose for the dtype of the data.
+        if dst.dtype not in ("float32", stationary.dtype):
+            step.fail(
+                f"dst of a transpose must be of float32 or, as stationary, {stationary.dtype}, "
+                f"got {dst.dtype}"
+            )
         return
     if target.generation >= 4:
         step.check_dtype(("float32", "bfloat16"), dst=dst)
@@ -218,14 +225,12 @@ def write_product(step: Step, dst: NkiTensor, product: np.ndarray, accumulate: b
     place = dst.layout()
     where = (info.bits, dst.shape, place.partition, place.start, place.strides)
     shadow = storage.shadow_view(storage.matmul_shadow, *where)
-    started, any_started = bool(shadow.min()), bool(shadow.max())
+    whole = np.iinfo(info.bits).max
+    started, any_started = bool(shadow.min() == whole), bool(shadow.max() == whole)
+    if accumulate is None and not started:
+        _check_other_values(step, dst, shadow, any_started)
     if accumulate is None and not any_started:
         accumulate = False
-        if _holds_other_values(step, dst):
-            step.fail(
-                f"dst {dst.label} was last written by another instruction than a matmul; "
-                "accumulating onto it is undefined on NeuronCore-v2 and v3: pass accumulate=False"
-            )
     if step.instruction is not None:
         step.instruction.attributes["accumulate"] = bool(any_started and accumulate is not False)
     if accumulate is False:
@@ -240,29 +245,49 @@ def write_product(step: Step, dst: NkiTensor, product: np.ndarray, accumulate: b
     step.write("dst", dst, old.reshape(product.shape) + product, matmul=True)
 
 
-def _holds_other_values(step: Step, dst: NkiTensor) -> bool:
+def _check_other_values(step: Step, dst: NkiTensor, started: np.ndarray, any_started: bool) -> None:
+    """Checks that no other instruction than a matmul was the last to write an element of `dst`.
+
+    Accumulating onto such an element is undefined before NeuronCore-v4. On v4 the documentation
+    says both that it counts as written, so that the product is added, and that the first product
+    must overwrite. It is overwritten here, with a finding if that makes a difference.
+    """
     storage = dst.storage
     assert storage is not None
-    if not storage.track or step.core.target.generation >= 4:
-        return False
-    if storage.shadow is None:
-        return True
-    info = dtypes.info(dst.dtype)
+    if not storage.track:
+        return
+    bits = dtypes.info(dst.dtype).bits
     place = dst.layout()
-    written = storage.shadow_view(
-        storage.shadow, info.bits, dst.shape, place.partition, place.start, place.strides
-    )
-    return bool(written.any())
+    where = (bits, dst.shape, place.partition, place.start, place.strides)
+    others = ~started
+    if storage.shadow is not None:
+        others &= storage.shadow_view(storage.shadow, *where)
+    if not others.any():
+        return
+    part = "a part of " if any_started else ""
+    held = f"{part}dst {dst.label} was last written by another instruction than a matmul"
+    if step.core.target.generation < 4:
+        step.fail(
+            f"{held}; accumulating onto it is undefined on NeuronCore-v2 and v3: pass "
+            "accumulate=False"
+        )
+    if (storage.view(*where)[others != 0] != 0).any():
+        file, line = caller()
+        step.core.machine.report(
+            "accumulation",
+            f"{step.opcode}: {held}, and the product replaces its values; AWS's documentation does "
+            f"not say clearly whether it is added: pass accumulate=False ({file}:{line})",
+        )
 
 
 def _partial(step: Step, dst: NkiTensor, shadow: np.ndarray) -> np.ndarray:
-    """Returns the accumulated values, with 0 where no matmul has written yet."""
+    """Returns the accumulated values, with 0 where no matmul has written last."""
     storage = dst.storage
     assert storage is not None
     info = dtypes.info(dst.dtype)
     place = dst.layout()
     values = storage.view(info.storage, dst.shape, place.partition, place.start, place.strides)
-    return np.where(shadow != 0, dtypes.to_float32(values), np.float32(0))
+    return np.where(shadow == np.iinfo(info.bits).max, dtypes.to_float32(values), np.float32(0))
 
 
 def nc_transpose(

@@ -8,12 +8,13 @@ import numpy as np
 from jax_tkg.simulator import errors
 from jax_tkg.simulator.caller import caller, running_functions
 from jax_tkg.simulator.isa.operand_checks import OperandChecks
-from jax_tkg.simulator.machine.device_loops import loop_of
+from jax_tkg.simulator.machine.accumulators import Accumulators
+from jax_tkg.simulator.machine.device_loops import Scope, loop_of
 from jax_tkg.simulator.machine.machine import Core, current_core
 from jax_tkg.simulator.machine.record import Access, Instruction
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.addressing import VirtualRegister
-from jax_tkg.simulator.memory.layout import Layout
+from jax_tkg.simulator.memory.layout import Layout, are_distinct
 from jax_tkg.simulator.memory.storage import Storage
 from jax_tkg.simulator.memory.tensor import NkiTensor
 from jax_tkg.simulator.memory.view import described
@@ -28,11 +29,24 @@ class NkiInstruction:
     instructions of a core in program order.
     """
 
-    def __init__(self, handle: Any):
+    def __init__(self, handle: Any, scope: Scope = ()):
         self.handle = handle
+        self._scope = scope
 
     def depends_on(self, *producers: "NkiInstruction") -> "NkiInstruction":
-        """Adds scheduling dependencies to the record."""
+        """Adds scheduling dependencies to the record.
+
+        Raises:
+          NkiValidationError: a producer is in a device loop, or a turn of one, that does not
+            enclose this instruction.
+        """
+        for producer in producers:
+            if self._scope[: len(producer._scope)] != producer._scope:
+                file, line = caller()
+                raise errors.NkiValidationError(
+                    "depends_on: the producer ran in a turn of a device loop that does not enclose "
+                    f"this instruction, which cannot wait for it ({file}:{line})"
+                )
         if self.handle is not None:
             indices = [p.handle.index for p in producers if p.handle is not None]
             self.handle.attributes.setdefault("depends_on", []).extend(indices)
@@ -76,7 +90,7 @@ class Step(OperandChecks):
 
     def done(self) -> NkiInstruction:
         """Returns the handle of the instruction."""
-        return NkiInstruction(self.instruction)
+        return NkiInstruction(self.instruction, self.core.loops.scope)
 
     def set_engine(self, engine: str, chosen: bool) -> None:
         """Records the engine of an instruction that determines it late."""
@@ -184,7 +198,7 @@ class Step(OperandChecks):
             place.strides,
         )
         values = values if values.shape == tensor.shape else values.reshape(tensor.shape)
-        if 0 in place.strides[1:]:
+        if 0 in place.strides:
             # Of elements with the same address, the last one stays.
             last = tuple(
                 slice(-1, None) if stride == 0 else slice(None) for stride in place.strides
@@ -216,8 +230,12 @@ class Step(OperandChecks):
                 _ALL_WRITTEN[info.itemsize] if matmul else 0
             )
         overlaps = storage.live_overlaps()
-        whole = tensor.size * info.itemsize == storage.nbytes and 0 not in place.strides[1:]
         if storage.shadow is not None:
+            # As many distinct elements as the allocation holds are all of them.
+            first = 1 if storage.space != "hbm" else 0
+            whole = tensor.size * info.itemsize == storage.nbytes and are_distinct(
+                tensor.shape[first:], place.strides[first:], info.itemsize
+            )
             if whole and not overlaps:
                 storage.shadow = None
             else:
@@ -288,6 +306,26 @@ class Step(OperandChecks):
             f"{' or were overwritten' if lost else ''}, the first at index {first}"
             f"{because} ({file}:{line})"
         )
+        self._report_uninitialized(message)
+
+    def check_accumulators(self, registers: Accumulators, lanes: slice, engine: str) -> None:
+        """Checks that the reduction registers that the instruction reads were set.
+
+        Raises:
+          UninitializedReadError: they were not, and the option `uninitialized` is "error".
+        """
+        missing = ~registers.is_set[lanes]
+        if not missing.any() or self.core.machine.options.uninitialized == "ignore":
+            return
+        file, line = caller()
+        self._report_uninitialized(
+            f"{self.opcode}: reads {int(missing.sum())} of {missing.size} reduction registers of "
+            f"the {engine} Engine that were never set or were left undefined by reduce_cmd idle, "
+            f"the first in partition {lanes.start + int(np.argmax(missing))}: begin with "
+            f"reduce_cmd reset_reduce ({file}:{line})"
+        )
+
+    def _report_uninitialized(self, message: str) -> None:
         if self.core.machine.options.uninitialized == "error":
             raise errors.UninitializedReadError(message)
         self.core.machine.report("uninitialized", message)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.simulator import errors
+from jax_tkg.simulator.machine.machine import current_core, require_generation
 
 Array = np.ndarray
 
@@ -28,6 +29,7 @@ class Operator:
       bitvec: whether it works on the bit patterns of integers.
       reducer: the NumPy ufunc that reduces an axis; None if the operator cannot reduce.
       identity: the value that a reduction starts from.
+      generation: the first NeuronCore that has it.
     """
 
     name: str
@@ -36,6 +38,7 @@ class Operator:
     bitvec: bool = False
     reducer: Any = None
     identity: float = 0.0
+    generation: int = 2
 
 
 def _flag(function: Any) -> Callable[[Array, Array], Array]:
@@ -85,8 +88,8 @@ OPERATORS = {
         Operator("power", np.power),
         Operator("mod", np.mod),
         Operator("fmod", np.fmod),
-        Operator("abs_max", _abs_extreme(True)),
-        Operator("abs_min", _abs_extreme(False)),
+        Operator("abs_max", _abs_extreme(True), generation=4),
+        Operator("abs_min", _abs_extreme(False), generation=4),
         Operator("abs", np.abs, arity=1),
         Operator("square", np.square, arity=1),
         Operator("relu", lambda x: np.maximum(x, 0), arity=1),
@@ -116,7 +119,7 @@ def operator(op: Any, instruction: str, argument: str) -> Operator:
     """Returns the ALU operator for a function of ``nki.language``.
 
     Raises:
-      NkiValidationError: there is none.
+      NkiValidationError: there is none, or the target is older than the operator.
     """
     name = operator_name(op)
     found = OPERATORS.get(_ALIASES.get(name, name))
@@ -125,6 +128,7 @@ def operator(op: Any, instruction: str, argument: str) -> Operator:
             f"{instruction}: {argument}={name} is not an ALU operator; expected one of "
             f"{sorted(OPERATORS)}"
         )
+    require_generation(current_core(), found.generation, f"{instruction}: {argument}={name}")
     return found
 
 

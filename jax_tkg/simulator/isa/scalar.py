@@ -78,6 +78,8 @@ def _activation(
     if not isinstance(scale, (int, float)) or scale != 1.0:
         values = values * factor
     if bias is not None:
+        if function.name == "reciprocal" and step.core.target.generation < 3:
+            step.fail("op=reciprocal takes no bias on NeuronCore-v2")
         values = values + _bias(step, bias, data)
     _check_range(step, function, values)
     result = np.asarray(function.apply(values), np.float32)
@@ -127,18 +129,21 @@ def _accumulate(
     reduce_res: NkiTensor | None,
 ) -> None:
     """Updates and reads the 128 reduction registers of the Scalar Engine."""
-    start = data.partition_start
-    lanes = step.core.scalar_accumulators[start : start + data.shape[0]]
+    registers = step.core.scalar_accumulators
+    lanes = slice(data.partition_start, data.partition_start + data.shape[0])
     if command in (_CMD.reset, _CMD.reset_reduce):
-        lanes[:] = reduction.identity
+        registers.put(lanes, reduction.identity)
+    if command in _FOLD or reduce_res is not None:
+        step.check_accumulators(registers, lanes, "Scalar")
+    values = registers.values[lanes]
     if command in _FOLD:
-        lanes[:] = reduction.apply(lanes, reduce_free(reduction, result)[:, 0])
+        values[:] = reduction.apply(values, reduce_free(reduction, result)[:, 0])
     if reduce_res is None:
         return
     step.check_compute(reduce_res=reduce_res)
     if reduce_res.shape[0] != data.shape[0] or reduce_res.size != data.shape[0]:
         step.fail(f"reduce_res must have shape ({data.shape[0]}, 1), got {list(reduce_res.shape)}")
-    step.write("reduce_res", reduce_res, lanes.copy().reshape(-1, 1))
+    step.write("reduce_res", reduce_res, values.copy().reshape(-1, 1))
 
 
 _PAIRS = (

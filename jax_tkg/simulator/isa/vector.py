@@ -9,9 +9,12 @@ from jax_tkg.simulator.isa import constants
 from jax_tkg.simulator.isa.arithmetic import (
     WIDE_INTEGER,
     apply,
+    apply_bits,
     arithmetic,
     bitvec_scalar,
     check_integers,
+    check_no_operand,
+    write_bits,
 )
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
 from jax_tkg.simulator.isa.operators import operator
@@ -73,7 +76,8 @@ def memset(
         return step.done()
     if info.kind in ("int", "uint"):
         limits = np.iinfo(info.storage)
-        if value != int(value) or not limits.min <= value <= limits.max:
+        # Neither NaN nor an infinity lies within the limits.
+        if not limits.min <= value <= limits.max or value != int(value):
             step.fail(f"value must be an integer that {info.name} holds, got {value}")
     filled = np.full(dst.shape, int(value) if info.kind in ("int", "uint") else np.float32(value))
     step.write("dst", dst, filled)
@@ -93,21 +97,37 @@ def tensor_copy_predicated(
     step.check_same_elements(dst=dst, predicate=predicate)
     step.check_dtype(_PREDICATE_DTYPES, predicate=predicate)
     step.check_not_both_psum(src=src, predicate=predicate)
-    chosen = step.read_rows("predicate", predicate) != 0
+    chosen = step.read("predicate", predicate).reshape(dst.shape) != 0
     if reverse_pred:
         chosen = ~chosen
-    info = dtypes.info(dst.dtype)
+    bits = dtypes.info(dst.dtype).bits
     if isinstance(src, NkiTensor):
         step.check_compute(src=src)
         step.check_same_elements(dst=dst, src=src)
         if src.dtype != dst.dtype:
             step.fail(f"src must have the dtype of dst, {dst.dtype}, got {src.dtype}")
-        new = step.read_rows("src", src).view(info.bits)
+        new = step.read("src", src).reshape(dst.shape).view(bits)
     else:
-        new = dtypes.round_to(np.full((1, 1), src, np.float32), info).view(info.bits)
-    old = step.read_rows("dst", dst).view(info.bits)
-    step.write_exact("dst", dst, np.where(chosen, new, old))
+        new = _constant(step, "src", src, dst).view(bits)
+    old, written = step.read_moved("dst", dst)
+    # Elements that the predicate does not choose stay as they are, also if never written.
+    step.write_moved(
+        "dst", dst, np.where(chosen, new, old), None if written is None else written | chosen
+    )
     return step.done()
+
+
+def _constant(step: Step, operand: str, value: Any, dst: NkiTensor) -> np.ndarray:
+    """Returns a compile-time number as one element of `dst`; an integer stays exact in integers."""
+    info = dtypes.info(dst.dtype)
+    if not isinstance(value, (bool, int, float, np.integer, np.floating)):
+        step.fail(f"{operand} must be a number or a tensor, got {described(value)}")
+    if info.kind == "packed":
+        step.fail(f"{operand} must be a tensor for the packed dtype {info.name}, got {value}")
+    if info.kind in ("int", "uint") and isinstance(value, (int, np.integer)):
+        limits = np.iinfo(info.storage)
+        return np.array(min(max(int(value), limits.min), limits.max), info.storage)
+    return dtypes.round_to(np.array(value, np.float32), info)
 
 
 def tensor_tensor(
@@ -142,7 +162,7 @@ def tensor_tensor(
     if found.bitvec:
         check_integers(step, found, dst=dst, data1=data1, data2=data2)
         left, right = step.read_rows("data1", data1), step.read_rows("data2", data2)
-        step.write("dst", dst, found.apply(left, right))
+        write_bits(step, "dst", dst, apply_bits(found, left, right))
     elif integers and chosen == "gpsimd" and found.name != "power":
         # The GpSimd Engine computes 32-bit integers exactly, modulo 2^32.
         left = step.read_rows("data1", data1).astype(np.int64)
@@ -199,10 +219,14 @@ def tensor_scalar(
             (first, "operand0", operand0, reverse0),
             (second, "operand1", operand1, reverse1),
         ):
-            if op is not None:
-                right = None if op.arity == 1 else bitvec_scalar(step, operand, value, data)
-                result = apply(op, result, right, reverse)
-        step.write("dst", dst, result)
+            if op is None:
+                continue
+            if op.arity == 1:
+                check_no_operand(step, op, operand, value)
+                result = op.apply(result)
+            else:
+                result = apply(op, result, bitvec_scalar(step, operand, value, data), reverse)
+        write_bits(step, "dst", dst, result)
         return step.done()
     result = step.read_float("data", data)
     for op, operand, value, reverse in (
@@ -212,10 +236,7 @@ def tensor_scalar(
         if op is None:
             continue
         if op.arity == 1:
-            if value is not None and (isinstance(value, NkiTensor) or value != 0):
-                step.fail(
-                    f"{operand} must be None or 0 for the unary {op.name}, got {described(value)}"
-                )
+            check_no_operand(step, op, operand, value)
             result = op.apply(result)
         else:
             result = apply(op, result, step.scalar(operand, value, data), reverse)
@@ -243,9 +264,8 @@ def scalar_tensor_tensor(
     step.check_compute(dst=dst, data=data, operand1=operand1)
     step.check_same_elements(data=data, operand1=operand1, dst=dst)
     step.check_not_both_psum(data=data, operand1=operand1)
-    result = apply(
-        first, step.read_float("data", data), step.scalar("operand0", operand0, data), reverse0
-    )
+    column = step.scalar("operand0", operand0, data, float_only=False)
+    result = apply(first, step.read_float("data", data), column, reverse0)
     result = apply(second, result, step.read_float("operand1", operand1), reverse1)
     step.write("dst", dst, result)
     return step.done()
@@ -284,7 +304,7 @@ def tensor_reduce(
             step.fail("negate is only for arithmetic operators")
         check_integers(step, found, dst=dst, data=data)
         rows = step.read("data", data).reshape(data.shape[0], kept, -1)
-        step.write("dst", dst, found.reducer.reduce(rows, axis=2))
+        write_bits(step, "dst", dst, found.reducer.reduce(rows, axis=2))
         return step.done()
     values = dtypes.to_float32(step.read("data", data)).reshape(data.shape[0], kept, -1)
     result = found.reducer.reduce(values, axis=2).astype(np.float32)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from jax_tkg.simulator.isa import constants
-from jax_tkg.simulator.isa.arithmetic import apply, arithmetic, reduce_free
+from jax_tkg.simulator.isa.arithmetic import apply, arithmetic, check_no_operand, reduce_free
 from jax_tkg.simulator.isa.operands import NkiInstruction, Step
 from jax_tkg.simulator.isa.operators import Operator, operator, operator_name
 from jax_tkg.simulator.machine.machine import require_generation
@@ -24,19 +24,29 @@ def _start(
     step: Step, command: constants.reduce_cmd, op: Operator, data: NkiTensor, initial: Any
 ) -> np.ndarray:
     """Returns the initial values of the accumulators, one per partition of `data`."""
-    start = data.partition_start
-    lanes = step.core.vector_accumulators[start : start + data.shape[0]]
+    registers, lanes = step.core.vector_accumulators, _lanes(data)
     if command is _CMD.reset_reduce:
-        lanes[:] = op.identity
+        registers.put(lanes, op.identity)
     elif command is _CMD.load_reduce:
         if initial is None:
             step.fail("reduce_cmd load_reduce needs an initial value")
-        lanes[:] = np.broadcast_to(
-            np.asarray(step.scalar("initial value", initial, data)).reshape(-1), lanes.shape
-        )
-    elif command is not _CMD.reduce:
+        registers.put(lanes, np.asarray(step.scalar("initial value", initial, data)).reshape(-1))
+    elif command is _CMD.reduce:
+        step.check_accumulators(registers, lanes, "Vector")
+    else:
         step.fail(f"reduce_cmd {command.name} is not supported here")
-    return lanes
+    return registers.values[lanes]
+
+
+def _idle(step: Step, data: NkiTensor, reduce_res: NkiTensor | None) -> None:
+    """Leaves the accumulators undefined: under reduce_cmd idle they may still be modified."""
+    if reduce_res is not None:
+        step.fail("reduce_res needs a reduce_cmd other than idle")
+    step.core.vector_accumulators.forget(_lanes(data))
+
+
+def _lanes(data: NkiTensor) -> slice:
+    return slice(data.partition_start, data.partition_start + data.shape[0])
 
 
 def _read_out(
@@ -79,6 +89,7 @@ def tensor_scalar_reduce(
     step.check_same_elements(data=data, dst=dst)
     values = step.read_float("data", data)
     if first.arity == 1:
+        check_no_operand(step, first, "operand0", operand0)
         values = first.apply(values)
     else:
         values = apply(first, values, step.scalar("operand0", operand0, data), False)
@@ -136,6 +147,9 @@ def tensor_tensor_scan(
     """``result[i] = (data0[i] op0 result[i-1]) op1 data1[i]``."""
     step = Step("tensor_tensor_scan", "vector")
     first, second = arithmetic(step, op0, "op0"), arithmetic(step, op1, "op1")
+    for argument, found in (("op0", first), ("op1", second)):
+        if found.arity != 2:
+            step.fail(f"{argument} must be a binary operator, got {found.name}")
     step.check_compute(dst=dst, data0=data0, data1=data1)
     step.check_same_elements(data0=data0, data1=data1, dst=dst)
     step.check_not_both_psum(data0=data0, data1=data1)
@@ -234,8 +248,8 @@ def select_reduce(
         lanes = _start(step, command, maximum, on_true, None)
         lanes[:] = np.maximum(lanes, result.max(axis=1))
         _read_out(step, lanes, reduce_res)
-    elif reduce_res is not None:
-        step.fail("reduce_res needs a reduce_cmd other than idle")
+    else:
+        _idle(step, on_true, reduce_res)
     return step.done()
 
 
@@ -263,6 +277,6 @@ def exponential(
         lanes = _start(step, command, addition, src, reduce_init)
         lanes[:] = lanes + result.sum(axis=1, dtype=np.float32)
         _read_out(step, lanes, reduce_res)
-    elif reduce_res is not None:
-        step.fail("reduce_res needs a reduce_cmd other than idle")
+    else:
+        _idle(step, src, reduce_res)
     return step.done()

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from jax_tkg.hardware import PARTITIONS, Target
+from jax_tkg.hardware import Target
 from jax_tkg.simulator import errors
+from jax_tkg.simulator.machine.accumulators import Accumulators
 from jax_tkg.simulator.machine.device_loops import DeviceLoops
 from jax_tkg.simulator.machine.meeting import MeetingBoard
 from jax_tkg.simulator.machine.record import Instruction, Record
@@ -76,8 +77,8 @@ class Core:
         self.loops = DeviceLoops()
         self.memory = CoreMemory(machine.memory, machine.target, rank, index)
         self._occurrences: dict[Any, int] = {}
-        self.scalar_accumulators = np.zeros(PARTITIONS, np.float32)
-        self.vector_accumulators = np.zeros(PARTITIONS, np.float32)
+        self.scalar_accumulators = Accumulators()
+        self.vector_accumulators = Accumulators()
         self.random = np.random.Generator(np.random.PCG64(0))
 
     @property

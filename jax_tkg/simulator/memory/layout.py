@@ -37,6 +37,19 @@ def trivial_strides(shape: Shape) -> Shape:
     return tuple(strides)
 
 
+def are_distinct(shape: Shape, strides: Shape, itemsize: int) -> bool:
+    """Whether no two elements share a byte, for strides in bytes.
+
+    False for some patterns whose elements interleave without touching.
+    """
+    end = itemsize
+    for stride, size in sorted((s, n) for n, s in zip(shape, strides, strict=True) if n > 1):
+        if stride < end:
+            return False
+        end = (size - 1) * stride + end
+    return True
+
+
 def merge_contiguous(shape: Shape, strides: Shape) -> list[tuple[int, int]]:
     """Merges neighboring dimensions that are contiguous: [(size, stride), ...]."""
     merged: list[tuple[int, int]] = []

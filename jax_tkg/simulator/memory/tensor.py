@@ -445,10 +445,10 @@ class NkiTensor(View):
     def view(self, dtype: Any) -> "NkiTensor":
         """Reinterprets the bytes as another dtype, and rescales the last dimension."""
         new = dtypes.info(dtype)
+        self._require(self.indirection is None, "view", "not after a dynamic select", "one")
         old_size, new_size = dtypes.info(self.dtype).itemsize, new.itemsize
         if old_size == new_size:
             return self._view(self.shape, self.strides, self.offset, new.name)
-        self._require(self.indirection is None, "view", "not after a dynamic select", "one")
         self._require(
             self.strides[-1] == 1 or self.shape[-1] == 1,
             "view",

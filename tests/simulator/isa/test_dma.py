@@ -212,6 +212,23 @@ class TransposeTest(parameterized.TestCase):
         expected = data[indices.T.flatten()[:F]].T
         np.testing.assert_array_equal(harness.run(kernel, data, indices).outputs[0], expected)
 
+    def test_gather_transpose_leaves_skipped_columns_unwritten(self):
+        data = _G.normal(size=(40, 32)).astype(ml_dtypes.bfloat16)
+        indices = np.arange(16, dtype=np.uint32)[:, None]
+        indices[3] = 99
+
+        def kernel(src, idx_hbm, columns):
+            dst = nl.ndarray((32, 16), dtype=src.dtype, buffer=nl.sbuf)
+            nisa.dma_transpose(dst, src.vector_select(0, nl.load(idx_hbm)), oob_mode=_SKIP)
+            out = nl.ndarray((32, columns), dtype=src.dtype, buffer=nl.shared_hbm)
+            nisa.dma_copy(out, dst[:, 0:columns])
+            return out
+
+        result = harness.run(kernel, data, indices, 3).outputs[0]
+        np.testing.assert_array_equal(result, data[:3].T)
+        with self.assertRaisesRegex(simulator.UninitializedReadError, "reads 32 of 128 elements"):
+            harness.run(kernel, data, indices, 4)
+
     def test_gather_transpose_with_one_column_of_the_documentation(self):
         P, F = 128, 128
         data = _G.normal(size=(200, P)).astype(ml_dtypes.bfloat16)
@@ -266,6 +283,20 @@ class ComputeTest(parameterized.TestCase):
         expected = sum(part.astype(np.float32) for part in parts)
         np.testing.assert_allclose(harness.run(kernel, *parts).outputs[0], expected, rtol=1e-6)
 
+    def test_gather_adds_the_indexed_rows(self):
+        def kernel(data, indices):
+            sums = tile(2, 3, value=1)
+            nisa.dma_compute(
+                sums[:, :], [data.vector_select(0, nl.load(indices)), sums[:, :]], nl.add
+            )
+            out = nl.ndarray((2, 3), dtype=nl.float32, buffer=nl.shared_hbm)
+            nisa.dma_copy(out, sums)
+            return out
+
+        data = np.arange(12, dtype=np.float32).reshape(4, 3)
+        result = harness.run(kernel, data, np.array([[2], [2]], np.uint32)).outputs[0]
+        np.testing.assert_array_equal(result, data[[2, 2]] + 1)
+
     def test_scatter_adds_to_the_indexed_rows(self):
         def kernel(target, update, indices):
             idx = nl.load(indices)
@@ -286,6 +317,20 @@ def _index(rows=16, columns=1, dtype="uint32", value=0):
 
 def _filled(*shape, dtype="float32"):
     return nl.full(shape, 1, dtype, buffer=nl.hbm)
+
+
+def _scatter_of_other_rows(target):
+    others = target.vector_select(0, _index(1, value=2))
+    return target.vector_select(0, _index(1)), [others, tile(1, 4)]
+
+
+def _scatter_of_hbm(target):
+    rows = target.vector_select(0, _index(1))
+    return rows, [rows, _filled(1, 4)]
+
+
+def _gather_into(dst):
+    return dst, [_filled(32, 4).vector_select(0, _index(1)), dst]
 
 
 class RuleTest(parameterized.TestCase, harness.Rules):
@@ -391,6 +436,21 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "dst must be in SBUF",
         ),
         (
+            "transpose_descriptors",
+            lambda: nisa.dma_transpose(tile(4, 4), _filled(4, 4), dge_mode=nisa.dge_mode.swdge),
+            "without vector_offset needs dge_mode unknown or hwdge, got swdge",
+        ),
+        (
+            "transpose_descriptors_none",
+            lambda: nisa.dma_transpose(tile(4, 4), _filled(4, 4), dge_mode=nisa.dge_mode.none),
+            "without vector_offset needs dge_mode unknown or hwdge, got none",
+        ),
+        (
+            "transpose_skips_indices",
+            lambda: nisa.dma_transpose(tile(4, 4), _filled(4, 4), oob_mode=_SKIP),
+            "oob_mode.skip needs a src with a run-time address",
+        ),
+        (
             "transpose_element_size",
             lambda: nisa.dma_transpose(tile(4, 4, dtype="uint8"), _filled(4, 4, dtype="uint8")),
             "2 or 4 bytes per element",
@@ -463,6 +523,42 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "compute_elements",
             lambda: nisa.dma_compute(hbm(4, 4), [tile(4, 5)], nl.add),
             r"srcs\[0\] must have 16 elements as dst, got 20",
+        ),
+        (
+            "compute_static_addresses",
+            lambda: nisa.dma_compute(
+                tile(1, 4), [tile(1, 4), _filled(8, 1, 4).select(0, _index(1))], nl.add
+            ),
+            r"srcs\[1\] must have an address known at compile time or a vector_offset",
+        ),
+        (
+            "compute_scatter_adds_to_dst",
+            lambda: nisa.dma_compute(
+                _filled(32, 4).vector_select(0, _index(1)), [tile(1, 4), tile(1, 4)], nl.add
+            ),
+            "with a vector_offset one of srcs must be dst .* itself",
+        ),
+        (
+            "compute_scatter_adds_to_the_rows_of_dst",
+            lambda: nisa.dma_compute(*_scatter_of_other_rows(_filled(32, 4)), nl.add),
+            "with a vector_offset one of srcs must be dst .* itself",
+        ),
+        (
+            "compute_scatter_adds_sbuf",
+            lambda: nisa.dma_compute(*_scatter_of_hbm(_filled(32, 4)), nl.add),
+            r"srcs\[1\] must be in SBUF",
+        ),
+        (
+            "compute_gather_adds_to_dst",
+            lambda: nisa.dma_compute(
+                tile(1, 4), [_filled(32, 4).vector_select(0, _index(1)), tile(1, 4)], nl.add
+            ),
+            "with a vector_offset one of srcs must be dst .* itself",
+        ),
+        (
+            "compute_gather_into_sbuf",
+            lambda: nisa.dma_compute(*_gather_into(_filled(1, 4)), nl.add),
+            "dst must be in SBUF",
         ),
         (
             "compute_unique_indices",

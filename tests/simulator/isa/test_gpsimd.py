@@ -112,6 +112,14 @@ class OtherTest(parameterized.TestCase):
             result[0], x.astype(np.float64).sum(axis=0), rtol=1e-5, atol=1e-5
         )
 
+    @parameterized.parameters("int32", "uint32")
+    def test_bitwise_partition_reduce_keeps_its_bits(self, dtype):
+        x = np.array([[-(2**31)], [1]], np.int32)
+        result = on_chip(
+            lambda dst, t: nisa.tensor_partition_reduce(dst, nl.bitwise_or, t), [x], (1, 1), dtype
+        )
+        np.testing.assert_array_equal(result.view(np.uint32), [[0x80000001]])
+
     def test_sequence_bounds(self):
         ids = np.array([[1, 1, 2, 2, 2, 0, 0]], np.int32)
         result = on_chip(nisa.sequence_bounds, [ids], (1, 2, 7), "int32")
@@ -165,6 +173,11 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "affine_select_in_sbuf",
             lambda: nisa.affine_select(tile(4, 4), [[1, 4]], 0, psum(4, 4), 0.0),
             "on_true_tile must be in SBUF",
+        ),
+        (
+            "affine_select_comparison",
+            lambda: nisa.affine_select(tile(4, 4), [[1, 4]], 0, tile(4, 4), 0.0, cmp_op=nl.add),
+            "cmp_op must be one of .*, got add",
         ),
         (
             "gather_indices_uint32",
@@ -223,6 +236,11 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "partition_reduce_operator",
             lambda: nisa.tensor_partition_reduce(tile(1, 4), nl.multiply, tile(4, 4)),
             "op must be one of",
+        ),
+        (
+            "partition_reduce_bitvec_needs_integers",
+            lambda: nisa.tensor_partition_reduce(tile(1, 4), nl.bitwise_or, tile(4, 4)),
+            "bitwise_or needs integers, but dst is float32",
         ),
         (
             "partition_reduce_output",

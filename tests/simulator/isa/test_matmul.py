@@ -4,6 +4,7 @@ import ml_dtypes
 import numpy as np
 from absl.testing import parameterized
 
+from jax_tkg import simulator
 from jax_tkg.simulator import isa as nisa
 from jax_tkg.simulator import language as nl
 from tests.simulator import harness
@@ -64,6 +65,42 @@ class MatmulTest(parameterized.TestCase):
         # Column 0 holds 2 + 2, column 1 only the second product.
         result = harness.on_chip(instruction, [ones, ones], (1, 2), buffer=nl.psum)
         np.testing.assert_array_equal(result, [[4.0, 2.0]])
+
+    def test_one_element_that_no_matmul_wrote_last_is_found(self):
+        def body():
+            sums = psum(4, 8, value=10)
+            nisa.nc_matmul(sums[:, 0:4], tile(4, 4), tile(4, 4), accumulate=False)
+            nisa.nc_matmul(sums[:, 0:4], tile(4, 4), tile(4, 4))
+            nisa.nc_matmul(sums, tile(4, 4), tile(4, 8))
+
+        with self.assertRaisesRegex(
+            simulator.NkiValidationError,
+            "a part of dst .* was last written by another instruction than a matmul",
+        ):
+            harness.run(body)
+
+    def test_a_half_that_another_instruction_overwrote_is_found(self):
+        def body():
+            sums = empty(1, 1)
+            nisa.nc_matmul(sums, tile(4, 1), tile(4, 1))
+            nisa.memset(sums.view(nl.bfloat16)[:, 0:1], 0)
+            nisa.nc_matmul(sums, tile(4, 1), tile(4, 1))
+
+        with self.assertRaisesRegex(simulator.NkiValidationError, "than a matmul"):
+            harness.run(body)
+
+    @parameterized.parameters((10, None, 1), (10, False, 0), (0, None, 0))
+    def test_values_that_a_product_replaces_on_v4_are_reported(self, value, accumulate, findings):
+        def body(x):
+            sums = psum(1, 1, value=value)
+            nisa.nc_matmul(sums, nl.load(x), nl.load(x), accumulate=accumulate)
+            out = nl.ndarray((1, 1), dtype=nl.float32, buffer=nl.shared_hbm)
+            nisa.dma_copy(out, nl.copy(sums))
+            return out
+
+        result = harness.run(body, np.ones((4, 1), np.float32), target="trn3")
+        np.testing.assert_array_equal(result.outputs[0], [[4.0]])
+        self.assertEqual([f.kind for f in result.findings], ["accumulation"] * findings)
 
     def test_accumulate_false_overwrites(self):
         def instruction(dst, s, m):
@@ -308,6 +345,16 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "no_accumulation_true_onto_memset",
             lambda: nisa.nc_matmul(psum(4, 4), tile(4, 4), tile(4, 4), accumulate=True),
             "not wholly started by a matmul",
+        ),
+        (
+            "transpose_mode_dtype",
+            lambda: nisa.nc_matmul(
+                empty(4, 4, dtype="int32"),
+                tile(4, 4, dtype="bfloat16"),
+                tile(4, 4, dtype="bfloat16"),
+                is_transpose=True,
+            ),
+            "dst of a transpose must be of float32 or, as stationary, bfloat16, got int32",
         ),
         (
             "transpose_dtype",

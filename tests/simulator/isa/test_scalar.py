@@ -7,6 +7,7 @@ import scipy.special
 import scipy.stats
 from absl.testing import parameterized
 
+from jax_tkg import simulator
 from jax_tkg.simulator import isa as nisa
 from jax_tkg.simulator import language as nl
 from tests.simulator import harness
@@ -139,6 +140,32 @@ class ReductionTest(parameterized.TestCase):
         result = on_chip(instruction, [_POSITIVE], (128, 1))
         np.testing.assert_allclose(result[:, 0], _POSITIVE.sum(1), rtol=1e-5)
 
+    @parameterized.named_parameters(
+        ("reduce", {"reduce_cmd": nisa.reduce_cmd.reduce, "reduce_op": nl.add}, "trn2"),
+        ("read_out", {}, "trn2"),
+        (
+            "activate2",
+            {"imm0": 0, "imm1": 0, "op0": nl.bypass, "op1": nl.bypass},
+            "trn3",
+        ),
+    )
+    def test_registers_are_set_before_they_are_read(self, options, target):
+        call = nisa.activate2 if "imm0" in options else nisa.activation
+
+        def body(begin):
+            if begin:
+                nisa.activation(tile(4, 4), nl.copy, tile(4, 4), reduce_cmd=nisa.reduce_cmd.reset)
+                # Idle does not modify the registers of the Scalar Engine.
+                nisa.activation(tile(4, 4), nl.copy, tile(4, 4))
+            call(tile(4, 4), nl.copy, tile(4, 4), reduce_res=tile(4, 1), **options)
+
+        harness.run(lambda: body(True), target=target)
+        with self.assertRaisesRegex(
+            simulator.UninitializedReadError,
+            "reads 4 of 4 reduction registers of the Scalar Engine that were never set",
+        ):
+            harness.run(lambda: body(False), target=target)
+
     def test_activate2_of_the_documentation(self):
         # gelu(2 x + 0.5)
         result = on_chip(
@@ -171,6 +198,12 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "unknown_function",
             lambda: nisa.activation(tile(4, 4), nl.softmax, tile(4, 4)),
             "op=softmax is not an activation function",
+        ),
+        (
+            "reciprocal_without_bias_on_v2",
+            lambda: nisa.activation(tile(4, 4), nl.reciprocal, tile(4, 4), bias=tile(4, 1)),
+            "op=reciprocal takes no bias on NeuronCore-v2",
+            "trn1",
         ),
         (
             "prelu_needs_activate2",

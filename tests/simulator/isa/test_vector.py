@@ -6,6 +6,7 @@ from absl.testing import parameterized
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jax_tkg import simulator
 from jax_tkg.simulator import isa as nisa
 from jax_tkg.simulator import language as nl
 from tests.simulator import harness
@@ -84,6 +85,22 @@ class TensorTensorTest(parameterized.TestCase):
         )
         np.testing.assert_array_equal(result, [[expected]])
 
+    @parameterized.parameters(
+        (nl.bitwise_and, [[0xFFFFFFFF, 0x80000000]]),
+        (nl.bitwise_or, [[0xFFFFFFFF, 0xFFFFFFFF]]),
+        (nl.bitwise_xor, [[0, 0x7FFFFFFF]]),
+        (nl.right_shift, [[0, 0]]),
+    )
+    def test_bitwise_operands_of_either_sign_are_bit_patterns(self, op, expected):
+        signed = np.array([[-1, -(2**31)]], np.int32)
+        ones = np.array([[0xFFFFFFFF, 0xFFFFFFFF]], np.uint32)
+        for x, y in ((signed, ones), (signed.view(np.uint32), ones.view(np.int32))):
+            for dtype in ("int32", "uint32"):
+                result = on_chip(
+                    lambda dst, a, b: nisa.tensor_tensor(dst, a, b, op), [x, y], (1, 2), dtype
+                )
+                np.testing.assert_array_equal(result.view(np.uint32), expected)
+
     @parameterized.parameters((nl.logical_and, [1, 0, 0]), (nl.logical_or, [1, 1, 0]))
     def test_logical(self, op, expected):
         x, y = np.array([[2.0, 3.0, 0.0]], np.float32), np.array([[1.0, 0.0, 0.0]], np.float32)
@@ -125,6 +142,20 @@ class TensorScalarTest(parameterized.TestCase):
         )
         np.testing.assert_array_equal(result, np.abs(_SIGNED))
 
+    @parameterized.parameters("int8", "uint8")
+    def test_bitwise_results_keep_their_bits(self, dtype):
+        x = np.array([[0x81, 0x7F]], np.uint8)
+        for source in (x, x.view(np.int8)):
+            result = on_chip(
+                lambda dst, t: nisa.tensor_scalar(
+                    dst, t, nl.invert, None, op1=nl.bitwise_or, operand1=0x80
+                ),
+                [source],
+                (1, 2),
+                dtype,
+            )
+            np.testing.assert_array_equal(result.view(np.uint8), ~x | 0x80)
+
     def test_shifts(self):
         x = np.array([[-8, 8]], np.int32)
         result = on_chip(
@@ -159,6 +190,16 @@ class TensorScalarTest(parameterized.TestCase):
             (128, 24),
         )
         np.testing.assert_allclose(result, _Y - 2 * _X, rtol=1e-5, atol=1e-6)
+
+    def test_scalar_tensor_tensor_with_a_column_of_any_dtype(self):
+        column = np.arange(128).astype(ml_dtypes.bfloat16)[:, None]
+        result = on_chip(
+            lambda dst, x, c, y: nisa.scalar_tensor_tensor(dst, x, nl.multiply, c, nl.add, y),
+            [_X, column, _Y],
+            (128, 24),
+        )
+        expected = _X * column.astype(np.float32) + _Y
+        np.testing.assert_allclose(result, expected, rtol=1e-6)
 
 
 class CopyTest(parameterized.TestCase):
@@ -230,6 +271,31 @@ class CopyTest(parameterized.TestCase):
         )
         np.testing.assert_array_equal(result, [[4.0, 9.0]])
 
+    @parameterized.parameters(2**24 + 1, np.int32(2**24 + 1), -(2**31))
+    def test_predicated_copy_of_an_integer_is_exact(self, value):
+        result = on_chip(
+            lambda dst, p: nisa.tensor_copy_predicated(dst, value, p),
+            [np.array([[0, 1]], np.uint32)],
+            (1, 2),
+            "int32",
+            fill=4,
+        )
+        np.testing.assert_array_equal(result, [[4, value]])
+
+    def test_predicated_copies_write_what_they_choose(self):
+        predicate = _G.integers(0, 2, (128, 24)).astype(np.uint8)
+
+        def both(dst, x, y, p):
+            nisa.tensor_copy_predicated(dst, x, p)
+            nisa.tensor_copy_predicated(dst, y, p, reverse_pred=True)
+
+        result = on_chip(both, [_X, _Y, predicate], (128, 24))
+        np.testing.assert_array_equal(result, np.where(predicate != 0, _X, _Y))
+        with self.assertRaisesRegex(
+            simulator.UninitializedReadError, rf"reads {(predicate == 0).sum()} of 3072 elements"
+        ):
+            on_chip(nisa.tensor_copy_predicated, [_X, predicate], (128, 24))
+
 
 class ReduceTest(parameterized.TestCase):
     @parameterized.parameters(
@@ -243,6 +309,14 @@ class ReduceTest(parameterized.TestCase):
             lambda dst, t: nisa.tensor_reduce(dst, op, t, axis), [x], (16, wanted.shape[1])
         )
         np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
+
+    @parameterized.parameters("int32", "uint32")
+    def test_bitwise_results_keep_their_bits(self, dtype):
+        x = np.array([[-(2**31), 1]], np.int32)
+        result = on_chip(
+            lambda dst, t: nisa.tensor_reduce(dst, nl.bitwise_or, t, 1), [x], (1, 1), dtype
+        )
+        np.testing.assert_array_equal(result.view(np.uint32), [[0x80000001]])
 
     def test_negate(self):
         result = on_chip(
@@ -303,6 +377,16 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "op must be a binary operator, got square",
         ),
         (
+            "absolute_maximum_needs_v4",
+            lambda: nisa.tensor_tensor(tile(4, 4), tile(4, 4), tile(4, 4), nl.abs_max),
+            "op=abs_max needs NeuronCore-v4",
+        ),
+        (
+            "absolute_minimum_needs_v4",
+            lambda: nisa.tensor_scalar(tile(4, 4), tile(4, 4), nl.abs_min, 1.0),
+            "op0=abs_min needs NeuronCore-v4",
+        ),
+        (
             "unknown_operator",
             lambda: nisa.tensor_tensor(tile(4, 4), tile(4, 4), tile(4, 4), nl.softmax),
             "op=softmax is not an ALU operator",
@@ -354,6 +438,20 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "operand0 must be None or 0 for the unary abs",
         ),
         (
+            "unary_bitvec_takes_no_operand",
+            lambda: nisa.tensor_scalar(
+                tile(4, 4, dtype="int8"), tile(4, 4, dtype="int8"), nl.invert, 3
+            ),
+            "operand0 must be None or 0 for the unary invert",
+        ),
+        (
+            "bitvec_operand_is_given",
+            lambda: nisa.tensor_scalar(
+                tile(4, 4, dtype="int8"), tile(4, 4, dtype="int8"), nl.bitwise_or, None
+            ),
+            "operand0 of a bitvec operator must be an integer, got None",
+        ),
+        (
             "bitvec_on_vector_engine_only",
             lambda: nisa.tensor_scalar(
                 tile(4, 4, dtype="int32"),
@@ -398,6 +496,16 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "value must be an integer that int32 holds, got 1.5",
         ),
         (
+            "memset_infinity_in_integers",
+            lambda: nisa.memset(tile(4, 4, dtype="int32"), float("inf")),
+            "value must be an integer that int32 holds, got inf",
+        ),
+        (
+            "memset_nan_in_integers",
+            lambda: nisa.memset(tile(4, 4, dtype="int32"), float("nan")),
+            "value must be an integer that int32 holds, got nan",
+        ),
+        (
             "memset_value_in_range",
             lambda: nisa.memset(tile(4, 4, dtype="uint8"), 256),
             "value must be an integer that uint8 holds, got 256",
@@ -423,6 +531,18 @@ class RuleTest(parameterized.TestCase, harness.Rules):
                 tile(4, 4), tile(4, 4, dtype="bfloat16"), tile(4, 4, dtype="uint8")
             ),
             "src must have the dtype of dst",
+        ),
+        (
+            "predicated_source_is_a_number",
+            lambda: nisa.tensor_copy_predicated(tile(4, 4), None, tile(4, 4, dtype="uint8")),
+            "src must be a number or a tensor, got None",
+        ),
+        (
+            "predicated_packed_dtype",
+            lambda: nisa.tensor_copy_predicated(
+                tile(4, 4, dtype="float8_e4m3fn_x4", value=0), 0.0, tile(4, 4, dtype="uint8")
+            ),
+            "src must be a tensor for the packed dtype",
         ),
         (
             "predicate_and_source_not_both_in_psum",

@@ -3,6 +3,7 @@
 import numpy as np
 from absl.testing import parameterized
 
+from jax_tkg import simulator
 from jax_tkg.simulator import isa as nisa
 from jax_tkg.simulator import language as nl
 from tests.simulator import harness
@@ -140,6 +141,78 @@ class ReduceTest(parameterized.TestCase):
         np.testing.assert_allclose(result[:, 12], expected.sum(axis=1), rtol=1e-5)
 
 
+_REDUCE = nisa.reduce_cmd.reduce
+_RESET_REDUCE = nisa.reduce_cmd.reset_reduce
+
+
+def _select(command, partitions=4):
+    ones = tile(partitions, 4)
+    nisa.select_reduce(ones, tile(partitions, 4, dtype="uint8"), ones, 0.0, reduce_cmd=command)
+
+
+class RegisterTest(parameterized.TestCase):
+    @parameterized.named_parameters(
+        ("select_reduce", lambda: _select(_REDUCE)),
+        (
+            "tensor_scalar_reduce",
+            lambda: nisa.tensor_scalar_reduce(
+                tile(4, 4), tile(4, 4), nl.add, 0.0, nl.add, reduce_cmd=_REDUCE
+            ),
+        ),
+        (
+            "tensor_scalar_cumulative",
+            lambda: nisa.tensor_scalar_cumulative(
+                tile(4, 4), tile(4, 4), nl.add, nl.add, 0.0, reduce_cmd=_REDUCE
+            ),
+        ),
+        (
+            "range_select",
+            lambda: nisa.range_select(
+                tile(4, 4),
+                tile(4, 4),
+                nl.less,
+                nl.less,
+                tile(4, 1),
+                tile(4, 1),
+                reduce_cmd=_REDUCE,
+            ),
+        ),
+        ("exponential", lambda: nisa.exponential(tile(4, 4), tile(4, 4), reduce_cmd=_REDUCE)),
+    )
+    def test_registers_are_set_before_they_are_read(self, use):
+        message = "reads 4 of 4 reduction registers of the Vector Engine"
+        with self.assertRaisesRegex(simulator.UninitializedReadError, message):
+            harness.run(use, target="trn3")
+
+        def after_reset():
+            _select(_RESET_REDUCE)
+            use()
+
+        harness.run(after_reset, target="trn3")
+
+    @parameterized.named_parameters(
+        ("select_reduce", lambda: _select(nisa.reduce_cmd.idle)),
+        ("exponential", lambda: nisa.exponential(tile(4, 4), tile(4, 4))),
+    )
+    def test_idle_leaves_registers_undefined(self, idle):
+        def body():
+            _select(_RESET_REDUCE, 8)
+            idle()
+            _select(_REDUCE, 8)
+
+        with self.assertRaisesRegex(
+            simulator.UninitializedReadError,
+            "reads 4 of 8 reduction registers .* left undefined by reduce_cmd idle, the first in "
+            "partition 0",
+        ):
+            harness.run(body, target="trn3")
+
+    @parameterized.parameters(("report", ["uninitialized"]), ("ignore", []))
+    def test_options(self, option, findings):
+        result = harness.run(lambda: _select(_REDUCE), uninitialized=option)
+        self.assertEqual([f.kind for f in result.findings], findings)
+
+
 class RuleTest(parameterized.TestCase, harness.Rules):
     @parameterized.named_parameters(
         (
@@ -148,6 +221,20 @@ class RuleTest(parameterized.TestCase, harness.Rules):
                 tile(4, 4), psum(4, 4), psum(4, 4), 0.0, nl.add, nl.add
             ),
             "data0 and data1 cannot both be in PSUM",
+        ),
+        (
+            "scan_binary_op0",
+            lambda: nisa.tensor_tensor_scan(
+                tile(4, 4), tile(4, 4), tile(4, 4), 0.0, nl.abs, nl.add
+            ),
+            "op0 must be a binary operator, got abs",
+        ),
+        (
+            "scan_binary_op1",
+            lambda: nisa.tensor_tensor_scan(
+                tile(4, 4), tile(4, 4), tile(4, 4), 0.0, nl.add, nl.square
+            ),
+            "op1 must be a binary operator, got square",
         ),
         (
             "scan_arithmetic_only",
@@ -186,6 +273,11 @@ class RuleTest(parameterized.TestCase, harness.Rules):
                 tile(4, 4), tile(4, 4), nl.add, 0.0, nl.add, reduce_init=1.0
             ),
             "reduce_init needs reduce_cmd load_reduce",
+        ),
+        (
+            "unary_takes_no_operand",
+            lambda: nisa.tensor_scalar_reduce(tile(4, 4), tile(4, 4), nl.abs, 5.0, nl.add),
+            "operand0 must be None or 0 for the unary abs, got 5.0",
         ),
         (
             "no_reverse",

@@ -165,6 +165,11 @@ class RuleTest(parameterized.TestCase, harness.Rules):
             "compiler fails with NCC_IBIR092",
         ),
         (
+            "dependency_out_of_a_loop",
+            lambda: nisa.memset(tile(1, 1), 0).depends_on(*_instructions_of_turns()),
+            "the producer ran in a turn of a device loop that does not enclose this instruction",
+        ),
+        (
             "loop_psum_of_an_outer_loop",
             lambda: nl.fori_loop(0, 1, lambda i: nl.fori_loop(0, 1, _zeroes(psum(4, 4)))),
             "was not allocated in the body of the device loop that writes it",
@@ -297,16 +302,26 @@ class RuleTest(parameterized.TestCase, harness.Rules):
                 r"device loop.*NCC_ISQI001.*test_loops.py:\d+",
             )
 
+    def test_a_dependency_on_another_turn(self):
+        def body():
+            first, second = _instructions_of_turns()
+            second.depends_on(first)
+
+        with self.assertRaisesRegex(simulator.NkiValidationError, "does not enclose"):
+            harness.run(body)
+
     def test_what_a_body_may_do(self):
         def body(x):
             me = nl.program_id(0)
             kept, read = tile(4, 4, value=me), psum(4, 4, value=2)
             out = nl.ndarray((2, 4, 4), nl.float32, buffer=nl.shared_hbm)
 
+            before = nisa.memset(tile(1, 1), 0)
+
             def turn(i):
                 own = psum(4, 4, value=1)
-                nisa.tensor_tensor(own, own, kept, nl.add)
-                nisa.tensor_copy(kept, own)
+                first = nisa.tensor_tensor(own, own, kept, nl.add).depends_on(before)
+                nisa.tensor_copy(kept, own).depends_on(first)
 
                 def inner(j):
                     nisa.tensor_copy(psum(4, 4), kept)
@@ -323,6 +338,12 @@ class RuleTest(parameterized.TestCase, harness.Rules):
         result = harness.run(body, np.ones((4, 4), np.float32), lnc=2)
         np.testing.assert_array_equal(result.outputs[0][:, 0, 0], [15, 16])
         self.assertEqual(result.findings, [])
+
+
+def _instructions_of_turns():
+    made = []
+    nl.fori_loop(0, 2, lambda i: made.append(nisa.memset(tile(1, 1), 0)))
+    return made
 
 
 def _down(register):

@@ -57,6 +57,45 @@ class UninitializedTest(parameterized.TestCase):
 
         harness.run(body)
 
+    @parameterized.named_parameters(
+        # Each writes as many elements as the tensor has, but some of them twice.
+        ("overlapping", lambda t: nisa.memset(t.ap([[16, 2], [1, 4], [2, 4]]), 1.0), 12),
+        ("repeated", lambda t: nisa.memset(t.ap([[16, 2], [0, 2], [1, 8]]), 1.0), 16),
+    )
+    def test_elements_written_twice_leave_others_unwritten(self, write, missing):
+        def body():
+            t = _sb(2, 16)
+            write(t)
+            nisa.tensor_copy(tile(2, 16), t)
+
+        with self.assertRaisesRegex(
+            simulator.UninitializedReadError, f" {missing} of 32 elements that were never written"
+        ):
+            harness.run(body)
+
+    def test_a_row_of_hbm_written_four_times_leaves_others_unwritten(self):
+        def body():
+            out = nl.ndarray((4, 16), nl.float32, buffer=nl.shared_hbm, name="out")
+            nisa.dma_copy(out.ap([[0, 4], [1, 16]]), tile(4, 16))
+            return out
+
+        with self.assertRaisesRegex(
+            simulator.UninitializedReadError, "returns .*'out'.* 192 of its 256 bytes"
+        ):
+            harness.run(body)
+
+    def test_a_permuted_write_of_all_elements_is_whole(self):
+        def body():
+            out = nl.ndarray((4, 16), nl.float32, buffer=nl.shared_hbm)
+            t = _sb(4, 16)
+            nisa.memset(t.ap([[16, 4], [1, 4], [4, 4]]), 1.0)
+            nisa.dma_copy(out.permute((1, 0)), tile(16, 4))
+            self.assertIsNone(t.storage.shadow)
+            self.assertIsNone(out.storage.shadow)
+            return out
+
+        harness.run(body)
+
     def test_one_missing_byte(self):
         def body():
             t = _sb(1, 4, dtype="uint8")

@@ -260,6 +260,11 @@ class LimitTest(parameterized.TestCase):
             "last dimension must be contiguous",
         ),
         (
+            "view_of_static_addresses",
+            lambda: harness.hbm(4, 6).select(0, harness.tile(1, 1, dtype="int32")).view(nl.int32),
+            "not after a dynamic select",
+        ),
+        (
             "view_divides",
             lambda: _sb(4, 6, dtype="uint8").view(nl.float32),
             "must divide by 4",
