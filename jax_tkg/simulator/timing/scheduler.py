@@ -219,12 +219,13 @@ class Scheduler:
         heapq.heappush(self._heap, (time, self._pushed, node, phase))
 
     def _finish(self, node: _Node, time: float) -> None:
-        touched: set[str] = set()
+        # In program order: who goes first decides between transfers that start at one time.
+        touched: dict[str, None] = {}
         for follower, why in node.followers:
             follower.missing -= 1
             follower.wait(time + self._lag(node, follower, why), node.event.number, why)
             if follower.missing == 0:
-                touched.add(follower.event.resource)
+                touched[follower.event.resource] = None
         for resource in touched:
             self._advance(node.core, resource)
 
@@ -324,7 +325,11 @@ class Scheduler:
             return []
         spaces = {access.space for access in node.event.instruction.accesses}
         engines = {"sbuf": ("vector", "gpsimd"), "psum": ("vector", "scalar")}
-        return [name for name in spaces if node.event.resource in engines.get(name, ())]
+        return [
+            name
+            for name, users in engines.items()
+            if name in spaces and node.event.resource in users
+        ]
 
     def _duration(self, node: _Node) -> float:
         costs, event = self.costs, node.event
