@@ -127,7 +127,8 @@ class Instruction:
       file, line: the statement of the kernel.
       accesses: the operands in memory.
       attributes: other properties that affect timing, such as the operator or the descriptor
-        generation mode of a DMA.
+        generation mode of a DMA; "register_writers": the instructions that loaded the registers
+        that it reads.
       engine_chosen: whether the kernel chose the engine. If not, `engine` is the one that the
         compiler would most likely choose.
       functions: the kernel's functions in which that statement ran, innermost first, then those

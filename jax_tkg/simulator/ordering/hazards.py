@@ -1,4 +1,4 @@
-"""Memory dependencies between the instructions of one core.
+"""Dependencies between the instructions of one core, through memory and through registers.
 
 Finds read after write, write after read and write after write between the bytes that the recorded
 accesses touch. Accesses are compared by partition, by byte extent and by period. Two interleaved
@@ -229,6 +229,8 @@ class Hazards:
         for key in _met(instruction):
             memory = self._memories.setdefault(key, _Memory(_ON_CHIP_BUCKET))
             memory.meet(instruction.index, found)
+        for index in instruction.attributes.get("register_writers", ()):
+            _note(found, index, READ_AFTER_WRITE)
         for index in instruction.attributes.get("depends_on", ()):
             _note(found, index, EXPLICIT)
         found.pop(instruction.index, None)

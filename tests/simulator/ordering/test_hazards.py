@@ -158,6 +158,12 @@ class HazardsTest(parameterized.TestCase):
         self.assertEqual(found[2], {1: "data"})
         self.assertEqual(found[3], {})
 
+    def test_registers(self):
+        stream = Stream()
+        stream.add("sync", "register_load", access("src", "sbuf", 1, (1, 1)))
+        stream.load(2, 64, register_writers=[0])
+        self.assertEqual(self._all(stream)[1], {0: "data"})
+
     def test_explicit(self):
         stream = Stream()
         stream.vector(2, 1)

@@ -59,6 +59,24 @@ class EnginesTest(parameterized.TestCase):
         start = 500 + VECTOR + SIGNAL
         self.assertTimes(times[1], (start, start + 500))
 
+    def test_a_register_is_read_after_it_was_loaded(self):
+        """Its Scalar Engine trigger is free from the start, but the row's number comes late."""
+
+        def kernel(x, numbers):
+            register = nisa.register_alloc(nl.load(numbers))
+            row = nl.ndarray((1, 64), dtype=nl.float32, buffer=nl.sbuf)
+            source = x.ap([[64, 1], [1, 64]], scalar_offset=register, indirect_dim=0)
+            hardware, scalar = nisa.dge_mode.hwdge, nisa.engine.scalar
+            nisa.dma_copy(row, source, dge_mode=hardware, engine=scalar)
+
+        inputs = np.ones((8, 64), np.float32), np.array([[2]], np.int32)
+        events = schedule(simulator.run(kernel, [inputs]).record).events
+        _, _, load, trigger, _ = events
+        self.assertEqual((load.resource, load.instruction.opcode), ("sync", "register_load"))
+        # The start of a DMA includes waiting for its semaphore.
+        self.assertAlmostEqual(trigger.start, load.end + 100 / 1.2)
+        self.assertEqual((trigger.why, trigger.waited_for), ("data", load.number))
+
     def test_reuse_waits_for_the_reader(self):
         stream = Stream()
         stream.scalar(1, 2)
