@@ -118,7 +118,7 @@ def region_of(access: Access, address: int = 0) -> Region:
 
 @dataclasses.dataclass(slots=True)
 class _Bucket:
-    """Earlier uses of some bytes: all writes, and the last read of each engine."""
+    """Earlier uses of some bytes: all writes, and the last read of each queue."""
 
     writes: list[tuple[Region, int]] = dataclasses.field(default_factory=list)
     reads: dict[tuple[Region, str | int], int] = dataclasses.field(default_factory=dict)
@@ -158,7 +158,7 @@ class _Memory:
         for number in self._span(region):
             bucket = self._buckets.setdefault(number, _Bucket())
             if not is_write:
-                # An engine runs in order, so its last read represents the earlier ones.
+                # A queue runs in order, so its last read represents the earlier ones.
                 bucket.reads[(region, index if queue == UNORDERED else queue)] = index
                 continue
             low, high = number * self._width, (number + 1) * self._width
@@ -211,7 +211,7 @@ class Hazards:
 
         Args:
           instruction: the next one in program order.
-          queue: the engine, whose instructions run in order, or `UNORDERED`.
+          queue: one whose instructions end in program order, as an engine's do, or `UNORDERED`.
 
         Returns:
           The kind of dependency by `Instruction.index`.

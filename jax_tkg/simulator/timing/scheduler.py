@@ -17,6 +17,7 @@ import heapq
 from collections import deque
 
 from jax_tkg.simulator.machine.record import Instruction
+from jax_tkg.simulator.ordering.hazards import UNORDERED
 from jax_tkg.simulator.timing.costs import Costs
 from jax_tkg.simulator.timing.instruction_costs import collective_time, dma_engine_times
 from jax_tkg.simulator.timing.pricing import (
@@ -415,6 +416,12 @@ def _on_gpsimd_dma(instruction: Instruction) -> bool:
 
 
 def queue_of(instruction: Instruction) -> str:
-    """The queue whose program order `hazards` may rely on for an instruction."""
+    """The queue whose program order `hazards` may rely on for an instruction.
+
+    A product on a tile may end before an earlier one on another tile.
+    """
     resource = _resource(instruction)
-    return "dma" if resource == "collective" else resource
+    tile = instruction.attributes.get("tile")
+    if resource == "tensor" and tile is not None:
+        return f"tensor {tile}"
+    return UNORDERED if resource == "collective" else resource

@@ -158,6 +158,15 @@ class EnginesTest(parameterized.TestCase):
         load, each = 32 / 2.4, 512 / 2.4
         self.assertTimes(times, [(0, each), (each, 2 * each), (2 * load, 2 * load + each)])
 
+    def test_what_tiles_read_is_overwritten_after_the_last_of_them(self):
+        """Two products on one tile, then one on another, which ends first."""
+        stream = _tiled_matmuls((0, 0, 32))
+        stream.add("vector", "memset", access("dst", "sbuf", 2, (128, 512), dtype="bfloat16"))
+        _, last, other, memset = schedule(record(stream)).events
+        self.assertLess(other.end, last.end)
+        self.assertAlmostEqual(memset.start, last.end + SIGNAL)
+        self.assertEqual((memset.why, memset.waited_for), ("reuse", last.number))
+
     @parameterized.named_parameters(
         ("the_whole_array_waits_for_its_tiles", (32, None)),
         ("tiles_wait_for_the_whole_array", (None, 32)),
