@@ -16,9 +16,7 @@ class RegisterWriters:
     """The registers of one core, and the instructions that wrote them, by `Instruction.index`."""
 
     def __init__(self) -> None:
-        self._writers: weakref.WeakKeyDictionary[VirtualRegister, int] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._writers: weakref.WeakKeyDictionary[VirtualRegister, int] = weakref.WeakKeyDictionary()
 
     def writer(self, register: VirtualRegister) -> int | None:
         """The instruction that wrote a register's value, or None if none did."""

@@ -354,7 +354,8 @@ class Transfer:
     Attributes:
       opcode: "dma_copy", "dma_transpose", "dma_compute" or "sendrecv".
       row_bytes: bytes of one row, which belongs to one partition.
-      rows_by_engine: rows of each DMA engine that takes part.
+      rows_by_engine: rows of each DMA engine from the first to the last that takes part; those
+        between may have none.
       run_bytes: bytes of a contiguous run, on the side that has the shorter ones. Neighboring rows
         of one engine are a single run if they are contiguous in HBM.
       hbm_sides: how many sides (source, destination) are in HBM: 0, 1 or 2.
@@ -383,7 +384,7 @@ def dma_engine_times(costs: Costs, transfer: Transfer) -> list[float]:
     times = []
     for rows in transfer.rows_by_engine:
         nbytes = rows * transfer.row_bytes
-        runs = max(1.0, nbytes / max(1, transfer.run_bytes))
+        runs = max(1.0, nbytes / max(1, transfer.run_bytes)) if rows else 0.0
         times.append(nbytes / speed + runs * costs.dma_run)
     return times
 

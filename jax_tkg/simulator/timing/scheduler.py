@@ -382,6 +382,8 @@ class Scheduler:
         event.waited_for, event.why = node.cause, node.why
         event.start, event.end = float("inf"), time
         for i, busy in enumerate(dma_engine_times(self.costs, transfer)):
+            if not busy:
+                continue
             engine = (first + i) % len(engines)
             free, last = engines[engine]
             start = max(free, time)
