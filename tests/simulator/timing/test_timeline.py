@@ -396,6 +396,9 @@ class RecordedRunTest(parameterized.TestCase):
         for event in timeline.events:
             if event.waited_for is not None:
                 self.assertLessEqual(timeline.events[event.waited_for].start, event.start)
+        for wait in timeline.waits.all:
+            if wait.before is not None:
+                self.assertLessEqual(timeline.waits.all[wait.before].end, wait.end)
 
 
 if __name__ == "__main__":
