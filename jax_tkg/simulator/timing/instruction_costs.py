@@ -192,7 +192,8 @@ def _transpose(case: _Case) -> float:
 
 
 def _topk(case: _Case) -> float:
-    return 4 * 16 * case.operands["src"].free_size + case.operands["val_dst"].free_size
+    searched = case.attributes.get("n", 16 * case.operands["src"].free_size)
+    return 4 * searched + case.operands["val_dst"].free_size
 
 
 def _local_gather(case: _Case) -> float:
@@ -291,7 +292,9 @@ FORMULAS: dict[str, Formula] = {
     ),
     "nonzero_with_count": Formula(_on_gpsimd, "150 + N", _NOT_PRICED),
     "sequence_bounds": Formula(_on_gpsimd, "150 + N", _NOT_PRICED),
-    "topk": Formula(_topk, "4n + K, n being 16 partitions' elements", "NKI API 0.6, nki.isa.topk"),
+    "topk": Formula(
+        _topk, "4n + K, n being the elements searched of 16 partitions", "NKI API 0.6, nki.isa.topk"
+    ),
     "register_load": Formula(_interval, "64", _NOT_PRICED),
     "register_store": Formula(_interval, "64", _NOT_PRICED),
 }
@@ -312,7 +315,7 @@ def instruction_cycles(
       engine: "tensor", "vector", "scalar", "gpsimd" or "sync".
       operands: by the names of the function's arguments; the result is "dst".
       attributes: what else the cost depends on: `op`, `op0`, `op1`, `is_transpose`, `double_row`,
-        `value`.
+        `value`, `num_elem_per_idx`, `n`. Each is the argument of that name.
 
     Returns:
       The documented estimate. On the GpSimd Engine the start-up cycles are added to what the

@@ -103,6 +103,38 @@ class EngineTimeTest(parameterized.TestCase):
         self.assertAlmostEqual(pricing.engine_time(TRN2, self._last(body)), 576 / 1.2)
 
 
+class ArgumentsTest(parameterized.TestCase):
+    """Arguments that are no tensors reach the formulas."""
+
+    def _time(self, body, target="trn2"):
+        (*_, last) = simulator.run(body, [()], target=target).record.streams[(0, 0)]
+        return pricing.engine_time(TRN2, last)
+
+    @parameterized.parameters(16, 64000)
+    def test_topk(self, searched):
+        def body():
+            values, places = tile(128, 8, dtype="bfloat16"), tile(128, 8, dtype="uint32")
+            nisa.topk(values, places, tile(128, 4000, dtype="bfloat16"), searched)
+
+        self.assertAlmostEqual(self._time(body), (4 * searched + 8) / 1.2)
+
+    @parameterized.parameters((1, 8.0), (2, 36 / 8 / 1), (32, (28 + 128) / 128))
+    def test_local_gather(self, each, rate):
+        def body():
+            data, index = tile(16, 64), tile(16, 4, dtype="uint16", value=0)
+            nisa.local_gather(tile(16, 64 * each), data, index, num_elem_per_idx=each)
+
+        self.assertAlmostEqual(self._time(body), (150 + 64 * each / rate) / 1.2)
+
+    @parameterized.parameters((nl.gelu, "gelu"), (nl.prelu, "prelu"))
+    def test_functions_of_activate2_are_told_apart(self, function, name):
+        def body():
+            nisa.activate2(tile(4, 4), function, tile(4, 4), 1.0, 0.0, nl.multiply, nl.add)
+
+        (*_, last) = simulator.run(body, [()], target="trn3").record.streams[(0, 0)]
+        self.assertEqual(last.attributes["op"], name)
+
+
 class TransferTest(parameterized.TestCase):
     def _transfer(self, body, *arrays):
         result = simulator.run(body, [arrays])
