@@ -293,7 +293,7 @@ FORMULAS: dict[str, Formula] = {
     "nonzero_with_count": Formula(_on_gpsimd, "150 + N", _NOT_PRICED),
     "sequence_bounds": Formula(_on_gpsimd, "150 + N", _NOT_PRICED),
     "topk": Formula(
-        _topk, "4n + K, n being the elements searched of 16 partitions", "NKI API 0.6, nki.isa.topk"
+        _topk, "4n + K, n elements of 16 partitions being searched", "NKI API 0.6, nki.isa.topk"
     ),
     "register_load": Formula(_interval, "64", _NOT_PRICED),
     "register_store": Formula(_interval, "64", _NOT_PRICED),

@@ -1,4 +1,4 @@
-"""The chain of waits that leads to a moment of a schedule: what each event waited for, and how long.
+"""What each part of a schedule waited for: the chains that lead to its moments.
 
 An event holds several resources, and lets each go at a time of its own: the Tensor Engine loads the
 next stationary tile while a product runs, and each DMA engine ends with its own part of a transfer.
