@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import math
+
+import numpy as np
 
 from jax_tkg.simulator.machine.record import Access, Instruction
 from jax_tkg.simulator.timing.costs import Costs
@@ -149,15 +150,26 @@ def transfer_of(costs: Costs, instruction: Instruction) -> tuple[int, Transfer]:
         return instruction.index % int(costs.dma_engines), Transfer(
             instruction.opcode, -(-nbytes // count), rows, run, sides
         )
-    lanes = int(costs.partitions_per_dma_engine)
-    entries = range(on_chip.partitions) if on_chip.entries is None else on_chip.entries
-    by_engine = collections.Counter((on_chip.partition_start + int(e)) // lanes for e in entries)
-    first, last = min(by_engine), max(by_engine)
-    rows = tuple(by_engine[engine] for engine in range(first, last + 1))
-    row_bytes = -(-nbytes // len(entries))
+    first, rows = _rows_by_engine(on_chip, int(costs.partitions_per_dma_engine))
+    row_bytes = -(-nbytes // sum(rows))
     if costs.runs_end_with_rows:
         run = min(run, row_bytes)
     return first, Transfer(instruction.opcode, row_bytes, rows, run, sides)
+
+
+def _rows_by_engine(access: Access, lanes: int) -> tuple[int, tuple[int, ...]]:
+    """The first DMA engine of an access on chip, and the partitions of it and of those after it."""
+    first = access.partition_start
+    last = first + access.partitions
+    if access.entries is not None:
+        engines = (first + access.entries) // lanes
+        counts = np.bincount(engines - engines[0])
+        return int(engines[0]), tuple(counts.tolist())
+    rows = (
+        min(last, (engine + 1) * lanes) - max(first, engine * lanes)
+        for engine in range(first // lanes, (last - 1) // lanes + 1)
+    )
+    return first // lanes, tuple(rows)
 
 
 def _shortest_run(instruction: Instruction, ends: list[Access], nbytes: int) -> int:
