@@ -194,7 +194,7 @@ def _moved(transfers: Sequence[_Transfer]) -> list[np.ndarray | None]:
     for transfer in transfers:
         if transfer.valid is not None:
             elements &= np.repeat(transfer.valid, elements.size // transfer.valid.size)
-    return [elements.reshape(t.tensor.shape[0], -1).any(axis=1) for t in transfers]
+    return [np.asarray(elements.reshape(t.tensor.shape[0], -1).any(axis=1)) for t in transfers]
 
 
 def _dma_step(
