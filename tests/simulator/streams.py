@@ -20,6 +20,7 @@ def access(
     partition: int = 0,
     write: bool | None = None,
     rows: list[int] | None = None,
+    entries: list[int] | None = None,
     row_bytes: int | None = None,
     core: int | None = 0,
     address: int | None = None,
@@ -35,8 +36,6 @@ def access(
             lengths.insert(0, lengths[0] * count)
         strides = tuple(lengths)
     free = list(zip(shape, strides, strict=True))[1 if on_chip else 0 :]
-    if rows is not None and not on_chip:
-        free = free[1:]
     made = Access()
     made.operand = operand
     made.is_write = operand == "dst" if write is None else write
@@ -50,6 +49,7 @@ def access(
     made.row_bytes = row_bytes or made.byte_end
     made.itemsize, made.dtype = size, dtype
     made.rows = None if rows is None else np.array(rows)
+    made.entries = None if entries is None else np.array(entries)
     made.digest = None
     return made
 

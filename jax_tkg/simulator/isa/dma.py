@@ -87,13 +87,21 @@ class _Transfer:
             return storage.shadow_view(shadow, base, shape, 0, place.start, strides)
         return storage.view(base, shape, 0, place.start, strides)
 
-    def read(self) -> np.ndarray:
-        """Returns the elements in their storage dtype, with zeros in skipped rows."""
+    def read(self, moved: np.ndarray | None = None) -> np.ndarray:
+        """Returns the elements in their storage dtype.
+
+        Args:
+          moved: the entries of dimension 0 that are transferred, of all operands; None: those that
+            this one does not skip. Of a gather the others are zeros.
+        """
+        moved = self.valid if moved is None else moved
         if self.rows is None:
-            return self.step.read(self.operand, self.tensor)
+            values = self.step.read(self.operand, self.tensor)
+            self._note_entries(moved)
+            return values
         storage = self.tensor.storage
         assert storage is not None
-        rows = self.rows if self.valid is None else self.rows[self.valid]
+        rows = self.rows if moved is None else self.rows[moved]
         if storage.shadow is not None and rows.size:
             written = self._gathered(self.info.bits, storage.shadow)[rows]
             full = np.iinfo(self.info.bits).max
@@ -101,31 +109,32 @@ class _Transfer:
                 self.step.report_unwritten(self.operand, self.tensor, written != full)
         values = np.zeros(self.tensor.shape, self.info.storage)
         found = self._gathered(self.info.storage)[rows]
-        if self.valid is None:
+        if moved is None:
             values = found
         else:
-            values[self.valid] = found
+            values[moved] = found
         self._note(rows, False)
+        self._note_entries(moved)
         return values
 
-    def write_exact(self, values: np.ndarray, source_valid: np.ndarray | None) -> None:
-        """Stores elements of the tensor's storage dtype, except in skipped rows."""
+    def write_exact(self, values: np.ndarray, moved: np.ndarray | None) -> None:
+        """Stores elements of the tensor's storage dtype.
+
+        Args:
+          values: the elements.
+          moved: the entries of dimension 0 that are stored; None: all of them.
+        """
         tensor = self.tensor
         values = values if values.shape == tensor.shape else values.reshape(tensor.shape)
         if self.rows is None:
-            if source_valid is None:
+            if moved is None:
                 self.step.write_exact(self.operand, tensor, values)
             else:
-                for row in np.flatnonzero(source_valid):
-                    part = slice(int(row), int(row) + 1)
-                    self.step.write_exact(self.operand, tensor[part], values[part])
+                self._write_entries(values, moved)
             return
         storage = tensor.storage
         assert storage is not None
-        keep = np.ones(len(self.rows), bool)
-        for valid in (self.valid, source_valid):
-            if valid is not None:
-                keep &= valid
+        keep = np.ones(len(self.rows), bool) if moved is None else moved
         rows = self.rows[keep]
         storage.prepare_write()
         target = self._gathered(values.dtype)
@@ -134,6 +143,28 @@ class _Transfer:
             full = np.iinfo(self.info.bits).max
             self._gathered(self.info.bits, storage.shadow)[rows] = full
         self._note(rows, True, values[keep])
+        self._note_entries(moved)
+
+    def _write_entries(self, values: np.ndarray, moved: np.ndarray) -> None:
+        """Stores some entries of dimension 0 at their own places, which counts as one access."""
+        step, tensor = self.step, self.tensor
+        noted = 0 if step.instruction is None else len(step.instruction.accesses)
+        for row in np.flatnonzero(moved):
+            part = slice(int(row), int(row) + 1)
+            step.write_exact(self.operand, tensor[part], values[part])
+        if step.instruction is None or not moved.any():
+            return
+        del step.instruction.accesses[noted:]
+        step.note_access(self.operand, tensor, True)
+        assert tensor.storage is not None
+        digest = digest_of(step.core, tensor.storage, values[moved])
+        step.instruction.accesses[-1].digest = digest
+        self._note_entries(moved)
+
+    def _note_entries(self, moved: np.ndarray | None) -> None:
+        """Limits the access that was noted last to some entries of dimension 0."""
+        if moved is not None and self.step.instruction is not None:
+            self.step.instruction.accesses[-1].entries = np.flatnonzero(moved)
 
     def _note(self, rows: np.ndarray, is_write: bool, written: np.ndarray | None = None) -> None:
         tensor = self.tensor
@@ -150,6 +181,20 @@ class _Transfer:
             offsets,
             None if written is None else digest_of(self.step.core, tensor.storage, written),
         )
+
+
+def _moved(transfers: Sequence[_Transfer]) -> list[np.ndarray | None]:
+    """Of each operand the entries of dimension 0 of which no operand skips all; None: all of them.
+
+    Operands have equal numbers of elements, in the same order.
+    """
+    if all(transfer.valid is None for transfer in transfers):
+        return [None] * len(transfers)
+    elements = np.ones(transfers[0].tensor.size, bool)
+    for transfer in transfers:
+        if transfer.valid is not None:
+            elements &= np.repeat(transfer.valid, elements.size // transfer.valid.size)
+    return [np.asarray(elements.reshape(t.tensor.shape[0], -1).any(axis=1)) for t in transfers]
 
 
 def _dma_step(
@@ -238,7 +283,8 @@ def dma_copy(
         return step.done()
     if source.valid is not None and src.shape[0] != dst.shape[0]:
         step.fail("oob_mode.skip needs dst rows to match the gathered rows of src")
-    target.write_exact(_convert(source.read(), src, dst), source.valid)
+    read, written = _moved([source, target])
+    target.write_exact(_convert(source.read(read), src, dst), written)
     return step.done()
 
 
@@ -397,12 +443,12 @@ def dma_compute(
             step.fail("unique_indices=True, but an index of dst occurs twice")
         _check_read_modify_write(step, target, transfers)
     total = np.zeros(dst.shape, np.float32)
-    valid: np.ndarray | None = None
-    for transfer in transfers:
-        total = total + dtypes.to_float32(transfer.read()).reshape(dst.shape)
-        if transfer.valid is not None:
-            valid = transfer.valid if valid is None else valid & transfer.valid
-    target.write_exact(dtypes.round_to(total, target.info), valid)
+    if any(t.valid is not None and t.tensor.shape[0] != dst.shape[0] for t in transfers):
+        step.fail("oob_mode.skip needs dst rows to match the gathered rows of srcs")
+    *read, written = _moved([*transfers, target])
+    for transfer, moved in zip(transfers, read, strict=True):
+        total = total + dtypes.to_float32(transfer.read(moved)).reshape(dst.shape)
+    target.write_exact(dtypes.round_to(total, target.info), written)
     return step.done()
 
 

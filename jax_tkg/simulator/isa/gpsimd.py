@@ -151,7 +151,8 @@ def local_gather(
     name: str | None = None,
 ) -> NkiInstruction:
     """Gathers free elements. The partitions of each group of 16 share their indices."""
-    step = Step("local_gather", "gpsimd")
+    attributes = {"num_elem_per_idx": num_elem_per_idx}
+    step = Step("local_gather", "gpsimd", attributes=attributes)
     step.check_spaces(("sbuf",), dst=dst, src_buffer=src_buffer, index=index)
     step.check_compute(dst=dst, src_buffer=src_buffer, index=index)
     step.check_dtype(("uint16",), index=index)
@@ -231,7 +232,7 @@ def topk(
     val_dst: NkiTensor, idx_dst: NkiTensor, src: NkiTensor, n: int, name: str | None = None
 ) -> NkiInstruction:
     """Writes the K largest of `n` values, ascending. They lie in snake order over 16 partitions."""
-    step = Step("topk", "gpsimd")
+    step = Step("topk", "gpsimd", attributes={"n": n})
     step.check_spaces(("sbuf",), val_dst=val_dst, idx_dst=idx_dst, src=src)
     step.check_compute(val_dst=val_dst, idx_dst=idx_dst, src=src)
     step.check_dtype(("bfloat16",), src=src, val_dst=val_dst)

@@ -275,7 +275,7 @@ class Step(OperandChecks):
     def index_values(self, operand: str, index: Any) -> np.ndarray:
         """Returns the run-time indices of an access, as int64."""
         if isinstance(index, VirtualRegister):
-            return np.array([index.read()], np.int64)
+            return np.array([self.read_register(index)], np.int64)
         if isinstance(index, NkiTensor):
             info = dtypes.info(index.dtype)
             if info.kind not in ("int", "uint"):
@@ -286,6 +286,20 @@ class Step(OperandChecks):
                 self.fail(f"the index of {operand} must be in SBUF, got {described(index)}")
             return self.read(f"{operand} index", index).astype(np.int64).T.reshape(-1)
         return np.array([int(index)], np.int64)
+
+    def read_register(self, register: VirtualRegister) -> int:
+        """Returns a register's value, and records the instruction that wrote it."""
+        writer = self.core.register_writers.writer(register)
+        if writer is not None and self.instruction is not None:
+            writers = self.instruction.attributes.setdefault("register_writers", [])
+            if writer not in writers:
+                writers.append(writer)
+        return register.read()
+
+    def write_register(self, register: VirtualRegister, value: int) -> None:
+        """Writes a register, as a result of this instruction."""
+        register.value = value
+        self.core.register_writers.set_writer(register, self.core.instruction_count - 1)
 
     def report_unwritten(self, operand: str, tensor: NkiTensor, missing: np.ndarray) -> None:
         """Reports the elements of an operand that were never written.
@@ -415,7 +429,7 @@ class Step(OperandChecks):
         """Returns a scalar operand: a number, or a column of one float32 per partition."""
         if not isinstance(value, NkiTensor):
             if isinstance(value, VirtualRegister):
-                return np.float32(value.read())
+                return np.float32(self.read_register(value))
             if isinstance(value, (bool, int, float, np.integer, np.floating)):
                 return np.float32(value)
             self.fail(

@@ -189,12 +189,16 @@ def activate2(
         if stage.name != "bypass":
             values = apply(stage, values, step.scalar(operand, value, data), reverse)
     if operator_name(op) == "prelu":
+        function_name = "prelu"
         slope = step.scalar("relu_param", relu_param, data)
         result = np.where(values >= 0, values, values * slope)
     else:
         function = activation_function(op, "activate2")
+        function_name = function.name
         _check_range(step, function, values)
         result = np.asarray(function.apply(values), np.float32)
+    if step.instruction is not None:
+        step.instruction.attributes["op"] = function_name
     step.write("dst", dst, result)
     command = constants.member(_CMD, reduce_cmd, "reduce_cmd")
     reduction = operator(reduce_op if reduce_op is not None else "add", "activate2", "reduce_op")

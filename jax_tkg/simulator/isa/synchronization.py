@@ -141,6 +141,8 @@ def register_alloc(x: Any = None) -> VirtualRegister:
     register = VirtualRegister()
     if isinstance(x, NkiTensor):
         register_load(register, x)
+    elif isinstance(x, VirtualRegister):
+        register_move(register, x)
     elif x is not None:
         register.value = int(x)
     return register
@@ -148,7 +150,13 @@ def register_alloc(x: Any = None) -> VirtualRegister:
 
 def register_move(dst: VirtualRegister, src: Any) -> None:
     """Writes a constant or the value of another register to a register."""
-    dst.value = src.read() if isinstance(src, VirtualRegister) else int(src)
+    writers = current_core().register_writers
+    if isinstance(src, VirtualRegister):
+        dst.value = src.read()
+        writers.copy_writer(dst, src)
+    else:
+        dst.value = int(src)
+        writers.set_writer(dst, None)
 
 
 def register_load(dst: VirtualRegister, src: NkiTensor) -> None:
@@ -157,7 +165,7 @@ def register_load(dst: VirtualRegister, src: NkiTensor) -> None:
     step.check_spaces(("hbm", "sbuf"), src=src)
     if src.size != 1:
         step.fail(f"src must have exactly one element, got {list(src.shape)}")
-    dst.value = int(step.read("src", src).reshape(-1)[0])
+    step.write_register(dst, int(step.read("src", src).reshape(-1)[0]))
 
 
 def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
@@ -166,7 +174,7 @@ def register_store(dst: NkiTensor, src: VirtualRegister) -> None:
     step.check_spaces(("hbm", "sbuf"), dst=dst)
     if dst.size != 1:
         step.fail(f"dst must have exactly one element, got {list(dst.shape)}")
-    step.write("dst", dst, np.array([src.read()], np.int64))
+    step.write("dst", dst, np.array([step.read_register(src)], np.int64))
 
 
 def get_nc_version() -> constants.nc_version:

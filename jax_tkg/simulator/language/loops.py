@@ -71,13 +71,16 @@ def while_loop(
         `no_reorder`.
     """
     register = _condition("init", init)
-    loops = current_core().loops
+    core = current_core()
+    loops = core.loops
     with loops.loop("while_loop", _place(), None) as run:
         turns = 0
         while register.read() != 0:
             _mark("loop_turn", turns)
             with loops.turn(turns):
-                returned = body_fun(VirtualRegister(register.read()))
+                tested = VirtualRegister(register.read())
+                core.register_writers.copy_writer(tested, register)
+                returned = body_fun(tested)
             register = _condition("body_fun's result", returned)
             turns += 1
         run.turns = turns

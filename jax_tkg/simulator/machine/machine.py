@@ -12,6 +12,7 @@ from jax_tkg.simulator.machine.accumulators import Accumulators
 from jax_tkg.simulator.machine.device_loops import DeviceLoops
 from jax_tkg.simulator.machine.meeting import MeetingBoard
 from jax_tkg.simulator.machine.record import Instruction, Record
+from jax_tkg.simulator.machine.registers import RegisterWriters
 from jax_tkg.simulator.memory.allocation import CoreMemory, RunMemory
 
 
@@ -75,6 +76,7 @@ class Core:
         self.instruction_count = 0
         self.epoch = 0
         self.loops = DeviceLoops()
+        self.register_writers = RegisterWriters()
         self.memory = CoreMemory(machine.memory, machine.target, rank, index)
         self._occurrences: dict[Any, int] = {}
         self.scalar_accumulators = Accumulators()

@@ -32,7 +32,9 @@ class Access:
       offset: byte offset of the first element (partition_start * row_bytes + byte_start on chip).
       row_bytes: bytes of the allocation in one partition (in HBM: of the whole tensor).
       dtype: NKI dtype.
-      rows: for a gather or scatter, byte offsets of dimension 0's entries; else None.
+      rows: for a gather or scatter, byte offsets of the entries of dimension 0 that it moves; else
+        None.
+      entries: where a transfer skips entries of dimension 0, those that it moves; None: all.
       digest: for a write to HBM that two cores share, a fingerprint of the values; else None.
     """
 
@@ -43,6 +45,7 @@ class Access:
         "core",
         "digest",
         "dtype",
+        "entries",
         "is_write",
         "itemsize",
         "name",
@@ -78,12 +81,32 @@ class Access:
     itemsize: int
     dtype: str
     rows: np.ndarray | None
+    entries: np.ndarray | None
     digest: bytes | None
+
+    def __init__(self) -> None:
+        """Leaves it to the caller to set the attributes but `entries`."""
+        self.entries = None
 
     @property
     def nbytes(self) -> int:
         """Bytes moved through the access: elements times bytes per element."""
+        if self.entries is None:
+            return self.whole_bytes
+        return self.whole_bytes // self.shape[0] * len(self.entries)
+
+    @property
+    def whole_bytes(self) -> int:
+        """What `nbytes` would be if nothing were skipped."""
         return int(np.prod(self.shape)) * self.itemsize
+
+    @property
+    def row_offsets(self) -> np.ndarray | None:
+        """In HBM, byte offsets of the entries of dimension 0 that are moved, relative to
+        `byte_start`; None where they are all at the places that `strides` tells."""
+        if self.rows is None and self.entries is not None and self.space == "hbm":
+            return self.entries * self.strides[0]
+        return self.rows
 
     @property
     def memory(self) -> tuple[str, int, int | None, int | None]:
@@ -127,7 +150,8 @@ class Instruction:
       file, line: the statement of the kernel.
       accesses: the operands in memory.
       attributes: other properties that affect timing, such as the operator or the descriptor
-        generation mode of a DMA.
+        generation mode of a DMA; "register_writers": the instructions that loaded the registers
+        that it reads.
       engine_chosen: whether the kernel chose the engine. If not, `engine` is the one that the
         compiler would most likely choose.
       functions: the kernel's functions in which that statement ran, innermost first, then those

@@ -1,4 +1,4 @@
-"""Memory dependencies between the instructions of one core.
+"""Dependencies between the instructions of one core, through memory and through registers.
 
 Finds read after write, write after read and write after write between the bytes that the recorded
 accesses touch. Accesses are compared by partition, by byte extent and by period. Two interleaved
@@ -44,7 +44,7 @@ class Region:
       start, end: byte extent in each partition.
       period: bytes after which the pattern repeats; 0 for one contiguous run.
       run: contiguous bytes at the start of each period.
-      dense: whether every byte of the extent is touched.
+      dense: whether every byte of the extent is touched, in every partition.
     """
 
     partitions: tuple[int, int]
@@ -92,14 +92,22 @@ def region_of(access: Access, address: int = 0) -> Region:
     low, high = (address + byte for byte in access.byte_range)
     sizes, strides = list(access.shape), [abs(s) for s in access.strides]
     partitions = (access.partition_start, access.partition_start + access.partitions)
+    complete = True
     if access.space != "hbm":
         sizes, strides = sizes[1:], strides[1:]
-    offsets = None
-    if access.rows is not None and len(access.rows):
-        offsets = np.asarray(access.rows, np.int64)
+        if access.entries is not None and len(access.entries):
+            first, last = int(access.entries[0]), int(access.entries[-1])
+            partitions = (access.partition_start + first, access.partition_start + last + 1)
+            complete = len(access.entries) == last - first + 1
+    offsets = access.row_offsets
+    if offsets is not None and len(offsets):
+        offsets = np.asarray(offsets, np.int64)
         low, high = low + int(offsets.min()), high + int(offsets.max())
         if access.space == "hbm":
+            high -= (sizes[0] - 1) * strides[0]
             sizes, strides = sizes[1:], strides[1:]
+    else:
+        offsets = None
     run, period = access.itemsize, 0
     outer = [(n, s) for n, s in zip(sizes, strides, strict=True) if n > 1 and s > 0]
     for size, stride in sorted(outer, key=lambda pair: pair[1]):
@@ -109,7 +117,7 @@ def region_of(access: Access, address: int = 0) -> Region:
             period = math.gcd(period, stride)
     if offsets is not None:
         period = math.gcd(period, *(offsets - offsets[0]).ravel().tolist())
-    dense = not period and high - low <= run
+    dense = complete and not period and high - low <= run
     if period <= run:
         # Runs may touch each other: nothing can be told from the period.
         period, run = 0, high - low
@@ -118,7 +126,7 @@ def region_of(access: Access, address: int = 0) -> Region:
 
 @dataclasses.dataclass(slots=True)
 class _Bucket:
-    """Earlier uses of some bytes: all writes, and the last read of each engine."""
+    """Earlier uses of some bytes: all writes, and the last read of each queue."""
 
     writes: list[tuple[Region, int]] = dataclasses.field(default_factory=list)
     reads: dict[tuple[Region, str | int], int] = dataclasses.field(default_factory=dict)
@@ -158,7 +166,7 @@ class _Memory:
         for number in self._span(region):
             bucket = self._buckets.setdefault(number, _Bucket())
             if not is_write:
-                # An engine runs in order, so its last read represents the earlier ones.
+                # A queue runs in order, so its last read represents the earlier ones.
                 bucket.reads[(region, index if queue == UNORDERED else queue)] = index
                 continue
             low, high = number * self._width, (number + 1) * self._width
@@ -211,7 +219,7 @@ class Hazards:
 
         Args:
           instruction: the next one in program order.
-          queue: the engine, whose instructions run in order, or `UNORDERED`.
+          queue: one whose instructions end in program order, as an engine's do, or `UNORDERED`.
 
         Returns:
           The kind of dependency by `Instruction.index`.
@@ -229,6 +237,8 @@ class Hazards:
         for key in _met(instruction):
             memory = self._memories.setdefault(key, _Memory(_ON_CHIP_BUCKET))
             memory.meet(instruction.index, found)
+        for index in instruction.attributes.get("register_writers", ()):
+            _note(found, index, READ_AFTER_WRITE)
         for index in instruction.attributes.get("depends_on", ()):
             _note(found, index, EXPLICIT)
         found.pop(instruction.index, None)

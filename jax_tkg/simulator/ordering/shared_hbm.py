@@ -33,7 +33,7 @@ class Use:
     def fingerprint(self) -> tuple:
         """Equal for writes of equal values to the same place between the same meetings."""
         access = self.access
-        rows = None if access.rows is None else access.rows.tobytes()
+        rows = None if access.row_offsets is None else access.row_offsets.tobytes()
         where = (access.offset, access.shape, access.strides, access.itemsize, rows)
         return (self.instruction.epoch, where, access.digest)
 
@@ -89,17 +89,19 @@ def overlap(one: Access, other: Access) -> bool:
 
 
 def _extent(access: Access) -> tuple[int, int]:
-    if access.rows is None:
+    rows = access.row_offsets
+    if rows is None:
         return access.byte_start, access.byte_end
-    if not len(access.rows):
+    if not len(rows):
         return 0, 0
     row = access.byte_end - access.byte_start - (access.shape[0] - 1) * access.strides[0]
     start = access.byte_start
-    return start + int(min(access.rows)), start + int(max(access.rows)) + row
+    return start + int(min(rows)), start + int(max(rows)) + row
 
 
 def _is_dense(access: Access) -> bool:
-    return access.rows is None and access.nbytes == access.byte_end - access.byte_start
+    is_whole = access.row_offsets is None
+    return is_whole and access.nbytes == access.byte_end - access.byte_start
 
 
 def _touched(access: Access, start: int, end: int) -> np.ndarray:
@@ -108,10 +110,11 @@ def _touched(access: Access, start: int, end: int) -> np.ndarray:
     bytes_touched = np.zeros(high - low, bool)
     shape = (*access.shape, access.itemsize)
     strides = (*access.strides, 1)
-    if access.rows is None:
+    rows = access.row_offsets
+    if rows is None:
         np.ndarray(shape, bool, bytes_touched, 0, strides)[...] = True
     else:
-        first = int(min(access.rows))
-        for row in access.rows:
+        first = int(min(rows))
+        for row in rows:
             np.ndarray(shape[1:], bool, bytes_touched, int(row) - first, strides[1:])[...] = True
     return bytes_touched[start - low : end - low]

@@ -192,7 +192,8 @@ def _transpose(case: _Case) -> float:
 
 
 def _topk(case: _Case) -> float:
-    return 4 * 16 * case.operands["src"].free_size + case.operands["val_dst"].free_size
+    searched = case.attributes.get("n", 16 * case.operands["src"].free_size)
+    return 4 * searched + case.operands["val_dst"].free_size
 
 
 def _local_gather(case: _Case) -> float:
@@ -291,7 +292,9 @@ FORMULAS: dict[str, Formula] = {
     ),
     "nonzero_with_count": Formula(_on_gpsimd, "150 + N", _NOT_PRICED),
     "sequence_bounds": Formula(_on_gpsimd, "150 + N", _NOT_PRICED),
-    "topk": Formula(_topk, "4n + K, n being 16 partitions' elements", "NKI API 0.6, nki.isa.topk"),
+    "topk": Formula(
+        _topk, "4n + K, n elements of 16 partitions being searched", "NKI API 0.6, nki.isa.topk"
+    ),
     "register_load": Formula(_interval, "64", _NOT_PRICED),
     "register_store": Formula(_interval, "64", _NOT_PRICED),
 }
@@ -312,7 +315,7 @@ def instruction_cycles(
       engine: "tensor", "vector", "scalar", "gpsimd" or "sync".
       operands: by the names of the function's arguments; the result is "dst".
       attributes: what else the cost depends on: `op`, `op0`, `op1`, `is_transpose`, `double_row`,
-        `value`.
+        `value`, `num_elem_per_idx`, `n`. Each is the argument of that name.
 
     Returns:
       The documented estimate. On the GpSimd Engine the start-up cycles are added to what the
@@ -354,7 +357,8 @@ class Transfer:
     Attributes:
       opcode: "dma_copy", "dma_transpose", "dma_compute" or "sendrecv".
       row_bytes: bytes of one row, which belongs to one partition.
-      rows_by_engine: rows of each DMA engine that takes part.
+      rows_by_engine: rows of each DMA engine from the first to the last that takes part; those
+        between may have none.
       run_bytes: bytes of a contiguous run, on the side that has the shorter ones. Neighboring rows
         of one engine are a single run if they are contiguous in HBM.
       hbm_sides: how many sides (source, destination) are in HBM: 0, 1 or 2.
@@ -383,7 +387,7 @@ def dma_engine_times(costs: Costs, transfer: Transfer) -> list[float]:
     times = []
     for rows in transfer.rows_by_engine:
         nbytes = rows * transfer.row_bytes
-        runs = max(1.0, nbytes / max(1, transfer.run_bytes))
+        runs = max(1.0, nbytes / max(1, transfer.run_bytes)) if rows else 0.0
         times.append(nbytes / speed + runs * costs.dma_run)
     return times
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from jax_tkg.simulator.machine.record import Access, Instruction
 from jax_tkg.simulator.timing.costs import Costs
 from jax_tkg.simulator.timing.instruction_costs import (
@@ -67,9 +69,14 @@ def _operand(access: Access) -> Operand:
 def moved(instruction: Instruction) -> tuple[list[Access], list[Access]]:
     """The sources and destinations of a DMA or collective, without index tensors.
 
-    A gather or scatter whose indices are all out of bounds moves nothing.
+    A gather or scatter whose indices are all out of bounds moves nothing. A transposed gather that
+    skips rows keeps these elements of its destination, and does not move them.
     """
-    data = [access for access in instruction.accesses if not access.operand.endswith(" index")]
+    data = [
+        access
+        for access in instruction.accesses
+        if not access.operand.endswith(" index") and (access.is_write or access.operand != "dst")
+    ]
     if any(access.rows is not None and len(access.rows) == 0 for access in data):
         return [], []
     return [a for a in data if not a.is_write], [a for a in data if a.is_write]
@@ -123,33 +130,46 @@ def descriptors_of(costs: Costs, instruction: Instruction) -> str:
 def transfer_of(costs: Costs, instruction: Instruction) -> tuple[int, Transfer]:
     """The first DMA engine that a DMA instruction uses, and what it moves.
 
-    A DMA engine serves eight partitions. A copy within HBM is spread evenly over the engines.
+    A DMA engine serves eight partitions. A copy within HBM is spread evenly over the engines. What
+    a gather or scatter skips is not moved: it takes no longer than with all of its rows.
     """
     sources, destinations = moved(instruction)
     ends = [*destinations, *sources]
     if not ends:
         return 0, Transfer(instruction.opcode, 0, (), 1, 0)
-    nbytes = max(access.nbytes for access in ends) * max(1, len(sources))
+    whole = max(access.whole_bytes for access in ends) * max(1, len(sources))
+    least = min(ends, key=lambda access: access.nbytes / access.whole_bytes)
+    nbytes = -(-whole * least.nbytes // least.whole_bytes)
     sides = sum(any(a.space == "hbm" for a in group) for group in (sources, destinations))
     on_chip = next((a for a in ends if a.space != "hbm"), None)
     run = _shortest_run(instruction, ends, nbytes)
     if on_chip is None:
-        count = max(1, min(int(costs.dma_engines), nbytes // _HBM_PIECE))
+        pieces = max(1, min(int(costs.dma_engines), whole // _HBM_PIECE))
+        count = max(1, -(-nbytes // -(-whole // pieces)))
         rows: tuple[int, ...] = (1,) * count
         return instruction.index % int(costs.dma_engines), Transfer(
             instruction.opcode, -(-nbytes // count), rows, run, sides
         )
-    lanes = int(costs.partitions_per_dma_engine)
-    first = on_chip.partition_start
-    last = first + on_chip.partitions
-    rows = tuple(
+    first, rows = _rows_by_engine(on_chip, int(costs.partitions_per_dma_engine))
+    row_bytes = -(-nbytes // sum(rows))
+    if costs.runs_end_with_rows:
+        run = min(run, row_bytes)
+    return first, Transfer(instruction.opcode, row_bytes, rows, run, sides)
+
+
+def _rows_by_engine(access: Access, lanes: int) -> tuple[int, tuple[int, ...]]:
+    """The first DMA engine of an access on chip, and the partitions of it and of those after it."""
+    first = access.partition_start
+    last = first + access.partitions
+    if access.entries is not None:
+        engines = (first + access.entries) // lanes
+        counts = np.bincount(engines - engines[0])
+        return int(engines[0]), tuple(counts.tolist())
+    rows = (
         min(last, (engine + 1) * lanes) - max(first, engine * lanes)
         for engine in range(first // lanes, (last - 1) // lanes + 1)
     )
-    row_bytes = -(-nbytes // max(1, on_chip.partitions))
-    if costs.runs_end_with_rows:
-        run = min(run, row_bytes)
-    return first // lanes, Transfer(instruction.opcode, row_bytes, rows, run, sides)
+    return first // lanes, tuple(rows)
 
 
 def _shortest_run(instruction: Instruction, ends: list[Access], nbytes: int) -> int:
@@ -161,7 +181,7 @@ def _shortest_run(instruction: Instruction, ends: list[Access], nbytes: int) -> 
     runs = []
     for access in ends:
         run = run_bytes(access)
-        if access.space == "hbm" or run < access.nbytes // max(1, access.partitions):
+        if access.space == "hbm" or run < access.whole_bytes // max(1, access.partitions):
             runs.append(run)
     return min(runs, default=nbytes)
 

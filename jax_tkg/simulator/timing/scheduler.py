@@ -17,6 +17,7 @@ import heapq
 from collections import deque
 
 from jax_tkg.simulator.machine.record import Instruction
+from jax_tkg.simulator.ordering.hazards import UNORDERED
 from jax_tkg.simulator.timing.costs import Costs
 from jax_tkg.simulator.timing.instruction_costs import collective_time, dma_engine_times
 from jax_tkg.simulator.timing.pricing import (
@@ -29,6 +30,7 @@ from jax_tkg.simulator.timing.pricing import (
     trigger_of,
 )
 from jax_tkg.simulator.timing.tensor_array import WHOLE, TensorArray, Tile
+from jax_tkg.simulator.timing.waits import Free, Waits
 
 ENGINES = ("tensor", "vector", "scalar", "gpsimd", "sync")
 """The engines of a core, by the names of records."""
@@ -58,6 +60,7 @@ class Event:
         DMA: the event that triggered it), "dma engine" (the DMA engines were busy), "loop" (a turn
         of a device loop starts after everything earlier, and before everything later), or "start".
       engines: of a DMA, (DMA engine, start, end) of each that it used.
+      wait: number of the `Wait` that ends with the event.
     """
 
     number: int
@@ -68,6 +71,7 @@ class Event:
     waited_for: int | None = None
     why: str = "start"
     engines: list[tuple[int, float, float]] = dataclasses.field(default_factory=list)
+    wait: int = -1
 
 
 @dataclasses.dataclass(slots=True)
@@ -77,7 +81,7 @@ class _Node:
     Attributes:
       missing: dependencies that have not ended.
       ready: when the last of those that have ended lets it start.
-      cause, why: which event that is, and why it counts.
+      cause, why: the number of the `Wait` that ends then, and why it counts.
       followers: events that wait for this one, and why.
       transfer: the DMA that this event triggers, or None.
       partner: the other core's event of the same meeting.
@@ -106,10 +110,10 @@ class _CoreState:
     """Resources of one core: the waiting events, and when each resource is free."""
 
     waiting: dict[str, deque[_Node]]
-    free: dict[str, tuple[float, int | None]]
-    dma_engines: list[tuple[float, int | None]]
-    generators: dict[str, tuple[float, int | None]]
-    memories: dict[str, tuple[float, int | None]]
+    free: dict[str, Free]
+    dma_engines: list[Free]
+    generators: dict[str, Free]
+    memories: dict[str, Free]
     array: TensorArray = dataclasses.field(default_factory=TensorArray)
     loaded: set[str] = dataclasses.field(default_factory=set)
 
@@ -119,6 +123,7 @@ class Scheduler:
 
     Attributes:
       nodes: the events, in the order of the program.
+      waits: what they waited for.
     """
 
     def __init__(self, costs: Costs, tensor_rate: str, group_size: int | None):
@@ -126,6 +131,7 @@ class Scheduler:
         self.tensor_rate = tensor_rate
         self.group_size = group_size
         self.nodes: list[_Node] = []
+        self.waits = Waits()
         self.cores: list[_CoreState] = []
         self._meetings: list[list[_Node]] = []
         # (time, order of pushing, node, what happens)
@@ -219,12 +225,13 @@ class Scheduler:
         heapq.heappush(self._heap, (time, self._pushed, node, phase))
 
     def _finish(self, node: _Node, time: float) -> None:
-        touched: set[str] = set()
+        # In program order: who goes first decides between transfers that start at one time.
+        touched: dict[str, None] = {}
         for follower, why in node.followers:
             follower.missing -= 1
-            follower.wait(time + self._lag(node, follower, why), node.event.number, why)
+            follower.wait(time + self._lag(node, follower, why), node.event.wait, why)
             if follower.missing == 0:
-                touched.add(follower.event.resource)
+                touched[follower.event.resource] = None
         for resource in touched:
             self._advance(node.core, resource)
 
@@ -281,22 +288,23 @@ class Scheduler:
             node.wait(*state.memories[name], "memory")
         if event.resource == "tensor":
             self._await_array(node, state.array)
-        event.start, event.waited_for, event.why = node.ready, node.cause, node.why
+        event.start, event.why = node.ready, node.why
+        event.waited_for = self.waits.event(node.cause)
         event.end = event.start + self._duration(node)
+        event.wait = self.waits.add(event.number, node.why, event.end, node.cause)
         if event.resource == "tensor":
             # A later product may run on a tile that is free before this one ends.
-            state.array.occupy(self._tile(event), event.start, event.end, event.number)
+            state.array.occupy(self._tile(event), event.start, event.end, event.wait)
         else:
-            state.free[event.resource] = (event.end, event.number)
+            state.free[event.resource] = (event.end, event.wait)
         for name in memories:
-            state.memories[name] = (event.end, event.number)
+            state.memories[name] = (event.end, event.wait)
         if generated:
-            state.generators[event.resource] = (
-                event.start + self.costs.dge_interval,
-                event.number,
-            )
+            made = event.start + self.costs.dge_interval
+            wait = self.waits.add(event.number, node.why, made, node.cause)
+            state.generators[event.resource] = (made, wait)
         if node.transfer is not None:
-            node.transfer.cause, node.transfer.why = event.number, "trigger"
+            node.transfer.cause, node.transfer.why = event.wait, "trigger"
             reached = max(event.end, event.start + self.costs.dma_start)
             self._push(reached, node.transfer, _REACHES_ENGINES)
         self._push(event.end, node, _ENDS)
@@ -315,7 +323,8 @@ class Scheduler:
         if tile != WHOLE:
             node.wait(*array.loads, "engine")
             time = loading_time(self.costs, event.instruction)
-            array.loads = (node.ready + time / self._tensor_rate(node), event.number)
+            loaded = node.ready + time / self._tensor_rate(node)
+            array.loads = (loaded, self.waits.add(event.number, node.why, loaded, node.cause))
         node.wait(*array.free(tile), "engine")
 
     def _exclusive_memories(self, node: _Node) -> list[str]:
@@ -324,7 +333,11 @@ class Scheduler:
             return []
         spaces = {access.space for access in node.event.instruction.accesses}
         engines = {"sbuf": ("vector", "gpsimd"), "psum": ("vector", "scalar")}
-        return [name for name in spaces if node.event.resource in engines.get(name, ())]
+        return [
+            name
+            for name, users in engines.items()
+            if name in spaces and node.event.resource in users
+        ]
 
     def _duration(self, node: _Node) -> float:
         costs, event = self.costs, node.event
@@ -373,23 +386,28 @@ class Scheduler:
         event = node.event
         first, transfer = transfer_of(self.costs, event.instruction)
         engines = self.cores[node.core].dma_engines
-        event.waited_for, event.why = node.cause, node.why
         event.start, event.end = float("inf"), time
+        event.wait = self.waits.add(event.number, node.why, time, node.cause)
+        # Most engines wait for the same, and end at one time.
+        waits: dict[tuple[float, int | None], int] = {}
         for i, busy in enumerate(dma_engine_times(self.costs, transfer)):
+            if not busy:
+                continue
             engine = (first + i) % len(engines)
             free, last = engines[engine]
             start = max(free, time)
             end = start + busy
-            engines[engine] = (end, event.number)
+            cause, why = (last, "dma engine") if free > time else (node.cause, node.why)
+            if (end, cause) not in waits:
+                waits[end, cause] = self.waits.add(event.number, why, end, cause)
+            engines[engine] = (end, waits[end, cause])
             event.engines.append((engine, start, end))
             event.start = min(event.start, start)
             if end > event.end:
-                event.end = end
-                if free > time:
-                    event.waited_for, event.why = last, "dma engine"
-                else:
-                    event.waited_for, event.why = node.cause, node.why
+                event.end, event.wait = end, waits[end, cause]
         event.start = min(event.start, event.end)
+        event.why = self.waits.all[event.wait].why
+        event.waited_for = self.waits.event(self.waits.all[event.wait].before)
         self._push(event.end, node, _ENDS)
 
 
@@ -410,6 +428,12 @@ def _on_gpsimd_dma(instruction: Instruction) -> bool:
 
 
 def queue_of(instruction: Instruction) -> str:
-    """The queue whose program order `hazards` may rely on for an instruction."""
+    """The queue whose program order `hazards` may rely on for an instruction.
+
+    A product on a tile may end before an earlier one on another tile.
+    """
     resource = _resource(instruction)
-    return "dma" if resource == "collective" else resource
+    tile = instruction.attributes.get("tile")
+    if resource == "tensor" and tile is not None:
+        return f"tensor {tile}"
+    return UNORDERED if resource == "collective" else resource

@@ -11,6 +11,8 @@ from __future__ import annotations
 import itertools
 from typing import NamedTuple
 
+from jax_tkg.simulator.timing.waits import Free
+
 _BLOCK = 32
 """Rows and columns of the smallest tile."""
 
@@ -25,9 +27,6 @@ class Tile(NamedTuple):
 
 
 WHOLE = Tile(0, 0, 128, 128)
-
-Free = tuple[float, int | None]
-"""When something is free, and the number of the event that ends then."""
 
 
 class TensorArray:
@@ -48,10 +47,10 @@ class TensorArray:
         blocks = (self._free.get(block, (0.0, None)) for block in _blocks(tile))
         return max(blocks, key=lambda found: found[0])
 
-    def occupy(self, tile: Tile, start: float, end: float, number: int) -> None:
-        """Has an event use a tile."""
+    def occupy(self, tile: Tile, start: float, end: float, wait: int) -> None:
+        """Has an event use a tile until its `Wait` of that number."""
         for block in _blocks(tile):
-            self._free[block] = (end, number)
+            self._free[block] = (end, wait)
         if self._busy:
             # A pause of one tile that another one uses is too short to count: it is no longer than
             # a result needs to be seen.

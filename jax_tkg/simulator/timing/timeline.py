@@ -17,6 +17,7 @@ from jax_tkg.simulator.timing.costs import TARGETS, Costs
 from jax_tkg.simulator.timing.placement import Placement, place
 from jax_tkg.simulator.timing.pricing import moved
 from jax_tkg.simulator.timing.scheduler import ENGINES, Event, Scheduler, queue_of
+from jax_tkg.simulator.timing.waits import Wait, Waits
 
 TENSOR_RATES = ("half", "ramp", "full")
 
@@ -30,12 +31,14 @@ class Timeline:
       tensor_rate: how the Tensor Engine's throttle was modelled.
       lnc: cores of the rank.
       events: in the order of the program.
+      waits: what they waited for.
     """
 
     costs: Costs
     tensor_rate: str
     lnc: int
     events: list[Event]
+    waits: Waits
 
     @property
     def latency(self) -> float:
@@ -86,16 +89,15 @@ class Timeline:
         """Least time in ns in which the rank's cores move that many bytes of HBM."""
         return nbytes / (self.costs.hbm_bandwidth * self.lnc)
 
-    def critical_path(self) -> list[Event]:
-        """The chain of events that ends last; each event was delayed by the one before it."""
+    def critical_waits(self) -> list[Wait]:
+        """The chain of parts of events that ends last; each waited for the one before it."""
         if not self.events:
             return []
-        event = max(self.events, key=lambda e: e.end)
-        path = [event]
-        while event.waited_for is not None:
-            event = self.events[event.waited_for]
-            path.append(event)
-        return path[::-1]
+        return self.waits.chain(max(self.events, key=lambda event: event.end).wait)
+
+    def critical_path(self) -> list[Event]:
+        """The chain of events that ends last; a part of each waited for the one before it."""
+        return [self.events[wait.event] for wait in self.critical_waits()]
 
 
 Dependencies = list[list[dict[int, str]]]
@@ -172,4 +174,5 @@ def schedule(
         scheduler.add_core(core, stream, dependencies[core])
     scheduler.pair_meetings()
     scheduler.run()
-    return Timeline(costs, tensor_rate, record.lnc, [node.event for node in scheduler.nodes])
+    events = [node.event for node in scheduler.nodes]
+    return Timeline(costs, tensor_rate, record.lnc, events, scheduler.waits)

@@ -35,7 +35,7 @@ class Share:
     Attributes:
       where: file and line.
       opcode, resource: those of its instructions.
-      why: what they waited for, as in `Event.why`.
+      why: what their part on the critical path waited for, as in `Event.why`.
       count: how many of them are on the critical path.
       time: ns that they add.
     """
@@ -59,13 +59,14 @@ def critical_shares(timeline: Timeline) -> list[Share]:
     """The critical path by statement, longest first. The times add up to the latency."""
     totals: dict[tuple[str, str, str, str], list[float]] = {}
     reached = 0.0
-    for event in timeline.critical_path():
+    for wait in timeline.critical_waits():
+        event = timeline.events[wait.event]
         instruction = event.instruction
-        key = (instruction.where, instruction.opcode, event.resource, event.why)
+        key = (instruction.where, instruction.opcode, event.resource, wait.why)
         total = totals.setdefault(key, [0, 0.0])
         total[0] += 1
-        total[1] += event.end - reached
-        reached = event.end
+        total[1] += wait.end - reached
+        reached = wait.end
     shares = [Share(*key, int(count), time) for key, (count, time) in totals.items()]
     return sorted(shares, key=lambda share: -share.time)
 

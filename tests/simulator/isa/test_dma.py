@@ -119,6 +119,30 @@ class IndirectTest(parameterized.TestCase):
         result = harness.run(kernel, _DATA, indices).outputs[0]
         np.testing.assert_array_equal(result, np.stack([_DATA[1], np.full(12, 7), _DATA[2]]))
 
+    @parameterized.parameters((1, 64), (64, 1))
+    def test_rows_that_are_skipped_on_chip_stay_unwritten(self, *rows):
+        def kernel(data, indices):
+            dst = nl.ndarray((2, 12), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.dma_copy(dst, data.vector_select(0, nl.load(indices)), oob_mode=_SKIP)
+            nisa.tensor_copy(tile(1, 12), dst[0:1])
+
+        indices = np.array(rows, np.int32)[:, None]
+        found = harness.run(kernel, _DATA, indices, uninitialized="report").findings
+        self.assertEqual([f.kind for f in found], ["uninitialized"] * (rows[0] == 64))
+
+    def test_a_gather_that_skips_rows_is_one_access_to_each_side(self):
+        def kernel(data, indices):
+            dst = nl.ndarray((3, 12), dtype=nl.float32, buffer=nl.sbuf)
+            nisa.dma_copy(dst, data.vector_select(0, nl.load(indices)), oob_mode=_SKIP)
+
+        indices = np.array([[1], [64], [2]], np.int32)
+        gather = harness.run(kernel, _DATA, indices).record.streams[(0, 0)][-1]
+        _, source, target = gather.accesses
+        for found in (source, target):
+            np.testing.assert_array_equal(found.entries, [0, 2])
+            self.assertEqual((found.shape, found.nbytes), ((3, 12), 2 * 12 * 4))
+        np.testing.assert_array_equal(source.rows, [48, 96])
+
     @parameterized.parameters(64, 0xFFFFFFFF)
     def test_out_of_bounds_is_an_error_by_default(self, index):
         indices = np.array([[0], [index]], np.uint32)

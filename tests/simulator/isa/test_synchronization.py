@@ -85,6 +85,40 @@ class RegisterTest(parameterized.TestCase):
         result = harness.run(kernel, np.array([[-42]], np.int32))
         np.testing.assert_array_equal(result.outputs[0], [[-42]])
 
+    def test_readers_know_what_loaded_a_register(self):
+        """Directly or through copies; a constant that is put in later was loaded by nothing."""
+
+        def kernel(x, numbers):
+            loaded = nisa.register_alloc(numbers)
+            copied = nisa.register_alloc(loaded)
+            nisa.register_move(copied, loaded)
+            for register in (loaded, copied):
+                nisa.dma_copy(tile(1, 4), x.select(0, register))
+                nisa.tensor_scalar(tile(1, 4), tile(1, 4), nl.add, register)
+                nisa.register_store(tile(1, 1, dtype="int32"), register)
+            nisa.register_move(copied, 1)
+            nisa.register_store(tile(1, 1, dtype="int32"), copied)
+
+        x, numbers = np.ones((4, 4), np.float32), np.array([[2]], np.int32)
+        stream = harness.run(kernel, x, numbers).record.streams[(0, 0)]
+        (load,) = [i for i in stream if i.opcode == "register_load"]
+        readers = [i for i in stream if i.opcode not in ("register_load", "memset")]
+        writers = [i.attributes.get("register_writers") for i in readers]
+        self.assertEqual(writers, 6 * [[load.index]] + [None])
+
+    def test_a_copy_in_a_loop_knows_what_loaded_the_condition(self):
+        def kernel(numbers):
+            def body(register):
+                nisa.register_store(tile(1, 1, dtype="int32"), register)
+                return nisa.register_alloc(0)
+
+            nl.while_loop(nisa.register_alloc(numbers), body)
+
+        stream = harness.run(kernel, np.array([[2]], np.int32)).record.streams[(0, 0)]
+        (load,) = [i for i in stream if i.opcode == "register_load"]
+        (store,) = [i for i in stream if i.opcode == "register_store"]
+        self.assertEqual(store.attributes["register_writers"], [load.index])
+
     def test_an_empty_register_is_an_error(self):
         with self.assertRaisesRegex(simulator.UninitializedReadError, "register is read before"):
             harness.run(lambda: nisa.register_alloc().read())

@@ -17,7 +17,8 @@ def _bytes(found: Access) -> set[tuple[int, int]]:
     partitions = [0]
     offsets = [0]
     if found.space != "hbm":
-        partitions = list(range(found.partition_start, found.partition_start + found.partitions))
+        entries = range(found.partitions) if found.entries is None else found.entries
+        partitions = [found.partition_start + int(entry) for entry in entries]
         free = free[1:]
     elif found.rows is not None:
         offsets = [int(row) for row in found.rows]
@@ -35,6 +36,7 @@ def _bytes(found: Access) -> set[tuple[int, int]]:
 def _accesses(draw: st.DrawFn) -> Access:
     dims = draw(st.integers(1, 2))
     shape = [draw(st.integers(1, 3))]
+    entries = draw(st.none() | st.sets(st.integers(0, shape[0] - 1), min_size=1).map(sorted))
     strides = [1 << 12]
     for _ in range(dims):
         shape.append(draw(st.integers(1, 4)))
@@ -48,6 +50,7 @@ def _accesses(draw: st.DrawFn) -> Access:
         strides=tuple(strides),
         partition=draw(st.integers(0, 3)),
         address=draw(st.sampled_from((None, 16, 32))),
+        entries=entries,
     )
 
 
@@ -84,6 +87,12 @@ class RegionTest(parameterized.TestCase):
         self.assertFalse(rows.overlaps(between))
         last = hazards.region_of(access("dst", "hbm", 1, (4,), start=192, core=None))
         self.assertTrue(rows.overlaps(last))
+
+    def test_rows_that_are_not_skipped(self):
+        rows = hazards.region_of(access("dst", "hbm", 1, (8, 4), core=None, entries=[1, 5]))
+        self.assertEqual((rows.start, rows.end), (16, 96))
+        between = hazards.region_of(access("dst", "hbm", 1, (4,), start=32, core=None))
+        self.assertFalse(rows.overlaps(between))
 
 
 class HazardsTest(parameterized.TestCase):
@@ -157,6 +166,12 @@ class HazardsTest(parameterized.TestCase):
         self.assertEqual(found[1], {0: "overwrite"})
         self.assertEqual(found[2], {1: "data"})
         self.assertEqual(found[3], {})
+
+    def test_registers(self):
+        stream = Stream()
+        stream.add("sync", "register_load", access("src", "sbuf", 1, (1, 1)))
+        stream.load(2, 64, register_writers=[0])
+        self.assertEqual(self._all(stream)[1], {0: "data"})
 
     def test_explicit(self):
         stream = Stream()

@@ -191,6 +191,25 @@ class OrderingTest(parameterized.TestCase):
 
         self._check(body, 0)
 
+    @parameterized.parameters((True, 0), (False, 1))
+    def test_a_chain_through_a_register(self, loaded, races):
+        """Core 1 writes to the row that it read from the tensor that the barrier is about."""
+
+        def body(cache):
+            me = nl.program_id(0)
+            number = nl.ndarray((1, 1), dtype=nl.int32, buffer=nl.shared_hbm, name="number")
+            if me == 0:
+                old = nl.load(cache[0:1])
+                nisa.dma_copy(number, old[:, 0:1])
+            nisa.core_barrier(number, (0, 1))
+            if me == 1:
+                register = nisa.register_alloc(0)
+                if loaded:
+                    nisa.register_load(register, nl.load(number))
+                nisa.dma_copy(cache.select(0, register), tile(1, 4))
+
+        self._check(body, races, np.zeros((4, 4), np.float32))
+
     def test_a_chain_through_a_reader_that_holds_a_writer_back(self):
         def body(a):
             second = _shared(4, 4, name="second")

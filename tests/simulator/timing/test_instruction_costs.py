@@ -224,6 +224,13 @@ class FixedCostTest(parameterized.TestCase):
         )
         self.assertEqual(cycles, 250)
 
+    def test_topk(self):
+        """Of the 16 partitions' elements only as many as are searched count."""
+        tiles = {"src": _sbuf("bfloat16", 4000), "val_dst": _sbuf("bfloat16", 8)}
+        for searched, expected in ((16, 72), (64000, 256008)):
+            cycles = _vector("topk", {"n": searched}, engine="gpsimd", **tiles)
+            self.assertEqual(cycles, expected)
+
     def test_unknown_instruction(self):
         with self.assertRaisesRegex(ValueError, "opcode 'frobnicate' has no cost formula"):
             _vector("frobnicate", dst=_sbuf("float32", 1))

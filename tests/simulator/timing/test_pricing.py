@@ -2,17 +2,21 @@
 
 import dataclasses
 
+import ml_dtypes
 import numpy as np
 from absl.testing import absltest, parameterized
 
 from jax_tkg import simulator
 from jax_tkg.simulator import isa as nisa
 from jax_tkg.simulator import language as nl
+from jax_tkg.simulator.machine.record import Instruction
 from jax_tkg.simulator.timing import pricing
 from jax_tkg.simulator.timing.costs import TRN1, TRN2
+from jax_tkg.simulator.timing.instruction_costs import dma_engine_times
+from jax_tkg.simulator.timing.timeline import schedule
 from tests.simulator import harness
 from tests.simulator.harness import psum, tile
-from tests.simulator.streams import Stream, access
+from tests.simulator.streams import Stream, access, record
 
 
 class EngineTimeTest(parameterized.TestCase):
@@ -97,6 +101,38 @@ class EngineTimeTest(parameterized.TestCase):
             )
 
         self.assertAlmostEqual(pricing.engine_time(TRN2, self._last(body)), 576 / 1.2)
+
+
+class ArgumentsTest(parameterized.TestCase):
+    """Arguments that are no tensors reach the formulas."""
+
+    def _time(self, body, target="trn2"):
+        (*_, last) = simulator.run(body, [()], target=target).record.streams[(0, 0)]
+        return pricing.engine_time(TRN2, last)
+
+    @parameterized.parameters(16, 64000)
+    def test_topk(self, searched):
+        def body():
+            values, places = tile(128, 8, dtype="bfloat16"), tile(128, 8, dtype="uint32")
+            nisa.topk(values, places, tile(128, 4000, dtype="bfloat16"), searched)
+
+        self.assertAlmostEqual(self._time(body), (4 * searched + 8) / 1.2)
+
+    @parameterized.parameters((1, 8.0), (2, 36 / 8 / 1), (32, (28 + 128) / 128))
+    def test_local_gather(self, each, rate):
+        def body():
+            data, index = tile(16, 64), tile(16, 4, dtype="uint16", value=0)
+            nisa.local_gather(tile(16, 64 * each), data, index, num_elem_per_idx=each)
+
+        self.assertAlmostEqual(self._time(body), (150 + 64 * each / rate) / 1.2)
+
+    @parameterized.parameters((nl.gelu, "gelu"), (nl.prelu, "prelu"))
+    def test_functions_of_activate2_are_told_apart(self, function, name):
+        def body():
+            nisa.activate2(tile(4, 4), function, tile(4, 4), 1.0, 0.0, nl.multiply, nl.add)
+
+        (*_, last) = simulator.run(body, [()], target="trn3").record.streams[(0, 0)]
+        self.assertEqual(last.attributes["op"], name)
 
 
 class TransferTest(parameterized.TestCase):
@@ -195,7 +231,69 @@ class TransferTest(parameterized.TestCase):
             sources, destinations = pricing.moved(found)
             self.assertEqual((len(sources), len(destinations)), (moved, moved))
             _, transfer = pricing.transfer_of(TRN2, found)
-            self.assertEqual(sum(transfer.rows_by_engine), 8 * moved)
+            self.assertEqual(sum(transfer.rows_by_engine), moved)
+
+    def _rows_moved(self, kind: str, is_valid: np.ndarray) -> tuple[Instruction, float]:
+        """A transfer of 128 rows that skips some, and how long the DMA engines take for it."""
+
+        def body(data, out, numbers):
+            index, skip = nl.load(numbers), {"oob_mode": nisa.oob_mode.skip}
+            source, target = (
+                tensor.ap([[128, 128], [1, 128]], vector_offset=index, indirect_dim=0)
+                for tensor in (data, out)
+            )
+            tile = nl.load(data)
+            if kind == "gather":
+                nisa.dma_copy(tile, source, **skip)
+            elif kind == "gather within HBM":
+                nisa.dma_copy(out, source, **skip)
+            elif kind == "transposed gather":
+                nisa.dma_transpose(tile, source, axes=(1, 0), **skip)
+            elif kind == "sum":
+                nisa.dma_compute(
+                    nl.full((128, 128), 0.0, data.dtype), [source, tile], nl.add, **skip
+                )
+            elif kind == "scatter":
+                nisa.dma_copy(target, tile, **skip)
+            else:
+                nisa.dma_copy(target, nl.load(data.reshape((64, 256))), **skip)
+
+        numbers = np.where(is_valid, np.arange(128), 1 << 20).astype(np.uint32)[:, None]
+        data = np.ones((128, 128), ml_dtypes.bfloat16)
+        found = simulator.run(body, [(data, data.copy(), numbers)]).record.streams[(0, 0)][-1]
+        _, transfer = pricing.transfer_of(TRN2, found)
+        return found, max(dma_engine_times(TRN2, transfer))
+
+    @parameterized.parameters(
+        *("gather", "gather within HBM", "transposed gather", "sum"),
+        *("scatter", "scatter of half rows"),
+    )
+    def test_skipped_rows_take_no_time(self, kind):
+        whole, longest = self._rows_moved(kind, np.ones(128, bool))
+        order = np.random.default_rng(0).permutation(128)
+        for count in (127, 65, 64, 9, 1):
+            is_valid = np.zeros(128, bool)
+            is_valid[order[:count]] = True
+            found, time = self._rows_moved(kind, is_valid)
+            self.assertLessEqual(time, longest if count > 1 else longest / 2)
+            operand = "dst" if kind.startswith("scatter") else whole.accesses[1].operand
+            of_all, of_some = (
+                next(a for a in each.accesses if a.operand == operand) for each in (whole, found)
+            )
+            self.assertEqual((of_some.space, of_some.nbytes), ("hbm", of_all.nbytes * count // 128))
+            self.assertLessEqual(len(found.accesses), len(whole.accesses) + 1)
+
+    def test_engines_between_those_of_the_moved_rows_are_idle(self):
+        is_valid = np.zeros(128, bool)
+        is_valid[[9, 10, 40]] = True
+        found, _ = self._rows_moved("gather", is_valid)
+        first, transfer = pricing.transfer_of(TRN2, found)
+        self.assertEqual((first, transfer.rows_by_engine), (1, (2, 0, 0, 0, 1)))
+        self.assertEqual(dma_engine_times(TRN2, transfer)[1:4], [0, 0, 0])
+        stream = Stream()
+        stream.instructions.append(found)
+        (_, event) = schedule(record(stream)).events
+        self.assertEqual([engine for engine, _, _ in event.engines], [1, 5])
 
 
 class TriggerTest(parameterized.TestCase):

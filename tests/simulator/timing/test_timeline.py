@@ -59,6 +59,24 @@ class EnginesTest(parameterized.TestCase):
         start = 500 + VECTOR + SIGNAL
         self.assertTimes(times[1], (start, start + 500))
 
+    def test_a_register_is_read_after_it_was_loaded(self):
+        """Its Scalar Engine trigger is free from the start, but the row's number comes late."""
+
+        def kernel(x, numbers):
+            register = nisa.register_alloc(nl.load(numbers))
+            row = nl.ndarray((1, 64), dtype=nl.float32, buffer=nl.sbuf)
+            source = x.ap([[64, 1], [1, 64]], scalar_offset=register, indirect_dim=0)
+            hardware, scalar = nisa.dge_mode.hwdge, nisa.engine.scalar
+            nisa.dma_copy(row, source, dge_mode=hardware, engine=scalar)
+
+        inputs = np.ones((8, 64), np.float32), np.array([[2]], np.int32)
+        events = schedule(simulator.run(kernel, [inputs]).record).events
+        _, _, load, trigger, _ = events
+        self.assertEqual((load.resource, load.instruction.opcode), ("sync", "register_load"))
+        # The start of a DMA includes waiting for its semaphore.
+        self.assertAlmostEqual(trigger.start, load.end + 100 / 1.2)
+        self.assertEqual((trigger.why, trigger.waited_for), ("data", load.number))
+
     def test_reuse_waits_for_the_reader(self):
         stream = Stream()
         stream.scalar(1, 2)
@@ -139,6 +157,15 @@ class EnginesTest(parameterized.TestCase):
         times, _ = self._times(_tiled_matmuls((0, 0, 32)), tensor_rate="full")
         load, each = 32 / 2.4, 512 / 2.4
         self.assertTimes(times, [(0, each), (each, 2 * each), (2 * load, 2 * load + each)])
+
+    def test_what_tiles_read_is_overwritten_after_the_last_of_them(self):
+        """Two products on one tile, then one on another, which ends first."""
+        stream = _tiled_matmuls((0, 0, 32))
+        stream.add("vector", "memset", access("dst", "sbuf", 2, (128, 512), dtype="bfloat16"))
+        _, last, other, memset = schedule(record(stream)).events
+        self.assertLess(other.end, last.end)
+        self.assertAlmostEqual(memset.start, last.end + SIGNAL)
+        self.assertEqual((memset.why, memset.waited_for), ("reuse", last.number))
 
     @parameterized.named_parameters(
         ("the_whole_array_waits_for_its_tiles", (32, None)),
@@ -369,6 +396,9 @@ class RecordedRunTest(parameterized.TestCase):
         for event in timeline.events:
             if event.waited_for is not None:
                 self.assertLessEqual(timeline.events[event.waited_for].start, event.start)
+        for wait in timeline.waits.all:
+            if wait.before is not None:
+                self.assertLessEqual(timeline.waits.all[wait.before].end, wait.end)
 
 
 if __name__ == "__main__":

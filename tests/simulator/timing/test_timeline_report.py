@@ -8,7 +8,7 @@ from absl.testing import absltest, parameterized
 
 from jax_tkg.simulator.timing import timeline_report
 from jax_tkg.simulator.timing.timeline import schedule
-from tests.simulator.streams import Stream, record
+from tests.simulator.streams import Stream, access, record
 from tests.simulator.timing.easy_times import DMA_START, SOFTWARE, moving
 
 
@@ -30,6 +30,57 @@ class ReportTest(absltest.TestCase):
         self.assertAlmostEqual(sum(s.time for s in shares), timeline.latency)
         self.assertEqual(shares[0].where, "kernel.py:1")
         self.assertAlmostEqual(shares[0].time, DMA_START + moving(1920) - SOFTWARE)
+
+    def test_a_transfer_waits_for_a_part_of_another(self):
+        """The first fills one DMA engine for long. The third waits for the second on another."""
+        stream = Stream()
+        sizes = ((65536, 120, 8), (8192, 0, 128), (4096, 0, 8))
+        for storage, (row, first, partitions) in enumerate(sizes):
+            shape = (partitions, row)
+            source = access("src", "hbm", 1, shape, dtype="uint8", core=None)
+            dst = access("dst", "sbuf", 2 + storage, shape, dtype="uint8", partition=first)
+            stream.add("dma", "dma_copy", source, dst)
+        for _ in range(20):
+            source, dst = access("src", "sbuf", 4, (8, 1024)), access("dst", "sbuf", 9, (8, 4096))
+            stream.add("vector", "tensor_copy", source, dst)
+        timeline = schedule(record(stream))
+        long, second, third = (e for e in timeline.events if e.resource == "dma")
+        self.assertEqual((second.waited_for, second.why), (long.number, "dma engine"))
+        self.assertLess(third.end, second.end)
+        path = timeline.critical_waits()
+        self.assertEqual([wait.event for wait in path[:5]], [0, 2, 3, 5, 6])
+        self.assertEqual([wait.why for wait in path[1:4]], ["engine", "trigger", "dma engine"])
+        self.assertAlmostEqual(path[2].end, third.start)
+        self.assertInOrder(timeline)
+
+    def test_a_product_waits_for_the_load_of_another(self):
+        """The third's tile loads after the second's, which loads while the first runs; the second
+        itself waits for the first, whose tile it takes."""
+        stream = Stream()
+        for number, tile in enumerate(((0, 0, 128, 32), (0, 0, 128, 32), (0, 32, 128, 32))):
+            operands = [
+                access("stationary", "sbuf", 1, (128, 32), dtype="bfloat16", write=False),
+                access("moving", "sbuf", 2, (128, 512), dtype="bfloat16", write=False),
+                access("dst", "psum", 3 + number, (32, 512)),
+            ]
+            stream.add("tensor", "nc_matmul", *operands, tile=tile)
+        source, dst = access("src", "psum", 5, (32, 512)), access("dst", "sbuf", 9, (32, 4096))
+        stream.add("vector", "tensor_copy", source, dst)
+        timeline = schedule(record(stream))
+        _, second, third, _ = timeline.events
+        self.assertLess(third.start, second.start)
+        path = timeline.critical_waits()
+        self.assertEqual([wait.event for wait in path], [0, 1, 2, 3])
+        self.assertAlmostEqual(path[1].end, third.start)
+        self.assertInOrder(timeline)
+
+    def assertInOrder(self, timeline):
+        """No part of the critical path takes negative time, and they add up to the latency."""
+        ends = [wait.end for wait in timeline.critical_waits()]
+        self.assertEqual(ends, sorted(ends))
+        shares = timeline_report.critical_shares(timeline)
+        self.assertGreaterEqual(min(share.time for share in shares), 0)
+        self.assertAlmostEqual(sum(share.time for share in shares), timeline.latency)
 
     def test_busy(self):
         busy = self._timeline().busy()

@@ -1,6 +1,7 @@
 """DMA transfers, collectives and meetings of cores against schedules worked out by hand."""
 
 import dataclasses
+import itertools
 
 from absl.testing import absltest, parameterized
 
@@ -132,6 +133,24 @@ class DmaTest(parameterized.TestCase):
         _, load, iota = schedule(record(stream)).events
         self.assertAlmostEqual(iota.start, SOFTWARE)
         self.assertAlmostEqual(load.start, DMA_START)
+
+    @parameterized.parameters(*itertools.permutations(("sync", "scalar", "gpsimd")))
+    def test_transfers_that_start_at_one_time_go_in_program_order(self, *triggers):
+        """All wait for one producer, and take as long to reach the DMA engines."""
+        stream = Stream()
+        stream.vector(2, 3)
+        for number, trigger in enumerate(triggers):
+            stream.add(
+                "dma",
+                "dma_copy",
+                access("src", "sbuf", 2, (128, 480)),
+                access("dst", "hbm", 7 + number, (128, 480), core=None),
+                dge_mode="none" if trigger == "gpsimd" else "hwdge",
+                trigger=trigger,
+            )
+        first, second, third = _transfers(schedule(record(stream)))
+        self.assertAlmostEqual(first.start, 500 + VECTOR + DMA_START)
+        self.assertEqual((second.start, third.start), (first.end, second.end))
 
     def test_within_hbm(self):
         """Both sides draw on HBM; the bytes are spread over all engines."""
