@@ -62,7 +62,7 @@ class Answer:
       text: so far.
       tokens: taken so far.
       finished: the answer is complete and written.
-      finish_reason: "stop" (a stop token or text came) or "length".
+      finish_reason: "stop" (a stop token or text came), "length" or "error".
     """
 
     def __init__(

@@ -85,7 +85,11 @@ def serve(batch: RunningBatch, lines: Sequence[RequestLine], tokenizer: Tokenize
                     line, answer = answers[event.request]
                     if answer.finished:
                         continue
-                    answer.add(event.token)
+                    if event.token is None:
+                        note(f"note: line {line.line}: the model's scores are NaN; the answer ends")
+                        answer.finish_reason = "error"
+                    else:
+                        answer.add(event.token)
                     if event.finish_reason is not None:
                         answer.finish()
                     elif answer.finished:

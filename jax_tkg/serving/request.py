@@ -48,11 +48,12 @@ class Event:
 
     Attributes:
       request: the id that `RunningBatch.submit` returned.
-      token: the next token of the answer.
+      token: the next token of the answer; None with the finish reason "error".
       finish_reason: None where more tokens follow; "stop" for a stop token; "length" where the
-        answer has `max_tokens` tokens or fills the capacity.
+        answer has `max_tokens` tokens or fills the capacity; "error" where the model's scores are
+        NaN, since activations exceed the range of the dtype.
     """
 
     request: int
-    token: int
+    token: int | None
     finish_reason: str | None = None

@@ -20,6 +20,7 @@ from jax_tkg.models.forward import ModelForward, PlacedParameters
 from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.prompts import Chunk, PromptReader
 from jax_tkg.models.sampling import MOST_CANDIDATES, SEED_IMPLEMENTATION, Scores, seed_words
+from jax_tkg.reference.candidates import LOWEST
 from jax_tkg.serving.request import Event, Request
 from jax_tkg.serving.slot_caches import BlockCaches, FlatCaches, SlotCaches
 from jax_tkg.serving.slot_sampling import (
@@ -32,6 +33,9 @@ from jax_tkg.serving.slot_sampling import (
 
 PROMPT_TOKENS = 256
 """Tokens of prompts that are read between two decode steps, unless told otherwise."""
+
+NO_TOKEN = -1
+"""Chosen where the scores are NaN."""
 
 
 @jax.tree_util.register_dataclass
@@ -61,6 +65,7 @@ class _Served:
       chunks: of the prompt, but for its last token, that are still to be read.
       length: tokens in the caches, once the prompt is read.
       count: tokens of the answer so far.
+      is_finite: whether what it has written is known to be finite: its last scores were numbers.
     """
 
     name: int
@@ -69,6 +74,7 @@ class _Served:
     chunks: collections.deque[Chunk]
     length: int
     count: int = 0
+    is_finite: bool = False
 
 
 class RunningBatch:
@@ -82,6 +88,9 @@ class RunningBatch:
     An answer is that of the request alone, as `jax_tkg.models.decode.Decoder` gives it with the
     key of the request's seed, up to rounding: the step of a batch, and of a context bucket that
     another sequence needs, may add in another order.
+
+    A request whose scores are not numbers, since activations of it exceed the range of the dtype,
+    ends with the finish reason "error". What it has left in the caches is cleared.
 
     Shapes do not depend on the requests, but for sizes of chunks and context buckets: `prepare`
     compiles them ahead. `submit` and `cancel` may be called by any thread, the rest by one at a
@@ -179,8 +188,8 @@ class RunningBatch:
         self._insert = Executables(
             self._traced_insertion,
             ("length",),
-            donate_argnums=(0,),
-            **on_mesh(forward.mesh, (cached, cached)),
+            donate_argnums=(0, 2),
+            **on_mesh(forward.mesh, ((cached, cached), (cached, cached))),
         )
         self._enter = Executables(
             _traced_entry, (), donate_argnums=(0,), **on_mesh(forward.mesh, state)
@@ -368,10 +377,13 @@ class RunningBatch:
             self._free(self._served[name])
 
     def _free(self, served: _Served) -> None:
-        """Takes a request out of its slot."""
+        """Takes a request out of its slot, which then has finite numbers for the next one."""
         del self._served[served.name]
         if self._reading is served:
             self._reading = None
+            self._prompt_caches = self._forward.caches(1)
+        elif not served.is_finite:
+            self._insert_prompt(served.slot, self._longest(served.request), self._forward.caches(1))
         self._caches.release(served.slot)
 
     def _read_prompts(self) -> None:
@@ -415,24 +427,37 @@ class RunningBatch:
     def _start(self, served: _Served) -> None:
         """Puts a request whose prompt is read among those that are decoded."""
         if served.length:
-            bucket = self._caches.bucket(served.length)
-            self._caches.arrays = self._insert(
-                self._caches.arrays,
-                self._caches.target(served.slot, served.length),
-                self._prompt_caches,
-                length=bucket,
+            self._prompt_caches = self._insert_prompt(
+                served.slot, served.length, self._prompt_caches
             )
         self._settings.put(served.slot, served.request.sampling)
         self._state = self._enter(self._state, *self._entry(served.slot, served.request))
+
+    def _insert_prompt(self, slot: int, length: int, prompt_caches: Any) -> Any:
+        """Puts the first `length` tokens of a prompt's caches into a slot.
+
+        Returns:
+          The prompt's caches for the next one, with zeros in place of what is not finite.
+        """
+        self._caches.arrays, prompt_caches = self._insert(
+            self._caches.arrays,
+            self._caches.target(slot, length),
+            prompt_caches,
+            length=self._caches.bucket(length),
+        )
+        return prompt_caches
 
     def _event(self, served: _Served, token: int) -> Event | None:
         """Counts a token; None where the request was cancelled during the step."""
         served.length += 1
         served.count += 1
+        served.is_finite = token != NO_TOKEN
         request = served.request
         reason = None
         stops = self.stop_tokens if request.stop_tokens is None else request.stop_tokens
-        if token in stops:
+        if not served.is_finite:
+            reason = "error"
+        elif token in stops:
             reason = "stop"
         elif served.count >= request.max_tokens or served.length + 1 >= self.capacity:
             reason = "length"
@@ -443,7 +468,7 @@ class RunningBatch:
                 self._present.remove(served.name)
         if reason is not None:
             self._free(served)
-        return Event(served.name, token, reason)
+        return Event(served.name, token if served.is_finite else None, reason)
 
     def _longest(self, request: Request) -> int:
         """Most tokens that a request writes into the caches."""
@@ -497,6 +522,8 @@ class RunningBatch:
         S_ctx: int,
         candidates: int | None,
     ) -> tuple[Scores, tuple[Any, Any]]:
+        # A slot whose request has ended so may have no token.
+        tokens = jnp.maximum(tokens, 0)
         scores, *updated = self._forward.scores(
             parameters, tokens[:, None], lengths, counts, *caches, S_ctx, candidates, tables
         )
@@ -511,8 +538,8 @@ class RunningBatch:
         if scores.ids is not None:
             # Of those that are penalized, all logits are needed.
             tokens = choose_candidates(scores, keys[:, 1], settings, self._vocabulary_size)
-            return SlotState(tokens=tokens, key=keys[:, 0], seen=seen)
-        tokens = choose(scores.logits, keys[:, 1], settings, seen, way)
+            return SlotState(tokens=_of_numbers(tokens, scores), key=keys[:, 0], seen=seen)
+        tokens = _of_numbers(choose(scores.logits, keys[:, 1], settings, seen, way), scores)
         if way is not Way.LIKELIEST:
             # Of those that are not penalized it is never asked.
             penalized = (settings.penalty != 1)[:, None]
@@ -521,8 +548,14 @@ class RunningBatch:
 
     def _traced_insertion(
         self, caches: tuple[Any, Any], target: jax.Array, new: tuple[Any, Any], length: int
-    ) -> tuple[Any, Any]:
-        return self._caches.inserted(caches, target, new, length)
+    ) -> tuple[tuple[Any, Any], tuple[Any, Any]]:
+        inserted = self._caches.inserted(caches, target, new, length)
+        return inserted, self._caches.finite(new, length)
+
+
+def _of_numbers(tokens: jax.Array, scores: Scores) -> jax.Array:
+    """`tokens`, or `NO_TOKEN` where scores are NaN, which is `LOWEST` among candidates."""
+    return jnp.where(jnp.max(scores.logits, axis=-1) > LOWEST, tokens, NO_TOKEN)
 
 
 def _traced_entry(

@@ -73,6 +73,18 @@ class SlotCaches(abc.ABC):
           length: a context bucket that holds the prompt; static.
         """
 
+    def finite(self, caches: tuple[Any, Any], length: int) -> tuple[Any, Any]:
+        """Flat caches of one sequence with zeros in place of what is not finite.
+
+        Slots that no query attends must hold finite numbers too. For use inside a jitted function.
+
+        Args:
+          caches: as `ModelForward.caches(1)` makes them.
+          length: of how many tokens; those that follow are as they were; static.
+        """
+        K_caches, V_caches = caches
+        return _finite(K_caches, -1, length), _finite(V_caches, -2, length)
+
 
 class FlatCaches(SlotCaches):
     """A row of `capacity` tokens for each slot; windows' rings are shorter.
@@ -223,3 +235,16 @@ def _slots(caches: Any, axis: int, start: jax.Array | int, length: int) -> Any:
     axis += caches.ndim
     size = min(length, caches.shape[axis])
     return jax.lax.dynamic_slice_in_dim(caches, start, size, axis)
+
+
+def _finite(caches: Any, axis: int, length: int) -> Any:
+    """`caches` with zeros in place of what is not finite in the first `length` slots."""
+    if isinstance(caches, list | tuple):
+        return type(caches)([_finite(cache, axis, length) for cache in caches])
+    first = _slots(caches, axis, 0, length)
+    if isinstance(caches, Bits):
+        cleared = jnp.where(jnp.isfinite(first.values()), first.bits, 0)
+        bits = jax.lax.dynamic_update_slice_in_dim(caches.bits, cleared, 0, axis)
+        return Bits(bits, caches.dtype)
+    cleared = jnp.where(jnp.isfinite(first), first, 0)
+    return jax.lax.dynamic_update_slice_in_dim(caches, cleared, 0, axis)

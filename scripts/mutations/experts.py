@@ -54,8 +54,8 @@ EXPERTS: tuple[Mutation, ...] = (
     Mutation(
         "kernel loads the last narrow experts chunk by chunk",
         "kernels/narrow_experts.py",
-        "        for part in parts:\n            for index in range(len(chunks)):\n                self._load",
-        "        for index in range(len(chunks)):\n            for part in parts:\n                self._load",
+        "        for part in parts:\n            for index in range(len(chunks)):\n",
+        "        for index in range(len(chunks)):\n            for part in parts:\n",
         ("kernels/test_experts_ahead.py",),
     ),
     Mutation(

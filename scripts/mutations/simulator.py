@@ -196,6 +196,13 @@ SIMULATOR: tuple[Mutation, ...] = (
         ("simulator/collectives/test_collectives.py",),
     ),
     Mutation(
+        "the cores of a rank name different tensors in a collective",
+        "simulator/collectives/rank_exchange.py",
+        "            if _shared_view(one) != _shared_view(other):\n",
+        "            if type(one) is not type(other):\n",
+        ("simulator/collectives/test_collectives.py",),
+    ),
+    Mutation(
         "all_gather concatenates by rank number",
         "simulator/collectives/operations.py",
         "            np.concatenate([c.sources[i] for c in brought], axis=collective_dim)\n",

@@ -102,7 +102,7 @@ class _Client:
     def __init__(self, batch: RunningBatch):
         self.batch = batch
         self.requests: dict[int, Request] = {}
-        self.tokens: dict[int, list[int]] = {}
+        self.tokens: dict[int, list[int | None]] = {}
         self.reasons: dict[int, str] = {}
         self.cancelled: set[int] = set()
 
@@ -411,6 +411,75 @@ class BadInputTest(parameterized.TestCase):
         batch.submit(Request([3]))
         with self.assertRaisesRegex(ValueError, "implementation: expected 'nki' on platform"):
             batch.step()
+
+
+@functools.cache
+def _overflowing() -> PackedModel:
+    """A model in float16 whose activations of token 9 become NaN; those of others do not."""
+    shape = dataclasses.replace(SHAPE, tied=False)
+    tensors = shape.tensors()
+    tensors["token_embd.weight"][9] = 65500.0
+    tensors["blk.0.ffn_down.weight"] *= 200.0
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder) / "model.gguf"
+        tiny.write(path, tensors, shape.metadata())
+        return gguf.load(gguf.GgufFile(path), "float16", 1)
+
+
+class OverflowTest(parameterized.TestCase):
+    """Weights of 0 times NaN are NaN: nothing of such a request may stay in the caches."""
+
+    @parameterized.parameters((None, None), (8, None), (None, True))
+    @pytest.mark.extended_except("0", "2")
+    def test_other_requests_answer_as_before(
+        self, blocks: int | None, candidates: bool | None
+    ) -> None:
+        batch = RunningBatch(
+            _overflowing(), 2, 128, blocks=blocks, block_len=32, candidates=candidates
+        )
+        good = [
+            Request([3, 4, 5, 6], max_tokens=6, stop_tokens=[]),
+            Request([7, 8] * 20, max_tokens=3, stop_tokens=[]),
+        ]
+
+        def answers() -> list[list[int | None]]:
+            client = _Client(batch)
+            names = [client.submit(request) for request in good]
+            client.finish()
+            return [client.tokens[name] for name in names]
+
+        expected = answers()
+        self.assertEqual([len(answer) for answer in expected], [6, 3])
+        # In a prompt, as the token that a step is given, and both.
+        for prompt in ([9] * 40, [9], [3] * 60 + [9]):
+            client = _Client(batch)
+            bad = client.submit(Request(prompt, max_tokens=5, stop_tokens=[]))
+            name = client.submit(good[0])
+            client.finish()
+            self.assertEqual((client.tokens[bad], client.reasons[bad]), ([None], "error"))
+            self.assertEqual(client.tokens[name], expected[0])
+            self.assertEqual(answers(), expected)
+
+    @parameterized.parameters(None, 8)
+    @pytest.mark.extended_except("0")
+    def test_cancelled_before_its_scores_are_known(self, blocks: int | None) -> None:
+        batch = RunningBatch(_overflowing(), 1, 128, blocks=blocks, block_len=32)
+        good = Request([3] * 50, max_tokens=4, stop_tokens=[])
+        client = _Client(batch)
+        first = client.submit(good)
+        client.finish()
+        with _in_chunks_of_32(batch):
+            # While its prompt is read, and when it is.
+            for steps in (1, 2, 3):
+                bad = client.submit(Request([9] * 70, max_tokens=4, stop_tokens=[]))
+                with mock.patch.object(batch, "_step", side_effect=AssertionError):
+                    for _ in range(steps):
+                        with contextlib.suppress(AssertionError):
+                            batch.step()
+                client.cancel(bad)
+                again = client.submit(good)
+                client.finish()
+                self.assertEqual(client.tokens[again], client.tokens[first])
 
 
 @functools.cache

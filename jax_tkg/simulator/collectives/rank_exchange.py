@@ -1,6 +1,7 @@
 """The meeting of ranks at a collective: their contributions, and the writing of the results."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,19 +12,31 @@ from jax_tkg.simulator.isa.operands import Step
 from jax_tkg.simulator.machine.machine import require_generation
 from jax_tkg.simulator.memory import dtypes
 from jax_tkg.simulator.memory.tensor import NkiTensor
+from jax_tkg.simulator.memory.view import described
 
 
 @dataclasses.dataclass
 class Contribution:
-    """The contribution of one rank to a collective."""
+    """The contribution of one core to a collective.
+
+    Attributes:
+      rank: of the core.
+      leads: whether the core reads and writes for its rank; the other core of a pair does not.
+      operation: the collective's name.
+      srcs, dsts: the operands.
+      step: the instruction.
+      place: its file and line.
+      sources: the values of `srcs`, of a core that leads, once all have arrived.
+    """
 
     rank: int
     leads: bool
     operation: str
-    sources: list[np.ndarray]
+    srcs: list[NkiTensor]
     dsts: list[NkiTensor]
     step: Step
     place: str
+    sources: list[np.ndarray] = dataclasses.field(default_factory=list)
 
 
 # From the contributions in rank order and the position of one rank: the values of its `dsts`.
@@ -66,7 +79,7 @@ def communicate(
     space: str,
     alike: bool = True,
 ) -> None:
-    """Meets the other ranks. The last rank to arrive writes the destinations of all ranks.
+    """Meets the other ranks. The last to arrive reads all sources and writes all destinations.
 
     Args:
       step: the instruction.
@@ -85,11 +98,10 @@ def communicate(
     paired = space == "hbm" and core.machine.lnc > 1
     cores = range(core.machine.lnc) if paired else (core.index,)
     file, line = caller()
-    leads = not paired or core.index == 0
     # Both cores of a rank are one participant: the first core reads and writes.
-    sources = [step.read(f"srcs[{i}]", t).copy() for i, t in enumerate(srcs)] if leads else []
+    leads = not paired or core.index == 0
     contribution = Contribution(
-        core.rank, leads, step.opcode, sources, list(dsts), step, f"{file}:{line}"
+        core.rank, leads, step.opcode, list(srcs), list(dsts), step, f"{file}:{line}"
     )
     if paired:
         core.epoch += 1
@@ -126,7 +138,14 @@ def _finish(brought: list[Contribution], compute: Compute, alike: bool) -> None:
                 f"rank {first.rank} calls {first.operation} at {first.place}, but rank "
                 f"{other.rank} calls {other.operation} at {other.place}"
             )
+    for mine, theirs in itertools.pairwise(brought):
+        if mine.rank == theirs.rank:
+            _check_pair(mine, theirs)
     leaders = [c for c in brought if c.leads]
+    # Only now: the call orders what either core of a pair wrote before it.
+    for leader in leaders:
+        step = leader.step
+        leader.sources = [step.read(f"srcs[{i}]", t).copy() for i, t in enumerate(leader.srcs)]
     for other in leaders[1:] if alike else ():
         _check_alike(leaders[0], other)
     results = [compute(leaders, position) for position in range(len(leaders))]
@@ -134,6 +153,32 @@ def _finish(brought: list[Contribution], compute: Compute, alike: bool) -> None:
         for i, value in enumerate(values):
             if value is not None:
                 contribution.step.write_exact(f"dsts[{i}]", contribution.dsts[i], value)
+
+
+def _check_pair(mine: Contribution, theirs: Contribution) -> None:
+    """Checks that the two cores of a rank name the same tensors, where they share them."""
+    for label in ("srcs", "dsts"):
+        pairs = itertools.zip_longest(getattr(mine, label), getattr(theirs, label))
+        for i, (one, other) in enumerate(pairs):
+            if one is None or other is None:
+                raise errors.PeerMismatchError(
+                    f"{mine.operation} of rank {mine.rank}: only one core names {label}[{i}], at "
+                    f"{(theirs if one is None else mine).place}"
+                )
+            if _shared_view(one) != _shared_view(other):
+                raise errors.PeerMismatchError(
+                    f"{mine.operation} of rank {mine.rank}: {label}[{i}] is {described(one)} on "
+                    f"the first core at {mine.place}, but {described(other)} on the second at "
+                    f"{theirs.place}"
+                )
+
+
+def _shared_view(tensor: NkiTensor) -> tuple[object, ...] | None:
+    """What a tensor in HBM that both cores share is a view of; None if a core has it alone."""
+    storage = tensor.storage
+    if storage is None or storage.core is not None:
+        return None
+    return (storage.number, tensor.dtype, tensor.shape, tensor.strides, tensor.offset)
 
 
 def _check_alike(first: Contribution, other: Contribution) -> None:

@@ -1,5 +1,7 @@
 """Collectives between ranks that hold different data, and what goes wrong between them."""
 
+import time
+
 import ml_dtypes
 import numpy as np
 from absl.testing import parameterized
@@ -309,6 +311,50 @@ class FaultTest(parameterized.TestCase):
 
         result = _run(kernel, _ranks(2, (2, 2)), lnc=2, races="report")
         self.assertEqual(result.findings, [])
+
+    @parameterized.parameters(0, 1)
+    def test_what_either_core_writes_before_is_read(self, slow):
+        """Whichever thread arrives first: the call orders the cores of a rank."""
+
+        def kernel(x):
+            out = nl.ndarray((2, 2), dtype=x.dtype, buffer=nl.shared_hbm)
+            half = nl.ndarray((1, 2), dtype=x.dtype, buffer=nl.sbuf)
+            me = nl.program_id(0)
+            if me == slow:
+                time.sleep(0.1)
+            nisa.memset(half, 10.0 + me)
+            nisa.dma_copy(x[me : me + 1], half)
+            nccl.all_reduce([x], [out], _group([0, 1]), nl.add)
+            return out
+
+        result = _run(kernel, _ranks(2, (2, 2)), lnc=2, races="report")
+        self.assertEqual(result.findings, [])
+        for output in result.outputs:
+            np.testing.assert_array_equal(output, [[20, 20], [22, 22]])
+
+    @parameterized.named_parameters(
+        ("tensor", lambda x, y, me: (x, y if me else x), r"dsts\[0\] is .* on the second at"),
+        ("view", lambda x, y, me: (x[me : me + 1], y[0:1]), r"srcs\[0\] is .* on the first core"),
+    )
+    def test_cores_name_the_same_tensors(self, chosen, message):
+        def kernel(x):
+            y = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+            src, dst = chosen(x, y, nl.program_id(0))
+            nccl.all_reduce([src], [dst], _group([0, 1]), nl.add)
+            return y
+
+        with self.assertRaisesRegex(simulator.PeerMismatchError, message):
+            _run(kernel, _ranks(2, (2, 2)), lnc=2)
+
+    def test_cores_name_as_many_tensors(self):
+        def kernel(x):
+            y = nl.ndarray(x.shape, dtype=x.dtype, buffer=nl.shared_hbm)
+            count = 1 + nl.program_id(0)
+            nccl.all_reduce([x] * count, [y] * count, _group([0, 1]), nl.add)
+            return y
+
+        with self.assertRaisesRegex(simulator.PeerMismatchError, r"only one core names srcs\[1\]"):
+            _run(kernel, _ranks(2, (2, 2)), lnc=2)
 
 
 def _private(x):
