@@ -1,6 +1,7 @@
 """The tests on the oldest, a middle and the newest JAX, and the simulator's without JAX.
 
-`nox` runs all sessions but the last, `nox -s simulator-without-jax` one.
+`nox` runs all sessions but source-distribution, which needs what `make dist` builds;
+`nox -s simulator-without-jax` runs one.
 """
 
 from __future__ import annotations

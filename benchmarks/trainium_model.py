@@ -318,8 +318,9 @@ def _mean_or_dash(values: list[float]) -> str:
 def markdown(rows: list[Row]) -> str:
     """A summary, the goals, all cells, and why some have no figures."""
     lines = [
-        f"Modelled, not measured: one layer on trn2, two physical cores, Tensor Engine "
-        f"{_RATE.value}; ours with the residual on chip. AR: with all-reduces of that latency.",
+        f"One layer on trn2 with two physical cores, Tensor Engine {_RATE.value!r}, and the "
+        'residual on chip. All times are modelled. "AR" columns have all-reduces of that latency; '
+        "the others have free all-reduces.",
         "",
         *(f"- {line}" for line in goals(rows)),
         "",

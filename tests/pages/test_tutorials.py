@@ -17,7 +17,6 @@ from absl.testing import absltest
 
 from jax_tkg.caches import allocate_caches
 from jax_tkg.models.decode import Decoder
-from jax_tkg.weights import TransformerWeights
 from tests import commands
 from tests.models import files, tiny, tiny_folder, tokenizer_files
 from tests.pages import markdown
@@ -119,7 +118,7 @@ class TutorialsTest(absltest.TestCase):
         names = markdown.run(
             markdown.DOCS / "cpu.md",
             jax=jax,
-            weights=TransformerWeights(**matrices, W_gamma_qkvs=gain, W_gamma_mlps=gain),
+            weights=matrices | {"W_gamma_qkvs": gain, "W_gamma_mlps": gain},
             K_caches=caches[0],
             V_caches=caches[1],
         )

@@ -1,10 +1,11 @@
-"""The constants of docs/timeline.md are those of the code."""
+"""The constants and the machines of docs/timeline.md are those of the code."""
 
 import pathlib
 
 from absl.testing import absltest
 
 from jax_tkg.simulator.timing.costs import TRN2, TRN3, figures
+from jax_tkg.simulator.timing.stress import MACHINES
 
 _PAGE = pathlib.Path(__file__).parents[2] / "docs" / "timeline.md"
 
@@ -18,6 +19,10 @@ class ConstantsTest(absltest.TestCase):
             if newer[name] != value:
                 shown += f" [{newer[name]:g}]"
             self.assertIn(f"| `{name}` | {shown} | {unit} | {source} |", text)
+
+    def test_machines(self):
+        rows = "".join(f"| {machine.name} | {machine.assumes} |\n" for machine in MACHINES)
+        self.assertIn(f"| machine | assumes |\n|---|---|\n{rows}\n", _PAGE.read_text())
 
 
 if __name__ == "__main__":
