@@ -79,4 +79,5 @@ def bitvec_scalar(step: Step, operand: str, value: Any, data: NkiTensor) -> np.n
     is_integer = isinstance(value, (bool, int, np.integer, VirtualRegister))
     if not is_integer and not (isinstance(value, (float, np.floating)) and value.is_integer()):
         step.fail(f"{operand} of a bitvec operator must be an integer, got {described(value)}")
-    return np.array([[int(value)]], np.int64).astype(storage)
+    number = step.read_register(value) if isinstance(value, VirtualRegister) else int(value)
+    return np.array([[number]], np.int64).astype(storage)
