@@ -1,4 +1,4 @@
-"""Modelled speed of a layer with flat caches, caches in blocks, masks, lengths and float8 caches.
+"""Modeled speed of a layer with flat caches, caches in blocks, masks, lengths and float8 caches.
 
     python -m benchmarks.caches_model [--context 36864] [--batches 1,4] [--block_lens 1024,512,256]
 
@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
     batches = map(int, _BATCHES.value)
     rows = [_row(B, form, fields) for B in batches for form, fields in _forms().items()]
     report.print_table(rows)
-    heading = f"{_MODEL.value}, tp={_RANKS.value}, {_CONTEXT.value} slots, modelled"
+    heading = f"{_MODEL.value}, tp={_RANKS.value}, {_CONTEXT.value} slots, modeled"
     print(report.write_markdown("caches_model", heading, rows))
 
 

@@ -1,4 +1,4 @@
-"""Modelled speed of ranks that have copies of a KV head's context, and that share it out.
+"""Modeled speed of ranks that have copies of a KV head's context, and that share it out.
 
     python -m benchmarks.context_parallel_model [--context 32768] [--batches 1,4,16]
 

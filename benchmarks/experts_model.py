@@ -1,4 +1,4 @@
-"""Modelled speed of the Neuron kernel on layers with experts, over the bound of the bytes read.
+"""Modeled speed of the Neuron kernel on layers with experts, over the bound of the bytes read.
 
     python -m benchmarks.experts_model [--models qwen3_30b_a3b --tensor_parallel 8 --batches 1,4]
 
@@ -99,7 +99,7 @@ def main(arguments: list[str]) -> None:
         print(row, flush=True)
     report.print_table(rows)
     if rows:
-        print(report.write_markdown("experts_model", "Layers with experts, modelled", rows))
+        print(report.write_markdown("experts_model", "Layers with experts, modeled", rows))
 
 
 if __name__ == "__main__":

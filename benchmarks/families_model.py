@@ -1,4 +1,4 @@
-"""Modelled speed of the Neuron kernel on named models, layers with windows and without apart.
+"""Modeled speed of the Neuron kernel on named models, layers with windows and without apart.
 
     python -m benchmarks.families_model [--models qwen3_8b,gemma3_27b]
 
@@ -41,7 +41,7 @@ EMBEDDING_GIB = 3.0
 
 @dataclasses.dataclass(frozen=True)
 class KindFigures:
-    """Modelled figures of one layer of a kind, in ns.
+    """Modeled figures of one layer of a kind, in ns.
 
     Attributes:
       kind: of the layer.
@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> None:
     rows = [row for row in made if row is not None]
     report.print_table(rows)
     if rows:
-        print(report.write_markdown("families_model", "Named models, modelled", rows))
+        print(report.write_markdown("families_model", "Named models, modeled", rows))
 
 
 if __name__ == "__main__":

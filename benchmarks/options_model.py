@@ -1,4 +1,4 @@
-"""Modelled cost of each option of a layer, alone: what families beyond Llama add to it.
+"""Modeled cost of each option of a layer, alone: what families beyond Llama add to it.
 
     python -m benchmarks.options_model [--context 2048] [--batches 1,8]
 
@@ -74,7 +74,7 @@ def main(_: list[str]) -> None:
                 }
             )
     report.print_table(rows)
-    heading = f"Options of a layer of {values.model}, tp={values.tensor_parallel}, modelled"
+    heading = f"Options of a layer of {values.model}, tp={values.tensor_parallel}, modeled"
     print("", report.write_markdown("options_model", heading, rows), sep="\n")
 
 

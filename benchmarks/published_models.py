@@ -1,9 +1,9 @@
-"""Published times per token of whole models on Trainium2, beside a modelled layer.
+"""Published times per token of whole models on Trainium2, beside a modeled layer.
 
     python -m benchmarks.published_models
 
 The published figures are of AWS's serving stack, not of this kernel: a time per output token at one
-sequence, divided by the layers. Beside it stand the HBM bound of a rank's weights, the modelled
+sequence, divided by the layers. Beside it stand the HBM bound of a rank's weights, the modeled
 layer of this kernel with collectives free and with all-reduces of the table's latency, and the
 remainder: what the model leaves to the stack's own kernels, host and runtime.
 """

@@ -30,7 +30,7 @@ on during the other: each takes what the other made."""
 
 @dataclasses.dataclass(frozen=True)
 class StressRow:
-    """One machine on one cell; times in ns, None where the kernel was not modelled.
+    """One machine on one cell; times in ns, None where the kernel was not modeled.
 
     Attributes:
       bound: that of HBM.
@@ -123,9 +123,7 @@ def chain_latency(launches: Launches) -> float:
 
 def run(cells: Sequence[tuple[str, Case]], kernels: Sequence[str], markdown: str | None) -> None:
     """Prints a table for each cell, and writes them to a file if one is given."""
-    texts = [
-        "Modelled, not measured. All-reduces are free unless the machine gives them a latency."
-    ]
+    texts = ["Modeled, not measured. All-reduces are free unless the machine gives them a latency."]
     texts += [f"- {machine.name}: {machine.assumes}" for machine in MACHINES]
     for name, case in cells:
         rows = stressed(case, kernels)

@@ -52,9 +52,9 @@ class Published:
         `blocks` is more than 0.
       figure: takes what was published from a timeline, in us.
       work: elements that the simulator processes; tells which kernels are quick.
-      blocks: of the published kernel. Only `modelled` of them and half as many are simulated; the
+      blocks: of the published kernel. Only `modeled` of them and half as many are simulated; the
         difference between the two is the time of the blocks that are left out.
-      modelled: an even number of blocks.
+      modeled: an even number of blocks.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Published:
     figure: Callable[[Timeline], float]
     work: int
     blocks: int = 0
-    modelled: int = 0
+    modeled: int = 0
 
 
 def _latency(timeline: Timeline) -> float:
@@ -113,14 +113,14 @@ def _accelopt(
     kernel: Any,
     published: float,
     blocks: int,
-    modelled: int,
+    modeled: int,
     shapes: Callable[[int], tuple[tuple[int, ...], ...]],
 ) -> Published:
     def run(count: int) -> tuple[Any, tuple[np.ndarray, ...]]:
         return kernel, tuple(np.ones(shape, np.float32) for shape in shapes(count))
 
-    work = sum(int(np.prod(shape)) for shape in shapes(modelled))
-    return Published(name, ACCELOPT, published, TRN1, run, _latency, work, blocks, modelled)
+    work = sum(int(np.prod(shape)) for shape in shapes(modeled))
+    return Published(name, ACCELOPT, published, TRN1, run, _latency, work, blocks, modeled)
 
 
 PUBLISHED = (
@@ -197,28 +197,28 @@ with the times in its pictures."""
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Modelled us by rate of the Tensor Engine."""
+    """Modeled us by rate of the Tensor Engine."""
 
     published: Published
-    modelled: dict[str, float]
+    modeled: dict[str, float]
 
     @property
     def ratio(self) -> float:
         """Prediction over publication."""
-        return self.modelled["ramp"] / self.published.published
+        return self.modeled["ramp"] / self.published.published
 
 
 def predict(published: Published) -> Prediction:
     """Runs and schedules one kernel."""
     if not published.blocks:
         return Prediction(published, _figures(published, 0))
-    few, more = (_figures(published, n) for n in (published.modelled // 2, published.modelled))
-    rest = published.blocks - published.modelled
-    modelled = {
-        rate: more[rate] + rest * (more[rate] - few[rate]) / (published.modelled // 2)
+    few, more = (_figures(published, n) for n in (published.modeled // 2, published.modeled))
+    rest = published.blocks - published.modeled
+    modeled = {
+        rate: more[rate] + rest * (more[rate] - few[rate]) / (published.modeled // 2)
         for rate in more
     }
-    return Prediction(published, modelled)
+    return Prediction(published, modeled)
 
 
 def _figures(published: Published, blocks: int) -> dict[str, float]:
@@ -238,21 +238,21 @@ def _figures(published: Published, blocks: int) -> dict[str, float]:
 def markdown(predictions: list[Prediction]) -> str:
     """The table and the errors."""
     lines = [
-        "| kernel | source | published us | modelled us | ratio | half rate | full rate |",
+        "| kernel | source | published us | modeled us | ratio | half rate | full rate |",
         "|---|---|---|---|---|---|---|",
     ]
     for each in predictions:
-        half, full = each.modelled["half"], each.modelled["full"]
+        half, full = each.modeled["half"], each.modeled["full"]
         lines.append(
             f"| {each.published.name} ({each.published.costs.target}) | {each.published.source} | "
-            f"{each.published.published:.6g} | {each.modelled['ramp']:.6g} | {each.ratio:.2f} | "
+            f"{each.published.published:.6g} | {each.modeled['ramp']:.6g} | {each.ratio:.2f} | "
             f"{half:.6g} | {full:.6g} |"
         )
     errors = [abs(each.ratio - 1) for each in predictions]
     lines += [
         "",
         f"Median error of {len(errors)} predictions {statistics.median(errors):.0%}, largest "
-        f"{max(errors):.0%}; all modelled.",
+        f"{max(errors):.0%}; all modeled.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -265,7 +265,7 @@ def main(arguments: list[str]) -> int:
     for published in chosen:
         prediction = predict(published)
         predictions.append(prediction)
-        print(f"{published.name}: modelled over published {prediction.ratio:.2f}", flush=True)
+        print(f"{published.name}: modeled over published {prediction.ratio:.2f}", flush=True)
         if _MARKDOWN.value:
             pathlib.Path(_MARKDOWN.value).write_text(markdown(predictions))
     print(markdown(predictions))

@@ -1,4 +1,4 @@
-"""Modelled speed of the Neuron kernels on Trainium2: bound, ours, AWS's, over a grid of sizes.
+"""Modeled speed of the Neuron kernels on Trainium2: bound, ours, AWS's, over a grid of sizes.
 
     NKILIB=path python -m benchmarks.trainium_model --markdown table.md [--quick] [--cells 70b.tp8]
     python -m benchmarks.trainium_model --results folder --kernels ours     # the other's are read
@@ -11,7 +11,7 @@ of 1024, 10240 and 36864. Cells that a kernel cannot run say why. Without a chec
 neuron/nki-library (branch 2.29_release) in NKILIB, AWS's columns are empty.
 
 "Compute" counts collectives as free; the columns after it add all-reduces of 5 to 100 us.
-Finished figures are kept in a file for each kernel, so that either can be modelled alone and again.
+Finished figures are kept in a file for each kernel, so that either can be modeled alone and again.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _RESULTS = flags.DEFINE_string(
     "Folder of finished figures, a JSON file per kernel: read first, written after each cell.",
 )
 _KERNELS = flags.DEFINE_list(
-    "kernels", ["ours", "nkilib"], "Which are modelled; of others only finished figures are shown."
+    "kernels", ["ours", "nkilib"], "Which are modeled; of others only finished figures are shown."
 )
 _CELLS = flags.DEFINE_list("cells", [""], "Only cells whose name contains one of these.")
 _MEMORY = flags.DEFINE_float(
@@ -48,7 +48,7 @@ _MEMORY = flags.DEFINE_float(
 )
 _QUICK = flags.DEFINE_bool("quick", False, "Only bfloat16 at the shortest context, S_tkg 1.")
 _RATE = flags.DEFINE_enum(
-    "tensor_rate", "half", ["half", "ramp", "full"], "How the Tensor Engine's throttle is modelled."
+    "tensor_rate", "half", ["half", "ramp", "full"], "How the Tensor Engine's throttle is modeled."
 )
 
 _STRESS = flags.DEFINE_bool(
@@ -67,7 +67,7 @@ GOAL_BOUND, GOAL_WORST, GOAL_AWS, GOAL_TRAFFIC = 1.06, 1.25, 0.65, 0.02
 
 
 @dataclasses.dataclass(frozen=True)
-class Modelled:
+class Modeled:
     """One kernel on one cell; times in us, for one layer.
 
     Attributes:
@@ -83,7 +83,7 @@ class Modelled:
 
 NOT_RUN = "not run"
 
-Figures = Modelled | str
+Figures = Modeled | str
 """A kernel's figures on a cell, or why there are none."""
 
 
@@ -141,7 +141,7 @@ def _stress_cells() -> list[tuple[str, Case]]:
     return [(name, case) for name, case in cells() if name in stress_model.CELLS]
 
 
-def _modelled_kernels() -> list[str]:
+def _modeled_kernels() -> list[str]:
     return [name for name in _KERNELS.value if name == "ours" or os.environ.get("NKILIB")]
 
 
@@ -161,7 +161,7 @@ def _model(case: Case, kernel: str) -> Figures:
     except MemoryError:
         return f"the model of it needs more than {_MEMORY.value:g} GiB of memory"
     traffic = sum(compute.hbm_bytes.values()) / required_bytes(case) - 1
-    return Modelled(compute.latency / 1e3, reduced, traffic)
+    return Modeled(compute.latency / 1e3, reduced, traffic)
 
 
 class Finished:
@@ -197,7 +197,7 @@ class Finished:
             return {}
         kept = json.loads(self._path(kernel).read_text())
         return {
-            name: each if isinstance(each, str) else Modelled(**each) for name, each in kept.items()
+            name: each if isinstance(each, str) else Modeled(**each) for name, each in kept.items()
         }
 
 
@@ -233,9 +233,9 @@ def _columns(row: Row) -> list[str]:
         reduced = {} if isinstance(figures, str) else figures.reduced
         return [f"{reduced[str(n)]:.1f}" if str(n) in reduced else "-" for n in ALL_REDUCE_US]
 
-    both = isinstance(row.ours, Modelled) and isinstance(row.aws, Modelled)
+    both = isinstance(row.ours, Modeled) and isinstance(row.aws, Modeled)
     ratio = f"{row.ours.compute / row.aws.compute:.2f}" if both else "-"  # type: ignore[union-attr]
-    traffic = f"{row.ours.traffic:.2%}" if isinstance(row.ours, Modelled) else "-"
+    traffic = f"{row.ours.traffic:.2%}" if isinstance(row.ours, Modeled) else "-"
     return [
         row.name,
         f"{row.bound:.1f}",
@@ -254,9 +254,9 @@ def _geometric_mean(values: list[float]) -> float:
 
 def goals(rows: list[Row]) -> list[str]:
     """Each goal with the figure and whether it is met."""
-    ours = {row.name: row.ours for row in rows if isinstance(row.ours, Modelled)}
+    ours = {row.name: row.ours for row in rows if isinstance(row.ours, Modeled)}
     if not ours:
-        return ["no cell could be modelled"]
+        return ["no cell could be modeled"]
     by_name = {row.name: row for row in rows}
     ratios = {name: figures.compute / by_name[name].bound for name, figures in ours.items()}
     worst = max(ratios, key=ratios.__getitem__)
@@ -270,7 +270,7 @@ def goals(rows: list[Row]) -> list[str]:
     against = {
         name: figures.compute / by_name[name].aws.compute  # type: ignore[union-attr]
         for name, figures in ours.items()
-        if isinstance(by_name[name].aws, Modelled)
+        if isinstance(by_name[name].aws, Modeled)
     }
     if against:
         lines.append(
@@ -284,7 +284,7 @@ def goals(rows: list[Row]) -> list[str]:
 
 
 def _goal(what: str, value: float, most: float) -> str:
-    return f"modelled {what}: {value:.3f}; goal {most:g}: {'met' if value <= most else 'NOT met'}"
+    return f"modeled {what}: {value:.3f}; goal {most:g}: {'met' if value <= most else 'NOT met'}"
 
 
 def summary(rows: list[Row]) -> list[str]:
@@ -298,12 +298,12 @@ def summary(rows: list[Row]) -> list[str]:
         "|---|---|---|---|---|---|",
     ]
     for group, members in groups.items():
-        ours = [r.ours.compute / r.bound for r in members if isinstance(r.ours, Modelled)]
-        aws = [r.aws.compute / r.bound for r in members if isinstance(r.aws, Modelled)]
+        ours = [r.ours.compute / r.bound for r in members if isinstance(r.ours, Modeled)]
+        aws = [r.aws.compute / r.bound for r in members if isinstance(r.aws, Modeled)]
         both = [
             r.ours.compute / r.aws.compute
             for r in members
-            if isinstance(r.ours, Modelled) and isinstance(r.aws, Modelled)
+            if isinstance(r.ours, Modeled) and isinstance(r.aws, Modeled)
         ]
         shown = [_mean_or_dash(ours), f"{max(ours):.2f}" if ours else "-"]
         shown += [_mean_or_dash(aws), _mean_or_dash(both)]
@@ -319,7 +319,7 @@ def markdown(rows: list[Row]) -> str:
     """A summary, the goals, all cells, and why some have no figures."""
     lines = [
         f"One layer on trn2 with two physical cores, Tensor Engine {_RATE.value!r}, and the "
-        'residual on chip. All times are modelled. "AR" columns have all-reduces of that latency; '
+        'residual on chip. All times are modeled. "AR" columns have all-reduces of that latency; '
         "the others have free all-reduces.",
         "",
         *(f"- {line}" for line in goals(rows)),
@@ -350,7 +350,7 @@ def main(arguments: list[str]) -> int:
     most = int(_MEMORY.value * 2**30)
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     if _STRESS.value:
-        stress_model.run(_stress_cells(), _modelled_kernels(), _MARKDOWN.value)
+        stress_model.run(_stress_cells(), _modeled_kernels(), _MARKDOWN.value)
         return 0
     finished = Finished(_RESULTS.value, _RATE.value)
     rows = []

@@ -70,7 +70,7 @@ _HOMES = {
 }
 """Where public names that are not modules are defined."""
 
-# Type checkers read the imports above; a __getattr__ would make every misspelt name pass.
+# Type checkers read the imports above; a __getattr__ would make every misspelled name pass.
 if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> object:

@@ -73,7 +73,7 @@ def _fetch_model(arguments: Sequence[str]) -> None:
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int | None]]] = {
     "generate": ("A model writes text, or talks.", _generate),
-    "profile": ("Modelled speed of one layer of a model on Trainium.", _profile),
+    "profile": ("Modeled speed of one layer of a model on Trainium.", _profile),
     "check": ("What AWS's compiler rejects in a kernel.", _check),
     "doctor": ("What is installed, what a call lowers to, and what to do next.", _doctor),
     "fetch-model": ("Downloads the model of the demo.", _fetch_model),

@@ -1,4 +1,4 @@
-"""The table of modelled layers with experts: its cells, and what a row says."""
+"""The table of modeled layers with experts: its cells, and what a row says."""
 
 from __future__ import annotations
 

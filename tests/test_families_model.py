@@ -1,4 +1,4 @@
-"""The table of modelled speed of named models: what fits on a rank, and how a token adds up."""
+"""The table of modeled speed of named models: what fits on a rank, and how a token adds up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The modelled cost of options: what each of the table makes the kernel do."""
+"""The modeled cost of options: what each of the table makes the kernel do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The grid of modelled speed: its cells, its kept figures and its goals."""
+"""The grid of modeled speed: its cells, its kept figures and its goals."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def _row(name: str, ours: grid.Figures, aws: grid.Figures = grid.NOT_RUN) -> gri
     return grid.Row(name, 100.0, ours, aws)
 
 
-def _figures(compute: float, traffic: float = 0.001) -> grid.Modelled:
-    return grid.Modelled(compute, {"5": compute + 5}, traffic)
+def _figures(compute: float, traffic: float = 0.001) -> grid.Modeled:
+    return grid.Modeled(compute, {"5": compute + 5}, traffic)
 
 
 class CellsTest(absltest.TestCase):
@@ -76,7 +76,7 @@ class GoalsTest(absltest.TestCase):
         )
 
     def test_no_figures(self) -> None:
-        self.assertEqual(grid.goals([_row("one", "too large")]), ["no cell could be modelled"])
+        self.assertEqual(grid.goals([_row("one", "too large")]), ["no cell could be modeled"])
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def mask_groups(B, queries, slots, d, item, block_len, ranks):
 def slots_attended_twice(B, k, d, item, experts):
     """The most cache slots that each of two cores attends for a sequence that both attend.
 
-    Of more, each attends half, and they swap and merge softmaxes, which takes 3 us (modelled). With
+    Of more, each attends half, and they swap and merge softmaxes, which takes 3 us (modeled). With
     experts, HBM rests while one sequence's router chooses, so that both cores have time to read all
     slots.
 

@@ -42,7 +42,7 @@ RING_BYTES = RING_SLOTS * RING_SLOT_BYTES
 
 PARTED_BLOCKS = 2
 """Blocks of rows at the end of a product that load chunk by chunk, where something waits for it:
-what is left to multiply after the last load is then least (modelled; more of them are slower)."""
+what is left to multiply after the last load is then least (modeled; more of them are slower)."""
 
 HELD_BUFFERS = 3
 """Buffers of the same size for weights that load while a router chooses experts, at most, of what a
@@ -65,7 +65,7 @@ GROUP_COLUMNS = 128
 
 READ_TWICE_BYTES = 1 << 20
 """Keys and values of a layer with experts, of one sequence, that each of two cores reads at most:
-half of them takes a core 1.5 us (modelled), and merging softmaxes 3."""
+half of them takes a core 1.5 us (modeled), and merging softmaxes 3."""
 
 MAX_RUN_CHUNKS = 64
 """Chunks of a segment of slots in blocks at most; values of 128 features then fill a buffer."""

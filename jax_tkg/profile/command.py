@@ -1,4 +1,4 @@
-"""Command line: modelled speed of one layer of a model on Trainium2 or 3.
+"""Command line: modeled speed of one layer of a model on Trainium2 or 3.
 
 python -m jax_tkg.profile --model llama3_70b --tensor_parallel 8 --batch 1 --context 1024
 """
@@ -289,10 +289,10 @@ def _profile_batch(
         say(compare.side_by_side(case, figures, theirs))
     if values.trace is not None:
         write_trace(figures.timeline, values.trace)
-        say(f"trace of the modelled launch, for https://ui.perfetto.dev: {values.trace}")
+        say(f"trace of the modeled launch, for https://ui.perfetto.dev: {values.trace}")
     if values.plot is not None:
         plot.write_plot(figures, _title(values, case), values.plot)
-        say(f"picture of a modelled layer: {values.plot}")
+        say(f"picture of a modeled layer: {values.plot}")
     head = None
     if values.head and model.vocabulary:
         V = -(-model.vocabulary // values.tensor_parallel)
@@ -314,7 +314,7 @@ def _title(values: flags.FlagValues, case: Case) -> str:
     mlp = f", MLP weights {case.quantized_mlp}" if case.quantized_mlp else ""
     held = f", caches {case.cache_dtype}" if case.cache_dtype else ""
     return (
-        f"One layer of {name} on {case.target}, modelled: tp={case.tensor_parallel}, B={case.B}, "
+        f"One layer of {name} on {case.target}, modeled: tp={case.tensor_parallel}, B={case.B}, "
         f"S_tkg={case.S}, S_ctx={case.S_ctx}, {case.dtype}{mlp}{held} "
         "(core 0)"
     )

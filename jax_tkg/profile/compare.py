@@ -1,4 +1,4 @@
-"""Two kernels' modelled figures on the same case, side by side."""
+"""Two kernels' modeled figures on the same case, side by side."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from jax_tkg.profile.model_shapes import Case
 
 
 def side_by_side(case: Case, ours: LayerFigures, theirs: LayerFigures) -> str:
-    """A table of what differs, all modelled."""
+    """A table of what differs, all modeled."""
     costs = ours.timeline.costs
     least = bound(case, costs)
     needed = required_bytes(case)
@@ -21,7 +21,7 @@ def side_by_side(case: Case, ours: LayerFigures, theirs: LayerFigures) -> str:
             for engine in ours.busy
         ),
     ]
-    lines = [f"{'modelled':32}{'jax_tkg':>12}{'nkilib':>12}{'ratio':>8}"]
+    lines = [f"{'modeled':32}{'jax_tkg':>12}{'nkilib':>12}{'ratio':>8}"]
     for name, mine, other in rows:
         ratio = f"{mine / other:8.2f}" if other else f"{'-':>8}"
         lines.append(f"{name:32}{mine:12.2f}{other:12.2f}{ratio}")

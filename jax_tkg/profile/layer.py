@@ -1,4 +1,4 @@
-"""One layer's modelled figures: what the last layer of a launch adds to a launch without it."""
+"""One layer's modeled figures: what the last layer of a launch adds to a launch without it."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Launches:
 
 @dataclasses.dataclass(frozen=True)
 class LayerFigures:
-    """Modelled figures of one layer; times in ns.
+    """Modeled figures of one layer; times in ns.
 
     Attributes:
       latency: of a layer.

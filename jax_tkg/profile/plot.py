@@ -26,7 +26,7 @@ COLORS = {
 
 
 def bars(timeline: Timeline, core: int = 0) -> Iterator[Bar]:
-    """What each engine of a core works on, as bars labelled by stage.
+    """What each engine of a core works on, as bars labeled by stage.
 
     What touches and belongs to one stage is merged.
     """
@@ -78,6 +78,6 @@ def layer_span(timeline: Timeline) -> tuple[float, float]:
 
 def write_plot(figures: LayerFigures, title: str, path: str | pathlib.Path) -> None:
     """Writes a PNG; needs matplotlib."""
-    axis = "modelled time in us, from a layer's first product to the next layer's"
+    axis = "modeled time in us, from a layer's first product to the next layer's"
     timeline = figures.timeline
     draw(bars(timeline), layer_span(timeline), title, axis, path, COLORS)

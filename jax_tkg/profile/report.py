@@ -1,4 +1,4 @@
-"""A layer's modelled figures in words."""
+"""A layer's modeled figures in words."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RATES = {"half": "throttled to half rate", "ramp": "ramping up under load", "ful
 
 
 def describe(case: Case, figures: LayerFigures, name: str) -> str:
-    """Latency, traffic, busy time, memory and the critical path; every section says "modelled".
+    """Latency, traffic, busy time, memory and the critical path; every section says "modeled".
 
     Args:
       case: the sizes.
@@ -26,7 +26,7 @@ def describe(case: Case, figures: LayerFigures, name: str) -> str:
     total = sum(figures.hbm_bytes.values())
     peak = costs.hbm_bandwidth * case.lnc
     lines = [
-        f"{name}, modelled: {costs.target}, {case.lnc} physical cores, Tensor Engine "
+        f"{name}, modeled: {costs.target}, {case.lnc} physical cores, Tensor Engine "
         f"{RATES[figures.timeline.tensor_rate]}"
         + (
             f", all-reduce over {case.tensor_parallel} ranks with a latency of "
@@ -34,11 +34,11 @@ def describe(case: Case, figures: LayerFigures, name: str) -> str:
             if case.tensor_parallel > 1
             else ""
         ),
-        f"  modelled latency of a layer      {figures.latency / 1e3:10.2f} us, "
+        f"  modeled latency of a layer      {figures.latency / 1e3:10.2f} us, "
         f"{figures.latency / least:.2f} times the HBM bound of {least / 1e3:.2f} us",
-        f"  modelled start and end of a launch {figures.start_up / 1e3:8.2f} us",
-        f"  modelled HBM bandwidth           {total / figures.latency:10.0f} GB/s of {peak:.0f}",
-        f"  modelled HBM traffic of a layer  {total:10d} bytes, "
+        f"  modeled start and end of a launch {figures.start_up / 1e3:8.2f} us",
+        f"  modeled HBM bandwidth           {total / figures.latency:10.0f} GB/s of {peak:.0f}",
+        f"  modeled HBM traffic of a layer  {total:10d} bytes, "
         f"{total / required_bytes(case) - 1:+.2%} over each weight and attended cache byte once",
     ]
     lines += [
@@ -49,20 +49,20 @@ def describe(case: Case, figures: LayerFigures, name: str) -> str:
             f"    experts read: {case.experts_read()} of {case.experts}, chosen at random by "
             f"{case.B * case.S} tokens"
         )
-    lines.append(f"  instructions of a modelled layer {figures.instructions:10d} on the first core")
-    lines.append("  modelled busy time of a layer (first core; DMA: mean of its engines)")
+    lines.append(f"  instructions of a modeled layer {figures.instructions:10d} on the first core")
+    lines.append("  modeled busy time of a layer (first core; DMA: mean of its engines)")
     lines += [
         f"    {engine:12} {time / 1e3:10.2f} us  {time / figures.latency:4.0%}"
         for engine, time in figures.busy.items()
     ]
-    lines.append(f"  modelled most on-chip memory in use: {_marks(figures.timeline)}")
-    lines.append("  modelled critical path of a layer, by statement")
+    lines.append(f"  modeled most on-chip memory in use: {_marks(figures.timeline)}")
+    lines.append("  modeled critical path of a layer, by statement")
     lines += _critical(figures)
     return "\n".join(lines)
 
 
 def describe_token(kinds: Sequence[tuple[LayerKind, Case, LayerFigures]]) -> str:
-    """The latency of all layers of a model, modelled, and of each kind of layer beside its bound.
+    """The latency of all layers of a model, modeled, and of each kind of layer beside its bound.
 
     Args:
       kinds: each kind of layer with the case and the figures of one such layer.
@@ -71,7 +71,7 @@ def describe_token(kinds: Sequence[tuple[LayerKind, Case, LayerFigures]]) -> str
     token = first.start_up + sum(kind.layers * figures.latency for kind, _, figures in kinds)
     least = sum(kind.layers * bound(case, figures.timeline.costs) for kind, case, figures in kinds)
     lines = [
-        f"modelled latency of a token, without embedding and head: {token / 1e3:.2f} us, "
+        f"modeled latency of a token, without embedding and head: {token / 1e3:.2f} us, "
         f"{token / least:.2f} times the HBM bound of {least / 1e3:.2f} us",
         f"  {first.start_up / 1e3:10.2f} us  start and end of a launch",
     ]

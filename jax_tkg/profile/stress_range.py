@@ -33,7 +33,7 @@ def describe(found: Sequence[tuple[Machine, float, float]]) -> str:
     latencies = [latency for _, latency, _ in found]
     ratios = [ratio for _, _, ratio in found]
     lines = [
-        f"  on other machines, modelled:       {min(latencies) / 1e3:.2f} to "
+        f"  on other machines, modeled:       {min(latencies) / 1e3:.2f} to "
         f"{max(latencies) / 1e3:.2f} us, {min(ratios):.2f} to {max(ratios):.2f} times the HBM bound"
     ]
     lines += [

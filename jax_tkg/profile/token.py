@@ -17,14 +17,14 @@ SECOND = 1e9
 
 @dataclasses.dataclass(frozen=True)
 class TokenTime:
-    """Modelled time of one step of a whole model on one machine, in ns.
+    """Modeled time of one step of a whole model on one machine, in ns.
 
     Attributes:
       machine: its assumptions.
       B, S: sequences, and new tokens of each.
       layers: all layers as if all-reduces took no time.
       all_reduces: what they add.
-      head: final norm, head and greedy choice; 0 if it is not modelled.
+      head: final norm, head and greedy choice; 0 if it is not modeled.
       launch: start and end of the launch.
       host_gap: assumed time between two steps in which the device has nothing to do.
     """
@@ -105,11 +105,11 @@ def describe(steps: Sequence[Sequence[TokenTime]], with_head: bool) -> str:
 
     Args:
       steps: for each batch, the times on each machine, the one that is spelled out first.
-      with_head: whether the head was modelled.
+      with_head: whether the head was modeled.
     """
     first = steps[0][0]
     lines = [
-        f"a step of the whole model, modelled ({first.machine.name} constants, without embedding"
+        f"a step of the whole model, modeled ({first.machine.name} constants, without embedding"
         + ("" if with_head else " and the head")
         + f"; host gap of {first.host_gap / 1e3:g} us assumed)",
         f"{'B':>5}{'layers':>11}{'all-reduces':>13}{'head':>9}{'launch':>8}{'host gap':>10}"
@@ -125,7 +125,7 @@ def describe(steps: Sequence[Sequence[TokenTime]], with_head: bool) -> str:
         low, high = min(t.total for t in times), max(t.total for t in times)
         slow, fast = min(t.per_user for t in times), max(t.per_user for t in times)
         lines.append(
-            f"      on other machines, modelled: {low / 1e3:.1f} to {high / 1e3:.1f} us, "
+            f"      on other machines, modeled: {low / 1e3:.1f} to {high / 1e3:.1f} us, "
             f"{slow:.1f} to {fast:.1f} tokens/s for each user, {one.B * slow:.1f} to "
             f"{one.B * fast:.1f} for all"
         )

@@ -21,7 +21,7 @@ _KEYWORD = re.compile(r"(\w+)\(\) got an unexpected keyword argument '(\w+)'")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A clause with the known name that a misspelt one is nearest to; empty if none is near."""
+    """A clause with the known name that a misspelled one is nearest to; empty if none is near."""
     near = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {near[0]!r}?" if near else ""
 
@@ -30,8 +30,8 @@ def explain(error: BaseException) -> None:
     """Completes the message of an error that stopped a kernel.
 
     It gets the labels of the tensors that it speaks of and the file and line of the kernel's
-    statement, unless it has them or the kernel raised the error itself; and for a misspelt keyword
-    argument the right name.
+    statement, unless it has them or the kernel raised the error itself; and for a misspelled
+    keyword argument the right name.
     """
     if not isinstance(error, _EXPLAINED) or not error.args or not isinstance(error.args[0], str):
         return

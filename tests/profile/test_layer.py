@@ -184,10 +184,10 @@ class LayerFiguresTest(parameterized.TestCase):
         longer = layer_figures(launches, dataclasses.replace(TRN2, loop_turn=12_000.0))
         self.assertAlmostEqual(longer.latency - looped.latency, 3000, places=3)
 
-    def test_report_says_modelled(self):
+    def test_report_says_modeled(self):
         text = report.describe(SMALL, self.figures, "kernel")
         for part in (
-            "modelled latency of a layer",
+            "modeled latency of a layer",
             f"{self.figures.latency / 1e3:.2f} us",
             f"{self.figures.start_up / 1e3:.2f} us",
             f"{SMALL.weight_bytes()} bytes",
@@ -196,7 +196,7 @@ class LayerFiguresTest(parameterized.TestCase):
             self.assertIn(part, text)
         for line in text.splitlines():
             if not line.startswith("    "):
-                self.assertIn("modelled", line)
+                self.assertIn("modeled", line)
 
     def test_token_of_two_kinds_of_layers(self):
         few = dataclasses.replace(SMALL, S_ctx=100, attended=90)

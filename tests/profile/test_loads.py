@@ -63,7 +63,7 @@ class LoadsTest(absltest.TestCase):
                         self.assertNotEqual(each.attributes["dge_mode"], "unknown", each.where)
 
     def test_range_over_machines(self):
-        single = ("GpSimd triggers", "dear signals", "lowest addresses")
+        single = ("GpSimd triggers", "slow signals", "lowest addresses")
         chosen = ("documented", *single, UNFAVORABLE.name, FAVORABLE.name)
         machines = [machine for machine in MACHINES if machine.name in chosen]
         found = on_machines(self.launches, TRN2, machines)

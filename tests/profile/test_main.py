@@ -37,8 +37,8 @@ class CommandTest(absltest.TestCase):
             done = _run(SMALL, *flags, f"--trace={path}")
             self.assertEqual(done.returncode, 0, done.stderr)
             names = {row["name"] for row in json.loads(path.read_text())["traceEvents"]}
-        self.assertIn("modelled latency of a token", done.stdout)
-        self.assertIn("on other machines, modelled:", done.stdout)
+        self.assertIn("modeled latency of a token", done.stdout)
+        self.assertIn("on other machines, modeled:", done.stdout)
         self.assertRegex(done.stdout, r"host gap of 0 us assumed\)\n.*tokens/s\n +1 .*\n.*\n +2 ")
         self.assertRegex(done.stdout, r"W_qkvs +read +65536 .* sync, hardware +kernels")
         self.assertIn("all-reduce over 2 ranks with a latency of 17.5 us", done.stdout)

@@ -36,11 +36,11 @@ class BarsTest(absltest.TestCase):
         stream.vector(50, 51)
         return schedule(record(stream))
 
-    def test_products_are_labelled_by_the_functions_that_they_stand_in(self):
+    def test_products_are_labeled_by_the_functions_that_they_stand_in(self):
         found = [bar for bar in plot.bars(self._timeline()) if bar[0] == "tensor"]
         self.assertEqual([bar[1] for bar in found], ["QKV", "output", "QKV"])
 
-    def test_loads_are_labelled_by_their_weights_and_touch(self):
+    def test_loads_are_labeled_by_their_weights_and_touch(self):
         """A DMA engine moves 8 rows of 1920 bytes per transfer, one after the other."""
         found = [bar for bar in plot.bars(self._timeline()) if bar[0] == "dma"]
         self.assertEqual([bar[1] for bar in found], ["QKV", "output", "QKV"])
@@ -64,7 +64,7 @@ class WriteTest(absltest.TestCase):
         figures = layer_figures(record_launches(case))
         with tempfile.TemporaryDirectory() as folder:
             path = pathlib.Path(folder) / "layer.png"
-            plot.write_plot(figures, "modelled", path)
+            plot.write_plot(figures, "modeled", path)
             self.assertEqual(path.read_bytes()[:8], b"\x89PNG\r\n\x1a\n")
 
 

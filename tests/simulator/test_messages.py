@@ -1,4 +1,4 @@
-"""Every message has the kernel's line, and misspelt names get the right one."""
+"""Every message has the kernel's line, and misspelled names get the right one."""
 
 import os
 from unittest import mock
@@ -42,7 +42,7 @@ class LinesTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "^the kernel's own$"):
             harness.run(body)
 
-    def test_a_misspelt_keyword(self) -> None:
+    def test_a_misspelled_keyword(self) -> None:
         with self.assertRaisesRegex(TypeError, "did you mean 'operand0'|Did you mean 'operand0'"):
             harness.run(
                 lambda: nisa.tensor_scalar(_tile(), _tile(), op0=nl.add, oprand0=1.0) and None
@@ -50,7 +50,7 @@ class LinesTest(parameterized.TestCase):
 
 
 class NamesTest(absltest.TestCase):
-    def test_a_misspelt_name(self) -> None:
+    def test_a_misspelled_name(self) -> None:
         simulator.install()
         import nki.isa
         import nki.language

@@ -54,7 +54,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="run|profile|check")
     for name, about in (
         ("run", "Run a kernel, and print statistics of what it returns and writes."),
-        ("profile", "Run a kernel, and print its modelled timeline on Trainium."),
+        ("profile", "Run a kernel, and print its modeled timeline on Trainium."),
     ):
         command = commands.add_parser(
             name,
@@ -171,11 +171,11 @@ def _profile(values: argparse.Namespace) -> int:
     say(summary(timeline, lines=values.lines))
     if values.trace is not None:
         write_trace(timeline, values.trace)
-        say(f"trace of the modelled launch, for https://ui.perfetto.dev: {values.trace}")
+        say(f"trace of the modeled launch, for https://ui.perfetto.dev: {values.trace}")
     if values.plot is not None:
-        title = f"{values.kernel} on {record.target}, modelled (rank {values.rank}, core 0)"
+        title = f"{values.kernel} on {record.target}, modeled (rank {values.rank}, core 0)"
         timeline_plot.write_plot(timeline, title, values.plot)
-        say(f"picture of the modelled launch: {values.plot}")
+        say(f"picture of the modeled launch: {values.plot}")
     return 0
 
 

@@ -1,1 +1,1 @@
-"""The modelled time of a recorded run."""
+"""The modeled time of a recorded run."""

@@ -80,7 +80,7 @@ _ONE_AT_A_TIME = (
         {"tiles_in_parallel": False},
     ),
     Machine(
-        "dear signals",
+        "slow signals",
         "semaphores, barriers, activation tables 3 times as long, results and DMA starts 2 times",
         {
             "semaphore": 3.0,

@@ -1,6 +1,6 @@
 """When each instruction of a recorded run would execute: a model, not a measurement.
 
-`scheduler` says what is modelled, and `costs` holds the constants. Not modelled: contention of
+`scheduler` says what is modeled, and `costs` holds the constants. Not modeled: contention of
 collectives with other DMA traffic, bank conflicts, the compiler's reordering, instruction fetch,
 and the outcome of a race. One rank is scheduled; the other ranks are assumed to arrive at each
 collective at the same time.
@@ -24,11 +24,11 @@ TENSOR_RATES = ("half", "ramp", "full")
 
 @dataclasses.dataclass
 class Timeline:
-    """The modelled execution of one rank.
+    """The modeled execution of one rank.
 
     Attributes:
       costs: the constants used.
-      tensor_rate: how the Tensor Engine's throttle was modelled.
+      tensor_rate: how the Tensor Engine's throttle was modeled.
       lnc: cores of the rank.
       events: in the order of the program.
       waits: what they waited for.
@@ -42,7 +42,7 @@ class Timeline:
 
     @property
     def latency(self) -> float:
-        """Modelled time from the start of the kernel to its last instruction's end, in ns."""
+        """Modeled time from the start of the kernel to its last instruction's end, in ns."""
         return max((event.end for event in self.events), default=0.0)
 
     def busy(self, core: int = 0) -> dict[str, float]:

@@ -33,7 +33,7 @@ def busy_spans(event: Event) -> list[tuple[str, float, float]]:
 
 
 def instruction_bars(timeline: Timeline, core: int = 0) -> Iterator[Bar]:
-    """A bar for each instruction of a core, labelled by its opcode."""
+    """A bar for each instruction of a core, labeled by its opcode."""
     for event in timeline.events:
         if event.instruction.core == core:
             for row, start, end in busy_spans(event):
@@ -42,7 +42,7 @@ def instruction_bars(timeline: Timeline, core: int = 0) -> Iterator[Bar]:
 
 def write_plot(timeline: Timeline, title: str, path: str | pathlib.Path) -> None:
     """Writes a PNG of a whole launch, colored by instruction."""
-    draw(instruction_bars(timeline), (0.0, timeline.latency), title, "modelled time in us", path)
+    draw(instruction_bars(timeline), (0.0, timeline.latency), title, "modeled time in us", path)
 
 
 def draw(

@@ -72,14 +72,14 @@ def critical_shares(timeline: Timeline) -> list[Share]:
 
 
 def summary(timeline: Timeline, kind_of: Callable[[str], str] = str, lines: int = 10) -> str:
-    """Latency, busy engines, HBM bytes, memory and the critical path in words, all modelled."""
+    """Latency, busy engines, HBM bytes, memory and the critical path in words, all modeled."""
     latency = timeline.latency
     kinds = timeline.hbm_bytes(kind_of)
     total = sum(kinds.values())
     bound = timeline.hbm_bound(total)
     rate = total / latency if latency else 0.0
     out = [
-        f"modelled on {timeline.costs.target}, Tensor Engine at {timeline.tensor_rate} rate, "
+        f"modeled on {timeline.costs.target}, Tensor Engine at {timeline.tensor_rate} rate, "
         f"all-reduce latency {timeline.costs.all_reduce_latency / 1e3:g} us",
         f"latency {latency / 1e3:.2f} us, HBM bound {bound / 1e3:.2f} us; "
         f"{rate:.0f} GB/s of {timeline.costs.hbm_bandwidth * timeline.lnc:.0f}",
@@ -116,7 +116,7 @@ def chrome_trace(timeline: Timeline) -> dict[str, Any]:
     rows: list[dict[str, Any]] = []
     threads = [*_THREADS, *(f"dma {i}" for i in range(int(timeline.costs.dma_engines)))]
     for core in range(timeline.lnc):
-        rows.append(_named("process_name", core, 0, f"core {core} (modelled)"))
+        rows.append(_named("process_name", core, 0, f"core {core} (modeled)"))
         rows += [_named("thread_name", core, i, name) for i, name in enumerate(threads)]
     for event in timeline.events:
         for thread, start, end in _spans(event):

@@ -38,7 +38,7 @@ def softmax_of_product(lhs, rhs, scale=1.0, groups=((0,),)):
     return out
 
 
-def misspelt(x):
+def misspelled(x):
     """Breaks off at a name that does not exist."""
     tile = nl.load(x)
     nisa.tensor_tensr(dst=tile, data1=tile, data2=tile, op=nl.add)

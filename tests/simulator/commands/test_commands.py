@@ -62,7 +62,7 @@ class CommandsTest(parameterized.TestCase):
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         report = done.stdout.decode()
-        for part in ("modelled on trn2", "core 1 busy", "critical path", "strangers_kernel.py:"):
+        for part in ("modeled on trn2", "core 1 busy", "critical path", "strangers_kernel.py:"):
             self.assertIn(part, report)
         names = {event["name"] for event in json.loads(trace.read_text())["traceEvents"]}
         self.assertContainsSubset({"nc_matmul", "all_reduce", "dma_copy"}, names)
@@ -82,8 +82,8 @@ class CommandsTest(parameterized.TestCase):
             r"\[128, 600\] float32> \(\S*strangers_kernel.py:\d+\)$",
         )
 
-    def test_misspelt_instruction(self) -> None:
-        line = self._fails("run", f"{_KERNELS}:misspelt", "x=float32[128,8]")
+    def test_misspelled_instruction(self) -> None:
+        line = self._fails("run", f"{_KERNELS}:misspelled", "x=float32[128,8]")
         self.assertRegex(
             line,
             r"'nki.isa' has no attribute 'tensor_tensr'; did you mean 'tensor_tensor'\? "

@@ -59,8 +59,8 @@ class FiguresTest(parameterized.TestCase):
 
     def test_all_reduce_is_the_published_fit(self):
         """A third party's fit: 17.5 us + bytes / (100 GB/s), here of 64 KiB over 64 ranks."""
-        modelled = collective_time(TRN2, "all_reduce", 65536, 64)
-        self.assertAlmostEqual(modelled, 17_500 + 655.36, delta=0.01 * modelled)
+        modeled = collective_time(TRN2, "all_reduce", 65536, 64)
+        self.assertAlmostEqual(modeled, 17_500 + 655.36, delta=0.01 * modeled)
 
     def test_clocks(self):
         self.assertEqual(TRN2.clock("vector"), 0.96)

@@ -90,7 +90,7 @@ class ReportTest(absltest.TestCase):
 
     def test_summary(self):
         text = timeline_report.summary(self._timeline(), lambda name: "weights")
-        for part in ("modelled on trn2", "latency 3.", "weights: 245760", "kernel.py:1"):
+        for part in ("modeled on trn2", "latency 3.", "weights: 245760", "kernel.py:1"):
             self.assertIn(part, text)
 
     def test_trace(self):
