@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_tkg.models.integers import as_integer, as_integers
+
 SEED_IMPLEMENTATION = "threefry2x32"
 """Kind of the PRNG keys of seeds."""
 
@@ -55,7 +57,10 @@ class Sampling:
 
         Raises:
           ValueError: an option is out of its range; the message names it.
+          TypeError: top_k is no integer.
         """
+        # The class is frozen.
+        object.__setattr__(self, "top_k", as_integer("top_k", self.top_k))
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature: expected a finite number >= 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -132,8 +137,16 @@ def seed_words(seeds: Sequence[int]) -> np.ndarray:
 
     Returns:
       [B, 2] uint32, for `jax.random.wrap_key_data` with `SEED_IMPLEMENTATION`.
+
+    Raises:
+      ValueError: a seed is out of range.
+      TypeError: a seed is no integer.
     """
-    words = [[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds]
+    words = []
+    for index, seed in enumerate(as_integers("seeds", seeds)):
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seeds[{index}]: expected 0 <= seed < 2**64, got {seed}")
+        words.append([seed >> 32, seed & 0xFFFFFFFF])
     return np.asarray(words, np.uint32).reshape(-1, 2)
 
 
