@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jax_tkg.bits import Bits, as_bits
+from jax_tkg.bits import Bits, as_bits, without_bits
 from jax_tkg.caches import (
     SMALLEST_CONTEXT,
     allocate_blocks,
@@ -52,6 +52,17 @@ class AllocateCachesTest(absltest.TestCase):
         self.assertEqual([c.shape for c in stacks], [(2, 2, 4, 10, 64), (1, 2, 4, 20, 64)])
         with self.assertRaisesRegex(ValueError, "S_max: expected a capacity for each of 1 kinds"):
             allocate_caches(3, **sizes)
+
+    def test_sizes_of_numpy(self) -> None:
+        K_caches, _ = allocate_caches(
+            1,
+            B=2,
+            k=4,
+            d=64,
+            S_max=np.int64(10),  # type: ignore[arg-type]
+            dtype=jnp.float32,
+        )
+        self.assertEqual(K_caches[0].shape, (2, 4, 64, 10))
 
     def test_sharding(self) -> None:
         mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:2]), ("tp",))
@@ -112,6 +123,67 @@ class InsertTest(parameterized.TestCase):
         new = [jnp.zeros((1, 1, 4, 7))], [jnp.zeros((1, 1, 7, 4))]
         with self.assertRaisesRegex(ValueError, "K_new: expected at most the 6 slots .* got 7"):
             insert(*old, 0, *new)
+
+    @parameterized.product(
+        held=("array", "bits"),
+        given=("array", "bits"),
+        dtypes=(
+            ("bfloat16", "float16"),
+            ("bfloat16", "float32"),
+            ("float16", "bfloat16"),
+            ("float32", "bfloat16"),
+            ("bfloat16", "bfloat16"),
+            ("float8_e4m3fn", "float8_e4m3fn"),
+        ),
+    )
+    def test_values_of_another_form(self, held: str, given: str, dtypes: tuple[str, str]) -> None:
+        """Arrays and `Bits` alike are converted to the caches' dtype; the same for `fill_ring`."""
+        forms = {"array": jnp.asarray, "bits": as_bits}
+        own, other = map(jnp.dtype, dtypes)
+        caches = [forms[held](jnp.zeros(shape, own)) for shape in ((2, 1, 2, 4), (2, 1, 4, 2))]
+        new = [forms[given](jnp.full(shape, 1.5, other)) for shape in ((1, 1, 2, 3), (1, 1, 3, 2))]
+        for after, cache, axis in zip(insert(*caches, 1, *new), caches, (-1, -2), strict=True):
+            self._assert_holds(after, cache, own, axis)
+        for cache, columns, axis in zip(caches, new, (-1, -2), strict=True):
+            columns = jax.tree.map(lambda one: jnp.concatenate([one, one]), columns)
+            after = fill_ring(cache, columns, jnp.asarray([0, 3]), axis)
+            self._assert_holds(after, cache, own, axis)
+
+    def _assert_holds(self, after: Any, cache: Any, dtype: Any, slot_axis: int) -> None:
+        """1.5 in the first three slots of the second row."""
+        self.assertIs(type(after), type(cache))
+        values = without_bits(after)
+        self.assertEqual((after.dtype, values.dtype), (dtype, dtype))
+        by_slot = np.moveaxis(np.asarray(values, np.float32), slot_axis, 1)
+        np.testing.assert_array_equal(by_slot[1, :3], 1.5)
+        np.testing.assert_array_equal(by_slot[1, 3], 0)
+        np.testing.assert_array_equal(by_slot[0], 0)
+
+    @parameterized.parameters(
+        ("float8_e4m3fn", "float32"), ("float8_e4m3", "float8_e4m3fn"), ("bfloat16", "float8_e4m3")
+    )
+    def test_float8_has_scales(self, own: str, other: str) -> None:
+        for form in (jnp.asarray, as_bits):
+            cache = form(jnp.zeros((2, 1, 4, 4), own))
+            new = jnp.ones((1, 1, 4, 4), other)
+            with self.assertRaisesRegex(TypeError, f"^K_new: expected dtype {own}.*, got {other}$"):
+                insert(cache, cache, 0, new, new)
+            with self.assertRaisesRegex(
+                TypeError, f"^columns: expected dtype {own}.*, got {other}"
+            ):
+                fill_ring(cache[:1], form(new), jnp.asarray([2]), -1)
+
+    @parameterized.parameters(-1, 3, 7, 1.5, np.int64(3))
+    def test_no_such_row(self, row: Any) -> None:
+        old = [jnp.zeros((3, 1, 4, 6))], [jnp.zeros((3, 1, 6, 4))]
+        new = [jnp.ones((1, 1, 4, 2))], [jnp.ones((1, 1, 2, 4))]
+        with self.assertRaisesRegex(
+            ValueError, rf"^row: expected an integer in 0\.\.2, got {row}$"
+        ):
+            insert(*old, row, *new)
+        for last in (2, np.int64(2), jnp.int32(2)):
+            (got,), _ = insert(*old, last, *new)
+            self.assertEqual(np.flatnonzero(got.any((1, 2, 3))).tolist(), [2])
 
 
 class CompactTest(parameterized.TestCase):
