@@ -22,6 +22,12 @@ MOST_CANDIDATES = 64
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 """Lower temperatures, which are not normal float32 numbers, are greedy, as 0 is."""
 
+LARGEST_TEMPERATURE = 1 / SMALLEST_TEMPERATURE
+"""Higher temperatures count as this one, whose reciprocal is a normal float32 number.
+
+XLA multiplies by reciprocals: by 0, an infinite logit would be NaN.
+"""
+
 LARGEST_PENALTY = 1e30
 """Logits times this are far from float32's end, and far from all that are not penalized."""
 
@@ -34,8 +40,9 @@ class Sampling:
     before it leave, as in transformers.
 
     Attributes:
-      temperature: divides the logits; 0, or less than `SMALLEST_TEMPERATURE`, takes the most
-        likely token (greedy), for which top_k, top_p and min_p change nothing.
+      temperature: divides the logits, up to `LARGEST_TEMPERATURE`; 0, or less than
+        `SMALLEST_TEMPERATURE`, takes the most likely token (greedy), for which top_k, top_p and
+        min_p change nothing.
       top_p: tokens are drawn from the smallest set of likeliest ones whose probabilities reach
         top_p; 1 for all.
       top_k: tokens are drawn from the top_k likeliest ones, of equal ones those with the lowest
@@ -293,7 +300,7 @@ def relative(logits: jax.Array) -> jax.Array:
 
 def _tempered(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """Logits relative to the largest, over the temperature."""
-    return relative(logits) / min(sampling.temperature, float(np.finfo(np.float32).max))
+    return relative(logits) / min(sampling.temperature, LARGEST_TEMPERATURE)
 
 
 def _from(floor: jax.Array | float, logits: jax.Array) -> jax.Array:
