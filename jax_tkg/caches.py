@@ -248,6 +248,8 @@ def compact(
     lengths: jax.Array,
     kept: jax.Array,
     block_tables: jax.Array | None = None,
+    *,
+    rings: bool | Sequence[bool] = False,
 ) -> tuple[Any, Any]:
     """Moves the accepted tokens of token trees together, so that they continue their sequences.
 
@@ -255,21 +257,32 @@ def compact(
 
     Args:
       K_caches: lists of [B, k, d, S_max] arrays or `Bits`, or stacks with a layer axis, or a tuple
-        of stacks. In rings, the slot of a position is its remainder.
+        of stacks.
       V_caches: likewise, of [B, k, S_max, d].
       lengths: [B] integers, tokens of each sequence before the tree, whose token s is in the slot
         of position lengths[b] + s.
       kept: [B, n] integers: the accepted tokens of each tree in their order; negative: none.
       block_tables: [B, N] integers, where the caches are in blocks; else None.
+      rings: whether the caches are rings, in which the slot of a position is its remainder; of a
+        list or tuple, a bool for all or one for each.
 
     Returns:
-      The caches, in which kept[b, i] is in the slot of position lengths[b] + i.
+      The caches, in which kept[b, i] is in the slot of position lengths[b] + i. Tokens that no slot
+      holds, such as those beyond S_max, do not move.
+
+    Raises:
+      ValueError: `rings` has not one entry for each cache, or there are rings in blocks.
     """
+    if block_tables is not None and np.any(rings):
+        raise ValueError(f"rings: expected False with block_tables, got {rings}")
     kept = as_int32(kept)
     start = as_int32(lengths)[:, None]
     target = jnp.where(kept >= 0, start + jnp.arange(kept.shape[1], dtype=jnp.int32), -1)
     moves = (jnp.maximum(start + kept, 0), target, block_tables)
-    return _compacted(K_caches, *moves, slot_axis=-1), _compacted(V_caches, *moves, slot_axis=-2)
+    return (
+        _compacted(K_caches, *moves, rings, slot_axis=-1),
+        _compacted(V_caches, *moves, rings, slot_axis=-2),
+    )
 
 
 def _compacted(
@@ -277,31 +290,50 @@ def _compacted(
     source: jax.Array,
     target: jax.Array,
     block_tables: jax.Array | None,
+    rings: bool | Sequence[bool],
     slot_axis: int,
 ) -> Any:
     if isinstance(caches, list | tuple):
-        moved = [_compacted(each, source, target, block_tables, slot_axis) for each in caches]
+        each_ring = [rings] * len(caches) if isinstance(rings, bool) else list(rings)
+        if len(each_ring) != len(caches):
+            raise ValueError(
+                f"rings: expected a bool, or one for each of {len(caches)} caches, got {rings}"
+            )
+        moved = [
+            _compacted(cache, source, target, block_tables, is_ring, slot_axis)
+            for cache, is_ring in zip(caches, each_ring, strict=True)
+        ]
         return type(caches)(moved)
+    if not isinstance(rings, bool):
+        raise ValueError(f"rings: expected a bool for caches in one stack, got {rings}")
     if isinstance(caches, Bits):
-        bits = _compacted(caches.bits, source, target, block_tables, slot_axis)
+        bits = _compacted(caches.bits, source, target, block_tables, rings, slot_axis)
         return Bits(bits, caches.dtype)
     size = caches.shape[slot_axis]
 
-    def places(positions: jax.Array) -> tuple[Any, ...]:
-        if block_tables is None:
-            rows = jnp.arange(positions.shape[0], dtype=jnp.int32)[:, None]
+    def rows_and_slots(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, n] each; a slot of -1 where there is none."""
+        if block_tables is not None:
+            ids = block_slots(positions, block_tables, size)
+            return jnp.where(ids >= 0, ids // size, -1), jnp.where(ids >= 0, ids % size, -1)
+        rows = jnp.arange(positions.shape[0], dtype=jnp.int32)[:, None]
+        if rings:
             slots = ring_slots(positions, size)
         else:
-            ids = block_slots(positions, block_tables, size)
-            rows, slots = jnp.where(ids >= 0, ids // size, -1), ids % size
-            slots = jnp.where(ids >= 0, slots, -1)
+            slots = jnp.where(positions < size, positions, -1)
+        return jnp.broadcast_to(rows, positions.shape), slots
+
+    def places(rows: jax.Array, slots: jax.Array) -> tuple[Any, ...]:
         # Negative indices would count from the end.
         slots = jnp.where(slots < 0, size, slots)
         of_slot = (slots, slice(None)) if slot_axis == -2 else (slice(None), slots)
-        return (..., jnp.broadcast_to(rows, slots.shape), slice(None), *of_slot)
+        return (..., rows, slice(None), *of_slot)
 
-    columns = caches[places(source)]
-    return caches.at[places(target)].set(columns, mode="drop")
+    from_rows, from_slots = rows_and_slots(source)
+    to_rows, to_slots = rows_and_slots(target)
+    columns = caches[places(from_rows, from_slots)]
+    to_slots = jnp.where(from_slots < 0, -1, to_slots)
+    return caches.at[places(to_rows, to_slots)].set(columns, mode="drop")
 
 
 def context_bucket(length: int, capacity: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -190,30 +191,55 @@ class CompactTest(parameterized.TestCase):
     LENGTHS = (3, 9)
     KEPT = ((0, 2, 3), (1, 4, -1))
 
-    @parameterized.product(slots=(16, 12), form=("lists", "stack", "bits"))
-    @pytest.mark.extended_except("0", "4", "5")
-    def test_slot_by_slot(self, slots: int, form: str) -> None:
-        """In caches of 12 slots, which are rings then, the second tree goes round."""
+    @parameterized.product(
+        slots=(16, 12), rings=(False, True), form=("lists", "stack", "bits", "mixed")
+    )
+    @pytest.mark.extended_except("0", "6", "9", "13", "15")
+    def test_slot_by_slot(self, slots: int, rings: bool, form: str) -> None:
+        """In caches of 12 slots, the second tree goes round in rings, and beyond the end else."""
         rng = np.random.default_rng(0)
         K = rng.standard_normal((2, 2, 3, 4, slots)).astype(np.float32)
         V = rng.standard_normal((2, 2, 3, slots, 4)).astype(np.float32)
         given = [jnp.asarray(K), jnp.asarray(V)]
-        if form == "lists":
+        is_ring = [not rings, rings] if form == "mixed" else [rings] * 2
+        if form in ("lists", "mixed"):
             given = [list(cache) for cache in given]
         if form == "bits":
             given = [as_bits(cache.astype(jnp.bfloat16)) for cache in given]
         lengths, kept = jnp.asarray(self.LENGTHS), jnp.asarray(self.KEPT)
-        got = jax.jit(compact)(*given, lengths, kept)
+        options = {"rings": is_ring if form == "mixed" else rings}
+        got = jax.jit(functools.partial(compact, **options))(*given, lengths, kept)
         want_K, want_V = K.copy(), V.copy()
         for b, (length, tokens) in enumerate(zip(self.LENGTHS, self.KEPT, strict=True)):
             for index, token in enumerate(t for t in tokens if t >= 0):
-                source, target = (length + token) % slots, (length + index) % slots
-                want_K[:, b, ..., target] = K[:, b, ..., source]
-                want_V[:, b, :, target] = V[:, b, :, source]
+                for layer in range(2):
+                    source, target = length + token, length + index
+                    if is_ring[layer]:
+                        source, target = source % slots, target % slots
+                    if source < slots:
+                        want_K[layer, b, ..., target] = K[layer, b, ..., source]
+                        want_V[layer, b, :, target] = V[layer, b, :, source]
         for cache, want in zip(got, (want_K, want_V), strict=True):
             if form == "bits":
                 cache, want = cache.values(), want.astype(jnp.bfloat16)
             np.testing.assert_array_equal(np.asarray(cache), want)
+
+    def test_beyond_the_end_of_flat_caches(self) -> None:
+        K, V = jnp.arange(8.0).reshape(1, 1, 1, 8), jnp.arange(8.0).reshape(1, 1, 8, 1)
+        for kept in ([0, 1, 3], [0, 3, -1]):
+            got = compact([K], [V], jnp.asarray([6]), jnp.asarray([kept]))
+            np.testing.assert_array_equal(got[0][0], K)
+            np.testing.assert_array_equal(got[1][0], V)
+
+    def test_which_are_rings(self) -> None:
+        K, V = jnp.zeros((1, 1, 2, 8)), jnp.zeros((1, 1, 8, 2))
+        moves = jnp.asarray([6]), jnp.asarray([[0, 1]])
+        with self.assertRaisesRegex(ValueError, r"rings: expected a bool, or one for each of 2"):
+            compact([K, K], [V, V], *moves, rings=[True])
+        with self.assertRaisesRegex(ValueError, "rings: expected a bool for caches in one stack"):
+            compact(K[None], V[None], *moves, rings=[True])
+        with self.assertRaisesRegex(ValueError, "rings: expected False with block_tables, got T"):
+            compact([K], [V], *moves, jnp.zeros((1, 1), jnp.int32), rings=True)
 
     def test_blocks(self) -> None:
         """A sequence's slots in blocks move as the same slots in a row do."""
