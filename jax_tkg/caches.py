@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from jax_tkg.bits import Bits, as_bits
+from jax_tkg.bits import Bits, as_bits, without_bits
 from jax_tkg.call.integers import as_int32
 from jax_tkg.call.layer_kinds import LayerKinds
 from jax_tkg.call.operand_table import BY_NAME, names
@@ -57,7 +59,7 @@ def allocate_caches(
       ValueError: not one capacity for each kind.
     """
     kinds = LayerKinds.of(None if layer_kinds is None else tuple(layer_kinds), num_layers)
-    capacities = (S_max,) if isinstance(S_max, int) else tuple(S_max)
+    capacities = (S_max,) if isinstance(S_max, int | np.integer) else tuple(S_max)
     if len(capacities) != kinds.count or len(kinds.of_layers) != num_layers:
         raise ValueError(
             f"S_max: expected a capacity for each of {kinds.count} kinds of {num_layers} layers, "
@@ -178,33 +180,66 @@ def insert(K_caches: Any, V_caches: Any, row: Any, K_new: Any, V_new: Any) -> tu
     Args:
       K_caches: lists of [B, k, d, S_max] arrays or `Bits`, or one stack with a layer axis.
       V_caches: likewise, of [B, k, S_max, d].
-      row: integer scalar, the sequence's place in the batch. In caches in blocks, a block.
-      K_new: in the form of K_caches, [1, k, d, T] with T <= S_max, keys rotated.
+      row: integer scalar, the sequence's place in the batch, 0..B-1, which is not checked where it
+        is traced. In caches in blocks, a block.
+      K_new: in the form of K_caches, [1, k, d, T] with T <= S_max, keys rotated. Arrays or `Bits`;
+        another dtype is converted, but for those of float8 caches, which have scales.
       V_new: in the form of V_caches, [1, k, T, d].
 
     Returns:
       The caches. Slots from T on keep what they hold.
 
     Raises:
-      ValueError: more new slots than a cache has.
+      ValueError: more new slots than a cache has, or there is no such row.
+      TypeError: either the caches or what is new is in float8, or both in different formats.
     """
-    return _inserted(K_caches, row, K_new, -1), _inserted(V_caches, row, V_new, -2)
+    _check_row(row, jax.tree.leaves(K_caches)[0].shape[-4])
+    return (
+        _inserted(K_caches, row, K_new, "K_new", -1),
+        _inserted(V_caches, row, V_new, "V_new", -2),
+    )
 
 
-def _inserted(caches: Any, row: Any, new: Any, slot_axis: int) -> Any:
+def _check_row(row: Any, B: int) -> None:
+    if isinstance(row, jax.core.Tracer):
+        return
+    try:
+        is_row = 0 <= operator.index(row) < B
+    except TypeError:
+        is_row = False
+    if not is_row:
+        raise ValueError(f"row: expected an integer in 0..{B - 1}, got {row}")
+
+
+def _inserted(caches: Any, row: Any, new: Any, name: str, slot_axis: int) -> Any:
     if isinstance(caches, list | tuple):
         pairs = zip(caches, new, strict=True)
-        return type(caches)([_inserted(cache, row, own, slot_axis) for cache, own in pairs])
-    if isinstance(caches, Bits):
-        return Bits(_inserted(caches.bits, row, as_bits(new).bits, slot_axis), caches.dtype)
+        return type(caches)([_inserted(cache, row, own, name, slot_axis) for cache, own in pairs])
     if new.shape[slot_axis] > caches.shape[slot_axis]:
         raise ValueError(
-            f"{'K_new' if slot_axis == -1 else 'V_new'}: expected at most the "
-            f"{caches.shape[slot_axis]} slots of a cache, got {new.shape[slot_axis]}"
+            f"{name}: expected at most the {caches.shape[slot_axis]} slots of a cache, "
+            f"got {new.shape[slot_axis]}"
         )
     start = [jnp.int32(0)] * caches.ndim
     start[-4] = jnp.asarray(row, jnp.int32)
-    return jax.lax.dynamic_update_slice(caches, new.astype(caches.dtype), start)
+
+    def put(cache: jax.Array, values: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice(cache, values, start)
+
+    return jax.tree.map(put, caches, _in_form_of(caches, new, name))
+
+
+def _in_form_of(cache: Any, values: Any, name: str) -> Any:
+    """Keys or values in a cache's dtype, and as `Bits` where it is `Bits`."""
+    target, given = jnp.dtype(cache.dtype), jnp.dtype(values.dtype)
+    if given != target:
+        if 1 in (target.itemsize, given.itemsize):
+            raise TypeError(
+                f"{name}: expected dtype {target.name}, which the caches have (float8 has scales: "
+                f"jax_tkg.quantize.quantize_caches), got {given.name}"
+            )
+        values = without_bits(values).astype(target)
+    return as_bits(values) if isinstance(cache, Bits) else without_bits(values)
 
 
 def compact(
@@ -213,6 +248,8 @@ def compact(
     lengths: jax.Array,
     kept: jax.Array,
     block_tables: jax.Array | None = None,
+    *,
+    rings: bool | Sequence[bool] = False,
 ) -> tuple[Any, Any]:
     """Moves the accepted tokens of token trees together, so that they continue their sequences.
 
@@ -220,21 +257,32 @@ def compact(
 
     Args:
       K_caches: lists of [B, k, d, S_max] arrays or `Bits`, or stacks with a layer axis, or a tuple
-        of stacks. In rings, the slot of a position is its remainder.
+        of stacks.
       V_caches: likewise, of [B, k, S_max, d].
       lengths: [B] integers, tokens of each sequence before the tree, whose token s is in the slot
         of position lengths[b] + s.
       kept: [B, n] integers: the accepted tokens of each tree in their order; negative: none.
       block_tables: [B, N] integers, where the caches are in blocks; else None.
+      rings: whether the caches are rings, in which the slot of a position is its remainder; of a
+        list or tuple, a bool for all or one for each.
 
     Returns:
-      The caches, in which kept[b, i] is in the slot of position lengths[b] + i.
+      The caches, in which kept[b, i] is in the slot of position lengths[b] + i. Tokens that no slot
+      holds, such as those beyond S_max, do not move.
+
+    Raises:
+      ValueError: `rings` has not one entry for each cache, or there are rings in blocks.
     """
+    if block_tables is not None and np.any(rings):
+        raise ValueError(f"rings: expected False with block_tables, got {rings}")
     kept = as_int32(kept)
     start = as_int32(lengths)[:, None]
     target = jnp.where(kept >= 0, start + jnp.arange(kept.shape[1], dtype=jnp.int32), -1)
     moves = (jnp.maximum(start + kept, 0), target, block_tables)
-    return _compacted(K_caches, *moves, slot_axis=-1), _compacted(V_caches, *moves, slot_axis=-2)
+    return (
+        _compacted(K_caches, *moves, rings, slot_axis=-1),
+        _compacted(V_caches, *moves, rings, slot_axis=-2),
+    )
 
 
 def _compacted(
@@ -242,31 +290,50 @@ def _compacted(
     source: jax.Array,
     target: jax.Array,
     block_tables: jax.Array | None,
+    rings: bool | Sequence[bool],
     slot_axis: int,
 ) -> Any:
     if isinstance(caches, list | tuple):
-        moved = [_compacted(each, source, target, block_tables, slot_axis) for each in caches]
+        each_ring = [rings] * len(caches) if isinstance(rings, bool) else list(rings)
+        if len(each_ring) != len(caches):
+            raise ValueError(
+                f"rings: expected a bool, or one for each of {len(caches)} caches, got {rings}"
+            )
+        moved = [
+            _compacted(cache, source, target, block_tables, is_ring, slot_axis)
+            for cache, is_ring in zip(caches, each_ring, strict=True)
+        ]
         return type(caches)(moved)
+    if not isinstance(rings, bool):
+        raise ValueError(f"rings: expected a bool for caches in one stack, got {rings}")
     if isinstance(caches, Bits):
-        bits = _compacted(caches.bits, source, target, block_tables, slot_axis)
+        bits = _compacted(caches.bits, source, target, block_tables, rings, slot_axis)
         return Bits(bits, caches.dtype)
     size = caches.shape[slot_axis]
 
-    def places(positions: jax.Array) -> tuple[Any, ...]:
-        if block_tables is None:
-            rows = jnp.arange(positions.shape[0], dtype=jnp.int32)[:, None]
+    def rows_and_slots(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """[B, n] each; a slot of -1 where there is none."""
+        if block_tables is not None:
+            ids = block_slots(positions, block_tables, size)
+            return jnp.where(ids >= 0, ids // size, -1), jnp.where(ids >= 0, ids % size, -1)
+        rows = jnp.arange(positions.shape[0], dtype=jnp.int32)[:, None]
+        if rings:
             slots = ring_slots(positions, size)
         else:
-            ids = block_slots(positions, block_tables, size)
-            rows, slots = jnp.where(ids >= 0, ids // size, -1), ids % size
-            slots = jnp.where(ids >= 0, slots, -1)
+            slots = jnp.where(positions < size, positions, -1)
+        return jnp.broadcast_to(rows, positions.shape), slots
+
+    def places(rows: jax.Array, slots: jax.Array) -> tuple[Any, ...]:
         # Negative indices would count from the end.
         slots = jnp.where(slots < 0, size, slots)
         of_slot = (slots, slice(None)) if slot_axis == -2 else (slice(None), slots)
-        return (..., jnp.broadcast_to(rows, slots.shape), slice(None), *of_slot)
+        return (..., rows, slice(None), *of_slot)
 
-    columns = caches[places(source)]
-    return caches.at[places(target)].set(columns, mode="drop")
+    from_rows, from_slots = rows_and_slots(source)
+    to_rows, to_slots = rows_and_slots(target)
+    columns = caches[places(from_rows, from_slots)]
+    to_slots = jnp.where(from_slots < 0, -1, to_slots)
+    return caches.at[places(to_rows, to_slots)].set(columns, mode="drop")
 
 
 def context_bucket(length: int, capacity: int) -> int:
@@ -313,19 +380,24 @@ def fill_ring(ring: Any, columns: Any, lengths: jax.Array, slot_axis: int) -> An
     Args:
       ring: [..., B, k, d, S_max] keys or [..., B, k, S_max, d] values; an array or `Bits`.
       columns: the prompt's keys [..., B, k, d, T] or values [..., B, k, T, d], of which sequence b
-        has its positions 0..lengths[b]-1; keys are rotated.
+        has its positions 0..lengths[b]-1; keys are rotated. An array or `Bits`; another dtype is
+        converted, but for those of float8 rings, which have scales.
       lengths: [B] integers, at most T.
       slot_axis: the axis of S_max: -1 for keys, -2 for values.
 
     Returns:
-      The ring. Slots without a token keep what they hold.
+      The ring, in its own dtype. Slots without a token keep what they hold.
+
+    Raises:
+      TypeError: either the ring or the columns are in float8, or both in different formats.
     """
-    if isinstance(ring, Bits):
-        bits = fill_ring(ring.bits, as_bits(columns).bits, lengths, slot_axis)
-        return Bits(bits, ring.dtype)
     positions = ring_positions(lengths, ring.shape[slot_axis])
     where = [1] * ring.ndim
     where[-4], where[slot_axis] = positions.shape
     positions = positions.reshape(where)
     index = jnp.clip(positions, 0, columns.shape[slot_axis] - 1)
-    return jnp.where(positions >= 0, jnp.take_along_axis(columns, index, slot_axis), ring)
+
+    def filled(own: jax.Array, new: jax.Array) -> jax.Array:
+        return jnp.where(positions >= 0, jnp.take_along_axis(new, index, slot_axis), own)
+
+    return jax.tree.map(filled, ring, _in_form_of(ring, columns, "columns"))

@@ -166,7 +166,10 @@ def decode_inputs(
     active = None
     if not causal:
         if q is None:
-            raise ValueError("q: expected the number of query heads with new_lengths, got None")
+            reason = f"window = {window} < S_tkg = {S_tkg}"
+            if new_lengths is not None:
+                reason = "new_lengths"
+            raise ValueError(f"q: expected the number of query heads with {reason}, got None")
         active = active_mask(S_tkg, filled.shape[0], q, new_lengths, window=window)
     if block_tables is not None:
         slots = block_slots(written, block_tables, block_len or 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 from absl.testing import absltest, parameterized
 
-from jax_tkg.bits import Bits, as_bits
+from jax_tkg.bits import Bits, as_bits, without_bits
 from jax_tkg.caches import (
     SMALLEST_CONTEXT,
     allocate_blocks,
@@ -52,6 +53,17 @@ class AllocateCachesTest(absltest.TestCase):
         self.assertEqual([c.shape for c in stacks], [(2, 2, 4, 10, 64), (1, 2, 4, 20, 64)])
         with self.assertRaisesRegex(ValueError, "S_max: expected a capacity for each of 1 kinds"):
             allocate_caches(3, **sizes)
+
+    def test_sizes_of_numpy(self) -> None:
+        K_caches, _ = allocate_caches(
+            1,
+            B=2,
+            k=4,
+            d=64,
+            S_max=np.int64(10),  # type: ignore[arg-type]
+            dtype=jnp.float32,
+        )
+        self.assertEqual(K_caches[0].shape, (2, 4, 64, 10))
 
     def test_sharding(self) -> None:
         mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:2]), ("tp",))
@@ -113,35 +125,121 @@ class InsertTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "K_new: expected at most the 6 slots .* got 7"):
             insert(*old, 0, *new)
 
+    @parameterized.product(
+        held=("array", "bits"),
+        given=("array", "bits"),
+        dtypes=(
+            ("bfloat16", "float16"),
+            ("bfloat16", "float32"),
+            ("float16", "bfloat16"),
+            ("float32", "bfloat16"),
+            ("bfloat16", "bfloat16"),
+            ("float8_e4m3fn", "float8_e4m3fn"),
+        ),
+    )
+    def test_values_of_another_form(self, held: str, given: str, dtypes: tuple[str, str]) -> None:
+        """Arrays and `Bits` alike are converted to the caches' dtype; the same for `fill_ring`."""
+        forms = {"array": jnp.asarray, "bits": as_bits}
+        own, other = map(jnp.dtype, dtypes)
+        caches = [forms[held](jnp.zeros(shape, own)) for shape in ((2, 1, 2, 4), (2, 1, 4, 2))]
+        new = [forms[given](jnp.full(shape, 1.5, other)) for shape in ((1, 1, 2, 3), (1, 1, 3, 2))]
+        for after, cache, axis in zip(insert(*caches, 1, *new), caches, (-1, -2), strict=True):
+            self._assert_holds(after, cache, own, axis)
+        for cache, columns, axis in zip(caches, new, (-1, -2), strict=True):
+            columns = jax.tree.map(lambda one: jnp.concatenate([one, one]), columns)
+            after = fill_ring(cache, columns, jnp.asarray([0, 3]), axis)
+            self._assert_holds(after, cache, own, axis)
+
+    def _assert_holds(self, after: Any, cache: Any, dtype: Any, slot_axis: int) -> None:
+        """1.5 in the first three slots of the second row."""
+        self.assertIs(type(after), type(cache))
+        values = without_bits(after)
+        self.assertEqual((after.dtype, values.dtype), (dtype, dtype))
+        by_slot = np.moveaxis(np.asarray(values, np.float32), slot_axis, 1)
+        np.testing.assert_array_equal(by_slot[1, :3], 1.5)
+        np.testing.assert_array_equal(by_slot[1, 3], 0)
+        np.testing.assert_array_equal(by_slot[0], 0)
+
+    @parameterized.parameters(
+        ("float8_e4m3fn", "float32"), ("float8_e4m3", "float8_e4m3fn"), ("bfloat16", "float8_e4m3")
+    )
+    def test_float8_has_scales(self, own: str, other: str) -> None:
+        for form in (jnp.asarray, as_bits):
+            cache = form(jnp.zeros((2, 1, 4, 4), own))
+            new = jnp.ones((1, 1, 4, 4), other)
+            with self.assertRaisesRegex(TypeError, f"^K_new: expected dtype {own}.*, got {other}$"):
+                insert(cache, cache, 0, new, new)
+            with self.assertRaisesRegex(
+                TypeError, f"^columns: expected dtype {own}.*, got {other}"
+            ):
+                fill_ring(cache[:1], form(new), jnp.asarray([2]), -1)
+
+    @parameterized.parameters(-1, 3, 7, 1.5, np.int64(3))
+    def test_no_such_row(self, row: Any) -> None:
+        old = [jnp.zeros((3, 1, 4, 6))], [jnp.zeros((3, 1, 6, 4))]
+        new = [jnp.ones((1, 1, 4, 2))], [jnp.ones((1, 1, 2, 4))]
+        with self.assertRaisesRegex(
+            ValueError, rf"^row: expected an integer in 0\.\.2, got {row}$"
+        ):
+            insert(*old, row, *new)
+        for last in (2, np.int64(2), jnp.int32(2)):
+            (got,), _ = insert(*old, last, *new)
+            self.assertEqual(np.flatnonzero(got.any((1, 2, 3))).tolist(), [2])
+
 
 class CompactTest(parameterized.TestCase):
     LENGTHS = (3, 9)
     KEPT = ((0, 2, 3), (1, 4, -1))
 
-    @parameterized.product(slots=(16, 12), form=("lists", "stack", "bits"))
-    @pytest.mark.extended_except("0", "4", "5")
-    def test_slot_by_slot(self, slots: int, form: str) -> None:
-        """In caches of 12 slots, which are rings then, the second tree goes round."""
+    @parameterized.product(
+        slots=(16, 12), rings=(False, True), form=("lists", "stack", "bits", "mixed")
+    )
+    @pytest.mark.extended_except("0", "6", "9", "13", "15")
+    def test_slot_by_slot(self, slots: int, rings: bool, form: str) -> None:
+        """In caches of 12 slots, the second tree goes round in rings, and beyond the end else."""
         rng = np.random.default_rng(0)
         K = rng.standard_normal((2, 2, 3, 4, slots)).astype(np.float32)
         V = rng.standard_normal((2, 2, 3, slots, 4)).astype(np.float32)
         given = [jnp.asarray(K), jnp.asarray(V)]
-        if form == "lists":
+        is_ring = [not rings, rings] if form == "mixed" else [rings] * 2
+        if form in ("lists", "mixed"):
             given = [list(cache) for cache in given]
         if form == "bits":
             given = [as_bits(cache.astype(jnp.bfloat16)) for cache in given]
         lengths, kept = jnp.asarray(self.LENGTHS), jnp.asarray(self.KEPT)
-        got = jax.jit(compact)(*given, lengths, kept)
+        options = {"rings": is_ring if form == "mixed" else rings}
+        got = jax.jit(functools.partial(compact, **options))(*given, lengths, kept)
         want_K, want_V = K.copy(), V.copy()
         for b, (length, tokens) in enumerate(zip(self.LENGTHS, self.KEPT, strict=True)):
             for index, token in enumerate(t for t in tokens if t >= 0):
-                source, target = (length + token) % slots, (length + index) % slots
-                want_K[:, b, ..., target] = K[:, b, ..., source]
-                want_V[:, b, :, target] = V[:, b, :, source]
+                for layer in range(2):
+                    source, target = length + token, length + index
+                    if is_ring[layer]:
+                        source, target = source % slots, target % slots
+                    if source < slots:
+                        want_K[layer, b, ..., target] = K[layer, b, ..., source]
+                        want_V[layer, b, :, target] = V[layer, b, :, source]
         for cache, want in zip(got, (want_K, want_V), strict=True):
             if form == "bits":
                 cache, want = cache.values(), want.astype(jnp.bfloat16)
             np.testing.assert_array_equal(np.asarray(cache), want)
+
+    def test_beyond_the_end_of_flat_caches(self) -> None:
+        K, V = jnp.arange(8.0).reshape(1, 1, 1, 8), jnp.arange(8.0).reshape(1, 1, 8, 1)
+        for kept in ([0, 1, 3], [0, 3, -1]):
+            got = compact([K], [V], jnp.asarray([6]), jnp.asarray([kept]))
+            np.testing.assert_array_equal(got[0][0], K)
+            np.testing.assert_array_equal(got[1][0], V)
+
+    def test_which_are_rings(self) -> None:
+        K, V = jnp.zeros((1, 1, 2, 8)), jnp.zeros((1, 1, 8, 2))
+        moves = jnp.asarray([6]), jnp.asarray([[0, 1]])
+        with self.assertRaisesRegex(ValueError, r"rings: expected a bool, or one for each of 2"):
+            compact([K, K], [V, V], *moves, rings=[True])
+        with self.assertRaisesRegex(ValueError, "rings: expected a bool for caches in one stack"):
+            compact(K[None], V[None], *moves, rings=[True])
+        with self.assertRaisesRegex(ValueError, "rings: expected False with block_tables, got T"):
+            compact([K], [V], *moves, jnp.zeros((1, 1), jnp.int32), rings=True)
 
     def test_blocks(self) -> None:
         """A sequence's slots in blocks move as the same slots in a row do."""

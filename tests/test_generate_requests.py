@@ -100,6 +100,7 @@ class BadFlagTest(parameterized.TestCase):
     @parameterized.parameters(
         (["--prompt=a"], "--prompt: expected none with --requests, got one"),
         (["--device_loop"], "--device_loop: expected none with --requests"),
+        (["--prompt_lookup_num_tokens=7"], "expected 0 with --requests, got 7"),
         (["--seed=1", "--seed=2"], "--seed: expected 1 with --requests, got 2"),
         (["--slots=0"], "--slots=0"),
         (["--requests=/nowhere/at/all"], "No such file"),

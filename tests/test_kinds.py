@@ -206,7 +206,8 @@ class DecodeInputsTest(absltest.TestCase):
         for options, message in (
             ({"S_max": 12}, "S_max: expected None without window"),
             ({"block_tables": jnp.zeros((1, 1), jnp.int32)}, "block_len: expected an integer"),
-            ({"new_lengths": jnp.asarray([1])}, "q: expected the number of query heads"),
+            ({"new_lengths": jnp.asarray([1])}, "q: expected .* heads with new_lengths, got None"),
+            ({"S_tkg": 4, "window": 2}, "q: expected .* heads with window = 2 < S_tkg = 4, got No"),
         ):
             with self.assertRaisesRegex(ValueError, message):
                 decode_inputs(lengths, rates, **options)

@@ -11,7 +11,10 @@ from jax_tkg.models.tokenizer import Tokenizer
 
 
 class StopTexts:
-    """Cuts a stream of text where the first of some texts begins.
+    """Cuts a stream of text before the first of some texts that is complete.
+
+    Of several that are complete at once, the longest counts. The pieces in which the text comes do
+    not.
 
     Args:
       texts: none of them empty.
@@ -27,10 +30,11 @@ class StopTexts:
         if self.found:
             return ""
         text = self._held + piece
-        places = [text.find(stop) for stop in self._texts]
-        self.found = max(places, default=-1) >= 0
-        if self.found:
-            end = min(place for place in places if place >= 0)
+        places = [(text.find(stop), len(stop)) for stop in self._texts]
+        found = [(place + size, place) for place, size in places if place >= 0]
+        self.found = bool(found)
+        if found:
+            _, end = min(found)
         elif is_last:
             end = len(text)
         else:

@@ -44,13 +44,13 @@ def talk(
             return
         if not said.strip():
             continue
-        turns.append({"role": "user", "content": said})
-        tokens = encode(template.prompt(first + turns))
-        while len(tokens) > room and len(turns) > 1:
-            del turns[:2]
-            tokens = encode(template.prompt(first + turns))
+        # What is dropped for a line stays until it is known that the line fits alone.
+        kept = [*turns, {"role": "user", "content": said}]
+        tokens = encode(template.prompt(first + kept))
+        while len(tokens) > room and len(kept) > 1:
+            del kept[:2]
+            tokens = encode(template.prompt(first + kept))
         if len(tokens) > room:
             note(f"note: expected at most {room} tokens at once, got {len(tokens)}")
-            turns.pop()
             continue
-        turns.append({"role": "assistant", "content": answer(tokens)})
+        turns = [*kept, {"role": "assistant", "content": answer(tokens)}]

@@ -50,7 +50,7 @@ class Defaults:
       sampling: how tokens are chosen.
       seed: of the first line; later lines have the numbers that follow.
       stops: texts before which the answer ends.
-      system: system message, or None.
+      system: system message of prompts, and of messages without one; or None.
     """
 
     max_tokens: int
@@ -165,7 +165,7 @@ class LineParser:
         name = None
         try:
             fields = _object(content)
-            name = fields.get("id")
+            name = _name(fields.get("id"))
             return self._request(line, name, fields)
         except ValueError as error:
             message = " ".join(f"{self._file}:{line}: {error}".split())
@@ -210,6 +210,17 @@ def _object(content: bytes) -> dict[str, Any]:
     return fields
 
 
+def _name(name: Any) -> Any:
+    """The value of "id", which the answer repeats."""
+    try:
+        json.dumps(name, allow_nan=False)
+    except ValueError:
+        raise ValueError(
+            f"id: expected a JSON value, which has no NaN or infinity, got {_shown(name)}"
+        ) from None
+    return name
+
+
 def _prompt(fields: dict[str, Any], system: str | None) -> str | Messages:
     """The text of the prompt, or messages, with the system message before them."""
     if ("prompt" in fields) == ("messages" in fields):
@@ -232,7 +243,9 @@ def _prompt(fields: dict[str, Any], system: str | None) -> str | Messages:
             )
         for key, text in message.items():
             _text(f"messages: {key}", text)
-    return messages
+    if system is None or any(message["role"] == "system" for message in messages):
+        return messages
+    return [{"role": "system", "content": system}, *messages]
 
 
 def _stops(stops: Any) -> Sequence[str]:

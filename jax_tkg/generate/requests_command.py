@@ -26,6 +26,11 @@ def answer_requests(values: flags.FlagValues) -> None:
     for flag, given in (("prompt", values.prompt), ("device_loop", values.device_loop)):
         if given:
             raise CommandError(f"--{flag}: expected none with --requests, got one")
+    if values.prompt_lookup_num_tokens:
+        raise CommandError(
+            "--prompt_lookup_num_tokens: expected 0 with --requests, got "
+            f"{values.prompt_lookup_num_tokens}"
+        )
     if len(values.seed) > 1:
         raise CommandError(f"--seed: expected 1 with --requests, got {len(values.seed)}")
     command_flags.check_stops(values)

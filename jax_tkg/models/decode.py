@@ -18,6 +18,7 @@ import numpy as np
 from jax_tkg.caches import context_bucket
 from jax_tkg.models.executables import Compiled, Executables, on_mesh
 from jax_tkg.models.forward import ModelForward
+from jax_tkg.models.integers import as_integer, as_integers
 from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.placed_parameters import PlacedParameters
 from jax_tkg.models.placing import put
@@ -86,6 +87,7 @@ class Decoder:
     Raises:
       ValueError: the mesh does not fit the model, too few ranks have a KV head in common, or
         the capacity is no positive number within the model's context length.
+      TypeError: the capacity or a stop token is no integer.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class Decoder:
         candidates: bool | None = None,
         context_parallel: int = 1,
     ):
+        capacity = as_integer("capacity", capacity)
         if not 1 <= capacity <= model.config.context_length:
             raise ValueError(
                 f"capacity: expected 1..{model.config.context_length} tokens (the model's context "
@@ -107,7 +110,7 @@ class Decoder:
             )
         self.capacity = capacity
         self.sampling = sampling or Sampling()
-        self.stop_tokens = tuple(stop_tokens)
+        self.stop_tokens = as_integers("stop_tokens", stop_tokens)
         self._forward = ModelForward(
             model,
             mesh,
@@ -176,6 +179,10 @@ class Decoder:
         Returns:
           The executables, which `start` waits for itself. Each holds the error that tracing raised,
           such as a ValueError where the implementation cannot run here.
+
+        Raises:
+          ValueError: there are several keys, but not one for each prompt.
+          TypeError: `key` is no PRNG key.
         """
         batch, longest = len(lengths), max(lengths)
         state = self._state_shapes(batch, key)
@@ -199,7 +206,7 @@ class Decoder:
         Args:
           prompts: token ids of each sequence, one or more each, of any lengths.
           key: PRNG key; or [B] keys, with which a sequence draws the same tokens in any batch;
-            None for a fixed key.
+            None for a fixed key. Those of `jax.random.PRNGKey` are taken too.
           progress: called after each chunk with the tokens of the longest prompt read, and its
             length.
 
@@ -208,14 +215,15 @@ class Decoder:
 
         Raises:
           ValueError: there is no prompt, one is empty or leaves no room for an answer, or holds
-            an id outside the vocabulary.
+            an id outside the vocabulary; or there are several keys, but not one for each prompt.
+          TypeError: a token id is no integer, or `key` is no PRNG key.
         """
-        self._check_prompts(prompts)
+        prompts = self._checked(prompts)
         batch, longest = len(prompts), max(map(len, prompts))
-        caches = self._forward.caches(batch)
-        key = jax.random.key(0) if key is None else key
+        key = _checked_key(key, batch)
         # Gathered, and so copied: the state is donated, and the caller's keys are not.
         key = key[np.arange(batch)] if key.ndim else jax.random.split(key, batch)
+        caches = self._forward.caches(batch)
         state = self._state(key, [prompt[-1] for prompt in prompts], *caches)
         if self.sampling.penalizes:
             state = dataclasses.replace(state, seen=self._placed(self._seen(prompts)))
@@ -268,7 +276,7 @@ class Decoder:
           is yielded once.
         """
         longest = int(np.asarray(state.lengths).max())
-        for index in range(max_tokens):
+        for index in range(as_integer("max_tokens", max_tokens)):
             if index:
                 state = self.step(state, context_bucket(longest + index - 1, self.capacity))
             if threads is not None and index + STEPS_AHEAD < max_tokens:
@@ -291,6 +299,7 @@ class Decoder:
           [B, n] int32 with n <= max_tokens, the tokens that `stream` yields; `NO_TOKEN` after a
           sequence's stop token.
         """
+        max_tokens = max(as_integer("max_tokens", max_tokens), 0)
         length = int(np.asarray(state.lengths).max())
         pieces = [np.array(state.tokens)[:, None]]
         while (
@@ -305,7 +314,7 @@ class Decoder:
             pieces.append(np.asarray(tokens).T)
         tokens = np.concatenate(pieces, axis=1)[:, :max_tokens]
         spoken = np.flatnonzero((tokens != NO_TOKEN).any(axis=0))
-        return tokens[:, : spoken[-1] + 1]
+        return tokens[:, : spoken.max(initial=-1) + 1]
 
     def logits(self, tokens: Sequence[int]) -> np.ndarray:
         """Logits after every token of one text.
@@ -318,8 +327,9 @@ class Decoder:
 
         Raises:
           ValueError: there is no token or there are too many, or one is outside the vocabulary.
+          TypeError: one is no integer.
         """
-        self._check_prompts([tokens], room=0)
+        (tokens,) = self._checked([tokens], room=0)
         return self._prompts.logits(tokens)
 
     def _state(
@@ -349,7 +359,6 @@ class Decoder:
         def shape(*sizes: int, dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(sizes, dtype, sharding=whole)
 
-        key = jax.random.key(0) if key is None else key
         K_caches, V_caches = self._forward.cache_shapes(batch)
         seen = None
         if self.sampling.penalizes:
@@ -358,7 +367,7 @@ class Decoder:
             tokens=shape(batch),
             lengths=shape(batch),
             finished=shape(batch, dtype=jnp.bool_),
-            key=shape(batch, dtype=key.dtype),
+            key=shape(batch, dtype=_checked_key(key, batch).dtype),
             K_caches=K_caches,
             V_caches=V_caches,
             seen=seen,
@@ -379,11 +388,13 @@ class Decoder:
         """An array as the steps return theirs: whole on every device."""
         return put(array, self._forward.replicated)
 
-    def _check_prompts(self, prompts: Sequence[Sequence[int]], room: int = 1) -> None:
-        if not prompts:
+    def _checked(self, prompts: Sequence[Sequence[int]], room: int = 1) -> list[tuple[int, ...]]:
+        """Prompts that there is room for, of token ids of the vocabulary."""
+        checked = [as_integers(f"prompts[{index}]", one) for index, one in enumerate(prompts)]
+        if not checked:
             raise ValueError("prompts: expected at least one, got none")
         vocabulary = self._vocabulary_size
-        for index, prompt in enumerate(prompts):
+        for index, prompt in enumerate(checked):
             if not 1 <= len(prompt) <= self.capacity - room:
                 raise ValueError(
                     f"prompts[{index}]: expected 1..{self.capacity - room} tokens (capacity "
@@ -394,6 +405,7 @@ class Decoder:
                     raise ValueError(
                         f"prompts[{index}]: expected token ids 0..{vocabulary - 1}, got {token}"
                     )
+        return checked
 
     def _is_last(self, tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         """[B] bool: tokens that end their sequence, where the caches hold `lengths` before them."""
@@ -444,6 +456,24 @@ class Decoder:
             return state, state.tokens
 
         return jax.lax.scan(body, state, None, length=STEPS_PER_SCAN)
+
+
+def _checked_key(key: Any, batch: int) -> jax.Array:
+    """The key of `Decoder.start`, or [B] keys, as a typed array."""
+    if key is None:
+        return jax.random.key(0)
+    dtype = getattr(key, "dtype", None)
+    words = jax.random.key_data(jax.random.key(0)).shape
+    if dtype == np.uint32 and key.shape[-1:] == words:
+        key = jax.random.wrap_key_data(jnp.asarray(key))
+    elif dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        got = type(key).__name__ if dtype is None else f"{dtype}{list(key.shape)}"
+        raise TypeError(f"key: expected PRNG keys, as jax.random.key makes them, got {got}")
+    if key.shape not in ((), (batch,)):
+        raise ValueError(
+            f"key: expected one PRNG key, or one for each of {batch} prompts, got shape {key.shape}"
+        )
+    return key
 
 
 def shape_of(array: jax.Array) -> jax.ShapeDtypeStruct:

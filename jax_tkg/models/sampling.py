@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jax_tkg.models.integers import as_integer, as_integers
+
 SEED_IMPLEMENTATION = "threefry2x32"
 """Kind of the PRNG keys of seeds."""
 
@@ -19,6 +21,12 @@ MOST_CANDIDATES = 64
 
 SMALLEST_TEMPERATURE = float(np.finfo(np.float32).tiny)
 """Lower temperatures, which are not normal float32 numbers, are greedy, as 0 is."""
+
+LARGEST_TEMPERATURE = 1 / SMALLEST_TEMPERATURE
+"""Higher temperatures count as this one, whose reciprocal is a normal float32 number.
+
+XLA multiplies by reciprocals: by 0, an infinite logit would be NaN.
+"""
 
 LARGEST_PENALTY = 1e30
 """Logits times this are far from float32's end, and far from all that are not penalized."""
@@ -32,8 +40,9 @@ class Sampling:
     before it leave, as in transformers.
 
     Attributes:
-      temperature: divides the logits; 0, or less than `SMALLEST_TEMPERATURE`, takes the most
-        likely token (greedy), for which top_k, top_p and min_p change nothing.
+      temperature: divides the logits, up to `LARGEST_TEMPERATURE`; 0, or less than
+        `SMALLEST_TEMPERATURE`, takes the most likely token (greedy), for which top_k, top_p and
+        min_p change nothing.
       top_p: tokens are drawn from the smallest set of likeliest ones whose probabilities reach
         top_p; 1 for all.
       top_k: tokens are drawn from the top_k likeliest ones, of equal ones those with the lowest
@@ -55,7 +64,10 @@ class Sampling:
 
         Raises:
           ValueError: an option is out of its range; the message names it.
+          TypeError: top_k is no integer.
         """
+        # The class is frozen.
+        object.__setattr__(self, "top_k", as_integer("top_k", self.top_k))
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature: expected a finite number >= 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -132,8 +144,16 @@ def seed_words(seeds: Sequence[int]) -> np.ndarray:
 
     Returns:
       [B, 2] uint32, for `jax.random.wrap_key_data` with `SEED_IMPLEMENTATION`.
+
+    Raises:
+      ValueError: a seed is out of range.
+      TypeError: a seed is no integer.
     """
-    words = [[seed >> 32, seed & 0xFFFFFFFF] for seed in seeds]
+    words = []
+    for index, seed in enumerate(as_integers("seeds", seeds)):
+        if not 0 <= seed < 2**64:
+            raise ValueError(f"seeds[{index}]: expected 0 <= seed < 2**64, got {seed}")
+        words.append([seed >> 32, seed & 0xFFFFFFFF])
     return np.asarray(words, np.uint32).reshape(-1, 2)
 
 
@@ -280,7 +300,7 @@ def relative(logits: jax.Array) -> jax.Array:
 
 def _tempered(logits: jax.Array, sampling: Sampling) -> jax.Array:
     """Logits relative to the largest, over the temperature."""
-    return relative(logits) / min(sampling.temperature, float(np.finfo(np.float32).max))
+    return relative(logits) / min(sampling.temperature, LARGEST_TEMPERATURE)
 
 
 def _from(floor: jax.Array | float, logits: jax.Array) -> jax.Array:

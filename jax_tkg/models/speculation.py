@@ -22,6 +22,7 @@ from jax_tkg.caches import context_bucket
 from jax_tkg.limits import MAX_NEW_TOKENS
 from jax_tkg.models.decode import NO_TOKEN, STEPS_AHEAD, Decoder, DecodeState, shape_of
 from jax_tkg.models.executables import Compiled, Executables, on_mesh
+from jax_tkg.models.integers import as_integer
 from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.placed_parameters import PlacedParameters
 from jax_tkg.models.prompt_lookup import PromptLookup
@@ -48,9 +49,11 @@ class SpeculativeDecoder(Decoder):
 
     Raises:
       ValueError: as `Decoder`; or `num_drafts` is out of its range.
+      TypeError: as `Decoder`; or `num_drafts` is no integer.
     """
 
     def __init__(self, model: PackedModel, capacity: int, *, num_drafts: int, **options: Any):
+        num_drafts = as_integer("num_drafts", num_drafts)
         if not 1 <= num_drafts <= MOST_DRAFTS:
             raise ValueError(f"num_drafts: expected 1..{MOST_DRAFTS}, got {num_drafts}")
         super().__init__(model, capacity, **options)
@@ -102,6 +105,7 @@ class SpeculativeDecoder(Decoder):
           [B] int32 tokens, `NO_TOKEN` for a sequence that says nothing, because it has finished or
           because others say more in this step.
         """
+        max_tokens = as_integer("max_tokens", max_tokens)
         worthwhile = WORTHWHILE_ON_CPU if self._forward.platform == "cpu" else 1
         lookups = [PromptLookup(prompt, min(worthwhile, self.num_drafts)) for prompt in prompts]
         lengths, told = np.array(state.lengths), np.zeros(len(prompts), np.int32)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
+from jax_tkg.models.integers import as_integer, as_integers
 from jax_tkg.models.sampling import Sampling
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A prompt to be answered.
+    """A prompt to be answered. Integers may be NumPy's; they are kept as Python's.
 
     Attributes:
       prompt: token ids, one or more.
@@ -33,8 +35,21 @@ class Request:
 
         Raises:
           ValueError: there is no token to read or to write, or the seed is out of range.
+          TypeError: an integer is none, or `sampling` is no `Sampling`.
         """
-        if not len(self.prompt):
+        integers: dict[str, Any] = {
+            "prompt": as_integers("prompt", self.prompt),
+            "max_tokens": as_integer("max_tokens", self.max_tokens),
+            "seed": as_integer("seed", self.seed),
+        }
+        if self.stop_tokens is not None:
+            integers["stop_tokens"] = as_integers("stop_tokens", self.stop_tokens)
+        for name, value in integers.items():
+            # The class is frozen.
+            object.__setattr__(self, name, value)
+        if not isinstance(self.sampling, Sampling):
+            raise TypeError(f"sampling: expected a Sampling, got {self.sampling!r}")
+        if not self.prompt:
             raise ValueError("prompt: expected at least one token, got none")
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: expected at least 1, got {self.max_tokens}")

@@ -17,6 +17,7 @@ import numpy as np
 from jax_tkg.caches import SMALLEST_CONTEXT
 from jax_tkg.models.executables import Compiled, Executables, on_mesh
 from jax_tkg.models.forward import ModelForward, PlacedParameters
+from jax_tkg.models.integers import as_integer, as_integers
 from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.prompts import Chunk, PromptReader
 from jax_tkg.models.sampling import MOST_CANDIDATES, SEED_IMPLEMENTATION, Scores, seed_words
@@ -135,6 +136,7 @@ class RunningBatch:
         candidates: bool | None = None,
         context_parallel: int = 1,
     ):
+        slots, capacity = as_integer("slots", slots), as_integer("capacity", capacity)
         for name, number in (("slots", slots), ("prompt_tokens", prompt_tokens)):
             if number < 1:
                 raise ValueError(f"{name}: expected at least 1, got {number}")
@@ -146,7 +148,7 @@ class RunningBatch:
             )
         self.slots = slots
         self.capacity = capacity
-        self.stop_tokens = frozenset(stop_tokens)
+        self.stop_tokens = frozenset(as_integers("stop_tokens", stop_tokens))
         self._prompt_tokens = prompt_tokens
         self._forward = forward = ModelForward(
             model,
@@ -299,7 +301,6 @@ class RunningBatch:
             needs more blocks than there are.
         """
         vocabulary = self._vocabulary_size
-        request = dataclasses.replace(request, prompt=tuple(request.prompt))
         if len(request.prompt) >= self.capacity:
             raise ValueError(
                 f"prompt: expected fewer than {self.capacity} tokens (the capacity), "

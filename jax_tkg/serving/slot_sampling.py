@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.models.sampling import (
+    LARGEST_TEMPERATURE,
     MOST_CANDIDATES,
     Sampling,
     Scores,
@@ -81,8 +82,8 @@ class SettingsTable:
         """Gives a slot its settings."""
         self._samplings[slot] = sampling
         to = self.settings
-        largest = float(np.finfo(np.float32).max)
-        to.temperature[slot] = 0 if sampling.greedy else min(sampling.temperature, largest)
+        temperature = min(sampling.temperature, LARGEST_TEMPERATURE)
+        to.temperature[slot] = 0 if sampling.greedy else temperature
         to.top_k[slot] = min(sampling.top_k, int(np.iinfo(np.int32).max))
         to.top_p[slot] = sampling.nucleus
         to.floor[slot] = math.log(sampling.min_p) if sampling.min_p else -math.inf

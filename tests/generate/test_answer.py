@@ -15,9 +15,20 @@ class StopTextsTest(absltest.TestCase):
     @hypothesis.given(
         st.lists(_TEXTS, max_size=8), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3)
     )
-    def test_cut_at_the_first(self, pieces: list[str], stops: list[str]) -> None:
+    @hypothesis.example(pieces=["aba"], stops=["aba", "b"])
+    @hypothesis.example(pieces=["ab", "a"], stops=["aba", "b"])
+    def test_cut_before_the_first_that_is_complete(
+        self, pieces: list[str], stops: list[str]
+    ) -> None:
         text = "".join(pieces)
-        first = min((text.index(stop) for stop in stops if stop in text), default=len(text))
+        first = next(
+            (
+                end - max(len(stop) for stop in stops if text[:end].endswith(stop))
+                for end in range(len(text) + 1)
+                if text[:end].endswith(tuple(stops))
+            ),
+            len(text),
+        )
         taken, written = StopTexts(stops), ""
         for piece in pieces:
             written += taken.take(piece)

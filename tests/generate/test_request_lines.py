@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Any
 
@@ -64,6 +65,19 @@ class RequestTest(absltest.TestCase):
         self.assertEqual(bytes(parsed.request.prompt), b"a|b")
         self.assertEqual(parsed.stops, ("x", "y"))
 
+    def test_system_message_of_the_flags(self) -> None:
+        """Before a prompt, and before messages that have none."""
+        defaults = dataclasses.replace(DEFAULTS, system="flag")
+        user, own = {"role": "user", "content": "a"}, {"role": "system", "content": "own"}
+        for fields, want in (
+            ({"prompt": "a"}, b"flag|a"),
+            ({"prompt": "a", "system": "own"}, b"own|a"),
+            ({"messages": [user]}, b"flag|a"),
+            ({"messages": [own, user]}, b"own|a"),
+        ):
+            parsed = _parse(fields, defaults=defaults)
+            self.assertEqual(bytes(parsed.request.prompt), want)
+
     def test_lines_of_a_file(self) -> None:
         path = files.folder(self) / "requests.jsonl"
         path.write_bytes(b"\xef\xbb\xbf{}\n\n \r\nlast")
@@ -121,6 +135,8 @@ class ErrorTest(parameterized.TestCase):
         ({"prompt": "a", "temperature": "1"}, 'temperature: expected a number, got "1"'),
         ({"prompt": "a", "temperature": True}, "temperature: expected a number, got true"),
         ({"prompt": "a", "temperature": -1}, "temperature: expected a finite number >= 0, got -1"),
+        (b'{"prompt": "a", "id": NaN}', "id: expected a JSON value, which has no NaN .*, got NaN"),
+        (b'{"prompt": "a", "id": [{"a": -1e999}]}', "id: expected a JSON value"),
         (b'{"prompt": "a", "temperature": NaN}', "temperature: expected a finite number"),
         (b'{"prompt": "a", "temperature": 1' + b"0" * 400 + b"}", "temperature: expected"),
         (b'{"prompt": "a", "seed": 1' + b"0" * 5000 + b"}", "Exceeds the limit"),

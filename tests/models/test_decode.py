@@ -8,7 +8,9 @@ import dataclasses
 import functools
 import pathlib
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,7 @@ from jax_tkg.models.decode import (
     Decoder,
 )
 from jax_tkg.models.packing import PackedModel
-from jax_tkg.models.sampling import Sampling
+from jax_tkg.models.sampling import Sampling, seed_keys
 from tests.models import devices, numpy_llama, tiny
 
 pytestmark = pytest.mark.usefixtures("programs_of_this_run")
@@ -96,13 +98,20 @@ class GreedyTest(parameterized.TestCase):
         # The answer of the first prompt outgrows its first context bucket on the way.
         self.assertEqual(tokens.tolist(), _streamed(decoder, prompts, STEPS_PER_SCAN + 5).tolist())
 
-    @parameterized.parameters(1, 2, STEPS_PER_SCAN + 1, STEPS_PER_SCAN + 2)
-    @pytest.mark.extended_except("1", "3")
+    @parameterized.parameters(0, 1, 2, STEPS_PER_SCAN + 1, STEPS_PER_SCAN + 2)
+    @pytest.mark.extended_except("0", "2", "4")
     def test_as_many_tokens_as_wanted(self, count: int) -> None:
         decoder = _decoder()
         tokens = decoder.generate(decoder.start([PROMPTS[9]]), count)
         self.assertEqual(tokens.shape, (1, count))
-        self.assertEqual(_streamed(decoder, [PROMPTS[9]], count).shape, (1, count))
+        streamed = list(decoder.stream(decoder.start([PROMPTS[9]]), count))
+        self.assertLen(streamed, count)
+
+    def test_prompts_of_numpy(self) -> None:
+        """An array of both, or of one: the ids are integers."""
+        prompts = np.asarray([PROMPTS[9]] * 2, np.uint16)
+        tokens = _streamed(_decoder(), prompts, 2)
+        self.assertEqual(tokens.tolist(), [_expected(9, 2)] * 2)
 
 
 @pytest.mark.thorough
@@ -302,6 +311,19 @@ class SampledTest(absltest.TestCase):
         self.assertFalse(keys.is_deleted())
         self.assertEqual(swapped.tolist(), draw(1)[::-1])
 
+    def test_old_style_keys(self) -> None:
+        """Those of `jax.random.PRNGKey`, one or one for each sequence."""
+        decoder = Decoder(_model(), 200, sampling=Sampling(3.0, 0.95))
+        prompts, keys = [PROMPTS[9]] * 2, jax.random.split(jax.random.key(1), 2)
+        want = decoder.generate(decoder.start(prompts, keys), 5).tolist()
+        words = np.asarray(jax.random.key_data(keys))
+        for old in (jax.random.PRNGKey(1), words):
+            with concurrent.futures.ThreadPoolExecutor(1) as threads:
+                decoder.prepare(threads, [9, 9], old)
+            count = decoder.compile_count
+            self.assertEqual(decoder.generate(decoder.start(prompts, old), 5).tolist(), want)
+            self.assertEqual(decoder.compile_count, count)
+
     @pytest.mark.extended
     def test_no_token_twice(self) -> None:
         """With a penalty that no logit survives, from the prompt's tokens on."""
@@ -321,10 +343,38 @@ class ErrorsTest(parameterized.TestCase):
         ("long", [[1] * 200], r"prompts\[0\]: expected 1..199 tokens .*, got 200"),
         ("vocabulary", [[1, 267]], r"prompts\[0\]: expected token ids 0..266, got 267"),
         ("negative", [[-1]], "expected token ids 0..266, got -1"),
+        ("float", [[1], [2, 5.5]], r"prompts\[1\]\[1\]: expected an integer, got 5.5"),
+        ("flat", [1, 2], r"prompts\[0\]: expected a sequence of integers, got 1"),
     )
     def test_prompts(self, prompts: list[list[int]], message: str) -> None:
-        with self.assertRaisesRegex(ValueError, message):
+        with self.assertRaisesRegex((TypeError, ValueError), message):
             _decoder().start(prompts)
+
+    @parameterized.parameters(
+        (lambda: seed_keys([1, 2]), r"one for each of 4 prompts, got shape \(2,\)"),
+        (lambda: seed_keys(range(5)), r"one for each of 4 prompts, got shape \(5,\)"),
+        (lambda: seed_keys([1] * 4)[None], r"got shape \(1, 4\)"),
+        (lambda: 7, "key: expected PRNG keys, as jax.random.key makes them, got int"),
+        (lambda: np.ones(4, np.float32), r"key: expected PRNG keys, .*, got float32\[4\]"),
+        (lambda: np.zeros(3, np.uint32), r"key: expected PRNG keys, .*, got uint32\[3\]"),
+    )
+    def test_keys(self, make: Callable[[], Any], message: str) -> None:
+        with self.assertRaisesRegex((TypeError, ValueError), message):
+            _decoder().start([[1, 2]] * 4, make())
+        with self.assertRaisesRegex((TypeError, ValueError), message):
+            _decoder().prepare(mock.Mock(), [2] * 4, make())
+
+    def test_integers(self) -> None:
+        with self.assertRaisesRegex(TypeError, "capacity: expected an integer, got 20.5"):
+            Decoder(_model(), 20.5)  # type: ignore[arg-type]
+        with self.assertRaisesRegex(TypeError, r"stop_tokens\[1\]: expected an integer, got 5.5"):
+            Decoder(_model(), 200, stop_tokens=[4, 5.5])  # type: ignore[list-item]
+        decoder = _decoder()
+        state = decoder.start([PROMPTS[9]])
+        with self.assertRaisesRegex(TypeError, "max_tokens: expected an integer, got 2.5"):
+            decoder.generate(state, 2.5)  # type: ignore[arg-type]
+        with self.assertRaisesRegex(TypeError, "max_tokens: expected an integer, got 2.5"):
+            next(decoder.stream(state, 2.5))  # type: ignore[arg-type]
 
     @parameterized.parameters(0, 401)
     def test_capacity(self, capacity: int) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import threading
+from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest
 
-from jax_tkg.models.executables import Executables
+from jax_tkg.models.executables import Compiled, Executables
 
 
 class ExecutablesTest(absltest.TestCase):
@@ -82,6 +84,63 @@ class ExecutablesTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, "not yet"):
             prepared.result()
         self.assertEqual(executables(jnp.ones(3), jnp.ones(3)).tolist(), [1, 1, 1])
+
+    def test_work_that_executors_refuse_or_drop(self) -> None:
+        """Or never begin, or that is cancelled by hand: a call compiles what it needs."""
+        traced = []
+
+        def double(weight: jax.Array, x: jax.Array) -> jax.Array:
+            traced.append(x.shape)
+            return weight * x
+
+        executables = Executables(double, ())
+        weight = jnp.float32(2)
+        closed = concurrent.futures.ThreadPoolExecutor(1)
+        closed.shutdown()
+        with self.assertRaisesRegex(RuntimeError, "after shutdown"):
+            executables.prepare(closed, weight, np.ones(1))
+        self.assertEqual(executables.count, 0)
+        begun, released = threading.Event(), threading.Event()
+
+        def occupy() -> None:
+            begun.set()
+            released.wait()
+
+        busy = concurrent.futures.ThreadPoolExecutor(1)
+        busy.submit(occupy)
+        begun.wait()
+        dropped, by_hand = (executables.prepare(busy, weight, np.ones(n)) for n in (1, 2))
+        self.assertTrue(by_hand.cancel())
+        busy.shutdown(wait=False, cancel_futures=True)
+        concurrent.futures.wait([dropped])
+        self.assertTrue(dropped.cancelled())
+        released.set()
+        idle = mock.create_autospec(concurrent.futures.Executor)
+        never = executables.prepare(idle, weight, np.ones(3))
+        self.assertEqual(executables.count, 1)
+        for n in (1, 2, 3):
+            self.assertEqual(executables(weight, np.ones(n)).tolist(), [2] * n)
+        self.assertTrue(never.done())
+        self.assertLen(traced, 3)
+        self.assertEqual(executables.count, 3)
+        # The executor comes too late.
+        work, *given = idle.submit.call_args.args
+        work(*given)
+        self.assertLen(traced, 3)
+
+    def test_cancelled_while_a_call_waits(self) -> None:
+        executables = Executables(lambda weight, x: weight * x, ())
+        compile_ = executables._compile
+
+        def cancelled_before(future: Compiled, *arguments: Any) -> None:
+            if not cancelled:
+                cancelled.append(future.cancel())
+            compile_(future, *arguments)
+
+        cancelled: list[bool] = []
+        with mock.patch.object(executables, "_compile", cancelled_before):
+            self.assertEqual(executables(jnp.float32(2), np.ones(2)).tolist(), [2, 2])
+        self.assertEqual(cancelled, [True])
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from jax_tkg.models.sampling import (
     likeliest_token,
     sample,
     sample_candidates,
+    seed_keys,
 )
 
 DRAWS = 4000
@@ -284,6 +285,19 @@ class SampleTest(parameterized.TestCase):
     def test_ranges(self, option: str, value: float, message: str) -> None:
         with self.assertRaisesRegex(ValueError, message):
             Sampling(**{option: value})
+
+    def test_integers(self) -> None:
+        self.assertIs(type(Sampling(top_k=np.int64(5)).top_k), int)
+        with self.assertRaisesRegex(TypeError, "top_k: expected an integer, got 2.5"):
+            Sampling(1.0, top_k=2.5)  # type: ignore[arg-type]
+        keys = jax.random.key_data(seed_keys(np.asarray([5, 2**63], np.uint64)))
+        self.assertEqual(keys.tolist(), [[0, 5], [2**31, 0]])
+        self.assertEqual(jax.random.key_data(seed_keys([np.int32(5)])).tolist(), [[0, 5]])
+        for seed in (-1, 2**64):
+            with self.assertRaisesRegex(ValueError, r"seeds\[1\]: expected 0 <= seed < 2\*\*64"):
+                seed_keys([0, seed])
+        with self.assertRaisesRegex(TypeError, r"seeds\[0\]: expected an integer, got 1.0"):
+            seed_keys([1.0])  # type: ignore[list-item]
 
 
 if __name__ == "__main__":

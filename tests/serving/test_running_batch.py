@@ -406,6 +406,41 @@ class BadInputTest(parameterized.TestCase):
             batch.submit(Request(**{"prompt": [3] * 2, "max_tokens": 4, **changes}))
         self.assertTrue(batch.idle)
 
+    @parameterized.parameters(
+        ({"prompt": [3, 5.5]}, r"prompt\[1\]: expected an integer, got 5.5"),
+        ({"prompt": [True]}, r"prompt\[0\]: expected an integer, got True"),
+        ({"prompt": 3}, "prompt: expected a sequence of integers, got 3"),
+        ({"prompt": np.ones((1, 40))}, r"prompt\[0\]: expected an integer, got array.*"),
+        ({"max_tokens": 2.5}, "max_tokens: expected an integer, got 2.5"),
+        ({"seed": 1.0}, "seed: expected an integer, got 1.0"),
+        ({"seed": "1"}, "seed: expected an integer, got '1'"),
+        ({"stop_tokens": [3.0]}, r"stop_tokens\[0\]: expected an integer, got 3.0"),
+        ({"sampling": None}, "sampling: expected a Sampling, got None"),
+    )
+    def test_types(self, changes: dict[str, Any], message: str) -> None:
+        """Found out when the request is made: in `step` they would end all others."""
+        with self.assertRaisesRegex(TypeError, f"^{message}$"):
+            Request(**{"prompt": [3] * 2, **changes})
+
+    def test_integers_of_numpy(self) -> None:
+        request = Request(
+            np.asarray([3, 4], np.uint16),  # type: ignore[arg-type]
+            max_tokens=np.int64(2),  # type: ignore[arg-type]
+            sampling=Sampling(0.8, top_k=np.int32(20)),  # type: ignore[arg-type]
+            seed=np.int32(5),  # type: ignore[arg-type]
+            stop_tokens=np.asarray([300]),  # type: ignore[arg-type]
+        )
+        self.assertEqual(
+            request,
+            Request((3, 4), 2, Sampling(0.8, top_k=20), 5, (300,)),
+        )
+        client = _Client(_small_batch())
+        name = client.submit(request)
+        client.finish()
+        self.assertLen(client.tokens[name], 2)
+        with self.assertRaisesRegex(TypeError, "capacity: expected an integer, got 64.5"):
+            RunningBatch(_model(), 2, 64.5)  # type: ignore[arg-type]
+
     def test_implementation(self) -> None:
         batch = RunningBatch(_model(), 2, 128, implementation="nki")
         batch.submit(Request([3]))

@@ -54,6 +54,32 @@ class ChooseTest(absltest.TestCase):
                 expected = _alone(logits[rows], keys[rows], sampling=sampling, seen=seen[rows])
             np.testing.assert_array_equal(got[rows], expected, err_msg=str(sampling))
 
+    def test_infinite_logits(self) -> None:
+        """No temperature makes NaN of them, of which each would be the largest."""
+        temperatures = (0.0, 1e-37, 1.0, 8e37, 9e37, 1e38, 3e38, 1e300)
+        samplings = [Sampling(one, min_p=0.01, top_k=3) for one in temperatures]
+        table = SettingsTable(len(temperatures))
+        for slot in range(len(temperatures)):
+            table.put(slot, samplings[slot])
+        logits = np.tile(np.float32([-np.inf, 1, 3, 2, -np.inf]), (len(temperatures), 1))
+        seen = np.zeros(logits.shape, np.bool_)
+        scores = Scores(*jax.lax.top_k(logits, 5))
+        few = jax.jit(choose_candidates, static_argnames="vocabulary_size")
+        for seed in range(5):
+            keys = seed_keys(range(seed, seed + len(temperatures)))
+            want = np.concatenate(
+                [
+                    _alone(logits[:1], keys[slot : slot + 1], sampling=samplings[slot])
+                    for slot in range(len(temperatures))
+                ]
+            )
+            self.assertTrue(np.isfinite(logits[0][want]).all())
+            for way in (Way.DRAWN, Way.FILTERED):
+                got = _choose(logits, keys, table.settings, seen, way=way)
+                np.testing.assert_array_equal(got, want)
+            got = few(scores, keys, table.settings, vocabulary_size=5)
+            np.testing.assert_array_equal(got, want)
+
     def test_candidates(self) -> None:
         """What all logits give, where the likeliest are enough."""
         samplings = (
