@@ -1,8 +1,8 @@
-"""Machines that differ in what the documents leave open, so that a figure need not hang on a guess.
+"""Machines that differ in what the documents leave open, so that no figure depends on one guess.
 
 Each takes one constant, or one choice of the compiler, to its unfavorable end; "unfavorable" takes
-all of them there at once, and "favorable" all to the other end. What a kernel's latency is on each
-says how far it depends on what nobody has published.
+most of them there at once, and "favorable" those that have another end to it. What a kernel's
+latency is on each says how far it depends on what nobody has published.
 """
 
 from __future__ import annotations
