@@ -277,7 +277,8 @@ def compact(
         raise ValueError(f"rings: expected False with block_tables, got {rings}")
     kept = as_int32(kept)
     start = as_int32(lengths)[:, None]
-    target = jnp.where(kept >= 0, start + jnp.arange(kept.shape[1], dtype=jnp.int32), -1)
+    number = jnp.arange(kept.shape[1], dtype=jnp.int32)[None]
+    target = jnp.where(kept >= 0, start + number, -1)
     moves = (jnp.maximum(start + kept, 0), target, block_tables)
     return (
         _compacted(K_caches, *moves, rings, slot_axis=-1),

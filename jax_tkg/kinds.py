@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.caches import block_slots, ring_slots
+from jax_tkg.call.integers import as_int32
 from jax_tkg.masks import active_mask, cache_mask, window_mask, window_ranges
 from jax_tkg.rope import tables_of_frequencies
 
@@ -198,7 +199,7 @@ def _positions(
     positions = jnp.asarray(lengths, jnp.int32)[:, None] + token
     if new_lengths is None:
         return positions, positions
-    return positions, jnp.where(token < new_lengths[:, None], positions, -1)
+    return positions, jnp.where(token < as_int32(new_lengths)[:, None], positions, -1)
 
 
 def _tables(

@@ -52,11 +52,11 @@ def context_mask(
     """
     slot = jnp.arange(S_ctx, dtype=jnp.int32)[:, None, None]
     end = jnp.maximum(as_int32(lengths), 0)
-    attended = slot < by_token(end)
+    attended = slot < by_token(end)[None]
     if starts is not None:
         start = jnp.maximum(as_int32(starts), 0)
-        begun = slot >= by_token(start)
-        wraps = by_token(start) > by_token(end)
+        begun = slot >= by_token(start)[None]
+        wraps = (by_token(start) > by_token(end))[None]
         attended = jnp.where(wraps, attended | begun, attended & begun)
     shape = (S_ctx, attended.shape[1], q, S_tkg)
     return jnp.broadcast_to(attended[:, :, None], shape).astype(dtype)
@@ -101,7 +101,7 @@ def window_mask(
     if S_max < window - 1:
         raise ValueError(f"S_max: expected at least window - 1 = {window - 1}, got {S_max}")
     position = ring_positions(lengths, S_max)[:, :S_ctx].T
-    query = jnp.asarray(lengths, jnp.int32)[:, None] + jnp.arange(S_tkg, dtype=jnp.int32)
+    query = _new_positions(as_int32(lengths), S_tkg)
     attended = (position >= 0)[:, :, None] & (position[:, :, None] > query[None] - window)
     shape = (S_ctx, attended.shape[1], q, S_tkg)
     return jnp.broadcast_to(attended[:, :, None], shape).astype(dtype)
@@ -128,8 +128,8 @@ def window_ranges(
         raise ValueError(f"window: expected at least 1, got {window}")
     if S_max is not None and S_max < window - 1:
         raise ValueError(f"S_max: expected at least window - 1 = {window - 1}, got {S_max}")
-    filled = jnp.asarray(lengths, jnp.int32)
-    query = filled[:, None] + jnp.arange(S_tkg, dtype=jnp.int32)
+    filled = as_int32(lengths)
+    query = _new_positions(filled, S_tkg)
     first = jnp.clip(query - (window - 1), 0, filled[:, None])
     if S_max is None:
         return jnp.broadcast_to(filled[:, None], first.shape), first
@@ -152,8 +152,13 @@ def ring_positions(lengths: jax.Array, S_max: int) -> jax.Array:
     Returns:
       [B, S_max] int32; negative for a slot without a token.
     """
-    last = jnp.asarray(lengths, jnp.int32)[:, None] - 1
-    return last - (last - jnp.arange(S_max, dtype=jnp.int32)) % S_max
+    last = as_int32(lengths)[:, None] - 1
+    return last - (last - jnp.arange(S_max, dtype=jnp.int32)[None]) % S_max
+
+
+def _new_positions(lengths: jax.Array, S_tkg: int) -> jax.Array:
+    """[B, S] int32: the positions of the new tokens behind `lengths` [B] int32."""
+    return lengths[:, None] + jnp.arange(S_tkg, dtype=jnp.int32)[None]
 
 
 def active_mask(
@@ -208,7 +213,8 @@ def tree_mask(parents: jax.Array, q: int, dtype: jax.typing.DTypeLike = jnp.bool
     parents = as_int32(parents)
     B, S = parents.shape
     leading = _leading(parents)
-    attended = (leading[:, :, :, None] == jnp.arange(S, dtype=jnp.int32)).any(axis=0)
+    tokens = jnp.arange(S, dtype=jnp.int32)[None, None, None]
+    attended = (leading[:, :, :, None] == tokens).any(axis=0)
     return jnp.broadcast_to(attended.transpose(2, 0, 1)[:, :, None], (S, B, q, S)).astype(dtype)
 
 

@@ -57,7 +57,8 @@ def merge_candidates(
 
     Returns:
       [B, S, count] logits in descending order, and their ids; of equal logits the lowest ids, in
-      ascending order.
+      ascending order. Where a `logit_softcap` is so low that its tanh rounds different logits to
+      the same, these may be others than those that one rank with all columns chooses.
     """
     if count == 1:
         # Plain reductions, which every compiler has.

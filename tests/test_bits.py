@@ -163,6 +163,21 @@ class OperationTest(parameterized.TestCase):
         cases.check(plain, shape, inputs, hidden, K[0], V[0], written)
 
     @pytest.mark.extended
+    @parameterized.parameters("reference", "cpu")
+    def test_stacks_of_numpy_outside_of_jit(self, implementation: str) -> None:
+        """`as_bits` views arrays of NumPy, and a scan over layers takes a traced one of each."""
+        rng = np.random.default_rng(0)
+        weights, inputs = cases.random_weights(SHAPE, rng), cases.random_inputs(SHAPE, rng)
+        arguments = cases.stack({**weights, **inputs})
+        arguments |= cases.held_as_bits(arguments)
+        options = {**cases.options(SHAPE), "implementation": implementation}
+        got = bits.without_bits(jax_tkg.transformer_tkg(**arguments, **options))
+        hidden, K, V, written = cases.expected(SHAPE, [weights], [inputs])
+        cases.check(got, SHAPE, inputs, hidden, K[0], V[0], written)
+        if implementation == "reference":
+            direct = jax_tkg.reference.transformer_tkg(**arguments, **cases.options(SHAPE))
+            np.testing.assert_array_equal(direct.hidden, got.hidden)
+
     def test_some_as_bits(self) -> None:
         """Arrays of weights beside caches of bits, the other way round, and some of each."""
         rng = np.random.default_rng(0)

@@ -13,7 +13,7 @@ import pytest
 from absl.testing import absltest, parameterized
 
 import jax_tkg
-from jax_tkg import bits, masks, quantize, rope, weights
+from jax_tkg import bits, caches, kinds, masks, quantize, rope, weights
 from tests import cases
 
 # Two KV heads of one sequence are attended together, those of eight sequences in turns.
@@ -28,6 +28,10 @@ SHAPES = {
         quantized=(("float8_e4m3fn",) * 3,) * 2, scale_rows=1, dtype="bfloat16"
     ),
     "several_turns": SEVERAL_TURNS,
+    "lengths": cases.Shape(S=2, context="lengths"),
+    "ranges": cases.Shape(S=2, context="ranges", unified=True),
+    "blocks": cases.Shape(S=2, context="ranges", block_len=4, S_ctx=20, S_max=20),
+    "experts": cases.EXPERTS,
 }
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32")
 
@@ -59,7 +63,7 @@ class StrictPromotionTest(parameterized.TestCase):
         cases.check(got, shape, inputs, hidden, K[0], V[0], written)
 
     @parameterized.product(shape=tuple(SHAPES), stacked=(False, True))
-    @pytest.mark.extended_except("1", "6", "9", "12")
+    @pytest.mark.extended_except("1", "6", "9", "12", "16", "18", "20")
     def test_call(self, shape: str, stacked: bool) -> None:
         self._check(SHAPES[shape], stacked)
 
@@ -126,6 +130,30 @@ class StrictPromotionTest(parameterized.TestCase):
         for key, b, query in itertools.product(range(3), repeat=3):
             self.assertEqual(bool(active[key, b, 0, query]), key <= query < int(lengths[b]))
             self.assertEqual(bool(unified[297 + key, b, 0, query]), key <= query)
+
+    @parameterized.parameters("int32", "uint8")
+    def test_windows_rings_and_trees(self, dtype: str) -> None:
+        """Judged in `tests.test_masks` and others; here that nothing is promoted."""
+        lengths, new = jnp.asarray(np.array([3, 9], dtype)), jnp.asarray(np.array([2, 1], dtype))
+        parents = jnp.asarray([[-1, 0, 0]] * 2)
+        frequencies = rope.rope_frequencies(8)
+        ends, starts = masks.window_ranges(lengths, 4, 3, 8)
+        mask = masks.context_mask(ends, 8, 2, 3, starts)
+        np.testing.assert_array_equal(mask, masks.window_mask(lengths, 4, 8, 2, 3))
+        self.assertEqual(masks.tree_mask(parents, 2).shape, (3, 2, 2, 3))
+        kind = kinds.Kind(8, frequencies, window=4)
+        for made in (
+            kinds.step_inputs([kind], lengths, S_tkg=3, q=2, new_lengths=new),
+            kinds.prefill_inputs([kind], lengths, S=3, new_lengths=new),
+            kinds.decode_inputs(lengths, frequencies, S_tkg=3, new_lengths=new, window=4, q=2),
+        ):
+            self.assertIn("position_ids", made)
+        K, V = caches.allocate_caches(1, B=2, k=1, d=8, S_max=8, dtype="bfloat16")
+        filled = caches.fill_ring(K[0], jnp.ones((2, 1, 8, 12), "bfloat16"), lengths, -1)
+        self.assertEqual(filled.dtype, K[0].dtype)
+        kept = jnp.asarray(np.array([[0, 2], [1, -1]], "int8"))
+        moved = caches.compact(K, V, lengths, kept, rings=True)
+        self.assertEqual(jax.tree.structure(moved), jax.tree.structure((K, V)))
 
     def test_the_largest_unsigned_length(self) -> None:
         lengths = jnp.asarray(np.array([2**32 - 1], np.uint32))

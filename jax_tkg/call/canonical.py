@@ -106,8 +106,10 @@ def _canonical(name: str, value: Any, num_layers: int) -> Any:
 
 
 def _as_array(value: Any) -> Any:
-    """A JAX array, not weakly typed (as `jnp.full` makes them): results never are."""
-    return value if isinstance(value, Bits) else jnp.asarray(value, dtype=value.dtype)
+    """A JAX array, or `Bits` of one, that is not weakly typed, as what `jnp.full` makes is."""
+    if isinstance(value, Bits):
+        return Bits(jnp.asarray(value.bits), value.dtype)
+    return jnp.asarray(value, dtype=value.dtype)
 
 
 def _as_given(caches: Any, given: Any, num_layers: int) -> Any:

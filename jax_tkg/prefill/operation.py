@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from jax_tkg.call.arguments import Operands, Parameters
 from jax_tkg.call.canonical import run_checked
+from jax_tkg.call.layer_kinds import check_layer_kinds
 from jax_tkg.call.results import (
     TransformerTkgCandidates,
     TransformerTkgOutput,
@@ -42,7 +45,7 @@ def transformer_prefill(
         for all; limits which new tokens attend each other (`context_starts` does it for the cache).
         None: no kind has a window.
       platform: "cpu": written as XLA:CPU runs it fastest. "neuron": loops have a fixed number of
-        turns, over all S_ctx slots. None: plain jax.numpy.
+        turns, over all S_ctx slots. None, or another platform: plain jax.numpy.
       kwargs: as `jax_tkg.transformer_tkg` takes them; `implementation` and the options of kernels
         do not count.
 
@@ -50,9 +53,9 @@ def transformer_prefill(
       As `jax_tkg.transformer_tkg`.
 
     Raises:
-      TypeError: as `jax_tkg.transformer_tkg`.
+      TypeError: as `jax_tkg.transformer_tkg`; or a window is no integer, or `platform` no name.
       ValueError: as `jax_tkg.transformer_tkg`; or a mask is given, or `windows` has not one entry
-        for each kind of layers.
+        for each kind of layers, or a window is not positive.
     """
     arguments = bind_arguments(*args, **kwargs)
     for name in ("mask_cache", "mask_active"):
@@ -63,13 +66,9 @@ def transformer_prefill(
                 f"{name}: expected None (transformer_prefill takes context_lengths, "
                 "context_starts and windows), got a mask"
             )
-    kinds = max(arguments["layer_kinds"] or (0,)) + 1
-    windows = (None,) * kinds if windows is None else tuple(windows)
-    if len(windows) != kinds:
-        raise ValueError(
-            f"windows: expected an entry for each kind of layers, {kinds}, got {len(windows)}"
-        )
-    stages = stages_for(platform, windows)
+    kinds = max(check_layer_kinds("layer_kinds", arguments["layer_kinds"]) or (0,)) + 1
+    platform = _checked_platform(platform)
+    stages = stages_for(platform, _checked_windows(windows, kinds))
 
     def run(operands: Operands, parameters: Parameters) -> tuple[Any, ...]:
         if platform == "cpu":
@@ -77,3 +76,33 @@ def transformer_prefill(
         return transformer(operands, parameters, stages)
 
     return named_results(run_checked(run, arguments, max_new_tokens=None))
+
+
+def _checked_windows(windows: Any, kinds: int) -> tuple[int | None, ...]:
+    """A window or None for each kind."""
+    if windows is None:
+        return (None,) * kinds
+    if isinstance(windows, str) or not isinstance(windows, Sequence):
+        raise TypeError(f"windows: expected a tuple of integers and None, got {windows!r}")
+    if len(windows) != kinds:
+        raise ValueError(
+            f"windows: expected an entry for each kind of layers, {kinds}, got {len(windows)}"
+        )
+    checked: list[int | None] = []
+    for kind, window in enumerate(windows):
+        if window is None:
+            checked.append(None)
+            continue
+        if isinstance(window, bool | np.bool_) or not isinstance(window, int | np.integer):
+            raise TypeError(f"windows[{kind}]: expected an integer or None, got {window!r}")
+        if window < 1:
+            raise ValueError(f"windows[{kind}]: expected at least 1 or None, got {window}")
+        checked.append(int(window))
+    return tuple(checked)
+
+
+def _checked_platform(platform: Any) -> str | None:
+    """The name in lower case, or None."""
+    if platform is not None and not isinstance(platform, str):
+        raise TypeError(f"platform: expected a platform's name or None, got {platform!r}")
+    return None if platform is None else platform.lower()

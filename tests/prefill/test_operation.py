@@ -143,7 +143,7 @@ class OracleTest(parameterized.TestCase):
             cases.check(run(**weights, **given), shape, inputs, hidden, K[0], V[0], written)
 
 
-class ErrorsTest(absltest.TestCase):
+class ErrorsTest(parameterized.TestCase):
     def setUp(self) -> None:
         super().setUp()
         rng = np.random.default_rng(0)
@@ -159,9 +159,21 @@ class ErrorsTest(absltest.TestCase):
         with self.assertRaisesRegex(ValueError, r"mask_active: expected None .*, got a mask"):
             prefill.transformer_prefill(**arguments)
 
-    def test_windows(self) -> None:
-        with self.assertRaisesRegex(ValueError, "windows: expected .* layers, 1, got 2"):
-            prefill.transformer_prefill(**self.arguments, windows=(None, 4))
+    @parameterized.parameters(
+        ({"windows": (None, 4)}, ValueError, "windows: expected .* layers, 1, got 2"),
+        ({"windows": 5}, TypeError, "windows: expected a tuple of integers and None, got 5"),
+        ({"windows": "a"}, TypeError, "windows: expected a tuple of integers and None, got 'a'"),
+        ({"windows": ("a",)}, TypeError, r"windows\[0\]: expected an integer or None, got 'a'"),
+        ({"windows": (2.5,)}, TypeError, r"windows\[0\]: expected an integer or None, got 2.5"),
+        ({"windows": (True,)}, TypeError, r"windows\[0\]: expected an integer or None, got True"),
+        ({"windows": (0,)}, ValueError, r"windows\[0\]: expected at least 1 or None, got 0"),
+        ({"platform": 5}, TypeError, "platform: expected a platform's name or None, got 5"),
+        ({"layer_kinds": 3}, TypeError, "layer_kinds: expected a tuple with an integer"),
+        ({"layer_kinds": (0, "a")}, TypeError, r"layer_kinds\[1\]: expected an integer, got 'a'"),
+    )
+    def test_options(self, option: dict[str, Any], error: type[Exception], message: str) -> None:
+        with self.assertRaisesRegex(error, message):
+            prefill.transformer_prefill(**{**self.arguments, **option})
 
     def test_lengths(self) -> None:
         arguments = {**self.arguments, "context_lengths": None, "context_starts": None}
