@@ -86,13 +86,13 @@ class CommandTest(absltest.TestCase):
             (("--dims=2,512,512,8,8,258",), "--dims: expected an even head size of at most 256"),
             (("--compare=nkilib", *AWS_FITS), "expected NKILIB to name a checkout"),
         ):
-            with (
-                self.subTest(words),
-                mock.patch.dict("os.environ", NKILIB="/nowhere"),
-                self.assertRaises(UserError) as caught,
-            ):
-                command_line.call("jax_tkg.profile.command", "profile", given)
-            self.assertIn(words, str(caught.exception))
+            with self.subTest(words):
+                with (
+                    mock.patch.dict("os.environ", NKILIB="/nowhere"),
+                    self.assertRaises(UserError) as caught,
+                ):
+                    command_line.call("jax_tkg.profile.command", "profile", given)
+                self.assertIn(words, str(caught.exception))
 
     def test_out_of_memory(self):
         with (
