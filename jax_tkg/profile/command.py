@@ -12,6 +12,7 @@ from typing import Any
 from absl import flags
 
 from jax_tkg.command_line import CommandError, say
+from jax_tkg.limits import MAX_HEAD_SIZE, MAX_NEW_TOKENS
 from jax_tkg.profile import compare, loads, plot, report, stress_range, token
 from jax_tkg.profile.layer import STEADY_LAYERS, Launches, layer_figures, record_launches
 from jax_tkg.profile.model_shapes import (
@@ -32,6 +33,9 @@ from jax_tkg.simulator.timing.stress import (
 )
 from jax_tkg.simulator.timing.timeline_report import write_trace
 
+LONGEST_US = 1e6
+"""The longest time that a flag may assume: a second."""
+
 
 def define_flags(values: flags.FlagValues) -> None:
     """Defines the command's flags."""
@@ -51,7 +55,11 @@ def define_flags(values: flags.FlagValues) -> None:
         flag_values=values,
     )
     flags.DEFINE_integer(
-        "tensor_parallel", 8, "Ranks that a layer is split over.", flag_values=values
+        "tensor_parallel",
+        8,
+        "Ranks that a layer is split over.",
+        lower_bound=1,
+        flag_values=values,
     )
     flags.DEFINE_list(
         "batch", ["1"], "Sequences per rank; several numbers make a table.", flag_values=values
@@ -59,16 +67,21 @@ def define_flags(values: flags.FlagValues) -> None:
     flags.DEFINE_bool(
         "head", True, "Also model final norm, head and greedy choice.", flag_values=values
     )
-    flags.DEFINE_float(
+    _define_time(
         "host_gap_us",
         0.0,
         "Assumed time between two steps in which the device waits for the host, in us.",
-        lower_bound=0.0,
-        flag_values=values,
+        values,
     )
-    flags.DEFINE_integer("s_tkg", 1, "New tokens per sequence.", flag_values=values)
     flags.DEFINE_integer(
-        "context", 1024, "Cache slots per sequence, new tokens included.", flag_values=values
+        "s_tkg", 1, "New tokens per sequence.", 1, MAX_NEW_TOKENS, flag_values=values
+    )
+    flags.DEFINE_integer(
+        "context",
+        1024,
+        "Cache slots per sequence, new tokens included.",
+        lower_bound=1,
+        flag_values=values,
     )
     flags.DEFINE_bool(
         "lengths",
@@ -136,15 +149,8 @@ def define_flags(values: flags.FlagValues) -> None:
         "The layers' arguments are stacked, so that the layers loop on the device.",
         flag_values=values,
     )
-    flags.DEFINE_float(
-        "loop_turn_us",
-        9.0,
-        "Assumed time of a turn of such a loop in us.",
-        flag_values=values,
-    )
-    flags.DEFINE_float(
-        "all_reduce_us", 17.5, "Assumed latency of an all-reduce in us.", flag_values=values
-    )
+    _define_time("loop_turn_us", 9.0, "Assumed time of a turn of such a loop in us.", values)
+    _define_time("all_reduce_us", 17.5, "Assumed latency of an all-reduce in us.", values)
     flags.DEFINE_bool(
         "full_rate",
         False,
@@ -178,15 +184,52 @@ def define_flags(values: flags.FlagValues) -> None:
     )
 
 
+def _define_time(name: str, default: float, words: str, values: flags.FlagValues) -> None:
+    flags.DEFINE_float(name, default, words, flag_values=values)
+    # The bounds of absl's own flags let nan pass.
+    flags.register_validator(
+        name,
+        lambda time: 0.0 <= time <= LONGEST_US,
+        f"expected a time from 0 to {LONGEST_US:.0f} us",
+        flag_values=values,
+    )
+
+
 def _model(values: flags.FlagValues) -> ModelShape:
     if values.config is not None:
         return _model_of_config(values.config)
     if values.dims is None:
         return MODELS[values.model]
-    if len(values.dims) != len(DIMENSIONS):
-        raise ValueError(f"--dims: expected {len(DIMENSIONS)} numbers, got {len(values.dims)}")
-    sizes: dict[str, Any] = dict(zip(DIMENSIONS, map(int, values.dims), strict=True))
-    return ModelShape(**sizes)
+    return _model_of_sizes(values.dims)
+
+
+def _model_of_sizes(texts: list[str]) -> ModelShape:
+    numbers = _positive(texts)
+    if len(numbers) != len(DIMENSIONS):
+        raise ValueError(
+            f"--dims: expected {len(DIMENSIONS)} positive integers, got {','.join(texts)!r}"
+        )
+    sizes: dict[str, Any] = dict(zip(DIMENSIONS, numbers, strict=True))
+    model = ModelShape(**sizes)
+    if model.query_heads % model.kv_heads:
+        raise ValueError(
+            f"--dims: expected query heads to be a multiple of the {model.kv_heads} KV heads, "
+            f"got {model.query_heads}"
+        )
+    if model.head_size % 2 or model.head_size > MAX_HEAD_SIZE:
+        raise ValueError(
+            f"--dims: expected an even head size of at most {MAX_HEAD_SIZE}, got {model.head_size}"
+        )
+    return model
+
+
+def _positive(texts: list[str]) -> list[int]:
+    """The numbers that texts write; empty where not all of them are positive integers."""
+    try:
+        numbers = [int(text) for text in texts]
+    except ValueError:
+        return []
+    return numbers if all(number > 0 for number in numbers) else []
 
 
 def _model_of_config(path: str) -> ModelShape:
@@ -231,6 +274,11 @@ def _profile(values: flags.FlagValues) -> None:
         raise ValueError(
             "--plot: expected matplotlib to be installed: pip install jax_tkg[profile]"
         )
+    if values.context < values.s_tkg:
+        raise ValueError(
+            f"--context: expected at least the {values.s_tkg} new tokens (--s_tkg), "
+            f"got {values.context}"
+        )
     model = _model(values)
     batches = _batches(values)
     steps = [_profile_batch(values, model, batch) for batch in batches]
@@ -239,11 +287,8 @@ def _profile(values: flags.FlagValues) -> None:
 
 
 def _batches(values: flags.FlagValues) -> list[int]:
-    try:
-        batches = [int(text) for text in values.batch]
-    except ValueError:
-        batches = []
-    if not batches or min(batches) < 1:
+    batches = _positive(values.batch)
+    if not batches:
         raise ValueError(f"--batch: expected positive integers, got {','.join(values.batch)!r}")
     return batches
 
@@ -330,3 +375,7 @@ def main(values: flags.FlagValues) -> None:
         _profile(values)
     except ValueError as error:
         raise CommandError(str(error)) from error
+    except MemoryError as error:
+        raise CommandError(
+            f"--context, --batch: expected sizes whose arrays fit in memory, got {error}"
+        ) from error

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from jax_tkg import hardware
 from jax_tkg.caches import ring_capacity
 from jax_tkg.call.arguments import FLOAT8_CACHE_DTYPES, FLOAT8_DTYPES, PARTITIONS
 from jax_tkg.call.operand_table import OPERANDS, WEIGHT_KINDS, Operand, names
 from jax_tkg.profile.traffic import kind_of
-from jax_tkg.weights import split_heads
+from jax_tkg.weights import HeadSplit, split_heads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,7 +212,7 @@ class Case:
     context_parallel: int = 1
 
     def __post_init__(self) -> None:
-        """Checks the options that are names, and that the context divides."""
+        """Checks the options that are names, for the target too, and that the context divides."""
         for name, dtypes in (
             ("quantized_mlp", FLOAT8_DTYPES),
             ("cache_dtype", FLOAT8_CACHE_DTYPES),
@@ -219,6 +220,13 @@ class Case:
             known, value = [str(dtype) for dtype in dtypes], getattr(self, name)
             if value is not None and value not in known:
                 raise ValueError(f"{name}={value!r}: expected one of {known}")
+            of_target = hardware.target_named(self.target).float8_dtypes
+            formats = [dtype for dtype in known if dtype in of_target]
+            if value is not None and value not in formats:
+                raise ValueError(
+                    f"{name}: expected {' or '.join(formats)} on the target {self.target}, "
+                    f"got {value}, which needs the target {hardware.TRN3.name}"
+                )
         shared = self.context_parallel
         if self.block_len and self.S_ctx % (self.block_len * shared):
             raise ValueError(
@@ -332,9 +340,7 @@ def rank_sizes(model: ModelShape, tensor_parallel: int) -> dict[str, int]:
     Raises:
       ValueError: heads do not divide among the ranks.
     """
-    split = split_heads(
-        model.query_heads, model.kv_heads, tensor_parallel, f"tensor_parallel={tensor_parallel}"
-    )
+    split = _split(model, tensor_parallel)
     share = -(-model.intermediate // tensor_parallel)
     return {
         "H": _tiles(model.hidden),
@@ -345,12 +351,23 @@ def rank_sizes(model: ModelShape, tensor_parallel: int) -> dict[str, int]:
     }
 
 
+def _split(model: ModelShape, tensor_parallel: int) -> HeadSplit:
+    name = f"tensor_parallel={tensor_parallel}"
+    return split_heads(model.query_heads, model.kv_heads, tensor_parallel, name)
+
+
 def _tiles(size: int) -> int:
     return -(-size // PARTITIONS) * PARTITIONS
 
 
 def layer_case(
-    model: ModelShape, kind: LayerKind, *, tensor_parallel: int, context: int, **others: Any
+    model: ModelShape,
+    kind: LayerKind,
+    *,
+    tensor_parallel: int,
+    context: int,
+    context_parallel: int = 1,
+    **others: Any,
 ) -> Case:
     """One rank's part of a layer of a model.
 
@@ -361,15 +378,24 @@ def layer_case(
       kind: which of its kinds of layers.
       tensor_parallel: ranks.
       context: cache slots per sequence, new tokens included.
+      context_parallel: ranks that share out the context of their KV head: a divisor of those that
+        have it in common.
       **others: fields of `Case`.
 
     Raises:
-      ValueError: heads do not divide among the ranks.
+      ValueError: heads or contexts do not divide among the ranks, or `Case` refuses a field.
     """
     slots, attended = context, None
     if kind.window is not None and kind.window < context:
         slots, attended = min(context, ring_capacity(kind.window)), kind.window
     sizes: dict[str, Any] = rank_sizes(model, tensor_parallel)
+    # Ranks that have a KV head in common hold no other: the operation takes k = 1 only.
+    copies = _split(model, tensor_parallel).copies
+    if context_parallel < 1 or copies % context_parallel:
+        raise ValueError(
+            f"context_parallel: expected a divisor of the {copies} ranks that have a KV head in "
+            f"common, got {context_parallel}"
+        )
     return Case(
         S_ctx=slots,
         attended=attended,
@@ -378,6 +404,7 @@ def layer_case(
         options=model.options,
         experts=model.experts,
         shared=-(-model.shared // tensor_parallel),
+        context_parallel=context_parallel,
         **sizes,
         **others,
     )

@@ -4,7 +4,14 @@ from absl.testing import absltest, parameterized
 
 from jax_tkg.call.options import OPTION_NAMES
 from jax_tkg.profile.layer import bound, required_bytes
-from jax_tkg.profile.model_shapes import MODELS, Case, layer_case, rank_sizes
+from jax_tkg.profile.model_shapes import (
+    MODELS,
+    Case,
+    LayerKind,
+    ModelShape,
+    layer_case,
+    rank_sizes,
+)
 
 
 class RankSizesTest(parameterized.TestCase):
@@ -28,7 +35,7 @@ class RankSizesTest(parameterized.TestCase):
             rank_sizes(MODELS["llama3_70b"], ranks)
 
 
-class BytesTest(absltest.TestCase):
+class BytesTest(parameterized.TestCase):
     """Llama-3-70B over 8 ranks, by hand."""
 
     def _case(self, **more):
@@ -61,6 +68,15 @@ class BytesTest(absltest.TestCase):
         fewer = required_bytes(self._case()) - required_bytes(self._case(attended=1000))
         self.assertEqual(fewer, 2 * 2 * 4 * 128 * 25)
 
+    @parameterized.parameters(
+        ("quantized_mlp", "float8_e4m3 or float8_e5m2"), ("cache_dtype", "float8_e4m3")
+    )
+    def test_float8_of_another_target(self, name, formats):
+        words = f"{name}: expected {formats} on the target trn2, got float8_e4m3fn, which "
+        with self.assertRaisesRegex(ValueError, f"{words}needs the target trn3"):
+            self._case(**{name: "float8_e4m3fn"})
+        self._case(**{name: "float8_e4m3fn", "target": "trn3"})
+
     def test_unknown_dtype(self):
         with self.assertRaisesRegex(ValueError, "quantized_mlp='int8': expected one of"):
             self._case(quantized_mlp="int8")
@@ -85,6 +101,26 @@ class LayersTest(parameterized.TestCase):
         case = layer_case(model, model.kinds()[0], tensor_parallel=4, context=128, B=1, S=1)
         plain = dataclasses.replace(case, operands=())
         self.assertEqual(case.weight_bytes() - plain.weight_bytes(), 2 * (7 + 2) * 128)
+
+    @parameterized.parameters(
+        # k = 2 on each of 4 ranks; a KV head for each of 8; 2 ranks with each.
+        (4, 2, 1),
+        (8, 8, 1),
+        (16, 4, 2),
+        (16, 0, 2),
+    )
+    def test_ranks_without_a_kv_head_in_common(self, ranks, count, copies):
+        model = ModelShape(2, 512, 512, 16, 8, 64)
+        sizes = {"tensor_parallel": ranks, "context": 2048, "B": 1, "S": 1}
+        words = f"context_parallel: expected a divisor of the {copies} ranks .*, got {count}$"
+        with self.assertRaisesRegex(ValueError, words):
+            layer_case(model, LayerKind(2), context_parallel=count, **sizes)
+
+    def test_ranks_with_a_kv_head_in_common(self):
+        model = ModelShape(2, 512, 512, 16, 8, 64)
+        sizes = {"tensor_parallel": 16, "context": 2048, "B": 1, "S": 1}
+        case = layer_case(model, LayerKind(2), context_parallel=2, **sizes)
+        self.assertEqual((case.k, case.S_max, case.context_parallel), (1, 1024, 2))
 
     def test_kv_heads_that_do_not_divide(self):
         model = MODELS["phi4_14b"]
