@@ -22,6 +22,7 @@ from jax_tkg.call.entries import holds_kind_stacks
 from jax_tkg.call.expert_checks import RoutingOptions
 from jax_tkg.call.explicit_axes import run_on_auto_axes
 from jax_tkg.call.head_checks import check_head
+from jax_tkg.call.integers import saturated
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds, by_kind
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS
 from jax_tkg.call.options import OPTION_NAMES, canonical_options
@@ -107,7 +108,10 @@ def _canonical(name: str, value: Any, num_layers: int) -> Any:
 
 def _as_array(value: Any) -> Any:
     """A JAX array, not weakly typed (as `jnp.full` makes them): results never are."""
-    return value if isinstance(value, Bits) else jnp.asarray(value, dtype=value.dtype)
+    if isinstance(value, Bits):
+        return value
+    value = saturated(value)
+    return jnp.asarray(value, dtype=value.dtype)
 
 
 def _as_given(caches: Any, given: Any, num_layers: int) -> Any:
