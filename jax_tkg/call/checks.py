@@ -275,14 +275,14 @@ def _check_sizes(
             f"got d = {D.d}"
         )
     row = BY_NAME["K_caches"]
-    layout, letters = row.layout, {"S_max": D.S_max}
+    cache_layout, letters = row.layout, {"S_max": D.S_max}
     if row.in_blocks is not None and is_in_blocks(arguments, kinds, kind):
-        layout, letters = row.in_blocks, {"blocks": D.blocks, "block_len": D.block_len}
+        cache_layout, letters = row.in_blocks, {"blocks": D.blocks, "block_len": D.block_len}
     for letter, size in letters.items():
         if size < 1:
             raise ValueError(
-                f"K_caches{said_of_kind(kinds, kind)}: expected {letter} >= 1 in {layout.text}, "
-                f"got {letter} = {size}"
+                f"K_caches{said_of_kind(kinds, kind)}: expected {letter} >= 1 in "
+                f"{cache_layout.text}, got {letter} = {size}"
             )
     if D.k < 1 or D.q < 1 or D.q % D.k:
         shown = f"{mask}: expected q in [S_ctx, B, q, S]"
