@@ -32,8 +32,9 @@ class SaturatedTest(parameterized.TestCase):
         array = jnp.arange(3)
         self.assertIs(saturated(array), array)
         self.assertIs(saturated(None), None)
-        with jax.enable_x64(True):
-            self.assertEqual(saturated(np.array([2**40])).dtype, np.int64)
+        jax.config.update("jax_enable_x64", True)
+        self.addCleanup(jax.config.update, "jax_enable_x64", False)
+        self.assertEqual(saturated(np.array([2**40])).dtype, np.int64)
 
     def test_as_int32(self) -> None:
         got = as_int32(np.array([-(2**40), 7, 2**32]))
