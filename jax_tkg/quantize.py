@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_dtypes
+import numpy as np
 
-from jax_tkg.bits import Bits, as_bits
+from jax_tkg.bits import Bits, as_bits, without_bits
 from jax_tkg.call.arguments import FLOAT8_CACHE_DTYPES, FLOAT8_DTYPES, PARTITIONS, is_stacked
+
+_SMALLEST_SCALE = float(np.finfo(np.float32).tiny)
+"""Smallest normal float32: devices flush smaller ones to 0, whose inverse is infinite."""
+
+_LARGEST_SCALE = 1 / _SMALLEST_SCALE
+"""2**126: the inverse of a larger scale is not normal."""
 
 
 def quantize_float8(
@@ -26,8 +34,8 @@ def quantize_float8(
 
     Returns:
       The float8 weight, of the shape given, and its scale [rows, m] (or [L, rows, m]) float32. The
-      largest magnitude of a column becomes the dtype's largest value; a column of zeros has
-      scale 1.
+      largest magnitude of a column becomes the dtype's largest value, or less where the scale
+      would be below float32's normal numbers; a column of zeros has scale 1.
 
     Raises:
       TypeError: dtype is none of the three.
@@ -42,7 +50,7 @@ def quantize_float8(
     largest = float(ml_dtypes.finfo(target).max)
     wide = weight.astype(jnp.float32)
     peak = jnp.max(jnp.abs(wide), axis=-2, keepdims=True)
-    scale = jnp.where(peak > 0, peak / largest, 1.0)
+    scale = jnp.where(peak > 0, jnp.maximum(peak / largest, _SMALLEST_SCALE), 1.0)
     quantized = jnp.clip(wide / scale, -largest, largest).astype(target)
     return quantized, jnp.broadcast_to(scale, (*scale.shape[:-2], rows, scale.shape[-1]))
 
@@ -58,32 +66,42 @@ def cache_scales(
     """`k_scales` of `jax_tkg.transformer_tkg` from sample keys, or `v_scales` from sample values.
 
     Args:
-      samples: a sequence with an array for each layer, or one array with a leading layer axis: keys
-        or values of typical prompts, such as caches in the compute dtype hold. Of any shape.
+      samples: a sequence with an array or `Bits` for each layer, or one with a leading layer axis:
+        keys or values of typical prompts, such as caches in the compute dtype hold. Of any shape.
       dtype: of the caches: float8_e4m3 (Trainium2) or float8_e4m3fn (Trainium3).
       margin: how far beyond the largest sample of a layer keys or values may go before they are
         clipped. 2 costs the last bit of the smallest numbers only.
 
     Returns:
       [1, 1] float32 for each layer in a list, or [L, 1, 1]: the dtype's largest value over that
-      bound; 1 for a layer of zeros.
+      bound, within 2**-126..2**126, so that the scale and its inverse are normal numbers; 1 for a
+      layer of zeros. Traced samples that are not finite give NaN.
 
     Raises:
       TypeError: dtype is none of the two.
-      ValueError: margin is not positive.
+      ValueError: margin is not positive and finite, or a sample is not finite in float32.
     """
     largest = _largest_in_caches(dtype)
-    if not margin > 0:
-        raise ValueError(f"margin: expected a positive number, got {margin}")
+    if not margin > 0 or not math.isfinite(margin):
+        raise ValueError(f"margin: expected a positive finite number, got {margin}")
+    # Not margin * peak, which may be above float32's range.
+    bound = min(max(largest / float(margin), _SMALLEST_SCALE), float(np.finfo(np.float32).max))
 
-    def scale(sample: Any, layers: int) -> jax.Array:
+    def scale(sample: Any, label: str, layers: int) -> jax.Array:
+        sample = without_bits(sample)
         axes = tuple(range(layers, sample.ndim))
-        peak = margin * jnp.max(jnp.abs(jnp.asarray(sample, jnp.float32)), axis=axes)
-        return jnp.where(peak > 0, largest / peak, 1.0)[..., None, None]
+        peak = jnp.max(jnp.abs(jnp.asarray(sample, jnp.float32)), axis=axes)
+        is_finite = jnp.isfinite(peak)
+        if not isinstance(peak, jax.core.Tracer) and not is_finite.all():
+            got = peak[~is_finite].ravel()[0]
+            raise ValueError(f"{label}: expected finite numbers in float32, got {got}")
+        scales = jnp.clip(bound / peak, _SMALLEST_SCALE, _LARGEST_SCALE)
+        scales = jnp.where(is_finite, scales, jnp.nan)
+        return jnp.where(peak == 0, 1.0, scales)[..., None, None]
 
     if is_stacked(samples):
-        return scale(samples, 1)
-    return [scale(sample, 0) for sample in samples]
+        return scale(samples, "samples", 1)
+    return [scale(sample, f"samples[{index}]", 0) for index, sample in enumerate(samples)]
 
 
 def quantize_caches(caches: Any, scales: Any, dtype: jax.typing.DTypeLike = jnp.float8_e4m3) -> Any:

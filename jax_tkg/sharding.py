@@ -124,6 +124,11 @@ def place(
             getattr(specs, name),
             is_leaf=lambda spec: isinstance(spec, PartitionSpec),
         )
-        return None if arrays is None else jax.device_put(arrays, sharding)
+        if arrays is None:
+            return None
+        if isinstance(sharding, list) and isinstance(arrays, tuple):
+            # Layers may come in either container; `device_put` wants that of the arrays.
+            sharding = tuple(sharding)
+        return jax.device_put(arrays, sharding)
 
     return {name: placed(name, arrays) for name, arrays in arguments.items()}

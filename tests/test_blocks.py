@@ -193,6 +193,22 @@ class FormsTest(parameterized.TestCase):
             ["V_caches[0]:", "[blocks, k, block_len, d]", "[8, 2, 8, 16]", "[8, 2, 9, 16]"],
         ),
         (
+            "no_blocks",
+            {
+                "K_caches": [np.zeros((0, 2, 16, 8), np.float32)],
+                "V_caches": [np.zeros((0, 2, 8, 16), np.float32)],
+            },
+            ["K_caches:", "blocks >= 1 in [blocks, k, d, block_len]", "blocks = 0"],
+        ),
+        (
+            "empty_blocks",
+            {
+                "K_caches": [np.zeros((8, 2, 16, 0), np.float32)],
+                "V_caches": [np.zeros((8, 2, 0, 16), np.float32)],
+            },
+            ["K_caches:", "block_len >= 1 in [blocks, k, d, block_len]", "block_len = 0"],
+        ),
+        (
             "no_head_axis",
             {"K_caches": [np.zeros((8, 16, 8), np.float32)]},
             ["K_caches[0]:", "4 dimensions", "[blocks, k, d, block_len]"],

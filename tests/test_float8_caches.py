@@ -207,8 +207,36 @@ class HelpersTest(parameterized.TestCase):
     def test_bad(self) -> None:
         with self.assertRaisesRegex(TypeError, "dtype: expected float8_e4m3 or float8_e4m3fn"):
             quantize.cache_scales([np.ones(3)], "float8_e5m2")
-        with self.assertRaisesRegex(ValueError, "margin: expected a positive number, got 0"):
-            quantize.cache_scales([np.ones(3)], margin=0)
+        for margin in (0, np.inf, np.nan):
+            message = f"margin: expected a positive finite number, got {margin}"
+            with self.assertRaisesRegex(ValueError, message):
+                quantize.cache_scales([np.ones(3)], margin=margin)
+        for bad in (np.nan, np.inf):
+            sample = np.array([1.0, bad])
+            for samples, label in (
+                ([np.ones(2), sample], r"samples\[1\]"),
+                (np.stack([np.ones(2), sample]), "samples"),
+            ):
+                message = f"^{label}: expected finite numbers in float32, got {bad}"
+                with self.assertRaisesRegex(ValueError, message):
+                    quantize.cache_scales(samples)
+        traced = jax.jit(quantize.cache_scales)(np.array([[1.0, 2.0], [1.0, np.nan]], np.float32))
+        np.testing.assert_array_equal(traced[:, 0, 0], [120.0, np.nan])
+
+    @parameterized.parameters((1e-37, 1.0), (2e-38, 1e-3), (2e38, 2.0), (3e38, 1e3))
+    def test_scales_are_normal_numbers(self, largest: float, margin: float) -> None:
+        sample = np.full((2, 2), largest, np.float32)
+        ((scale,),) = np.asarray(quantize.cache_scales([sample], margin=margin)[0], np.float64)
+        tiny = float(np.finfo(np.float32).tiny)
+        wanted = np.clip(240 / margin / np.float64(sample[0, 0]), tiny, 1 / tiny)
+        np.testing.assert_allclose(scale, wanted, rtol=1e-6)
+
+    def test_scales_of_bits(self) -> None:
+        samples = np.stack([np.full((4, 2), 3.0), np.full((4, 2), 0.5)]).astype(ml_dtypes.bfloat16)
+        for given in (list(samples), samples):
+            held = jax.tree.map(bits.as_bits, given)
+            wanted = quantize.cache_scales(given)
+            np.testing.assert_array_equal(quantize.cache_scales(held), wanted)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,16 @@ class QuantizeTest(parameterized.TestCase):
         restored = dequantize_float8(quantized, scale)
         np.testing.assert_allclose(restored, weight, atol=0.07 * np.abs(weight).max())
 
+    @parameterized.product(dtype=tuple(ROUNDING), peak=(2e-38, 1e-37, 1e-36))
+    def test_scales_are_normal_numbers(self, dtype: str, peak: float) -> None:
+        """Columns whose scale would be flushed to 0: zeros stay, and the rest is rounded."""
+        weight = np.zeros((4, 1), np.float32)
+        weight[1] = peak
+        quantized, scale = quantize_float8(weight, dtype, rows=1)
+        self.assertGreaterEqual(float(scale[0, 0]), float(np.finfo(np.float32).tiny))
+        restored = np.asarray(dequantize_float8(quantized, scale))
+        np.testing.assert_allclose(restored, weight, rtol=ROUNDING[dtype] + 1e-6)
+
     def test_bad_dtype(self) -> None:
         with self.assertRaisesRegex(TypeError, "dtype: .*float8_e4m3.*got int8"):
             quantize_float8(np.ones((2, 2), np.float32), jnp.int8)

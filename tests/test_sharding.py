@@ -96,6 +96,10 @@ class SpecsTest(parameterized.TestCase):
         self.assertIsNone(placed["mask_active"])
         shards = [array.addressable_shards[1].data.shape for array in placed["W_gates"]]
         self.assertEqual(shards, [(2, 128, 128), (128, 128)])
+        in_tuple = sharding.place({"W_gates": tuple(W_gates)}, mesh, specs)["W_gates"]
+        self.assertIsInstance(in_tuple, tuple)
+        for one, other in zip(in_tuple, placed["W_gates"], strict=True):
+            self.assertEqual(one.sharding, other.sharding)
         with self.assertRaisesRegex(ValueError, "arguments: expected array arguments .* 'W_gate'"):
             sharding.place({"W_gate": W_gates}, mesh, specs)
 

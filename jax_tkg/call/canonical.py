@@ -22,6 +22,7 @@ from jax_tkg.call.entries import holds_kind_stacks
 from jax_tkg.call.expert_checks import RoutingOptions
 from jax_tkg.call.explicit_axes import run_on_auto_axes
 from jax_tkg.call.head_checks import check_head
+from jax_tkg.call.integers import saturated
 from jax_tkg.call.layer_kinds import KindStacks, LayerKinds, by_kind
 from jax_tkg.call.operand_table import BY_NAME, OPERANDS
 from jax_tkg.call.options import OPTION_NAMES, canonical_options
@@ -109,6 +110,7 @@ def _as_array(value: Any) -> Any:
     """A JAX array, or `Bits` of one, that is not weakly typed, as what `jnp.full` makes is."""
     if isinstance(value, Bits):
         return Bits(jnp.asarray(value.bits), value.dtype)
+    value = saturated(value)
     return jnp.asarray(value, dtype=value.dtype)
 
 

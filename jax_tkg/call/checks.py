@@ -274,6 +274,16 @@ def _check_sizes(
             f"K_caches: expected d in [B, k, d, S_max] to be even and in 2..{MAX_HEAD_SIZE}, "
             f"got d = {D.d}"
         )
+    row = BY_NAME["K_caches"]
+    cache_layout, letters = row.layout, {"S_max": D.S_max}
+    if row.in_blocks is not None and is_in_blocks(arguments, kinds, kind):
+        cache_layout, letters = row.in_blocks, {"blocks": D.blocks, "block_len": D.block_len}
+    for letter, size in letters.items():
+        if size < 1:
+            raise ValueError(
+                f"K_caches{said_of_kind(kinds, kind)}: expected {letter} >= 1 in "
+                f"{cache_layout.text}, got {letter} = {size}"
+            )
     if D.k < 1 or D.q < 1 or D.q % D.k:
         shown = f"{mask}: expected q in [S_ctx, B, q, S]"
         if mask is None:

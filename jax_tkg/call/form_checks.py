@@ -120,6 +120,7 @@ def _check_kind_stacks(row: Operand, value: Sequence[Any], kinds: LayerKinds) ->
 
 def _check_is_array(row: Operand, label: str, value: Any) -> None:
     if isinstance(value, Bits):
+        _check_is_static(label, value)
         if row.kind not in BITS_KINDS:
             raise TypeError(f"{label}: expected an array, got Bits, which hold weights and caches")
         return
@@ -131,6 +132,19 @@ def _check_is_array(row: Operand, label: str, value: Any) -> None:
         raise TypeError(f"{label}: expected an array of JAX or NumPy, got {kind}")
     if jnp.issubdtype(value.dtype, jax.dtypes.extended):
         raise TypeError(f"{label}: expected an array of numbers, got dtype {value.dtype}")
+    if not value.dtype.isnative:
+        raise TypeError(
+            f"{label}: expected an array in the machine's byte order, got dtype {value.dtype.str!r}"
+        )
+    _check_is_static(label, value)
+
+
+def _check_is_static(label: str, value: Any) -> None:
+    if not all(isinstance(size, int) for size in value.shape):
+        shape = ", ".join(map(str, value.shape))
+        raise ValueError(
+            f"{label}: expected a shape of integers (no symbolic dimensions), got [{shape}]"
+        )
 
 
 def check_cache_forms(arguments: Mapping[str, Any]) -> None:

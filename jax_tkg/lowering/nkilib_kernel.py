@@ -136,10 +136,8 @@ def _slots(operands: Operands, each_token: bool) -> jax.Array | None:
     positions = operands.position_ids
     if positions is None:
         return None
-    if not each_token:
-        return positions.astype(jnp.uint32)
     D = Dimensions.of(operands)
-    slots = write_slots(positions, D.S, D.S_max).astype(jnp.uint32)
+    slots = write_slots(positions, D.S if each_token else 1, D.S_max).astype(jnp.uint32)
     return jnp.where(slots < D.S_max, slots, jnp.uint32(SKIPPED))
 
 

@@ -286,6 +286,14 @@ TYPES: dict[str, tuple[Change, list[str]]] = {
         of("X", lambda X: X.astype(np.int32)),
         ["X:", "bfloat16 or float16 or float32", "int32"],
     ),
+    "X_byte_order": (
+        of("X", lambda X: np.asarray(X).astype(">f4")),
+        ["X:", "the machine's byte order", "'>f4'"],
+    ),
+    "position_ids_byte_order": (
+        put("position_ids", zeros(2, 1, dtype=">i4")),
+        ["position_ids:", "the machine's byte order", "'>i4'"],
+    ),
     "X_none": (put("X", None), ["X:", "array", "None"]),
     "X_list": (of("X", lambda X: X.tolist()), ["X:", "array", "list"]),
     "W_qkvs_dtype": (
@@ -408,6 +416,10 @@ LIMITS: dict[str, tuple[dict[str, Any], list[str]]] = {
         ["mask_cache:", "q in [S_ctx, B, q, S]", "multiple of k = 2", "q = 3"],
     ),
     "no_query_heads": ({"q": 0}, ["mask_cache:", "k = 2", "q = 0"]),
+    "no_slots": (
+        {"S_max": 0, "S_ctx": 0},
+        ["K_caches:", "S_max >= 1 in [B, k, d, S_max]", "S_max = 0"],
+    ),
     "S_ctx_over_S_max": ({"S_ctx": 25}, ["mask_cache:", "S_ctx <= S_max = 24", "S_ctx = 25"]),
 }
 

@@ -6,6 +6,8 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.export
+import jax.numpy as jnp
 import numpy as np
 from absl.testing import absltest, parameterized
 
@@ -122,6 +124,25 @@ class BadInputTest(parameterized.TestCase):
         eps = arguments.pop("eps")
         with self.assertRaisesRegex(TypeError, "eps: expected a Python number"):
             jax.jit(lambda eps: jax_tkg.transformer_tkg(**arguments, eps=eps))(eps)
+
+    @parameterized.parameters("X", "W_qkvs", "K_caches")
+    def test_symbolic_shapes(self, name: str) -> None:
+        (b,) = jax.export.symbolic_shape("b")
+        arguments = good()
+        given = arguments.pop(name)
+        held = jax.tree.map(lambda one: jax.ShapeDtypeStruct((b, *one.shape[1:]), one.dtype), given)
+        call = jax.jit(lambda value: jax_tkg.transformer_tkg(**arguments, **{name: value}))
+        message = rf"^{name}\S*: expected a shape of integers .*, got \[b, "
+        with self.assertRaisesRegex(ValueError, message):
+            jax.export.export(call)(held)
+
+    def test_symbolic_shape_of_bits(self) -> None:
+        (b,) = jax.export.symbolic_shape("b")
+        arguments = good()
+        held = jax_tkg.bits.Bits(jax.ShapeDtypeStruct((b, 512), np.uint16), np.dtype(jnp.bfloat16))
+        call = jax.jit(lambda W: jax_tkg.transformer_tkg(**{**arguments, "W_qkvs": [W, W]}))
+        with self.assertRaisesRegex(ValueError, r"W_qkvs\[0\]: .*integers .*got \[b, 512\]"):
+            jax.export.export(call)(held)
 
     def test_caches_disagree_about_their_head_axis(self) -> None:
         shape = dataclasses.replace(SHAPE, k=1)

@@ -290,6 +290,15 @@ class LoweringTest(parameterized.TestCase):
             source,
         )
 
+    def test_slots_outside_the_cache_are_skipped(self) -> None:
+        """Whatever says so: the marker, a negative number, or one above S_max."""
+        for given in ([[3], [2**32 - 1]], [[3], [-1]], [[3], [2**32 + 3]], [[3], [SHAPE.S_max]]):
+            arguments = {**_arguments(SHAPE), "position_ids": np.array(given)}
+            operands, _ = launch.canonical(arguments, **cases.options(SHAPE))
+            for release in (OLDER, NEWEST):
+                tensors = nkilib_kernel.interface(release, operands).operands(operands, False)
+                np.testing.assert_array_equal(tensors["position_ids"], [[3], [2**32 - 1]])
+
     def test_dry_run(self) -> None:
         """One custom call with an alias for each cache, as of our own kernel."""
         call = functools.partial(
