@@ -341,7 +341,7 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "a column of zeros has scale 0",
         "quantize.py",
-        "jnp.where(peak > 0, peak / largest, 1.0)",
+        "jnp.where(peak > 0, jnp.maximum(peak / largest, _SMALLEST_SCALE), 1.0)",
         "peak / largest",
         ("test_quantize.py",),
     ),
@@ -369,7 +369,7 @@ PACKAGE: tuple[Mutation, ...] = (
     Mutation(
         "padding of a chunk is written",
         "kinds.py",
-        "jnp.where(token < new_lengths[:, None], positions, -1)",
+        "jnp.where(token < as_int32(new_lengths)[:, None], positions, -1)",
         "positions",
         (
             "models/test_forward.py",

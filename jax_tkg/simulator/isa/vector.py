@@ -1,5 +1,6 @@
 """Vector Engine: element-wise operations, copies, reductions and shuffles."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -215,20 +216,8 @@ def tensor_scalar(
             step.fail(f"bitvec operators run on the Vector Engine only, got engine {chosen}")
         check_integers(step, first, dst=dst, data=data)
         result = step.read_rows("data", data)
-        for op, operand, value, reverse in (
-            (first, "operand0", operand0, reverse0),
-            (second, "operand1", operand1, reverse1),
-        ):
-            if op is None:
-                continue
-            if op.arity == 1:
-                check_no_operand(step, op, operand, value)
-                result = op.apply(result)
-            else:
-                result = apply(op, result, bitvec_scalar(step, operand, value, data), reverse)
-        write_bits(step, "dst", dst, result)
-        return step.done()
-    result = step.read_float("data", data)
+    else:
+        result = step.read_float("data", data)
     for op, operand, value, reverse in (
         (first, "operand0", operand0, reverse0),
         (second, "operand1", operand1, reverse1),
@@ -238,9 +227,13 @@ def tensor_scalar(
         if op.arity == 1:
             check_no_operand(step, op, operand, value)
             result = op.apply(result)
-        else:
-            result = apply(op, result, step.scalar(operand, value, data), reverse)
-    step.write("dst", dst, result)
+            continue
+        scalar_of = functools.partial(bitvec_scalar, step) if op.bitvec else step.scalar
+        result = apply(op, result, scalar_of(operand, value, data), reverse)
+    if first.bitvec:
+        write_bits(step, "dst", dst, result)
+    else:
+        step.write("dst", dst, result)
     return step.done()
 
 
