@@ -162,7 +162,6 @@ class OperationTest(parameterized.TestCase):
         hidden, K, V, written = cases.expected(shape, [weights], [inputs])
         cases.check(plain, shape, inputs, hidden, K[0], V[0], written)
 
-    @pytest.mark.extended
     @parameterized.parameters("reference", "cpu")
     def test_stacks_of_numpy_outside_of_jit(self, implementation: str) -> None:
         """`as_bits` views arrays of NumPy, and a scan over layers takes a traced one of each."""
@@ -178,6 +177,7 @@ class OperationTest(parameterized.TestCase):
             direct = jax_tkg.reference.transformer_tkg(**arguments, **cases.options(SHAPE))
             np.testing.assert_array_equal(direct.hidden, got.hidden)
 
+    @pytest.mark.extended
     def test_some_as_bits(self) -> None:
         """Arrays of weights beside caches of bits, the other way round, and some of each."""
         rng = np.random.default_rng(0)
