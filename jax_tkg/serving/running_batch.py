@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.caches import SMALLEST_CONTEXT
+from jax_tkg.models.decode import NO_TOKEN
 from jax_tkg.models.executables import Compiled, Executables, on_mesh
 from jax_tkg.models.forward import ModelForward, PlacedParameters
 from jax_tkg.models.integers import as_integer, as_integers
@@ -34,10 +35,6 @@ from jax_tkg.serving.slot_sampling import (
 
 PROMPT_TOKENS = 256
 """Tokens of prompts that are read between two decode steps, unless told otherwise."""
-
-NO_TOKEN = -1
-"""Chosen where the scores are NaN."""
-
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

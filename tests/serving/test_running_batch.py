@@ -472,8 +472,9 @@ class OverflowTest(parameterized.TestCase):
         batch = RunningBatch(
             _overflowing(), 2, 128, blocks=blocks, block_len=32, candidates=candidates
         )
+        # The first is not inserted into its slot, which so has what the one before it left.
         good = [
-            Request([3, 4, 5, 6], max_tokens=6, stop_tokens=[]),
+            Request([3], max_tokens=6, stop_tokens=[]),
             Request([7, 8] * 20, max_tokens=3, stop_tokens=[]),
         ]
 
