@@ -36,6 +36,7 @@ from jax_tkg.serving.slot_sampling import (
 PROMPT_TOKENS = 256
 """Tokens of prompts that are read between two decode steps, unless told otherwise."""
 
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SlotState:
