@@ -7,6 +7,11 @@ simulator recorded. "x bound" is a latency over the least time in which HBM deli
 must be read: attention's, the router's, and those of the experts that tokens choose at random.
 All-reduces are free, or take 17.5 us, as in the table of constants. The last column has the
 machines "favorable" and "unfavorable" of the stress set, the second with all-reduces of 25 us.
+
+"without experts" is the part of a layer with free all-reduces in which no core loads weights of
+experts: from the last load of one layer to the first of the next, which the router chooses. The
+layer takes at least that long and the time in which HBM delivers the experts' bytes: "at least" is
+the sum over the bound.
 """
 
 from __future__ import annotations
@@ -19,8 +24,10 @@ from absl import app, flags
 
 from benchmarks import report
 from jax_tkg.profile import stress_range
-from jax_tkg.profile.layer import bound, layer_figures, record_launches
+from jax_tkg.profile.layer import LayerFigures, bound, layer_figures, record_launches
 from jax_tkg.profile.model_shapes import MODELS, Case, layer_case
+from jax_tkg.profile.traffic import kind_of
+from jax_tkg.simulator.machine.record import Instruction
 from jax_tkg.simulator.timing.costs import TARGETS
 from jax_tkg.simulator.timing.stress import FAVORABLE, UNFAVORABLE
 
@@ -56,12 +63,37 @@ def cells(
     ]
 
 
+def without_experts(figures: LayerFigures) -> float:
+    """Time in ns of the last layer in which no core loads weights or biases of experts."""
+    spans = sorted(
+        (event.start, event.end)
+        for event in figures.timeline.events
+        if event.resource == "dma" and _loads_experts(event.instruction)
+    )
+    last = max(end for _, end in spans)
+    reached = last - figures.latency
+    idle = 0.0
+    for start, end in spans:
+        idle += max(0.0, start - reached)
+        reached = max(reached, end)
+    return idle
+
+
+def _loads_experts(instruction: Instruction) -> bool:
+    return any(
+        access.space == "hbm" and kind_of(access.name, experts=True) == "experts"
+        for access in instruction.reads
+    )
+
+
 def table_row(case: Case) -> dict[str, Any]:
     """The figures of one layer of `case`, which has experts."""
     launches = record_launches(case)
     least = bound(case)
     free = layer_figures(launches, collectives=False)
     reduced = layer_figures(launches)
+    experts = free.hbm_bytes["experts"] / (TARGETS["trn2"].hbm_bandwidth * case.lnc)
+    idle = without_experts(free)
     megabytes = {kind: count / 1e6 for kind, count in free.hbm_bytes.items()}
     # "favorable" has free all-reduces, "unfavorable" its own.
     costs = dataclasses.replace(TARGETS["trn2"], all_reduce_latency=0)
@@ -74,6 +106,8 @@ def table_row(case: Case) -> dict[str, Any]:
         "other MB": round(megabytes["activations"] + megabytes["other"], 2),
         "us": round(free.latency / 1e3, 1),
         "x bound": round(free.latency / least, 2),
+        "us without experts": round(idle / 1e3, 1),
+        "at least, x bound": round((idle + experts) / least, 2),
         "us, 17.5 us": round(reduced.latency / 1e3, 1),
         "x bound, 17.5 us": round(reduced.latency / least, 2),
         "stress set": f"{best:.2f} to {worst:.2f}",

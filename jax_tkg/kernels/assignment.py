@@ -162,6 +162,7 @@ class Assignment(NKIObject):
         sizes = context.sizes
         T = sizes.T
         constants = context.constants
+        passes = routing.passes(T)
         if routing.are_all(T):
             order = self.left
         else:
@@ -172,10 +173,13 @@ class Assignment(NKIObject):
                 highest = order[:, found : found + EIGHT]
                 nisa.max8(dst=highest, src=self.left)
                 found += EIGHT
-                if self.listed + found < routing.passes(T):
+                if self.listed + found < passes:
                     left = nl.ndarray(self.left.shape, dtype=nl.float32, buffer=nl.sbuf)
                     nisa.nc_match_replace8(dst=left, data=self.left, vals=highest, imm=0.0)
                     self.left = left
+            if self.listed > 0 and self.listed + size >= passes:
+                gaps = routing.gaps
+                order = gaps.between(order, passes - self.listed, constants)
         size = order.shape[1]
         self.listed += size
         exact = self._numbers(order, T)

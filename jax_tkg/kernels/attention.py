@@ -18,13 +18,13 @@ from .limits import PARTITIONS, PSUM_BANK
 from .row_loads import begin
 from .softmax import (
     SoftmaxState,
-    add_sinks,
     column_peaks,
     column_sums,
     exponentials,
     merge,
     merge_packed,
     normalizing_factor,
+    sink_weights,
     take_whole,
 )
 from .token_blocks import sequence_share
@@ -37,12 +37,14 @@ class BlockResult(NKIObject):
       peaks: [128, n].
       sums: [128, m, n], the `column_sums` of exponentials relative to them.
       weighted: [rows, chunks, n], the sum of values weighted by them.
+      sunk: [128, n], the `sink_weights` relative to the peaks, if these are of all keys; or None.
     """
 
-    def __init__(self, peaks, sums, weighted):
+    def __init__(self, peaks, sums, weighted, sunk):
         self.peaks = peaks
         self.sums = sums
         self.weighted = weighted
+        self.sunk = sunk
 
 
 def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None, ranks=None):
@@ -96,8 +98,14 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
         new_values.append(beside_cached(rows, scales.value))
     state = None
     result = None
+    merges = ranks != None or sizes.divides_slots(core.count)
+    begins = True
     for index in range(len(tasks)):
         task = tasks[index]
+        # Nothing is merged with the softmax of a group's only block, which then is at once whole.
+        own_sinks = None
+        if not merges and index + 1 == len(tasks) and begins:
+            own_sinks = _sinks_of(sink_rows, task.group, sizes)
         scores = masked_scores(task, product, masks, capped, sizes)
         peaks = column_peaks(scores, context.constants)
         ended = None
@@ -109,17 +117,18 @@ def attention(heads, loads, masks, context, sinks=None, scales=None, ahead=None,
                 state = None
         if index + 1 < len(tasks):
             product = score_products(index + 1, heads, upper, keys, loads, context)
-        result = _attend(index, scores, peaks, new_values, loads, scale, context)
+        result = _attend(index, scores, peaks, new_values, loads, scale, own_sinks, context)
+        begins = task.ends
         if ahead != None and index + 1 == len(tasks):
             begin(ahead)
         if ended != None:
             # Only here, because by now the other core's part has arrived.
             ended.store(attended, scale, context)
     last = tasks[len(tasks) - 1]
-    if state == None and ranks == None and not sizes.divides_slots(core.count):
-        # Nothing is merged with it, and it is stored at once.
+    if state == None and not merges:
         state = _new_state(last.group, sizes)
-        take_whole(state, result.peaks, result.sums, result.weighted)
+        take_whole(state, result.peaks, result.sums, result.weighted, result.sunk)
+        sink_rows = None
     else:
         state = _add(state, result, last, scale, sizes)
     ended = AttendedGroup(state, last.group, context, sink_rows, scales, ranks)
@@ -208,9 +217,11 @@ class AttendedGroup(NKIObject):
         if self.received != None:
             merge_packed(self.state, self.received, scale)
         if self.sink_rows != None:
-            # Columns are (sequence, head, token). The softmax is whole by now.
-            sinks = self.sink_rows.expand_dim(1).broadcast(1, self.group.count)
-            add_sinks(self.state, sinks.expand_dim(3).broadcast(3, sizes.S), scale)
+            # The softmax is whole by now.
+            state = self.state
+            sinks = _sinks_of(self.sink_rows, self.group, sizes)
+            sunk = sink_weights(state.peak, sinks, scale)
+            nisa.tensor_tensor(dst=state.total, data1=state.total, data2=sunk, op=nl.add)
         first, _ = sequence_share(sizes, context.core)
         token = (self.group.first - first) * sizes.S
         inverse_scale = self.scales.inverse_value
@@ -242,8 +253,19 @@ def _load_sinks(sinks, q, context):
     return rows
 
 
-def _attend(number, scores, peaks, values, loads, scale, context):
-    """The `BlockResult` of a task: its values weighted by the softmax of their scores."""
+def _sinks_of(sink_rows, group, sizes):
+    """[128, sequences, q, S] of `_load_sinks`, as a group's columns are; None of None."""
+    if sink_rows == None:
+        return None
+    by_sequence = sink_rows.expand_dim(1).broadcast(1, group.count)
+    return by_sequence.expand_dim(3).broadcast(3, sizes.S)
+
+
+def _attend(number, scores, peaks, values, loads, scale, sinks, context):
+    """The `BlockResult` of a task: its values weighted by the softmax of their scores.
+
+    `sinks` are `_sinks_of` its group, if its peaks are those of all of the group's keys; or None.
+    """
     sizes = context.sizes
     task = loads.tasks[number]
     block = task.block
@@ -252,6 +274,10 @@ def _attend(number, scores, peaks, values, loads, scale, context):
     kept = nl.ndarray(peaks.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.tensor_copy(dst=kept, src=peaks, engine=nisa.engine.scalar)
     weights = exponentials(scores, peaks, scale, sizes.dtype)
+    sunk = None
+    if sinks != None:
+        # While the Tensor Engine multiplies.
+        sunk = sink_weights(peaks, sinks, scale)
     # Before the values, which may still be on their way.
     sums = column_sums(weights, context.constants)
     weighted = _weighted_tile(group, sizes)
@@ -289,7 +315,7 @@ def _attend(number, scores, peaks, values, loads, scale, context):
                             moving=own[0 : segment.rows, place, :],
                             accumulate=place > 0 or block.active_rows > 0,
                         )
-    return BlockResult(kept, sums, weighted)
+    return BlockResult(kept, sums, weighted, sunk)
 
 
 def _weighted_tile(group, sizes):

@@ -71,19 +71,20 @@ class ExpertSum(NKIObject):
         if vectors.down_rows != None:
             self.biases.append(vectors)
 
-    def _add_biases(self, context):
-        """Adds the biases: the tokens' weights multiply their rows.
+    def own_tiles(self, context):
+        """(first, last) of the tiles to which this core adds biases.
 
-        Each core adds those of the features that it keeps; the first core all, if only that runs
-        experts.
+        Those of the features that it keeps; or the first core all, if only that runs experts.
         """
         core = context.core
-        share = context.hidden_share()
-        first = share.first + share.skipped
-        last = share.first + share.count
         if self.passes < core.count:
-            first = 0
-            last = (1 - core.index) * self.chunks
+            return (0, (1 - core.index) * self.chunks)
+        share = context.hidden_share()
+        return (share.first + share.skipped, share.first + share.count)
+
+    def _add_biases(self, context):
+        """Adds the biases: the tokens' weights multiply their rows."""
+        first, last = self.own_tiles(context)
         columns = Columns(0, PARTITIONS, order=context.hidden_order())
         for vectors in self.biases:
             if self.in_psum:
@@ -91,7 +92,7 @@ class ExpertSum(NKIObject):
                     place = tile % self.per_bank * self.T
                     nisa.nc_matmul(
                         dst=self.tile[:, tile // self.per_bank, place : place + self.T],
-                        stationary=columns.tile(vectors.down_rows, 0, tile),
+                        stationary=columns.tile(vectors.down_rows, first, tile),
                         moving=vectors.down_weights,
                         accumulate=True,
                     )
@@ -101,13 +102,14 @@ class ExpertSum(NKIObject):
 
     def _add_rows(self, vectors, first, last, columns):
         """Adds the biases of tiles first .. last to the sum in SBUF, a PSUM bank at a time."""
+        begun = first
         while first < last:
             size = min(self.per_bank, last - first)
             product = nl.ndarray((PARTITIONS, size, self.T), dtype=nl.float32, buffer=nl.psum)
             for tile in range(size):
                 nisa.nc_matmul(
                     dst=product[:, tile, :],
-                    stationary=columns.tile(vectors.down_rows, 0, first + tile),
+                    stationary=columns.tile(vectors.down_rows, begun, first + tile),
                     moving=vectors.down_weights,
                     accumulate=False,
                 )

@@ -7,7 +7,7 @@ from nki.language import NKIObject
 from .assignment import Assignment
 from .double_rows import split, splits
 from .expert_sum import ExpertSum
-from .expert_vectors import ExpertVectors, chunks_at_once, expert_order, of_expert
+from .expert_vectors import ColumnVectors, ExpertVectors, chunks_at_once, expert_order
 from .feature_order import FeatureOrder
 from .layout import store_tokens
 from .limits import PARTITIONS, feature_chunks
@@ -77,7 +77,7 @@ def experts(normed, layer, routing, context, number=None):
         has_vectors = has_vectors or weight.scale != None or weight.bias != None
     first = 0
     batch = assignment.next_batch(context, places=has_vectors)
-    vectors = ExpertVectors(layer, batch, routing, context, summed.weighted)
+    vectors = ExpertVectors(layer, batch, routing, context, summed)
     summed.add_bias(vectors)
     # Experts of narrow features run together, as many as this.
     together = narrow_experts(layer, summed.in_psum, context)
@@ -103,9 +103,7 @@ def experts(normed, layer, routing, context, number=None):
             if following == None and end < passes:
                 # While this batch runs, so that the next one's experts need not wait.
                 following = assignment.next_batch(context, places=has_vectors)
-                following_vectors = ExpertVectors(
-                    layer, following, routing, context, summed.weighted
-                )
+                following_vectors = ExpertVectors(layer, following, routing, context, summed)
                 summed.add_bias(following_vectors)
         if following != None:
             batch = following
@@ -248,24 +246,19 @@ class Expert(NKIObject):
         sizes = context.sizes
         T = sizes.T
         vectors = self.vectors
-        index = self.index
-        gate_scale = of_expert(vectors.gate_scale, index)
-        gate_bias = of_expert(vectors.gate_bias, index)
-        up_scale = of_expert(vectors.up_scale, index)
-        up_bias = of_expert(vectors.up_bias, index)
         shape = (self.width, self.chunks, T)
         hidden = nl.ndarray(shape, dtype=sizes.dtype, buffer=nl.sbuf)
         at_once = chunks_at_once(context)
         first = 0
         while first < self.chunks:
             last = min(first + at_once, self.chunks)
-            columns = self._columns(first, last, gate_scale, gate_bias)
+            columns = self._columns(first, vectors.gate_scale, vectors.gate_bias)
             gate = self._product(gate_input, self.W_gate, columns, last - first, context)
             activate(gate, context.arithmetic)
             if weighted:
                 by_chunk = self.weights[0 : self.width, :].expand_dim(1).broadcast(1, last - first)
                 nisa.tensor_tensor(dst=gate, data1=gate, data2=by_chunk, op=nl.multiply)
-            columns = self._columns(first, last, up_scale, up_bias)
+            columns = self._columns(first, vectors.up_scale, vectors.up_bias)
             up = self._product(up_input, self.W_up, columns, last - first, context)
             multiply_up(hidden[:, first:last, :], gate, up, context.arithmetic)
             first = last
@@ -290,13 +283,10 @@ class Expert(NKIObject):
         nisa.tensor_copy_predicated(dst=found, src=hidden, predicate=everywhere)
         return found
 
-    def _columns(self, first, last, scale, bias):
-        """These chunks of the expert's features, with their part of scale and bias."""
-        if scale != None:
-            scale = scale[:, first:last]
-        if bias != None:
-            bias = bias[:, first:last]
-        return Columns(first * self.width, self.width, scale=scale, bias=bias, order=self.order)
+    def _columns(self, first, scale, bias):
+        """The expert's features from chunk `first` on, with `TurnedVectors` or None."""
+        vectors = ColumnVectors(scale, bias, self.index, first)
+        return Columns(first * self.width, self.width, vectors=vectors, order=self.order)
 
     def _product(self, x, weight, columns, count, context):
         """[width, count, T] float32: `count` chunks of x @ weight."""
@@ -332,10 +322,9 @@ class Expert(NKIObject):
         T = sizes.T
         chunks = sizes.hidden_chunks()
         vectors = self.vectors
-        scale = of_expert(vectors.down_scale, self.index)
-        bias = of_expert(vectors.down_bias, self.index)
         out = nl.ndarray((PARTITIONS, chunks, T), dtype=nl.float32, buffer=nl.sbuf)
-        columns = Columns(0, PARTITIONS, scale=scale, bias=bias, order=context.hidden_order())
+        scale_and_bias = ColumnVectors(vectors.down_scale, vectors.down_bias, self.index)
+        columns = Columns(0, PARTITIONS, vectors=scale_and_bias, order=context.hidden_order())
         rows = self.order
         linear(out, self.hidden, self.W_down, columns, context, rows=rows, terms=self.terms)
         by_chunk = self.weights.expand_dim(1).broadcast(1, chunks)

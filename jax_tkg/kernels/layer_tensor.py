@@ -102,14 +102,15 @@ class LayerTensor(NKIObject):
         by_expert = self._all_experts()
         return LayerTensor(by_expert.select(0, number), may_be_absent=may_be_absent)
 
-    def rows_of_experts(self, numbers):
-        """Rows [count, n] of experts, of all experts' [E', n] or [E', 1, n].
+    def rows_of_experts(self, numbers, first, last):
+        """Columns of rows [count, n] of experts, of all experts' [E', n] or [E', 1, n].
 
         Args:
           numbers: [count, 1] uint32 on chip, as `expert` counts; those past the end are skipped.
+          first, last: the first column, and the one after the last.
         """
         by_expert = self._all_experts()
-        return by_expert.flatten_dims(1, 2).vector_select(0, numbers)
+        return by_expert.flatten_dims(1, 2)[:, first:last].vector_select(0, numbers)
 
     def _all_experts(self):
         """[experts, m, n], those of all layers if they are a loop on the device."""

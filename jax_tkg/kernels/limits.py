@@ -7,6 +7,11 @@ nki is absent.
 PARTITIONS = 128
 """Partitions of SBUF and PSUM."""
 
+LAST_QUARTER = 96
+"""The last partition with which an operand of an engine may begin, but for whole tiles. Rows that
+load beside weights go there: a DMA engine serves eight partitions, and the first engine has others
+to load."""
+
 MAX_TOKENS = 2 * PARTITIONS
 """New tokens of a launch at most: a head of 256 features, in two chunks, of all tokens is then one
 product in a PSUM bank."""
@@ -34,11 +39,16 @@ multiplied while they are read out."""
 RING_SLOTS = 6
 """Buffers through which weights and caches stream."""
 
-RING_SLOT_BYTES = 16384
-"""Bytes per partition of one of them."""
+RING_SLOT_BYTES = 17408
+"""Bytes per partition of one of them. 23 and 12 chunks of rows of 360 and 720 columns of 16 bits
+fit: W_gate of an expert of gpt-oss-120b loads at once on eight ranks, and in two halves on four."""
+
+TILES_BYTES = 16384
+"""Bytes per partition of a buffer that blocks of keys, and the tiles of columns that a product
+accumulates at once, take at most: 64 chunks or tiles of 128 elements of 16 bits, a power of two."""
 
 RING_BYTES = RING_SLOTS * RING_SLOT_BYTES
-"""Bytes per partition of all of them: 96 KiB."""
+"""Bytes per partition of all of them: 102 KiB."""
 
 PARTED_BLOCKS = 2
 """Blocks of rows at the end of a product that load chunk by chunk, where something waits for it:
@@ -171,9 +181,9 @@ def tiles_of_a_product(columns, width, row_bytes):
 
     Their products, each of `columns` for its tokens or their terms, share the banks of one
     accumulation. The rows that are multiplied at once, `row_bytes` for each column of the weight,
-    fit in a buffer of the ring.
+    take at most `TILES_BYTES`.
     """
-    return min(PSUM_BANK // columns * PSUM_GROUP_BANKS, RING_SLOT_BYTES // (width * row_bytes))
+    return min(PSUM_BANK // columns * PSUM_GROUP_BANKS, TILES_BYTES // (width * row_bytes))
 
 
 def saved_cycles(T):

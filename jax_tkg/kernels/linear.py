@@ -89,12 +89,8 @@ def linear(
             if adds:
                 nisa.tensor_tensor(dst=target, data1=target, data2=summed, op=nl.add)
             else:
-                scale = None
-                if columns.scale != None:
-                    scale = columns.scale[:, done + first : done + first + size]
-                bias = None
-                if columns.bias != None:
-                    bias = columns.bias[:, done + first : done + first + size]
+                scale = columns.scale_of(done + first, done + first + size)
+                bias = columns.bias_of(done + first, done + first + size)
                 store_product(target, summed, scale, factor, bias)
 
 

@@ -31,16 +31,17 @@ class Places(NKIObject):
         self.turn = (self.turn + 1) % self.turns
         self.taken = 0
 
-    def take(self, rows, elements, dtype):
-        """A tile [rows, elements], which holds anything until it is written."""
+    def take(self, rows, elements, dtype, partition=0):
+        """A tile [rows, elements] from a partition on, which holds anything until it is written."""
         item = bytes_of(dtype)
         first = ceiling_divide(self.taken, 4) * 4
         if first + elements * item > self.row_bytes:
-            return nl.ndarray((rows, elements), dtype=dtype, buffer=nl.sbuf)
+            whole = nl.ndarray((partition + rows, elements), dtype=dtype, buffer=nl.sbuf)
+            return whole[partition : partition + rows, :]
         self.taken = first + elements * item
         start = (self.turn * self.row_bytes + first) // item
         whole = self.tile.view(dtype)
-        return whole[0:rows, start : start + elements]
+        return whole[partition : partition + rows, start : start + elements]
 
 
 def launch_places(row_bytes):

@@ -5,6 +5,7 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .exchange import add_other_core
+from .gaps import Gaps
 from .limits import LEAST_SEARCHED, PARTITIONS, ceiling_divide
 from .linear import linear_of_share, store_product
 from .rms_norm import Normed
@@ -36,6 +37,7 @@ class Routing(NKIObject):
         others 0.
       order_columns: [min(E, 128), chunks] float32: the same for expert chunk * 128 + partition, but
         -1 for experts of other ranks.
+      gaps: `Gaps`, if there may be more passes than are listed at first; else None.
     """
 
     def __init__(self, chosen, method, normalize, scale, held, ranks, order):
@@ -59,6 +61,9 @@ class Routing(NKIObject):
             dge_mode=nisa.dge_mode.hwdge,
             engine=nisa.engine.sync,
         )
+        self.gaps = None
+        if held > EIGHT:
+            self.gaps = Gaps()
         rows = min(experts, PARTITIONS)
         self.order_columns = nl.ndarray(
             (rows, ceiling_divide(experts, PARTITIONS)), dtype=nl.float32, buffer=nl.sbuf

@@ -22,16 +22,35 @@ class Columns(NKIObject):
     Attributes:
       scale: the factor of each column, [width, tiles] float32 on chip, or None.
       bias: what is added to each column, [width, tiles] on chip, or None.
+      vectors: the `ColumnVectors` that make scale and bias once they are needed, instead of these;
+        or None.
       order: the `FeatureOrder` of all of the weight's columns, of which a tile has a chunk; None:
         a tile's columns are neighbors.
     """
 
-    def __init__(self, first, width, scale=None, bias=None, order=None):
+    def __init__(self, first, width, scale=None, bias=None, vectors=None, order=None):
         self.first = first
         self.width = width
         self.scale = scale
         self.bias = bias
+        self.vectors = vectors
         self.order = order
+
+    def scale_of(self, first, last):
+        """[width, last - first]: the scale of these tiles, or None."""
+        if self.vectors != None:
+            return self.vectors.scale_of(first, last)
+        if self.scale == None:
+            return None
+        return self.scale[:, first:last]
+
+    def bias_of(self, first, last):
+        """[width, last - first]: the bias of these tiles, or None."""
+        if self.vectors != None:
+            return self.vectors.bias_of(first, last)
+        if self.bias == None:
+            return None
+        return self.bias[:, first:last]
 
     def tiles_at_once(self, done, most):
         """How many tiles from tile `done` on, at most `most`, are neighbors in the weight."""

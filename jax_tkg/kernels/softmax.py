@@ -128,13 +128,15 @@ def column_sums(weights, constants):
     return sums
 
 
-def take_whole(state, peaks, sums, weighted):
+def take_whole(state, peaks, sums, weighted, sunk=None):
     """Makes an empty `state` that of all its keys; `weighted` stays where it is, in PSUM.
 
-    The arguments are those of `merge`.
+    The arguments are those of `merge`, and the `sink_weights` relative to the peaks, or None.
     """
     state.peak = peaks
     nisa.tensor_reduce(dst=state.total, op=nl.add, data=sums.permute((0, 2, 1)), axis=(2,))
+    if sunk != None:
+        nisa.tensor_tensor(dst=state.total, data1=state.total, data2=sunk, op=nl.add)
     state.weighted = weighted
     state.empty = False
 
@@ -259,32 +261,30 @@ def _scale_and_add(total, kept, more, added):
     nisa.tensor_tensor(dst=total, data1=mine, data2=theirs, op=nl.add)
 
 
-def add_sinks(state, sinks, scale):
-    """Adds a logit without a value to each column of a softmax whose keys are all there.
+def sink_weights(peaks, sinks, scale):
+    """[128, n] float32: exponentials of sinks, relative to `peaks`.
 
-    The peak stays, because it is only what exponentials are relative to.
+    A sink is a logit without a value. The peak may be that of the keys alone, because it is only
+    what exponentials are relative to.
 
     Args:
-      state: `SoftmaxState`.
-      sinks: [128, n] float32 on chip, not scaled; n may be several dimensions.
+      peaks: [128, n] float32.
+      sinks: [128, n] float32 on chip, not scaled; its n may be several dimensions.
       scale: of the scores.
     """
-    shape = sinks.shape[1:]
-    peak = state.peak.reshape_dim(1, shape)
-    total = state.total.reshape_dim(1, shape)
     exponent = nl.ndarray(sinks.shape, dtype=nl.float32, buffer=nl.sbuf)
     nisa.scalar_tensor_tensor(
         dst=exponent,
-        data=peak,
+        data=peaks.reshape_dim(1, sinks.shape[1:]),
         op0=nl.multiply,
         operand0=scale.negative(),
         op1=nl.add,
         operand1=sinks,
     )
     nisa.tensor_scalar(dst=exponent, data=exponent, op0=nl.minimum, operand0=LARGEST_EXPONENT)
-    weight = nl.ndarray(sinks.shape, dtype=nl.float32, buffer=nl.sbuf)
-    nisa.activation(dst=weight, op=nl.exp, data=exponent)
-    nisa.tensor_tensor(dst=total, data1=total, data2=weight, op=nl.add)
+    weights = nl.ndarray(peaks.shape, dtype=nl.float32, buffer=nl.sbuf)
+    nisa.activation(dst=weights.reshape_dim(1, sinks.shape[1:]), op=nl.exp, data=exponent)
+    return weights
 
 
 def normalizing_factor(state, inverse_scale=None):
