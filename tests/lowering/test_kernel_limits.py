@@ -64,6 +64,10 @@ SHAPES = {
     "heads_beside_mlp": cases.Shape(
         B=128, S=2, q=24, k=8, d=32, I=21504, L=1, dtype="bfloat16", S_ctx=128, S_max=128
     ),
+    # What is converted to float32.
+    "float8_in_float32": cases.Shape(
+        B=1, S=1, q=1, k=1, H=2048, I=1024, L=1, quantized=(("float8_e4m3",) * 3,)
+    ),
     "norms_of_many_heads": cases.Shape(
         B=256, S=1, q=40, k=1, d=32, L=1, dtype="float16", options=("W_gamma_qs",)
     ),
@@ -104,7 +108,8 @@ class SbufTest(parameterized.TestCase):
         "56",
         "62",
         "66",
-        "68",
+        "69",
+        "72",
     )
     def test_estimate_covers_what_the_simulator_counts(
         self, name: str, cores: int, stacked: bool
