@@ -9,13 +9,14 @@ import tokenizers
 
 from jax_tkg.models import json_config, spelling
 from jax_tkg.models.chat import ChatTemplate
+from jax_tkg.models.config import LIMITS
 from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.folder import ModelFolder
 from jax_tkg.models.tokenizer import Tokenizer
-from jax_tkg.models.typed_keys import TypedKeys
+from jax_tkg.models.typed_keys import Range, TypedKeys
 
 _TOKENIZER, _DESCRIPTION = "tokenizer.json", "tokenizer_config.json"
-_SPECIAL_TOKENS = "special_tokens_map.json"
+_SPECIAL_TOKENS, _OLDER_TOKENS = "special_tokens_map.json", "added_tokens.json"
 _TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 _MORE_TOKENS = (
     "additional_special_tokens",
@@ -24,14 +25,19 @@ _MORE_TOKENS = (
 )
 """Keys of further special tokens; each value is a list, or an object of tokens by name."""
 
+_ADDED_TOKENS = "added_tokens_decoder"
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+"""What an entry of `added_tokens_decoder` says of a token."""
+
 
 def read_tokenizer(path: pathlib.Path) -> Tokenizer:
     """Reads `tokenizer.json` and, where present, the files that describe its use.
 
-    These are `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`,
-    `additional_chat_templates`, `generation_config.json` and `config.json`. Generation ends at the
-    tokenizer's eos_token and at the ids that `generation_config.json` lists, or `config.json` if
-    the former lists none.
+    These are `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`,
+    `chat_template.jinja`, `additional_chat_templates`, `generation_config.json` and `config.json`.
+    Where they disagree, transformers decides which one counts. Generation ends at the tokenizer's
+    eos_token and at the ids that `generation_config.json` lists, or `config.json` if the former
+    lists none.
 
     Args:
       path: the folder.
@@ -46,9 +52,18 @@ def read_tokenizer(path: pathlib.Path) -> Tokenizer:
     if spelled is None:
         raise content.error("decoder", spelling.DECODERS)
     described = folder.optional_json(_DESCRIPTION)
-    special_tokens = _special_tokens(folder.optional_json(_SPECIAL_TOKENS))
-    special_tokens |= _special_tokens(described)
-    _add_tokens(backend, described, special_tokens)
+    special_tokens = _special_tokens(described)
+    mapped = _special_tokens(folder.optional_json(_SPECIAL_TOKENS))
+    if _ADDED_TOKENS in described:
+        special_tokens = mapped | special_tokens
+        _add_described(backend, described.object(_ADDED_TOKENS))
+    else:
+        # The other two files are from before this key, and transformers prefers them without it.
+        special_tokens |= mapped
+        _add_older(backend, folder.optional_json(_OLDER_TOKENS))
+    _mark_special(backend, special_tokens)
+    # Whether special tokens that a text spells out are split like any other text.
+    backend.encode_special_tokens = described.boolean("split_special_tokens", default=False)
     return Tokenizer(
         backend,
         begin_tokens=_begin_tokens(backend),
@@ -118,28 +133,58 @@ def _stop_tokens(
     return sorted(stops)
 
 
-def _add_tokens(
-    backend: tokenizers.Tokenizer,
-    described: TypedKeys,
-    special_tokens: Mapping[str, str | list[str]],
-) -> None:
-    """Adds tokens and marks special tokens that only the other files declare."""
-    decoder = described.object("added_tokens_decoder")
-    whole = set(backend.get_added_tokens_decoder())
-    for index in decoder:
+def _add_described(backend: tokenizers.Tokenizer, decoder: TypedKeys) -> None:
+    """Adds the tokens of `added_tokens_decoder`.
+
+    What it says of a token replaces what `tokenizer.json` says, but a special token stays one.
+    """
+    whole = backend.get_added_tokens_decoder()
+    # Ids in ascending order, which the file's need not be: a new token's id is the next one.
+    for index in sorted(decoder, key=lambda index: (len(index), index)):
         text = _token_text(decoder, index, decoder.raw(index))
         known = backend.token_to_id(text)
+        if known not in whole:
+            _check_id(backend, decoder, index, text, index)
+        entry = decoder.object(index)
+        token = tokenizers.AddedToken(
+            text, **{flag: entry.boolean(flag) for flag in _FLAGS if flag in entry}
+        )
         if known in whole:
-            continue
-        size = backend.get_vocab_size()
-        if index != str(size if known is None else known):
-            raise decoder.error(index, f"the id of {text!r}, {size if known is None else known}")
-        flags = {
-            name: decoder.object(index).boolean(name, default=False)
-            for name in ("lstrip", "rstrip", "single_word", "normalized", "special")
-        }
-        add = backend.add_special_tokens if flags["special"] else backend.add_tokens
-        add([tokenizers.AddedToken(text, **flags)])
+            token.special = token.special or whole[known].special
+            if all(getattr(token, flag) == getattr(whole[known], flag) for flag in _FLAGS):
+                continue
+        _add(backend, token)
+
+
+def _add_older(backend: tokenizers.Tokenizer, tokens: TypedKeys) -> None:
+    """Adds the tokens of `added_tokens.json`, ids by text, that `tokenizer.json` does not have."""
+    limits = Range(0, LIMITS["vocabulary_size"].maximum)
+    ids = {text: tokens.integer(text, limits) for text in tokens}
+    whole = backend.get_added_tokens_decoder()
+    for text in sorted(ids, key=ids.__getitem__):
+        if backend.token_to_id(text) not in whole:
+            _check_id(backend, tokens, text, text, str(ids[text]))
+            _add(backend, tokenizers.AddedToken(text))
+
+
+def _check_id(
+    backend: tokenizers.Tokenizer, keys: TypedKeys, key: str, text: str, index: str
+) -> None:
+    """Refuses an id that is not the text's in the vocabulary, or the next one."""
+    known = backend.token_to_id(text)
+    expected = backend.get_vocab_size() if known is None else known
+    if index != str(expected):
+        raise keys.error(key, f"the id of {text!r}, {expected}")
+
+
+def _add(backend: tokenizers.Tokenizer, token: tokenizers.AddedToken) -> None:
+    (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+
+
+def _mark_special(
+    backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str | list[str]]
+) -> None:
+    """Marks the special tokens that only the other files declare."""
     added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
     for named in special_tokens.values():
         for text in [named] if isinstance(named, str) else named:
