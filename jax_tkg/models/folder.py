@@ -18,7 +18,8 @@ class ModelFolder:
 
     A name, which may come from a file of the folder itself, is refused where it leads outside: by
     `..`, as an absolute path, or over a symbolic link. One layout is excepted: in the cache of the
-    Hugging Face Hub, `REPOSITORY/snapshots/REVISION` holds links into `REPOSITORY/blobs`.
+    Hugging Face Hub, `REPOSITORY/snapshots/REVISION` and the folders in it hold links into
+    `REPOSITORY/blobs`.
 
     Args:
       path: the folder.
@@ -31,8 +32,9 @@ class ModelFolder:
         self.path = path
         real = path.resolve()
         self._roots = [real]
-        if real.parent.name == "snapshots":
-            self._roots.append(real.parent.parent / "blobs")
+        for revision in (real, *real.parents):
+            if revision.parent.name == "snapshots":
+                self._roots.append(revision.parent.parent / "blobs")
 
     def has(self, name: str) -> bool:
         """Whether there is a file, or anything else, of this name."""

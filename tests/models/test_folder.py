@@ -60,10 +60,18 @@ class FolderTest(parameterized.TestCase):
         (blobs / "abcd").write_text("text")
         (snapshot / "a").symlink_to("../../blobs/abcd")
         (snapshot / "b").symlink_to("../../secret")
-        cached = folder.ModelFolder(snapshot)
-        self.assertEqual(cached.text("a"), "text")
-        with self.assertRaisesRegex(ModelError, "expected a file inside the folder"):
-            cached.text("b")
+        # One of a repository's several models.
+        inner = snapshot / "Q4" / "parts"
+        inner.mkdir(parents=True)
+        (inner / "a").symlink_to("../../../../blobs/abcd")
+        (inner / "b").symlink_to("../../a")
+        (inner / "c").symlink_to("../../../../secret")
+        for path, other in ((snapshot, "b"), (inner, "c")):
+            cached = folder.ModelFolder(path)
+            self.assertEqual(cached.text("a"), "text")
+            with self.assertRaisesRegex(ModelError, "expected a file inside the folder"):
+                cached.text(other)
+        self.assertEqual(folder.ModelFolder(inner).text("b"), "text")
 
     def test_not_a_file(self) -> None:
         (self.path / "circle").symlink_to("circle")
