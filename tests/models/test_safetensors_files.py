@@ -134,13 +134,20 @@ class ErrorsTest(parameterized.TestCase):
         ("rows", "_scale", (160, 1), None),
         ("blocks", "_scale_inv", (2, 1), [128, 128]),
         ("small_blocks", "_scale_inv", (10, 3), [16, 40]),
+        ("blocks_of_groups", "_scale", (10, 3), [16, 40], "compressed-tensors"),
     )
-    def test_float8(self, suffix: str, shape: tuple[int, ...], block: list[int] | None) -> None:
+    def test_float8(
+        self, suffix: str, shape: tuple[int, ...], block: list[int] | None, method: str = "fp8"
+    ) -> None:
         """Against a loop over the weights."""
         rng = np.random.default_rng(0)
         stored = rng.standard_normal((160, 96)).astype(ml_dtypes.float8_e4m3fn)
         scale = rng.uniform(0.5, 2, shape).astype(np.float32)
-        quantization = {"quant_method": "fp8", "weight_block_size": block}
+        quantization: dict[str, Any] = {"quant_method": method, "weight_block_size": block}
+        if method != "fp8":
+            group = {"weights": {"strategy": "block", "block_structure": block}}
+            quantization = {"quant_method": method, "format": "float-quantized"}
+            quantization |= {"config_groups": {"group_0": group}}
         tiny_folder.write(self.folder, quantization_config=quantization)
         path = self.folder / "model.safetensors"
         _save(path, load_file(path) | {UP: stored, UP + suffix: scale}, "F8_E4M3")
