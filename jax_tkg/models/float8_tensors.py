@@ -147,17 +147,27 @@ def _of_blocks(keys: TypedKeys, key: str) -> Float8:
     return Float8((sizes[0], sizes[1]))
 
 
-def read_tensor(path: pathlib.Path, name: str) -> np.ndarray:
-    """A float8 tensor, which safetensors cannot read as NumPy.
+class Float8File:
+    """The float8 tensors of one file, which safetensors cannot read as NumPy.
+
+    The header is parsed once: of a model with experts it describes thousands of tensors.
 
     Args:
       path: a file whose header safetensors has checked.
-      name: of a tensor in it.
     """
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(size))[name]
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            self._entries = json.loads(file.read(size))
+        self._start = 8 + size
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A tensor of the file."""
+        entry = self._entries[name]
         start, end = entry["data_offsets"]
-        file.seek(8 + size + start)
-        content = file.read(end - start)
-    return np.frombuffer(content, DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        with self._path.open("rb") as file:
+            file.seek(self._start + start)
+            content = file.read(end - start)
+        return np.frombuffer(content, DTYPES[entry["dtype"]]).reshape(entry["shape"])
