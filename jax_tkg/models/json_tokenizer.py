@@ -13,11 +13,20 @@ from jax_tkg.models.config import LIMITS
 from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.folder import ModelFolder
 from jax_tkg.models.tokenizer import Tokenizer
-from jax_tkg.models.typed_keys import Range, TypedKeys
+from jax_tkg.models.typed_keys import Range, TypedKeys, is_unicode
 
 _TOKENIZER, _DESCRIPTION = "tokenizer.json", "tokenizer_config.json"
 _SPECIAL_TOKENS, _OLDER_TOKENS = "special_tokens_map.json", "added_tokens.json"
 _TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+_NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 _MORE_TOKENS = (
     "additional_special_tokens",
     "extra_special_tokens",
@@ -92,8 +101,9 @@ def _special_tokens(keys: TypedKeys) -> dict[str, str | list[str]]:
     """Texts of special tokens by their names in templates, such as "bos_token"."""
     found: dict[str, str | list[str]] = {}
     for key in keys:
-        # Flags such as add_bos_token have the same ending.
-        if key.endswith("_token") and not isinstance(keys.raw(key), bool):
+        # Flags such as add_bos_token have the same ending, and numbers such as num_image_token.
+        is_token = key in _NAMED_TOKENS or isinstance(keys.raw(key), str | dict)
+        if key.endswith("_token") and is_token and not isinstance(keys.raw(key), bool):
             found[key] = _token_text(keys, key, keys.raw(key))
     for key in _MORE_TOKENS:
         tokens = keys.raw(key)
@@ -110,7 +120,13 @@ def _token_text(keys: TypedKeys, key: str, token: object) -> str:
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
         raise keys.error(key, "a string, or an object with a string as its content")
+    _check_unicode(keys, key, text)
     return text
+
+
+def _check_unicode(keys: TypedKeys, key: str, text: str) -> None:
+    if not is_unicode(text):
+        raise keys.error(key, "a text without half a surrogate pair")
 
 
 def _stop_tokens(
@@ -139,12 +155,13 @@ def _add_described(backend: tokenizers.Tokenizer, decoder: TypedKeys) -> None:
     What it says of a token replaces what `tokenizer.json` says, but a special token stays one.
     """
     whole = backend.get_added_tokens_decoder()
+    new = _NewTokens(backend)
     # Ids in ascending order, which the file's need not be: a new token's id is the next one.
     for index in sorted(decoder, key=lambda index: (len(index), index)):
         text = _token_text(decoder, index, decoder.raw(index))
         known = backend.token_to_id(text)
         if known not in whole:
-            _check_id(backend, decoder, index, text, index)
+            new.check_id(decoder, index, text, index)
         entry = decoder.object(index)
         token = tokenizers.AddedToken(
             text, **{flag: entry.boolean(flag) for flag in _FLAGS if flag in entry}
@@ -153,7 +170,8 @@ def _add_described(backend: tokenizers.Tokenizer, decoder: TypedKeys) -> None:
             token.special = token.special or whole[known].special
             if all(getattr(token, flag) == getattr(whole[known], flag) for flag in _FLAGS):
                 continue
-        _add(backend, token)
+        new.tokens[text] = token
+    new.add()
 
 
 def _add_older(backend: tokenizers.Tokenizer, tokens: TypedKeys) -> None:
@@ -161,24 +179,41 @@ def _add_older(backend: tokenizers.Tokenizer, tokens: TypedKeys) -> None:
     limits = Range(0, LIMITS["vocabulary_size"].maximum)
     ids = {text: tokens.integer(text, limits) for text in tokens}
     whole = backend.get_added_tokens_decoder()
+    new = _NewTokens(backend)
     for text in sorted(ids, key=ids.__getitem__):
+        _check_unicode(tokens, text, text)
         if backend.token_to_id(text) not in whole:
-            _check_id(backend, tokens, text, text, str(ids[text]))
-            _add(backend, tokenizers.AddedToken(text))
+            new.check_id(tokens, text, text, str(ids[text]))
+            new.tokens[text] = tokenizers.AddedToken(text)
+    new.add()
 
 
-def _check_id(
-    backend: tokenizers.Tokenizer, keys: TypedKeys, key: str, text: str, index: str
-) -> None:
-    """Refuses an id that is not the text's in the vocabulary, or the next one."""
-    known = backend.token_to_id(text)
-    expected = backend.get_vocab_size() if known is None else known
-    if index != str(expected):
-        raise keys.error(key, f"the id of {text!r}, {expected}")
+class _NewTokens:
+    """Tokens to add, which is done at once: each call of the package goes through all tokens.
 
+    Args:
+      backend: what they are added to.
 
-def _add(backend: tokenizers.Tokenizer, token: tokenizers.AddedToken) -> None:
-    (backend.add_special_tokens if token.special else backend.add_tokens)([token])
+    Attributes:
+      tokens: by text, in the order of the ids that they get.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        self.tokens: dict[str, tokenizers.AddedToken] = {}
+        self._backend = backend
+        self._next = backend.get_vocab_size()
+
+    def check_id(self, keys: TypedKeys, key: str, text: str, index: str) -> None:
+        """Refuses an id that is not the text's in the vocabulary, or the next one."""
+        known = self._backend.token_to_id(text)
+        expected = self._next if known is None else known
+        if index != str(expected) or text in self.tokens or not text:
+            raise keys.error(key, f"the id of {text!r}, {expected}")
+        self._next += known is None
+
+    def add(self) -> None:
+        """Adds them."""
+        self._backend.add_tokens(list(self.tokens.values()))
 
 
 def _mark_special(
@@ -186,13 +221,15 @@ def _mark_special(
 ) -> None:
     """Marks the special tokens that only the other files declare."""
     added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    marked = []
     for named in special_tokens.values():
         for text in [named] if isinstance(named, str) else named:
             token = added.get(text, tokenizers.AddedToken(text, normalized=False))
             # A token outside the vocabulary has no embedding.
             if not token.special and backend.token_to_id(text) is not None:
                 token.special = True
-                backend.add_special_tokens([token])
+                marked.append(token)
+    backend.add_special_tokens(marked)
 
 
 def _begin_tokens(backend: tokenizers.Tokenizer) -> list[int]:

@@ -48,6 +48,11 @@ def shown(value: Any) -> str:
     return _SHOWN.repr(value)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text lacks halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 class TypedKeys:
     """The keys of one file, or of an object inside it.
 

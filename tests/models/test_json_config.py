@@ -348,8 +348,9 @@ class StopTokensTest(_FolderTest):
         generation = self.folder / "generation_config.json"
         generation.write_text('{"eos_token_id": [3, 5]}')
         self.assertEqual(self.stops(), [3, 5])
-        generation.write_text("{}")
-        self.assertEqual(self.stops(), [4])
+        for none in ("{}", '{"eos_token_id": []}'):
+            generation.write_text(none)
+            self.assertEqual(self.stops(), [4])
 
     def test_none(self) -> None:
         self.assertEqual(self.stops(), [])

@@ -143,6 +143,7 @@ class TokenizerTest(_FolderTest):
     @parameterized.parameters(
         ({"<b>": 5}, "<b>: expected the id of '<b>', 267, got 5"),
         ({"<b>": -1}, "<b>: expected an integer from 0 to "),
+        ({"\ud800": 267}, r"\\ud800: expected a text without half a surrogate pair, got 267"),
         ({"<b>": "267"}, "<b>: expected an integer from 0 to .*, got '267'"),
         ([], "expected a JSON object, got list"),
     )
@@ -196,6 +197,9 @@ class TokenizerTest(_FolderTest):
         ({"999": {"content": "new"}}, "decoder.999: expected the id of 'new', 267, got"),
         ({"267": {"content": "new", "special": 1}}, "267.special: expected true or false, got 1"),
         ({"267": 5}, "267: expected a string, or an object"),
+        ({"267": {"content": "\ud800"}}, "267: expected a text without half a surrogate pair, got"),
+        ({"267": {"content": ""}}, "267: expected the id of '', 267, got"),
+        ({"267": {"content": "b b"}, "268": {"content": "b b"}}, "268: expected the id of 'b b', "),
         ([], "added_tokens_decoder: expected an object, got"),
     )
     def test_odd_added_tokens(self, added: Any, message: str) -> None:
@@ -301,6 +305,22 @@ class StopTokensTest(_FolderTest):
         tokenizer_files.write(self.folder)
         self._write("generation_config.json", {"eos_token_id": ids})
         self._fails("generation_config.json: eos_token_id: expected an integer from 0 to")
+
+    @parameterized.parameters(
+        ("eos_token", "\ud800"),
+        ("pad_token", {"content": "a\udfff"}),
+        ("eot_token", "\udbff b"),
+        ("additional_special_tokens", ["\ud800"]),
+        ("extra_special_tokens", {"additional": "\ud800"}),
+    )
+    def test_half_a_surrogate_pair(self, key: str, value: Any) -> None:
+        """JSON can spell one; no tokenizer takes it."""
+        tokenizer_files.write(self.folder, **{key: value})
+        self._fails(f"tokenizer_config.json: {key}.*: expected a text without half a surrogate")
+
+    def test_numbers_that_are_no_tokens(self) -> None:
+        tokenizer_files.write(self.folder, num_image_token=256, add_eos_token=True)
+        self.assertEqual(self._read().stop_tokens, (END,))
 
     @parameterized.parameters((5,), (["</s>"],), ({"content": 5},), ({"text": "</s>"},))
     def test_odd_tokens(self, token: Any) -> None:
