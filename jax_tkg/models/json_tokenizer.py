@@ -10,9 +10,9 @@ import tokenizers
 from jax_tkg.models import json_config, spelling
 from jax_tkg.models.chat import ChatTemplate
 from jax_tkg.models.config import LIMITS
-from jax_tkg.models.errors import ModelError, one_line
+from jax_tkg.models.errors import ModelError
 from jax_tkg.models.folder import ModelFolder
-from jax_tkg.models.tokenizer import Tokenizer
+from jax_tkg.models.tokenizer import Tokenizer, package_faults
 from jax_tkg.models.typed_keys import Range, TypedKeys, is_unicode
 
 _TOKENIZER, _DESCRIPTION = "tokenizer.json", "tokenizer_config.json"
@@ -75,22 +75,18 @@ def read_tokenizer(path: pathlib.Path) -> Tokenizer:
     backend.encode_special_tokens = described.boolean("split_special_tokens", default=False)
     return Tokenizer(
         backend,
-        begin_tokens=_begin_tokens(backend),
+        begin_tokens=_begin_tokens(backend, content.file),
         stop_tokens=_stop_tokens(folder, backend, special_tokens.get("eos_token")),
         chat_template=_chat_template(folder, described, special_tokens),
         spelling=spelled,
+        origin=content.file,
     )
 
 
 def _backend(folder: ModelFolder) -> tokenizers.Tokenizer:
-    try:
-        backend = tokenizers.Tokenizer.from_str(folder.text(_TOKENIZER))
-    # The package raises plain Exception for any fault in the file.
-    except Exception as error:
-        raise ModelError(
-            f"{folder.file(_TOKENIZER)}: expected a tokenizer of the tokenizers package, got the "
-            f"error {one_line(error)!r}"
-        ) from error
+    text = folder.text(_TOKENIZER)
+    with package_faults(str(folder.path / _TOKENIZER), "a tokenizer of the tokenizers package"):
+        backend = tokenizers.Tokenizer.from_str(text)
     # The file may hold the settings of the model's training, which silently cut prompts.
     backend.no_truncation()
     backend.no_padding()
@@ -232,13 +228,14 @@ def _mark_special(
     backend.add_special_tokens(marked)
 
 
-def _begin_tokens(backend: tokenizers.Tokenizer) -> list[int]:
+def _begin_tokens(backend: tokenizers.Tokenizer, file: str) -> list[int]:
     """The tokens that the post-processor puts before a text.
 
     As in transformers, `add_bos_token` of `tokenizer_config.json` has no effect if there is a
     `tokenizer.json`.
     """
-    whole, text = (backend.encode("a", add_special_tokens=added).ids for added in (True, False))
+    with package_faults(file, "the tokens of a text"):
+        whole, text = (backend.encode("a", add_special_tokens=added).ids for added in (True, False))
     ends = (end for end in range(len(whole)) if whole[end : end + len(text)] == text)
     return whole[: next(ends, 0)]
 

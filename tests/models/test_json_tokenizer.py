@@ -230,6 +230,15 @@ class TokenizerTest(_FolderTest):
         self._write("tokenizer.json", content)
         self._fails(f"tokenizer.json: {message}")
 
+    def test_panic(self) -> None:
+        """A prefix that is longer than a merge's second part ends the package in a panic of Rust,
+        which is no Exception."""
+        tokenizer_files.write(self.folder)
+        content = json.loads((self.folder / "tokenizer.json").read_text())
+        content["model"]["continuing_subword_prefix"] = "a long prefix"
+        self._write("tokenizer.json", content)
+        self._fails("tokenizer.json: expected a tokenizer of the tokenizers package, got the error")
+
     def test_mutated(self) -> None:
         """Whatever a byte is changed to, the file is read or refused in one line."""
         tokenizer_files.write(self.folder)
