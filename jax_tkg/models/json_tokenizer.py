@@ -56,6 +56,9 @@ def read_tokenizer(path: pathlib.Path) -> Tokenizer:
     """
     folder = ModelFolder(path)
     content = folder.json(_TOKENIZER)
+    # No vocabulary of these spellings has one. Where merges do not fit it, the package may end the
+    # whole process: it cuts characters in two.
+    content.object("model").check_neutral("continuing_subword_prefix", "")
     backend = _backend(folder)
     spelled = spelling.of_decoder(content.raw("decoder"))
     if spelled is None:

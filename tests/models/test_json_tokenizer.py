@@ -230,14 +230,14 @@ class TokenizerTest(_FolderTest):
         self._write("tokenizer.json", content)
         self._fails(f"tokenizer.json: {message}")
 
-    def test_panic(self) -> None:
-        """A prefix that is longer than a merge's second part ends the package in a panic of Rust,
-        which is no Exception."""
+    @parameterized.parameters("x", "##", "a long prefix", 5)
+    def test_prefix_of_parts(self, prefix: Any) -> None:
+        """With the first, the package aborts the process; at the next two it panics."""
         tokenizer_files.write(self.folder)
         content = json.loads((self.folder / "tokenizer.json").read_text())
-        content["model"]["continuing_subword_prefix"] = "a long prefix"
+        content["model"]["continuing_subword_prefix"] = prefix
         self._write("tokenizer.json", content)
-        self._fails("tokenizer.json: expected a tokenizer of the tokenizers package, got the error")
+        self._fails("tokenizer.json: model.continuing_subword_prefix: expected '', got ")
 
     def test_mutated(self) -> None:
         """Whatever a byte is changed to, the file is read or refused in one line."""
