@@ -52,9 +52,11 @@ class ModelFolder:
             is_file = real.is_file()
         # Names of files that come from a file: too long, with a NUL, or links in a circle.
         except (OSError, ValueError, RuntimeError) as error:
+            # The whole message of an OSError has the name again, at its end.
+            reason = getattr(error, "strerror", None) or one_line(error)
             raise ModelError(
                 f"{self.path}: {name}: expected a file's name, got one that cannot be looked up: "
-                f"{one_line(error)}"
+                f"{reason}"
             ) from None
         if not any(real.is_relative_to(root) for root in self._roots):
             raise ModelError(f"{self.path}: {name}: expected a file inside the folder, got {real}")
