@@ -198,7 +198,7 @@ def _check_architectures(keys: TypedKeys, family: JsonFamily) -> None:
     """Refuses classes of transformers that share the model type and compute something else."""
     key = "architectures"
     if key in keys and not set(keys.strings(key)) <= set(family.classes):
-        raise keys.error(key, f"[{family.classes[0]!r}]")
+        raise keys.error(key, f"[{family.classes[0]!r}] with model_type {family.model_type!r}")
 
 
 def _check_arithmetic(keys: TypedKeys, family: JsonFamily) -> None:

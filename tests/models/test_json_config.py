@@ -182,6 +182,11 @@ class ArithmeticTest(_FolderTest):
     def test_refused(self, key: str, value: Any) -> None:
         self.assert_refused(f"{key}: expected ", **{key: value})
 
+    def test_class_of_another_family(self) -> None:
+        """Either key may be the wrong one."""
+        message = r"architectures: expected \['MistralForCausalLM'\] with model_type 'mistral', got"
+        self.assert_refused(message, model_type="mistral")
+
     @parameterized.parameters(
         ("quant_method: expected 'fp8' or .*, got 'gptq'", {"quant_method": "gptq"}),
         ("kv_cache_scheme: expected no such key", {"quant_method": "fp8", "kv_cache_scheme": {}}),
