@@ -14,8 +14,10 @@ This is the one place that knows that the packages of an extra may not be instal
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
+import pathlib
 import sys
 import types
 from collections.abc import Callable, Sequence
@@ -97,6 +99,41 @@ def say(text: str, end: str = "\n") -> None:
         raise
     except OSError as error:
         raise CommandError(f"standard output: {error.strerror}") from error
+
+
+def check_output_file(flag: str, path: str, suffix: str = "") -> None:
+    """Checks that a command that takes long can write a file at its end; writes nothing.
+
+    Args:
+      flag: that names the file, "--plot".
+      path: of the file.
+      suffix: what its name ends in.
+
+    Raises:
+      CommandError: it cannot; the message names the flag.
+    """
+    if not path.lower().endswith(suffix):
+        raise CommandError(f"{flag}: expected a name that ends in {suffix}, got {path!r}")
+    place = pathlib.Path(path)
+    problem = 0
+    try:
+        place.stat()
+        if place.is_dir():
+            problem = errno.EISDIR
+        elif not os.access(place, os.W_OK):
+            problem = errno.EACCES
+    except FileNotFoundError:
+        folder = place.parent
+        if not folder.is_dir():
+            problem = errno.ENOENT
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            problem = errno.EACCES
+    except OSError as error:
+        problem = error.errno or errno.EIO
+    if problem:
+        raise CommandError(
+            f"{flag}: expected a file that can be written, got {path!r} ({os.strerror(problem)})"
+        )
 
 
 def note(line: str) -> None:

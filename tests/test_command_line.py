@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pathlib
 import subprocess
 import sys
+import tempfile
+from unittest import mock
 
 import pytest
 from absl.testing import absltest, parameterized
@@ -103,6 +106,54 @@ class PlainInstallationTest(parameterized.TestCase):
         done = commands.run("jax_tkg.fetch_model", JAX_TKG_MODELS=folder, **hidden)
         self.assertEqual(done.returncode, 1)
         self.assertIn("expected pip to download it with", commands.last_line(done))
+
+
+class OutputFileTest(parameterized.TestCase):
+    def test_what_can_be_written(self) -> None:
+        """Neither file is changed or made."""
+        with tempfile.TemporaryDirectory() as folder:
+            old, new = pathlib.Path(folder) / "old.png", pathlib.Path(folder) / "new.PNG"
+            old.write_text("kept")
+            for path in (old, new):
+                command_line.check_output_file("--plot", str(path), ".png")
+            command_line.check_output_file("--trace", "/dev/null")
+            self.assertEqual([*pathlib.Path(folder).iterdir()], [old])
+            self.assertEqual(old.read_text(), "kept")
+
+    @parameterized.parameters(
+        ("nowhere/a.json", "No such file or directory"),
+        ("", "Is a directory"),
+        (".", "Is a directory"),
+        ("file/a.json", "Not a directory"),
+        ("a" * 300, "File name too long"),
+    )
+    def test_what_cannot(self, name: str, problem: str) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            (pathlib.Path(folder) / "file").write_text("")
+            path = f"{folder}/{name}" if name else name
+            expected = f"--trace: expected a file that can be written, got {path!r} ({problem})"
+            with self.assertRaises(command_line.CommandError) as caught:
+                command_line.check_output_file("--trace", path)
+            self.assertEqual(str(caught.exception), expected)
+
+    @parameterized.parameters("file", "folder")
+    def test_without_permission(self, kind: str) -> None:
+        """Root, which may run this test, may write anywhere."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = pathlib.Path(folder) / "a.json"
+            if kind == "file":
+                path.write_text("")
+            with (
+                mock.patch.object(command_line.os, "access", return_value=False),
+                self.assertRaisesRegex(command_line.CommandError, "Permission denied"),
+            ):
+                command_line.check_output_file("--trace", str(path))
+
+    def test_other_suffix(self) -> None:
+        with self.assertRaisesRegex(
+            command_line.CommandError, r"^--plot: expected a name that ends in .png, got 'a.svg'$"
+        ):
+            command_line.check_output_file("--plot", "a.svg", ".png")
 
 
 @pytest.mark.thorough

@@ -5,9 +5,10 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .attention_blocks import attention_tasks
-from .cache_scales import is_multipliable, multipliable, product_bytes
+from .cache_scales import multipliable
 from .divisions import stacks_heads
 from .limits import PARTITIONS, RING_SLOTS
+from .sizes import is_multipliable, product_bytes
 
 
 class AttentionLoads(NKIObject):

@@ -9,7 +9,7 @@ import nki.language as nl
 from nki.language import NKIObject
 
 from .limits import PARTITIONS
-from .sizes import bytes_of
+from .sizes import is_multipliable
 
 
 class CacheScales(NKIObject):
@@ -115,18 +115,6 @@ def largest_value(dtype):
     if dtype == nl.float8_e4m3:
         return 240.0
     return 448.0
-
-
-def product_bytes(cache_dtype, dtype):
-    """Bytes per element in which products take what a cache of `cache_dtype` holds."""
-    if dtype == nl.float32:
-        return 4
-    return bytes_of(cache_dtype)
-
-
-def is_multipliable(cache_dtype, dtype):
-    """Whether what a cache holds is multiplied with `dtype` as it is: float32 with nothing else."""
-    return dtype != nl.float32 or cache_dtype == nl.float32
 
 
 def multipliable(loaded, ring, dtype):

@@ -101,7 +101,7 @@ def add_product(product, x, weight, columns, tiles, context, rows, added, early=
       product: [128, banks, 512] float32 in PSUM: as many tiles of columns in a bank as it holds.
       x: [width, chunks, T], all features of the contraction.
       weight: `LayerTensor` [width * chunks, m], in x's dtype.
-      columns: which columns; one group of `product_loads`.
+      columns: which columns.
       tiles: of columns.
       context: the launch's `Context`.
       rows: the `FeatureOrder` of the weight's rows, of which x has all chunks.
@@ -111,9 +111,11 @@ def add_product(product, x, weight, columns, tiles, context, rows, added, early=
     """
     loads = product_loads(weight, columns, tiles, x.shape[1], context, rows)
     for group in loads:
-        ranges = ranges_of_tiles(0, tiles, early)
+        ranges = ranges_of_tiles(group.done, group.count, early)
         group.part_last(ranges)
-        _accumulate(product, x, None, group, context, None, added=added, ranges=ranges)
+        _accumulate(
+            product, x, None, group, context, None, added=added, ranges=ranges, first=group.done
+        )
 
 
 def linear_of_shares(
@@ -287,10 +289,11 @@ def _token_factor(normed, terms, context):
     return scale.undo(factor)
 
 
-def _accumulate(product, x, terms, loads, context, normed, added=False, ranges=None):
+def _accumulate(product, x, terms, loads, context, normed, added=False, ranges=None, first=0):
     """Multiplies all rows, as many at a time as a buffer of the ring holds.
 
-    Products are complete in the order of `ranges` of tiles; None: in their order.
+    Products are complete in the order of `ranges` of tiles; None: in their order. The first tile of
+    `loads` is tile `first` of `product`.
     """
     if ranges == None:
         ranges = [(0, loads.count)]
@@ -315,17 +318,20 @@ def _accumulate(product, x, terms, loads, context, normed, added=False, ranges=N
             # The first rows of x may be ready before the others.
             for step in steps:
                 for tile in range(loads.count):
-                    _multiply(product, loads, loaded, x, terms, start, step, tile, added)
+                    _multiply(product, loads, loaded, x, terms, start, step, tile, added, first)
         else:
             # Tile by tile, so that the first is read out while the others are multiplied.
             for each in ranges:
                 for tile in range(each[0], each[1]):
                     for step in steps:
-                        _multiply(product, loads, loaded, x, terms, start, step, tile, added)
+                        _multiply(product, loads, loaded, x, terms, start, step, tile, added, first)
 
 
-def _multiply(product, loads, loaded, x, terms, start, step, tile, added):
-    """Adds the product of one tile of the weight: of chunks `step` of the loaded block."""
+def _multiply(product, loads, loaded, x, terms, start, step, tile, added, first):
+    """Adds the product of one tile of the weight: of chunks `step` of the loaded block.
+
+    It is tile `first` + `tile` of `product`.
+    """
     chunk, rows = step
     mode = nisa.matmul_perf_mode.none
     if rows == 2:
@@ -340,9 +346,10 @@ def _multiply(product, loads, loaded, x, terms, start, step, tile, added):
         columns = terms.columns
         moving = terms.moving(start + chunk, rows)
     per_bank = PSUM_BANK // columns
-    place = (tile % per_bank) * columns
+    bank = (first + tile) // per_bank
+    place = (first + tile) % per_bank * columns
     nisa.nc_matmul(
-        dst=product[:, tile // per_bank, place : place + columns],
+        dst=product[:, bank, place : place + columns],
         stationary=stationary,
         moving=moving,
         accumulate=added or start + chunk > 0,

@@ -8,7 +8,13 @@ from .attention_blocks import key_blocks, sequence_groups
 from .divisions import mask_groups
 from .layer_tensor import LayerTensor
 from .limits import PARTITIONS
-from .on_chip_bytes import expert_bytes, mask_room_bytes, table_bytes, term_bytes
+from .on_chip_bytes import (
+    expert_bytes,
+    mask_room_bytes,
+    stored_bytes,
+    table_bytes,
+    term_bytes,
+)
 from .sizes import bytes_of, hidden_share
 from .token_blocks import attended_blocks
 
@@ -249,6 +255,7 @@ def _mask_room(sizes, core, kinds):
     whole = sizes.hidden_chunks() * sizes.T
     experts = expert_bytes(hidden, whole, sizes.expert_I, sizes.experts, sizes.T, item)
     terms = term_bytes(share.count, sizes.T, item) + term_bytes(sizes.mlp_chunks(), sizes.T, item)
+    own_q = sizes.q // sizes.context_ranks
     return mask_room_bytes(
         hidden,
         sizes.hidden_chunks(),
@@ -257,6 +264,7 @@ def _mask_room(sizes, core, kinds):
         experts=experts,
         terms=terms,
         tables=table_bytes(sizes.B, sizes.S, sizes.q, kinds, sizes.experts),
+        stored=stored_bytes(sizes.B, sizes.S, own_q, sizes.k, sizes.d, core.count, item),
     )
 
 

@@ -4,7 +4,7 @@ This module does not import nki, so that `jax_tkg.lowering.kernel_limits` adds t
 absent.
 """
 
-from .divisions import candidates_found
+from .divisions import candidates_found, head_chunks, sequence_blocks, sequences_of_a_core
 from .limits import (
     LEAST_SEARCHED,
     LISTED_AT_ONCE,
@@ -120,6 +120,28 @@ def divided_sums_bytes(hidden):
     return 2 * 4 * hidden
 
 
+def stored_bytes(B, S, q, k, d, cores, item):
+    """Bytes per partition of a layer's heads and new values by token, until the caches have them.
+
+    Args:
+      B: sequences.
+      S: new tokens of each.
+      q: query heads of a rank.
+      k: KV heads.
+      d: head size.
+      cores: physical cores of the launch.
+      item: bytes per element of the compute dtype.
+    """
+    heads = (q + 2 * k) * head_chunks(d) * B * S
+    return item * (heads + token_tiles(B, S, cores) * k * d)
+
+
+def token_tiles(B, S, cores):
+    """Tiles of new tokens by row that a core has, at most."""
+    parts = B // sequences_of_a_core(B, cores)
+    return ceiling_divide(len(sequence_blocks(B, S, cores)), parts)
+
+
 def table_bytes(B, S, q, kinds, E):
     """Bytes per partition of what stays on chip beside masks of the cache slots, at most.
 
@@ -139,7 +161,7 @@ def table_bytes(B, S, q, kinds, E):
     return tables
 
 
-def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0, tables=0):
+def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0, tables=0, stored=0):
     """Bytes per partition for masks that stay on chip, beside normalization and MLP.
 
     Args:
@@ -150,6 +172,7 @@ def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0, tables
       experts: `expert_bytes` of layers that have some.
       terms: `term_bytes` of the input of gate and up, and of that of down.
       tables: `table_bytes` of all kinds of layers.
+      stored: `stored_bytes`.
     """
     norm = (8 + 2 * item) * hidden + 2 * item * hidden_chunks
     part = min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
@@ -159,4 +182,4 @@ def mask_room_bytes(hidden, hidden_chunks, mlp, item, experts=0, terms=0, tables
         # A shared expert's result is there, and its MLP runs after the router.
         feed_forward += experts
     room = MASK_ROOM_BYTES - max(0, tables + item * hidden - TABLE_ROOM_BYTES)
-    return room - max(norm, feed_forward)
+    return room - max(norm, feed_forward) - stored

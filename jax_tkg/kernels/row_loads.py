@@ -13,7 +13,7 @@ from .limits import (
     TERMS,
     tiles_of_a_product,
 )
-from .sizes import bytes_of
+from .sizes import bytes_of, is_multipliable, product_bytes
 
 
 class Columns(NKIObject):
@@ -125,7 +125,7 @@ def most_tiles(dtype, sizes, chunks, tiles, width):
     """
     if splits(dtype, sizes, chunks, tiles):
         return tiles_of_a_product(TERMS * sizes.T, width, 2 * bytes_of(dtype))
-    return tiles_of_a_product(sizes.T, width, bytes_of(dtype))
+    return tiles_of_a_product(sizes.T, width, product_bytes(dtype, sizes.dtype))
 
 
 def begin(loads):
@@ -188,6 +188,7 @@ class RowLoads(NKIObject):
       blocks: (first, size) of the chunks whose rows each load brings.
       double_rows: whether two rows are multiplied at once, by the terms of the activation.
       last_parts: (first, last) of the tiles that the last load brings one after another.
+      converts: whether what is loaded takes another buffer, in float32, before it is multiplied.
       begun: what the first loads bring, those that have begun before the product.
       loaded: what all loads brought, in their order.
     """
@@ -206,7 +207,9 @@ class RowLoads(NKIObject):
         self.begun = []
         self.loaded = []
         self.last_parts = [(0, count)]
-        row_bytes = count * columns.width * bytes_of(weight.view.dtype)
+        dtype = context.sizes.dtype
+        row_bytes = count * columns.width * product_bytes(weight.view.dtype, dtype)
+        self.converts = not is_multipliable(weight.view.dtype, dtype)
         unit = 1
         if double_rows:
             unit = 2
@@ -214,7 +217,12 @@ class RowLoads(NKIObject):
         self.blocks = rows.blocks(first_chunk, chunks, most, unit=unit)
 
     def begin(self):
-        """Begins as many loads as the ring has buffers, all of which were read by now."""
+        """Begins as many loads as the ring has buffers, all of which were read by now.
+
+        None where conversions take further buffers.
+        """
+        if self.converts:
+            return
         while len(self.begun) < min(RING_SLOTS, len(self.blocks)):
             self.begun.append(self._load(len(self.begun), self.ring))
 
@@ -257,7 +265,9 @@ class RowLoads(NKIObject):
             loaded = self._load(index, self.ring)
         if dtype == nl.float32 and loaded.dtype != nl.float32:
             # The Tensor Engine multiplies float32 with nothing else.
-            wide = nl.ndarray(loaded.shape, dtype=nl.float32, buffer=nl.sbuf)
+            rows, size, count = loaded.shape
+            buffer = self.ring.take(nl.float32)
+            wide = buffer[0:rows, 0 : size * count].reshape_dim(1, (size, count))
             nisa.tensor_copy(dst=wide, src=loaded)
             return wide
         return loaded

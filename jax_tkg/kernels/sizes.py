@@ -248,3 +248,16 @@ def bytes_of(dtype):
     if dtype == nl.bfloat16 or dtype == nl.float16:
         return 2
     return 1
+
+
+def product_bytes(held, dtype):
+    """Bytes per element in which products with `dtype` take a weight or cache held as `held`."""
+    if dtype == nl.float32:
+        return 4
+    return bytes_of(held)
+
+
+def is_multipliable(held, dtype):
+    """Whether a weight or cache held as `held` is multiplied with `dtype` as it is: float32 with
+    nothing else."""
+    return dtype != nl.float32 or held == nl.float32

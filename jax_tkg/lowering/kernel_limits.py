@@ -110,6 +110,7 @@ def _call_sizes(operands: Operands, parameters: Parameters) -> dict[str, Any]:
             weight.dtype in FLOAT8_DTYPES
             for weight in jax.tree.leaves((operands.W_gates, operands.W_ups, operands.W_downs))
         ),
+        "head_norms": bool(jax.tree.leaves((operands.W_gamma_qs, operands.W_gamma_ks))),
     }
 
 
@@ -120,6 +121,7 @@ def check_kernel_limits(
     candidates: int = 0,
     context_parallel: int = 1,
     float8: bool = True,
+    head_norms: bool = True,
 ) -> None:
     """Checks that the kernel can run a call of these sizes.
 
@@ -131,6 +133,7 @@ def check_kernel_limits(
       candidates: candidates of a token; 0 without a head.
       context_parallel: ranks that share out the context.
       float8: whether there are float8 weights.
+      head_norms: whether there are gains of query or key heads.
 
     Raises:
       ValueError: it cannot; the message names the argument to shrink, and gives the arithmetic.
@@ -174,7 +177,7 @@ def check_kernel_limits(
                 f"all parts of the vocabulary for the Neuron kernel (the elements that a search "
                 f"takes), got {found} for V = {D.V} and {candidates} a token"
             )
-    parts = sbuf_bytes(D, cores, other_kinds, candidates, context_parallel, float8)
+    parts = sbuf_bytes(D, cores, other_kinds, candidates, context_parallel, float8, head_norms)
     needed = sum(parts.values())
     kinds = (D, *other_kinds)
     without = needed - parts["block tables"]
@@ -217,6 +220,7 @@ def sbuf_bytes(
     candidates: int = 0,
     context_parallel: int = 1,
     float8: bool = True,
+    head_norms: bool = True,
 ) -> dict[str, int]:
     """Bytes per partition that the kernel needs at most, by purpose.
 
@@ -227,6 +231,7 @@ def sbuf_bytes(
       candidates: candidates of a token; 0 without a head.
       context_parallel: ranks that share out the context.
       float8: whether there are float8 weights, whose inputs are clamped or split.
+      head_norms: whether there are gains of query or key heads.
     """
     D = dimensions
     kinds = (D, *other_kinds)
@@ -240,8 +245,8 @@ def sbuf_bytes(
     norm = (2 * FLOAT32 + item) * hidden + 2 * item * (D.H // PARTITIONS)
     # Gate, and this core's part of it or of up.
     part = FLOAT32 * min(mlp, PSUM_GROUP_BANKS * PSUM_BANK)
-    # Products on their way: scaled, the other core's, their sum.
-    swapped = 3 * FLOAT32 * PSUM_BANK
+    # Products on their way: scaled, and of two cores the other's and their sum.
+    swapped = (3 if cores > 1 else 1) * FLOAT32 * PSUM_BANK
     # The normalized input, these, their product, and the down projection's result.
     feed_forward = item * hidden + 2 * part + swapped + item * mlp + FLOAT32 * hidden
     feed_forward += on_chip_bytes.divided_sums_bytes(hidden)
@@ -253,17 +258,20 @@ def sbuf_bytes(
     rows = item * PARTITIONS * _hidden_chunks(D, cores) + item * hidden
     # What the all-reduce sums, its result, and the result's squares or the residual after it.
     reduced = 3 * FLOAT32 * hidden
+    # The caches are updated after the MLP.
+    stored = _stored_bytes(D, cores, item, context_parallel)
     stages = {
-        "normalization": norm,
-        "MLP": feed_forward,
+        "normalization": norm + stored,
+        "MLP": feed_forward + stored,
         # A shared expert's MLP runs after the router, and its result is kept.
-        "experts": experts + (feed_forward if D.I_shared else 0),
+        "experts": experts + (feed_forward if D.I_shared else 0) + stored,
         "projection of heads": _projection_bytes(D, item, cores) + item * hidden,
+        "rotation of heads": _rotation_bytes(D, item, head_norms),
         "attention": max(_attention_bytes(kind, cores, item, context_parallel) for kind in kinds)
         + item * hidden
         + (_exchange_bytes(D, cores, item, context_parallel) if context_parallel > 1 else 0),
         "input and output": rows,
-        "all-reduce": reduced,
+        "all-reduce": reduced + stored,
         "head": on_chip_bytes.candidate_bytes(
             hidden, D.H // PARTITIONS * tokens, D.V, cores, candidates, tokens, item
         ),
@@ -273,7 +281,7 @@ def sbuf_bytes(
     return {
         "weights on their way": limits.RING_BYTES,
         "constants": limits.CONSTANT_BYTES,
-        "tables and masks": tables + _resident_mask_bytes(kinds, cores, item, tables),
+        "tables and masks": tables + _resident_mask_bytes(kinds, cores, item, tables, stored),
         "block tables": sum(BLOCK_NUMBER * D.B * kind.n for kind in kinds),
         "residual": residual,
         largest: stages[largest],
@@ -309,7 +317,14 @@ def _term_bytes(D: Dimensions, cores: int, item: int) -> int:
     )
 
 
-def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int, tables: int) -> int:
+def _stored_bytes(D: Dimensions, cores: int, item: int, ranks: int) -> int:
+    """Of this rank's heads; q counts those of all that share out the context."""
+    return on_chip_bytes.stored_bytes(D.B, D.S, D.q // ranks, D.k, D.d, cores, item)
+
+
+def _resident_mask_bytes(
+    kinds: Sequence[Dimensions], cores: int, item: int, tables: int, stored: int
+) -> int:
     """Masks that stay on chip beside `tables`: all, or as many as there is room for."""
     D = kinds[0]
     chunks = sum(_mask_chunks(kind, cores, item) for kind in kinds)
@@ -320,7 +335,7 @@ def _resident_mask_bytes(kinds: Sequence[Dimensions], cores: int, item: int, tab
     experts = _expert_bytes(D, cores, item)
     terms = _term_bytes(D, cores, item)
     room = on_chip_bytes.mask_room_bytes(
-        hidden, D.H // PARTITIONS, mlp, item, experts, terms, tables
+        hidden, D.H // PARTITIONS, mlp, item, experts, terms, tables, stored
     )
     return max(0, min(needed, room))
 
@@ -345,6 +360,18 @@ def _projection_bytes(D: Dimensions, item: int, cores: int) -> int:
     return item * elements + parts
 
 
+def _rotation_bytes(D: Dimensions, item: int, head_norms: bool) -> int:
+    """Queries, keys and values; with norms also queries and keys times their gains, and factors."""
+    rotated = (D.q + D.k) * _head_elements(D)
+    # What a bank holds times cosines and times sines.
+    needed = item * (rotated + D.k * _head_elements(D)) + 2 * FLOAT32 * PSUM_BANK
+    if head_norms:
+        # A float16 is not normalized before it has both factors.
+        scaled = FLOAT32 if D.dtype == jnp.float16 else item
+        needed += scaled * rotated + FLOAT32 * (D.q + D.k) * D.B * D.S
+    return needed
+
+
 def _exchange_bytes(D: Dimensions, cores: int, item: int, ranks: int) -> int:
     """Queries, keys and values of this rank, and its softmax on the way to and from others."""
     heads = item * (D.q + 2 * D.k) * _head_elements(D)
@@ -357,7 +384,8 @@ def _exchange_bytes(D: Dimensions, cores: int, item: int, ranks: int) -> int:
 def _attention_bytes(D: Dimensions, cores: int, item: int, ranks: int) -> int:
     columns, chunks = _attended(D, cores, item, ranks)
     # Queries, keys and values, the new values as rows, and what the queries attended, also by core.
-    heads = item * (3 * D.q + 2 * D.k) * _head_elements(D) + item * D.k * D.d
+    rows = on_chip_bytes.token_tiles(D.B, D.S, cores) * D.k * D.d
+    heads = item * (3 * D.q + 2 * D.k) * _head_elements(D) + item * rows
     if divisions.stacks_heads(D.d):
         # The queries on the other half of the partitions, and what they attended by pairs.
         heads += 2 * item * D.q * _head_elements(D)
@@ -365,7 +393,7 @@ def _attention_bytes(D: Dimensions, cores: int, item: int, ranks: int) -> int:
     # Mask, scores and their exponentials.
     scores = (1 + FLOAT32 + item) * chunks * columns
     # Of float8 caches: the new keys and values times their scales, and as they are stored.
-    scaled = (FLOAT32 + item + 1) * (D.k * _head_elements(D) + D.k * D.d)
+    scaled = (FLOAT32 + item + 1) * (D.k * _head_elements(D) + rows)
     return heads + scores + FLOAT32 * columns * tiles + scaled
 
 

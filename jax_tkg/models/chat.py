@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_tkg.models.errors import ModelError
+from jax_tkg.models.typed_keys import is_unicode
 
 MAX_SECONDS = 10
 """Longest time that rendering a template may take, in seconds."""
@@ -75,7 +76,7 @@ class ChatTemplate:
         text = answer["text"]
         if not text:
             raise self._error("expected a text, got an empty one")
-        if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        if not is_unicode(text):
             raise self._error("expected a text, got one with half a surrogate pair")
         return text
 

@@ -55,8 +55,8 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
     Args:
       path: a GGUF file (of several parts, any), a folder with `config.json`, safetensors and
-        `tokenizer.json`, or a folder with one model in GGUF; `~` is the home folder. Or the name,
-        "org/name", of a model that the Hugging Face Hub's cache has on disk.
+        `tokenizer.json`, or a folder with one model in GGUF and no safetensors; `~` is the home
+        folder. Or the name, "org/name", of a model that the Hugging Face Hub's cache has on disk.
 
     Raises:
       ModelError: it is absent, damaged or of an unknown family; the message is one line.
@@ -64,7 +64,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     name, path = os.fspath(path), _expanded(path)
     if not os.path.lexists(path):
         path = cached_model(name) or path
-    if path.is_dir() and not os.path.lexists(path / json_config.CONFIG):
+    if path.is_dir() and _is_of_gguf(path):
         path = _gguf_in(path)
     if path.is_dir():
         return Checkpoint(
@@ -93,6 +93,13 @@ def _expanded(path: str | os.PathLike[str]) -> pathlib.Path:
     if "\0" in os.fspath(path):
         raise ModelError(f"{path}: expected {_EXPECTED}, got no such file or folder")
     return pathlib.Path(os.path.expanduser(path))
+
+
+def _is_of_gguf(folder: pathlib.Path) -> bool:
+    """Whether a folder's model is in GGUF, beside which a `config.json` may lie."""
+    if not os.path.lexists(folder / json_config.CONFIG):
+        return True
+    return not any(folder.glob("*.safetensors")) and any(folder.glob("*.gguf"))
 
 
 def _gguf_in(folder: pathlib.Path) -> pathlib.Path:

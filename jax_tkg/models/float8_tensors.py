@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -24,7 +26,13 @@ SCALE_SUFFIXES = ("_scale", "_scale_inv")
 
 _METHOD = "quant_method"
 _READ = {
-    "fp8": {"weight_block_size", "activation_scheme", "fmt", "modules_to_not_convert"},
+    "fp8": {
+        "weight_block_size",
+        "activation_scheme",
+        "fmt",
+        "modules_to_convert",
+        "modules_to_not_convert",
+    },
     "fbgemm_fp8": {"activation_scale_ub", "modules_to_not_convert"},
     "compressed-tensors": {
         "config_groups",
@@ -38,6 +46,17 @@ _READ = {
     "mxfp4": {"modules_to_not_convert"},
 }
 """The methods whose weights are float8 with scales, and their keys."""
+
+_NEUTRAL: Mapping[str, Any] = {
+    # How the loader is to run the model.
+    "dequantize": (True, False),
+    # Of scales, and of experts.
+    "scale_fmt": "float",
+    "expert_dtype": "fp8",
+    "sparsity_config": {},
+    "transform_config": {},
+}
+"""Further keys, and the values with which weights are as this module reads them."""
 
 _BLOCK = Range(1, 1 << 20)
 
@@ -96,28 +115,59 @@ def read_float8(keys: TypedKeys) -> Float8:
     method = quantization.string(_METHOD, tuple(_READ))
     for key in quantization:
         if key not in _READ[method] | {_METHOD}:
-            quantization.check_neutral(key, ())
+            quantization.check_neutral(key, _NEUTRAL.get(key, ()))
     if method == "compressed-tensors":
         quantization.string("format", ("float-quantized",))
-    if "weight_block_size" not in quantization:
+        return _of_groups(quantization.object("config_groups"))
+    return _of_blocks(quantization, "weight_block_size")
+
+
+def _of_groups(groups: TypedKeys) -> Float8:
+    """What compressed-tensors says of its groups of layers, which must have blocks of one size."""
+    found = Float8()
+    for name in groups:
+        # A list names layers for one of the package's presets, of which none has blocks.
+        if isinstance(groups.raw(name), list):
+            continue
+        weights = groups.object(name).object("weights")
+        stated = _of_blocks(weights, "block_structure")
+        if None not in (stated.block, found.block) and stated != found:
+            raise weights.error("block_structure", f"{list(found.block or ())}, as in other groups")
+        found = found if stated.block is None else stated
+    return found
+
+
+def _of_blocks(keys: TypedKeys, key: str) -> Float8:
+    """Blocks of the sizes that a key states, if it is there."""
+    if key not in keys:
         return Float8()
-    sizes = quantization.integers("weight_block_size", _BLOCK)
+    sizes = keys.integers(key, _BLOCK)
     if len(sizes) != 2:
-        raise quantization.error("weight_block_size", "rows and columns")
+        raise keys.error(key, "rows and columns")
     return Float8((sizes[0], sizes[1]))
 
 
-def read_tensor(path: pathlib.Path, name: str) -> np.ndarray:
-    """A float8 tensor, which safetensors cannot read as NumPy.
+class Float8File:
+    """The float8 tensors of one file, which safetensors cannot read as NumPy.
+
+    The header is parsed once: of a model with experts it describes thousands of tensors.
 
     Args:
       path: a file whose header safetensors has checked.
-      name: of a tensor in it.
     """
-    with path.open("rb") as file:
-        size = int.from_bytes(file.read(8), "little")
-        entry = json.loads(file.read(size))[name]
+
+    def __init__(self, path: pathlib.Path):
+        self._path = path
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            self._entries = json.loads(file.read(size))
+        self._start = 8 + size
+
+    def tensor(self, name: str) -> np.ndarray:
+        """A tensor of the file."""
+        entry = self._entries[name]
         start, end = entry["data_offsets"]
-        file.seek(8 + size + start)
-        content = file.read(end - start)
-    return np.frombuffer(content, DTYPES[entry["dtype"]]).reshape(entry["shape"])
+        with self._path.open("rb") as file:
+            file.seek(self._start + start)
+            content = file.read(end - start)
+        return np.frombuffer(content, DTYPES[entry["dtype"]]).reshape(entry["shape"])

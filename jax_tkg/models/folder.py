@@ -18,7 +18,8 @@ class ModelFolder:
 
     A name, which may come from a file of the folder itself, is refused where it leads outside: by
     `..`, as an absolute path, or over a symbolic link. One layout is excepted: in the cache of the
-    Hugging Face Hub, `REPOSITORY/snapshots/REVISION` holds links into `REPOSITORY/blobs`.
+    Hugging Face Hub, `REPOSITORY/snapshots/REVISION` and the folders in it hold links into
+    `REPOSITORY/blobs`.
 
     Args:
       path: the folder.
@@ -31,8 +32,9 @@ class ModelFolder:
         self.path = path
         real = path.resolve()
         self._roots = [real]
-        if real.parent.name == "snapshots":
-            self._roots.append(real.parent.parent / "blobs")
+        for revision in (real, *real.parents):
+            if revision.parent.name == "snapshots":
+                self._roots.append(revision.parent.parent / "blobs")
 
     def has(self, name: str) -> bool:
         """Whether there is a file, or anything else, of this name."""
@@ -50,9 +52,11 @@ class ModelFolder:
             is_file = real.is_file()
         # Names of files that come from a file: too long, with a NUL, or links in a circle.
         except (OSError, ValueError, RuntimeError) as error:
+            # The whole message of an OSError has the name again, at its end.
+            reason = getattr(error, "strerror", None) or one_line(error)
             raise ModelError(
                 f"{self.path}: {name}: expected a file's name, got one that cannot be looked up: "
-                f"{one_line(error)}"
+                f"{reason}"
             ) from None
         if not any(real.is_relative_to(root) for root in self._roots):
             raise ModelError(f"{self.path}: {name}: expected a file inside the folder, got {real}")

@@ -11,7 +11,7 @@ import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
 from jax_tkg.models import pre_tokenization
-from jax_tkg.models.errors import ModelError, one_line
+from jax_tkg.models.errors import ModelError
 from jax_tkg.models.spelling import (
     BYTE_LEVEL,
     SENTENCE_PIECE,
@@ -19,6 +19,7 @@ from jax_tkg.models.spelling import (
     SPACE,
     Spelling,
 )
+from jax_tkg.models.tokenizer import package_faults
 from jax_tkg.models.typed_keys import Range, TypedKeys
 
 _KINDS = Range(0, 6)
@@ -106,18 +107,14 @@ def byte_level(entries: Entries) -> Backend:
         raise keys.error("tokenizer.ggml.pre", f"one of {known}")
     vocabulary = _vocabulary(entries, entries.texts)
     merges = keys.strings("tokenizer.ggml.merges")
-    try:
+    # The package refuses a merge that names a token outside the vocabulary.
+    where = f"{keys.file}: tokenizer.ggml.merges"
+    with package_faults(where, "pairs of the vocabulary's tokens"):
         model: Any = models.BPE(
             vocab=vocabulary,
             merges=[(first, second) for first, _, second in (m.partition(" ") for m in merges)],
             ignore_merges=pre.whole_words,
         )
-    # The package raises plain Exception if a merge names a token outside the vocabulary.
-    except Exception as error:
-        raise ModelError(
-            f"{keys.file}: tokenizer.ggml.merges: expected pairs of the vocabulary's tokens, got "
-            f"the error {one_line(error)!r}"
-        ) from error
     tokenizer = tokenizers.Tokenizer(model)
     if (normalizer := pre.normalizer()) is not None:
         tokenizer.normalizer = normalizer

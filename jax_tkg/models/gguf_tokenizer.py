@@ -102,6 +102,7 @@ def read_tokenizer(file: GgufFile) -> Tokenizer:
         else None,
         spelling=backend.spelling,
         same_text=backend.same_text,
+        origin=file.path,
     )
 
 

@@ -178,7 +178,7 @@ def ties_embeddings(keys: TypedKeys) -> bool | None:
 def stop_tokens(folder: ModelFolder) -> list[int]:
     """The ids that end a text, as the folder's configuration files give them.
 
-    `generation_config.json` lists them, or `config.json` if the former does not. The caller adds
+    `generation_config.json` lists them, or `config.json` if the former lists none. The caller adds
     the end of text that the tokenizer names.
 
     Raises:
@@ -189,8 +189,8 @@ def stop_tokens(folder: ModelFolder) -> list[int]:
     size = _size(config, "vocabulary_size", default=int(LIMITS["vocabulary_size"].maximum))
     key = "eos_token_id"
     for keys in (generation, config):
-        if key in keys:
-            return keys.integer_or_integers(key, Range(0, size - 1))
+        if key in keys and (ids := keys.integer_or_integers(key, Range(0, size - 1))):
+            return ids
     return []
 
 
@@ -198,7 +198,7 @@ def _check_architectures(keys: TypedKeys, family: JsonFamily) -> None:
     """Refuses classes of transformers that share the model type and compute something else."""
     key = "architectures"
     if key in keys and not set(keys.strings(key)) <= set(family.classes):
-        raise keys.error(key, f"[{family.classes[0]!r}]")
+        raise keys.error(key, f"[{family.classes[0]!r}] with model_type {family.model_type!r}")
 
 
 def _check_arithmetic(keys: TypedKeys, family: JsonFamily) -> None:

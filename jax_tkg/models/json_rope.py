@@ -47,6 +47,7 @@ _KEYS: Mapping[str, frozenset[str]] = {
 
 _WEIGHT = Range(0.0, 1e3)
 _PART = Range(0.0, 1.0)
+_TURNS = Range(1e-3, 1e6)
 
 
 def read_rope(
@@ -206,8 +207,8 @@ class _Reader:
             factor=factor,
             original_length=length,
             # transformers reads 0 as absent.
-            beta_fast=rope.number("beta_fast", Range(0.0, 1e6), 0.0) or 32.0,
-            beta_slow=rope.number("beta_slow", Range(0.0, 1e6), 0.0) or 1.0,
+            beta_fast=32.0 if rope.is_neutral("beta_fast", 0) else rope.number("beta_fast", _TURNS),
+            beta_slow=1.0 if rope.is_neutral("beta_slow", 0) else rope.number("beta_slow", _TURNS),
             truncate=rope.boolean("truncate", True),
             concentration=concentration,
         )

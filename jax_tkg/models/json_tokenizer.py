@@ -9,14 +9,24 @@ import tokenizers
 
 from jax_tkg.models import json_config, spelling
 from jax_tkg.models.chat import ChatTemplate
-from jax_tkg.models.errors import ModelError, one_line
+from jax_tkg.models.config import LIMITS
+from jax_tkg.models.errors import ModelError
 from jax_tkg.models.folder import ModelFolder
-from jax_tkg.models.tokenizer import Tokenizer
-from jax_tkg.models.typed_keys import TypedKeys
+from jax_tkg.models.tokenizer import Tokenizer, package_faults
+from jax_tkg.models.typed_keys import Range, TypedKeys, is_unicode
 
 _TOKENIZER, _DESCRIPTION = "tokenizer.json", "tokenizer_config.json"
-_SPECIAL_TOKENS = "special_tokens_map.json"
+_SPECIAL_TOKENS, _OLDER_TOKENS = "special_tokens_map.json", "added_tokens.json"
 _TEMPLATE, _MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+_NAMED_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
 _MORE_TOKENS = (
     "additional_special_tokens",
     "extra_special_tokens",
@@ -24,14 +34,19 @@ _MORE_TOKENS = (
 )
 """Keys of further special tokens; each value is a list, or an object of tokens by name."""
 
+_ADDED_TOKENS = "added_tokens_decoder"
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized", "special")
+"""What an entry of `added_tokens_decoder` says of a token."""
+
 
 def read_tokenizer(path: pathlib.Path) -> Tokenizer:
     """Reads `tokenizer.json` and, where present, the files that describe its use.
 
-    These are `tokenizer_config.json`, `special_tokens_map.json`, `chat_template.jinja`,
-    `additional_chat_templates`, `generation_config.json` and `config.json`. Generation ends at the
-    tokenizer's eos_token and at the ids that `generation_config.json` lists, or `config.json` if
-    the former lists none.
+    These are `tokenizer_config.json`, `special_tokens_map.json`, `added_tokens.json`,
+    `chat_template.jinja`, `additional_chat_templates`, `generation_config.json` and `config.json`.
+    Where they disagree, transformers decides which one counts. Generation ends at the tokenizer's
+    eos_token and at the ids that `generation_config.json` lists, or `config.json` if the former
+    lists none.
 
     Args:
       path: the folder.
@@ -41,32 +56,40 @@ def read_tokenizer(path: pathlib.Path) -> Tokenizer:
     """
     folder = ModelFolder(path)
     content = folder.json(_TOKENIZER)
+    # No vocabulary of these spellings has one. Where merges do not fit it, the package may end the
+    # whole process: it cuts characters in two.
+    content.object("model").check_neutral("continuing_subword_prefix", "")
     backend = _backend(folder)
     spelled = spelling.of_decoder(content.raw("decoder"))
     if spelled is None:
         raise content.error("decoder", spelling.DECODERS)
     described = folder.optional_json(_DESCRIPTION)
-    special_tokens = _special_tokens(folder.optional_json(_SPECIAL_TOKENS))
-    special_tokens |= _special_tokens(described)
-    _add_tokens(backend, described, special_tokens)
+    special_tokens = _special_tokens(described)
+    mapped = _special_tokens(folder.optional_json(_SPECIAL_TOKENS))
+    if _ADDED_TOKENS in described:
+        special_tokens = mapped | special_tokens
+        _add_described(backend, described.object(_ADDED_TOKENS))
+    else:
+        # The other two files are from before this key, and transformers prefers them without it.
+        special_tokens |= mapped
+        _add_older(backend, folder.optional_json(_OLDER_TOKENS))
+    _mark_special(backend, special_tokens)
+    # Whether special tokens that a text spells out are split like any other text.
+    backend.encode_special_tokens = described.boolean("split_special_tokens", default=False)
     return Tokenizer(
         backend,
-        begin_tokens=_begin_tokens(backend),
+        begin_tokens=_begin_tokens(backend, content.file),
         stop_tokens=_stop_tokens(folder, backend, special_tokens.get("eos_token")),
         chat_template=_chat_template(folder, described, special_tokens),
         spelling=spelled,
+        origin=content.file,
     )
 
 
 def _backend(folder: ModelFolder) -> tokenizers.Tokenizer:
-    try:
-        backend = tokenizers.Tokenizer.from_str(folder.text(_TOKENIZER))
-    # The package raises plain Exception for any fault in the file.
-    except Exception as error:
-        raise ModelError(
-            f"{folder.file(_TOKENIZER)}: expected a tokenizer of the tokenizers package, got the "
-            f"error {one_line(error)!r}"
-        ) from error
+    text = folder.text(_TOKENIZER)
+    with package_faults(str(folder.path / _TOKENIZER), "a tokenizer of the tokenizers package"):
+        backend = tokenizers.Tokenizer.from_str(text)
     # The file may hold the settings of the model's training, which silently cut prompts.
     backend.no_truncation()
     backend.no_padding()
@@ -77,8 +100,9 @@ def _special_tokens(keys: TypedKeys) -> dict[str, str | list[str]]:
     """Texts of special tokens by their names in templates, such as "bos_token"."""
     found: dict[str, str | list[str]] = {}
     for key in keys:
-        # Flags such as add_bos_token have the same ending.
-        if key.endswith("_token") and not isinstance(keys.raw(key), bool):
+        # Flags such as add_bos_token have the same ending, and numbers such as num_image_token.
+        is_token = key in _NAMED_TOKENS or isinstance(keys.raw(key), str | dict)
+        if key.endswith("_token") and is_token and not isinstance(keys.raw(key), bool):
             found[key] = _token_text(keys, key, keys.raw(key))
     for key in _MORE_TOKENS:
         tokens = keys.raw(key)
@@ -95,7 +119,13 @@ def _token_text(keys: TypedKeys, key: str, token: object) -> str:
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str):
         raise keys.error(key, "a string, or an object with a string as its content")
+    _check_unicode(keys, key, text)
     return text
+
+
+def _check_unicode(keys: TypedKeys, key: str, text: str) -> None:
+    if not is_unicode(text):
+        raise keys.error(key, "a text without half a surrogate pair")
 
 
 def _stop_tokens(
@@ -118,45 +148,97 @@ def _stop_tokens(
     return sorted(stops)
 
 
-def _add_tokens(
-    backend: tokenizers.Tokenizer,
-    described: TypedKeys,
-    special_tokens: Mapping[str, str | list[str]],
-) -> None:
-    """Adds tokens and marks special tokens that only the other files declare."""
-    decoder = described.object("added_tokens_decoder")
-    whole = set(backend.get_added_tokens_decoder())
-    for index in decoder:
+def _add_described(backend: tokenizers.Tokenizer, decoder: TypedKeys) -> None:
+    """Adds the tokens of `added_tokens_decoder`.
+
+    What it says of a token replaces what `tokenizer.json` says, but a special token stays one.
+    """
+    whole = backend.get_added_tokens_decoder()
+    new = _NewTokens(backend)
+    # Ids in ascending order, which the file's need not be: a new token's id is the next one.
+    for index in sorted(decoder, key=lambda index: (len(index), index)):
         text = _token_text(decoder, index, decoder.raw(index))
         known = backend.token_to_id(text)
+        if known not in whole:
+            new.check_id(decoder, index, text, index)
+        entry = decoder.object(index)
+        token = tokenizers.AddedToken(
+            text, **{flag: entry.boolean(flag) for flag in _FLAGS if flag in entry}
+        )
         if known in whole:
-            continue
-        size = backend.get_vocab_size()
-        if index != str(size if known is None else known):
-            raise decoder.error(index, f"the id of {text!r}, {size if known is None else known}")
-        flags = {
-            name: decoder.object(index).boolean(name, default=False)
-            for name in ("lstrip", "rstrip", "single_word", "normalized", "special")
-        }
-        add = backend.add_special_tokens if flags["special"] else backend.add_tokens
-        add([tokenizers.AddedToken(text, **flags)])
+            token.special = token.special or whole[known].special
+            if all(getattr(token, flag) == getattr(whole[known], flag) for flag in _FLAGS):
+                continue
+        new.tokens[text] = token
+    new.add()
+
+
+def _add_older(backend: tokenizers.Tokenizer, tokens: TypedKeys) -> None:
+    """Adds the tokens of `added_tokens.json`, ids by text, that `tokenizer.json` does not have."""
+    limits = Range(0, LIMITS["vocabulary_size"].maximum)
+    ids = {text: tokens.integer(text, limits) for text in tokens}
+    whole = backend.get_added_tokens_decoder()
+    new = _NewTokens(backend)
+    for text in sorted(ids, key=ids.__getitem__):
+        _check_unicode(tokens, text, text)
+        if backend.token_to_id(text) not in whole:
+            new.check_id(tokens, text, text, str(ids[text]))
+            new.tokens[text] = tokenizers.AddedToken(text)
+    new.add()
+
+
+class _NewTokens:
+    """Tokens to add, which is done at once: each call of the package goes through all tokens.
+
+    Args:
+      backend: what they are added to.
+
+    Attributes:
+      tokens: by text, in the order of the ids that they get.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer):
+        self.tokens: dict[str, tokenizers.AddedToken] = {}
+        self._backend = backend
+        self._next = backend.get_vocab_size()
+
+    def check_id(self, keys: TypedKeys, key: str, text: str, index: str) -> None:
+        """Refuses an id that is not the text's in the vocabulary, or the next one."""
+        known = self._backend.token_to_id(text)
+        expected = self._next if known is None else known
+        if index != str(expected) or text in self.tokens or not text:
+            raise keys.error(key, f"the id of {text!r}, {expected}")
+        self._next += known is None
+
+    def add(self) -> None:
+        """Adds them."""
+        self._backend.add_tokens(list(self.tokens.values()))
+
+
+def _mark_special(
+    backend: tokenizers.Tokenizer, special_tokens: Mapping[str, str | list[str]]
+) -> None:
+    """Marks the special tokens that only the other files declare."""
     added = {token.content: token for token in backend.get_added_tokens_decoder().values()}
+    marked = []
     for named in special_tokens.values():
         for text in [named] if isinstance(named, str) else named:
             token = added.get(text, tokenizers.AddedToken(text, normalized=False))
             # A token outside the vocabulary has no embedding.
             if not token.special and backend.token_to_id(text) is not None:
                 token.special = True
-                backend.add_special_tokens([token])
+                marked.append(token)
+    backend.add_special_tokens(marked)
 
 
-def _begin_tokens(backend: tokenizers.Tokenizer) -> list[int]:
+def _begin_tokens(backend: tokenizers.Tokenizer, file: str) -> list[int]:
     """The tokens that the post-processor puts before a text.
 
     As in transformers, `add_bos_token` of `tokenizer_config.json` has no effect if there is a
     `tokenizer.json`.
     """
-    whole, text = (backend.encode("a", add_special_tokens=added).ids for added in (True, False))
+    with package_faults(file, "the tokens of a text"):
+        whole, text = (backend.encode("a", add_special_tokens=added).ids for added in (True, False))
     ends = (end for end in range(len(whole)) if whole[end : end + len(text)] == text)
     return whole[: next(ends, 0)]
 

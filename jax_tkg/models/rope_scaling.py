@@ -71,7 +71,9 @@ def plain(size: int, theta: float, factors: Sequence[float] | float = 1.0) -> Ro
 
 
 def llama3(size: int, theta: float, scaling: Llama3Scaling) -> Rope:
-    """Llama 3.1's scaling of `size` features; see `jax_tkg.rope.Llama3Scaling`."""
+    """Llama 3.1's scaling of `size` features, 0 for none; see `jax_tkg.rope.Llama3Scaling`."""
+    if not size:
+        return Rope(())
     return Rope(tuple(rope_frequencies(size, theta, scaling).tolist()))
 
 

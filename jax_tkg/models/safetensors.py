@@ -21,7 +21,7 @@ from jax_tkg.models import float8_tensors, json_config, mxfp4_tensors, packing
 from jax_tkg.models.config import ModelConfig
 from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.families import known
-from jax_tkg.models.float8_tensors import Float8
+from jax_tkg.models.float8_tensors import Float8, Float8File
 from jax_tkg.models.folder import ModelFolder
 from jax_tkg.models.layer_tensors import (
     LAYER_NUMBER,
@@ -62,6 +62,7 @@ class _Tensors:
         self._folder = folder
         self._float8 = float8
         self._where: dict[str, tuple[pathlib.Path, Any]] = {}
+        self._float8_files: dict[pathlib.Path, Float8File] = {}
         for name, listed in _files(folder).items():
             path = folder.file(name)
             try:
@@ -158,7 +159,10 @@ class _Tensors:
             scale_path, scale_file = self._where[self._scales[name]]
             where = f"{scale_path}: tensor {self._scales[name]}"
             scale = scale_file.get_tensor(self._scales[name])
-            values = self._float8.multiplied(where, float8_tensors.read_tensor(path, name), scale)
+            if path not in self._float8_files:
+                self._float8_files[path] = Float8File(path)
+            stored = self._float8_files[path].tensor(name)
+            values = self._float8.multiplied(where, stored, scale)
         else:
             values = file.get_tensor(name)
         packing.check_values(f"{path}: tensor {name}", values, dtype)

@@ -3,12 +3,37 @@
 from __future__ import annotations
 
 import codecs
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 
 import tokenizers
 
 from jax_tkg.models.chat import ChatTemplate
+from jax_tkg.models.errors import ModelError, one_line
 from jax_tkg.models.spelling import BYTE_LEVEL, Spelling
+
+
+@contextlib.contextmanager
+def package_faults(where: str, expected: str) -> Iterator[None]:
+    """Turns faults of the `tokenizers` package, which lie in a model's files, into `ModelError`.
+
+    It raises plain Exception for most of them, and panics at others, which is no Exception.
+
+    Args:
+      where: the file, for the message.
+      expected: what was to come of it.
+    """
+    try:
+        yield
+    except (TypeError, UnicodeError):
+        # Of the caller's arguments.
+        raise
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise ModelError(
+            f"{where}: expected {expected}, got the error {one_line(error)!r}"
+        ) from error
 
 
 class Tokenizer:
@@ -21,6 +46,7 @@ class Tokenizer:
       chat_template: the template of a conversation, or None.
       spelling: how the vocabulary's entries spell bytes.
       same_text: for ids that the backend lacks, an id with the same text.
+      origin: the file that holds the tokenizer, for error messages.
 
     Attributes:
       begin_tokens: as given.
@@ -36,8 +62,10 @@ class Tokenizer:
         chat_template: ChatTemplate | None = None,
         spelling: Spelling = BYTE_LEVEL,
         same_text: Mapping[int, int] | None = None,
+        origin: str = "tokenizer",
     ):
         self._backend = backend
+        self._origin = origin
         self.begin_tokens = tuple(begin_tokens)
         self.stop_tokens = tuple(stop_tokens)
         self.chat_template = chat_template
@@ -56,8 +84,12 @@ class Tokenizer:
         Special tokens written out in the text are recognized. `begin_tokens` are prepended unless
         the text begins with them, as a chat template's text may. No end token is appended, even if
         the model's files ask for one, because the model is to continue the text.
+
+        Raises:
+          ModelError: the tokenizer's file is damaged in a way that only some texts show.
         """
-        ids = list(self._backend.encode(text, add_special_tokens=False).ids)
+        with package_faults(self._origin, "the tokens of a text"):
+            ids = list(self._backend.encode(text, add_special_tokens=False).ids)
         begin = list(self.begin_tokens)
         return ids if ids[: len(begin)] == begin else begin + ids
 

@@ -48,6 +48,11 @@ def shown(value: Any) -> str:
     return _SHOWN.repr(value)
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text lacks halves of surrogate pairs, which JSON can spell and UTF-8 cannot."""
+    return text.isascii() or not any("\ud800" <= character <= "\udfff" for character in text)
+
+
 class TypedKeys:
     """The keys of one file, or of an object inside it.
 
@@ -173,21 +178,26 @@ class TypedKeys:
             expected = f"an integer from {limits} or a list of them"
             raise self.error(key, expected) from None
 
-    def check_neutral(self, key: str, neutral: Any) -> None:
-        """Checks that a key is absent or has a value with which it changes nothing.
+    def is_neutral(self, key: str, neutral: Any) -> bool:
+        """Whether a key is absent or has a value with which it changes nothing.
 
         Args:
           key: its key.
           neutral: such a value, or a tuple of them, which may be empty; 1 and 1.0 are the same,
             1 and True are not.
+        """
+        value = self._values.get(key)
+        return value is None or any(_equal(value, one) for one in _each(neutral))
+
+    def check_neutral(self, key: str, neutral: Any) -> None:
+        """Checks that a key is neutral; see `is_neutral`.
 
         Raises:
           ModelError: it has another value.
         """
-        value = self._values.get(key)
-        allowed = neutral if isinstance(neutral, tuple) else (neutral,)
-        if value is not None and not any(_equal(value, one) for one in allowed):
-            raise self.error(key, " or ".join(repr(one) for one in allowed) or "no such key")
+        if not self.is_neutral(key, neutral):
+            allowed = " or ".join(repr(one) for one in _each(neutral))
+            raise self.error(key, allowed or "no such key")
 
     def object(self, key: str, required: bool = False) -> TypedKeys:
         """The keys of an object inside the file; none where the key is absent.
@@ -213,6 +223,10 @@ class TypedKeys:
         if not fits(value):
             raise self.error(key, expected)
         return value
+
+
+def _each(neutral: Any) -> tuple[Any, ...]:
+    return neutral if isinstance(neutral, tuple) else (neutral,)
 
 
 def _equal(value: Any, other: Any) -> bool:

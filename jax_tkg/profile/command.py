@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from jax_tkg.command_line import CommandError, say
+from jax_tkg.command_line import CommandError, check_output_file, say
 from jax_tkg.limits import MAX_HEAD_SIZE, MAX_NEW_TOKENS
 from jax_tkg.profile import compare, loads, plot, report, stress_range, token
 from jax_tkg.profile.layer import STEADY_LAYERS, Launches, layer_figures, record_launches
@@ -196,6 +196,11 @@ def _define_time(name: str, default: float, words: str, values: flags.FlagValues
 
 
 def _model(values: flags.FlagValues) -> ModelShape:
+    given = [f"--{name}" for name in ("model", "config", "dims") if values[name].present]
+    if len(given) > 1:
+        raise ValueError(
+            f"{given[0]}: expected one of --model, --config and --dims, got {' and '.join(given)}"
+        )
     if values.config is not None:
         return _model_of_config(values.config)
     if values.dims is None:
@@ -274,6 +279,10 @@ def _profile(values: flags.FlagValues) -> None:
         raise ValueError(
             "--plot: expected matplotlib to be installed: pip install jax_tkg[profile]"
         )
+    if values.plot is not None:
+        check_output_file("--plot", values.plot, ".png")
+    if values.trace is not None:
+        check_output_file("--trace", values.trace)
     if values.context < values.s_tkg:
         raise ValueError(
             f"--context: expected at least the {values.s_tkg} new tokens (--s_tkg), "

@@ -211,6 +211,22 @@ class SumInSbufTest(parameterized.TestCase):
             self.assertIn(("expert_sum", "_add_rows"), functions)
 
 
+class WideRowsTest(parameterized.TestCase):
+    """Rows of W_down that are longer than a buffer, of a sum that fits in PSUM."""
+
+    @parameterized.parameters(
+        ({"H": 4224, "options": ("bias_downs",)}, 2),
+        ({"H": 8320, "dtype": "bfloat16"}, 1),
+        # The second load begins within a bank.
+        ({"H": 4224, "B": 15}, 2),
+    )
+    def test_against_the_oracle(self, changes: dict[str, Any], cores: int) -> None:
+        fields = {"E": 2, "E_held": 2, "I_expert": 96, "L": 1, "options": (), **changes}
+        shape = dataclasses.replace(SHAPE, **fields)
+        result = launch.check(shape, 1, 0, cores=cores, record=True)
+        self.assertIn(("linear", "add_product"), _functions(result))
+
+
 class SingleTokenTest(parameterized.TestCase):
     @parameterized.product(routing=("softmax_topk", "topk_softmax"), normalize=(False, True))
     @pytest.mark.extended_except("0", "3")

@@ -60,6 +60,17 @@ SHAPES = {
     "context_read_twice": dataclasses.replace(
         cases.EXPERTS, B=1, S=8, q=8, k=1, d=64, L=1, S_ctx=2000, S_max=2048
     ),
+    # Their heads, which wait for the update of the caches, and a product of many features.
+    "heads_beside_mlp": cases.Shape(
+        B=128, S=2, q=24, k=8, d=32, I=21504, L=1, dtype="bfloat16", S_ctx=128, S_max=128
+    ),
+    # What is converted to float32.
+    "float8_in_float32": cases.Shape(
+        B=1, S=1, q=1, k=1, H=2048, I=1024, L=1, quantized=(("float8_e4m3",) * 3,)
+    ),
+    "norms_of_many_heads": cases.Shape(
+        B=256, S=1, q=40, k=1, d=32, L=1, dtype="float16", options=("W_gamma_qs",)
+    ),
 }
 
 
@@ -96,6 +107,9 @@ class SbufTest(parameterized.TestCase):
         "54",
         "56",
         "62",
+        "66",
+        "69",
+        "72",
     )
     def test_estimate_covers_what_the_simulator_counts(
         self, name: str, cores: int, stacked: bool
@@ -132,7 +146,11 @@ class SbufTest(parameterized.TestCase):
         self.assertLen(peaks, cores)
         kinds = [_dimensions(shape.of_kind(kind)) for kind in range(1 + len(shape.kinds))]
         float8 = any(shape.quantized) if shape.quantized else False
-        estimate = sum(kernel_limits.sbuf_bytes(kinds[0], cores, kinds[1:], float8=float8).values())
+        norms = not {"W_gamma_qs", "W_gamma_ks"}.isdisjoint(shape.options)
+        needed = kernel_limits.sbuf_bytes(
+            kinds[0], cores, kinds[1:], float8=float8, head_norms=norms
+        )
+        estimate = sum(needed.values())
         spare = kernel_limits.spare_beside(estimate, shape.E > 0)
         estimate += spare.place_bytes
         held = spare.held_buffers * limits.RING_SLOT_BYTES
@@ -192,7 +210,11 @@ class LimitsTest(parameterized.TestCase):
         (row,) = launch.parallel_cases.random_ranks(shape, 1, 1, 0)
         operands, parameters = launch.canonical(row[0], **cases.options(shape))
         kinds = [_dimensions(shape.of_kind(kind)) for kind in range(2)]
-        needed = sum(kernel_limits.sbuf_bytes(kinds[0], cores, kinds[1:], float8=False).values())
+        needed = sum(
+            kernel_limits.sbuf_bytes(
+                kinds[0], cores, kinds[1:], float8=False, head_norms=False
+            ).values()
+        )
         found = kernel_limits.spare_sbuf(operands, dataclasses.replace(parameters, lnc=cores))
         self.assertEqual(found, kernel_limits.spare_beside(needed, has_experts=False))
 

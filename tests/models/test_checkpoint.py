@@ -116,6 +116,13 @@ class PathTest(parameterized.TestCase):
         tokenizer_files.write(self.folder)
         self.assertEqual(open_checkpoint(self.folder).config.context_length, 512)
 
+    def test_folder_with_a_gguf_file_beside_its_configuration(self) -> None:
+        """As repositories of converted models have them."""
+        tiny_folder.write(self.folder)
+        (self.folder / "model.safetensors").unlink()
+        tiny.write_tiny(self.folder / "model.gguf", llama__context_length=77)
+        self.assertEqual(open_checkpoint(self.folder).config.context_length, 77)
+
     def test_folder_without_a_model(self) -> None:
         self.assert_refused("", "expected a GGUF file, or a folder .*, got a folder without config")
 

@@ -60,10 +60,18 @@ class FolderTest(parameterized.TestCase):
         (blobs / "abcd").write_text("text")
         (snapshot / "a").symlink_to("../../blobs/abcd")
         (snapshot / "b").symlink_to("../../secret")
-        cached = folder.ModelFolder(snapshot)
-        self.assertEqual(cached.text("a"), "text")
-        with self.assertRaisesRegex(ModelError, "expected a file inside the folder"):
-            cached.text("b")
+        # One of a repository's several models.
+        inner = snapshot / "Q4" / "parts"
+        inner.mkdir(parents=True)
+        (inner / "a").symlink_to("../../../../blobs/abcd")
+        (inner / "b").symlink_to("../../a")
+        (inner / "c").symlink_to("../../../../secret")
+        for path, other in ((snapshot, "b"), (inner, "c")):
+            cached = folder.ModelFolder(path)
+            self.assertEqual(cached.text("a"), "text")
+            with self.assertRaisesRegex(ModelError, "expected a file inside the folder"):
+                cached.text(other)
+        self.assertEqual(folder.ModelFolder(inner).text("b"), "text")
 
     def test_not_a_file(self) -> None:
         (self.path / "circle").symlink_to("circle")
@@ -73,7 +81,7 @@ class FolderTest(parameterized.TestCase):
             self.assert_refused(name, "expected a file, got something else")
         self.assert_refused("absent", "expected a file, got no such file")
         self.assert_refused("circle", "expected a file")
-        for name in ("a" * 300, "a\x00b", "\ud800"):
+        for name in ("a" * 300, "a" * 5000, "a\x00b", "\ud800"):
             self.assert_refused(name, "expected a file")
 
     def test_too_large(self) -> None:

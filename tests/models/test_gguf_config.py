@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import types
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,10 @@ from absl.testing import absltest, parameterized
 from jax_tkg.models import gguf
 from jax_tkg.models.config import LayerKind, ModelConfig
 from jax_tkg.models.errors import ModelError
+from jax_tkg.models.families.gguf_layers import READS_ROPE
+from jax_tkg.models.families.known import GGUF_FAMILIES
 from jax_tkg.models.rope_scaling import plain
+from jax_tkg.models.typed_keys import TypedKeys
 from tests.models import files, tiny
 
 TYPE, FACTOR, OLD_FACTOR = (
@@ -143,6 +147,35 @@ class ConfigTest(parameterized.TestCase):
             {"llama.attention.gate": 1}, "llama.attention.gate: expected no such ke"
         )
         self.config({"other.attention.gate": 1, "general.file_type": 0})
+
+
+class EveryKeyTest(parameterized.TestCase):
+    @parameterized.parameters(*GGUF_FAMILIES)
+    def test_any_type(self, architecture: str) -> None:
+        """Whatever a key holds, it is read or refused: no operation of NumPy sees an array."""
+        reads = GGUF_FAMILIES[architecture].reads
+        sizes = {
+            f"{architecture}.{key.removeprefix('llama.')}": value
+            for key, value in tiny.Tiny().metadata().items()
+            if key.startswith("llama.")
+        }
+        sizes |= {f"{architecture}.{key}": 1 for key in reads if key.startswith("expert_")}
+        sizes |= {f"{architecture}.attention.sliding_window": 8} if "gpt" in architecture else {}
+        base = {"general.architecture": architecture, "tokenizer.ggml.tokens": ["a"], **sizes}
+        self.read(base)
+        kept = 0
+        for key in (*base, *(f"{architecture}.{name}" for name in (*READS_ROPE, *reads))):
+            for value in (np.array([1, 2]), np.array([0.5]), np.array([]), ["a"], "a", True, -1):
+                try:
+                    self.read(base | {key: value})
+                    kept += 1
+                except ModelError as error:
+                    self.assertIn(key, str(error))
+        self.assertGreater(kept, 0)
+
+    def read(self, values: dict[str, Any]) -> ModelConfig:
+        keys = TypedKeys("file", values)
+        return gguf.read_config(types.SimpleNamespace(metadata=keys, tensor_names=(), path="file"))
 
 
 class RopeScalingTest(parameterized.TestCase):

@@ -40,6 +40,18 @@ SMOLLM2 = {
 """Keys of SmolLM2-135M-Instruct's config.json that change nothing."""
 
 
+def _group(block: Any) -> dict[str, Any]:
+    """What compressed-tensors says of the weights of one group of layers."""
+    return {"targets": ["Linear"], "weights": {"num_bits": 8, "block_structure": block}}
+
+
+def _compressed(*groups: Any, **members: Any) -> dict[str, Any]:
+    """A quantization of compressed-tensors, as `config.json` has it."""
+    named = dict(zip("acb", groups, strict=False))
+    described = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+    return described | {"config_groups": named} | members
+
+
 class _FolderTest(parameterized.TestCase):
     def setUp(self) -> None:
         super().setUp()
@@ -170,6 +182,11 @@ class ArithmeticTest(_FolderTest):
     def test_refused(self, key: str, value: Any) -> None:
         self.assert_refused(f"{key}: expected ", **{key: value})
 
+    def test_class_of_another_family(self) -> None:
+        """Either key may be the wrong one."""
+        message = r"architectures: expected \['MistralForCausalLM'\] with model_type 'mistral', got"
+        self.assert_refused(message, model_type="mistral")
+
     @parameterized.parameters(
         ("quant_method: expected 'fp8' or .*, got 'gptq'", {"quant_method": "gptq"}),
         ("kv_cache_scheme: expected no such key", {"quant_method": "fp8", "kv_cache_scheme": {}}),
@@ -181,12 +198,30 @@ class ArithmeticTest(_FolderTest):
             "weight_block_size: expected rows and columns",
             {"quant_method": "fp8", "weight_block_size": [128]},
         ),
+        ("scale_fmt: expected 'float', got 'ue8m0'", {"quant_method": "fp8", "scale_fmt": "ue8m0"}),
+        ("expert_dtype: expected 'fp8', got", {"quant_method": "fp8", "expert_dtype": "fp4"}),
+        (
+            "sparsity_config: expected {}, got {'format': 'dense'}",
+            _compressed(sparsity_config={"format": "dense"}),
+        ),
+        ("config_groups: expected an object, got 5", _compressed(config_groups=5)),
+        ("config_groups.a: expected an object, got 5", _compressed(config_groups={"a": 5})),
+        (
+            "config_groups.a.weights.block_structure: expected a list of integers .*, got '8x8'",
+            _compressed(_group("8x8")),
+        ),
+        (
+            r"config_groups.b.weights.block_structure: expected \[8, 8\], as in other groups, got",
+            _compressed(_group([8, 8]), _group(None), _group([8, 4])),
+        ),
     )
     def test_other_quantizations_are_refused(self, message: str, value: Any) -> None:
         self.assert_refused(rf"quantization_config\.{message}", quantization_config=value)
 
     @parameterized.parameters(
         ("quantization_config", None),
+        ("quantization_config", _compressed(_group(None), sparsity_config={}, transform_config={})),
+        ("quantization_config", _compressed(config_groups={"FP8": ["Linear"]})),
         ("sliding_window", None),
         ("layer_types", ["full_attention", "full_attention"]),
         ("partial_rotary_factor", 1),
@@ -318,8 +353,9 @@ class StopTokensTest(_FolderTest):
         generation = self.folder / "generation_config.json"
         generation.write_text('{"eos_token_id": [3, 5]}')
         self.assertEqual(self.stops(), [3, 5])
-        generation.write_text("{}")
-        self.assertEqual(self.stops(), [4])
+        for none in ("{}", '{"eos_token_id": []}'):
+            generation.write_text(none)
+            self.assertEqual(self.stops(), [4])
 
     def test_none(self) -> None:
         self.assertEqual(self.stops(), [])

@@ -97,11 +97,109 @@ class TokenizerTest(_FolderTest):
         self.assertEqual(ids, expected)
         self.assertEqual(tokenizer.decode(ids), "x <new>")
 
+    def test_added_tokens_in_any_order(self) -> None:
+        """Sorted as text, 1000 comes before 999; ids are given in the order of numbers."""
+        size = len(tiny.VOCABULARY)
+        added = {str(size + n): {"content": f"<{n}>", "special": False} for n in range(5)}
+        backwards = dict(reversed(added.items()))
+        tokenizer_files.write(self.folder, added_tokens_decoder=backwards)
+        self.assertEqual(self._read().encode("<4><0>"), [size + 4, size])
+
+    @parameterized.parameters("special", "lstrip", "rstrip", "single_word")
+    def test_flags_that_the_description_changes(self, flag: str) -> None:
+        """As in transformers, which judges below."""
+        index = tiny.VOCABULARY.index(tiny.WHOLE)
+        whole = {"content": tiny.WHOLE, "normalized": False, flag: True}
+        tokenizer_files.write(self.folder, added_tokens_decoder={str(index): whole})
+        tokenizer = self._read()
+        ids = tokenizer.encode(f"a {tiny.WHOLE} b")
+        space, before, after = (tiny.VOCABULARY.index(text) for text in ("Ġ", "a", "b"))
+        expected = {
+            "lstrip": [before, index, space, after],
+            "rstrip": [before, space, index, after],
+        }
+        self.assertEqual(ids, expected.get(flag, [before, space, index, space, after]))
+        inside = tokenizer.encode(f"a{tiny.WHOLE}b")
+        self.assertEqual(index in inside, flag != "single_word")
+        self.assertEqual(tiny.WHOLE in tokenizer.decode(ids), flag != "special")
+
+    def test_special_tokens_stay_special(self) -> None:
+        index = tiny.VOCABULARY.index(tiny.USER)
+        added = {str(index): {"content": tiny.USER, "special": False, "rstrip": True}}
+        tokenizer_files.write(self.folder, added_tokens_decoder=added)
+        tokenizer = self._read()
+        self.assertEqual(tokenizer.encode(f"{tiny.USER} a"), [index, tiny.VOCABULARY.index("a")])
+        self.assertEqual(tokenizer.decode([index]), "")
+
+    def test_tokens_of_older_files(self) -> None:
+        """`added_tokens.json`, which counts where there is no `added_tokens_decoder`."""
+        size = len(tiny.VOCABULARY)
+        tokenizer_files.write(self.folder)
+        self._write("added_tokens.json", {"<b>": size + 1, "<a>": size, tiny.WHOLE: 3})
+        self.assertEqual(self._read().encode("<b><a>"), [size + 1, size])
+        tokenizer_files.write(self.folder, added_tokens_decoder={})
+        self.assertNotIn(size, self._read().encode("<a>"))
+
+    @parameterized.parameters(
+        ({"<b>": 5}, "<b>: expected the id of '<b>', 267, got 5"),
+        ({"<b>": -1}, "<b>: expected an integer from 0 to "),
+        ({"\ud800": 267}, r"\\ud800: expected a text without half a surrogate pair, got 267"),
+        ({"<b>": "267"}, "<b>: expected an integer from 0 to .*, got '267'"),
+        ([], "expected a JSON object, got list"),
+    )
+    def test_odd_tokens_of_older_files(self, tokens: Any, message: str) -> None:
+        tokenizer_files.write(self.folder)
+        self._write("added_tokens.json", tokens)
+        self._fails(f"added_tokens.json: {message}")
+
+    def test_special_tokens_that_are_split(self) -> None:
+        tokenizer_files.write(self.folder, split_special_tokens=True)
+        tokenizer = self._read()
+        self.assertNotIn(END, tokenizer.encode(tiny.END))
+        self.assertEqual(tokenizer.decode(tokenizer.encode(tiny.END)), tiny.END)
+        tokenizer_files.write(self.folder, split_special_tokens="yes")
+        self._fails("split_special_tokens: expected true or false, got 'yes'")
+
+    @parameterized.product(
+        described=(
+            {},
+            {"lstrip": True},
+            {"rstrip": True, "special": True},
+            {"single_word": True},
+            {"normalized": True},
+        ),
+        others=({}, {"split_special_tokens": True}, {"pad_token": tiny.WHOLE}),
+    )
+    @pytest.mark.oracle
+    def test_added_tokens_as_transformers_has_them(
+        self, described: dict[str, bool], others: dict[str, Any]
+    ) -> None:
+        transformers = pytest.importorskip("transformers")
+        added = {
+            str(tiny.VOCABULARY.index(text)): {"content": text, **described}
+            for text in (tiny.WHOLE, tiny.USER)
+        }
+        tokenizer_files.write(
+            self.folder,
+            added_tokens_decoder=added,
+            eos_token=tiny.END,
+            tokenizer_class="PreTrainedTokenizerFast",
+            **others,
+        )
+        judge, tokenizer = transformers.AutoTokenizer.from_pretrained(self.folder), self._read()
+        for text in (f"a {tiny.WHOLE} b{tiny.WHOLE}", f"the {tiny.USER} a{tiny.USER}in{tiny.END}"):
+            ids = tokenizer.encode(text)
+            self.assertEqual(ids, judge(text)["input_ids"])
+            self.assertEqual(tokenizer.decode(ids), judge.decode(ids, skip_special_tokens=True))
+
     @parameterized.parameters(
         ({"5": "x"}, r"added_tokens_decoder.5: expected the id of 'x', 87, got 'x'"),
         ({"999": {"content": "new"}}, "decoder.999: expected the id of 'new', 267, got"),
         ({"267": {"content": "new", "special": 1}}, "267.special: expected true or false, got 1"),
         ({"267": 5}, "267: expected a string, or an object"),
+        ({"267": {"content": "\ud800"}}, "267: expected a text without half a surrogate pair, got"),
+        ({"267": {"content": ""}}, "267: expected the id of '', 267, got"),
+        ({"267": {"content": "b b"}, "268": {"content": "b b"}}, "268: expected the id of 'b b', "),
         ([], "added_tokens_decoder: expected an object, got"),
     )
     def test_odd_added_tokens(self, added: Any, message: str) -> None:
@@ -131,6 +229,15 @@ class TokenizerTest(_FolderTest):
         tokenizer_files.write(self.folder)
         self._write("tokenizer.json", content)
         self._fails(f"tokenizer.json: {message}")
+
+    @parameterized.parameters("x", "##", "a long prefix", 5)
+    def test_prefix_of_parts(self, prefix: Any) -> None:
+        """With the first, the package aborts the process; at the next two it panics."""
+        tokenizer_files.write(self.folder)
+        content = json.loads((self.folder / "tokenizer.json").read_text())
+        content["model"]["continuing_subword_prefix"] = prefix
+        self._write("tokenizer.json", content)
+        self._fails("tokenizer.json: model.continuing_subword_prefix: expected '', got ")
 
     def test_mutated(self) -> None:
         """Whatever a byte is changed to, the file is read or refused in one line."""
@@ -183,6 +290,21 @@ class StopTokensTest(_FolderTest):
         self._write("special_tokens_map.json", {"eos_token": tiny.END})
         self.assertEqual(self._read().stop_tokens, (END,))
 
+    @pytest.mark.oracle
+    @parameterized.parameters(True, False)
+    def test_two_files_that_disagree(self, newer: bool) -> None:
+        transformers = pytest.importorskip("transformers")
+        tokenizer_files.write(
+            self.folder,
+            eos_token=tiny.END,
+            tokenizer_class="PreTrainedTokenizerFast",
+            added_tokens_decoder={} if newer else None,
+        )
+        self._write("special_tokens_map.json", {"eos_token": tiny.USER})
+        judge = transformers.AutoTokenizer.from_pretrained(self.folder)
+        self.assertEqual(self._read().stop_tokens, (judge.eos_token_id,))
+        self.assertEqual(judge.eos_token, tiny.END if newer else tiny.USER)
+
     def test_nowhere(self) -> None:
         tokenizer_files.write(self.folder, eos_token=None)
         self._fails("tokenizer_config.json: eos_token: expected the token that ends a text, but")
@@ -192,6 +314,22 @@ class StopTokensTest(_FolderTest):
         tokenizer_files.write(self.folder)
         self._write("generation_config.json", {"eos_token_id": ids})
         self._fails("generation_config.json: eos_token_id: expected an integer from 0 to")
+
+    @parameterized.parameters(
+        ("eos_token", "\ud800"),
+        ("pad_token", {"content": "a\udfff"}),
+        ("eot_token", "\udbff b"),
+        ("additional_special_tokens", ["\ud800"]),
+        ("extra_special_tokens", {"additional": "\ud800"}),
+    )
+    def test_half_a_surrogate_pair(self, key: str, value: Any) -> None:
+        """JSON can spell one; no tokenizer takes it."""
+        tokenizer_files.write(self.folder, **{key: value})
+        self._fails(f"tokenizer_config.json: {key}.*: expected a text without half a surrogate")
+
+    def test_numbers_that_are_no_tokens(self) -> None:
+        tokenizer_files.write(self.folder, num_image_token=256, add_eos_token=True)
+        self.assertEqual(self._read().stop_tokens, (END,))
 
     @parameterized.parameters((5,), (["</s>"],), ({"content": 5},), ({"text": "</s>"},))
     def test_odd_tokens(self, token: Any) -> None:

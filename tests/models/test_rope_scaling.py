@@ -182,11 +182,40 @@ class OddFilesTest(parameterized.TestCase):
         ("theta", YARN | {"rope_theta": 1.0}, "rope_type: expected another type"),
         ("unknown", YARN | {"mscale_by": 1.0}, "mscale_by: expected no such key with"),
         ("flag", YARN | {"truncate": 1}, "truncate: expected true or false, got 1"),
+        ("slow", YARN | {"beta_fast": 1e-320}, "beta_fast: expected a number from 0.001"),
     )
     def test_refused(self, rope: dict[str, Any], message: str) -> None:
         keys = {"max_position_embeddings": CONTEXT, "rope_scaling": rope}
         with self.assertRaisesRegex(ModelError, rf"^config.json: rope_scaling\.{message}"):
             read_rope(TypedKeys("config.json", keys), HEAD_SIZE)
+
+    @parameterized.named_parameters(
+        ("linear", {"rope_type": "linear", "factor": 2.0}),
+        ("llama3", LLAMA3),
+        ("yarn", YARN | {"mscale": 1.0, "mscale_all_dim": 0.5}),
+        ("longrope", LONGROPE),
+    )
+    def test_any_value(self, rope: dict[str, Any]) -> None:
+        """It is refused by its key or gives numbers."""
+        keys = (*rope, "beta_fast", "beta_slow", "attention_factor", "partial_rotary_factor")
+        odd: tuple[Any, ...] = (0, -1, 1e-320, 1e-3, 1, 1e308, 10**400, math.nan, True, "x", [], {})
+        for key in keys:
+            for value in odd:
+                scaling = rope | {key: value}
+                file = {"max_position_embeddings": CONTEXT, "rope_scaling": scaling}
+                try:
+                    found = read_rope(TypedKeys("config.json", file), HEAD_SIZE, fraction=1.0)
+                except ModelError as error:
+                    self.assertIn("rope_scaling.", str(error))
+                else:
+                    numbers = (*found.frequencies, *found.long_frequencies, found.concentration)
+                    self.assertTrue(np.isfinite(numbers).all(), f"{key}: {value}")
+
+    def test_no_pair_turns(self) -> None:
+        keys = {"max_position_embeddings": CONTEXT, "rope_scaling": LLAMA3}
+        part = {"partial_rotary_factor": 0}
+        found = read_rope(TypedKeys("config.json", keys | part), HEAD_SIZE, fraction=1.0)
+        self.assertEqual(found, Rope(()))
 
     def test_an_odd_part_is_refused(self) -> None:
         keys = {"max_position_embeddings": CONTEXT, "partial_rotary_factor": 0.1}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
@@ -14,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 
 from jax_tkg.models import decode, packing, safetensors
 from jax_tkg.models.errors import ModelError
+from jax_tkg.models.float8_tensors import Float8File
 from tests.models import files, numpy_llama, tiny, tiny_folder
 
 TOKENS = np.random.default_rng(5).integers(0, len(tiny.VOCABULARY), 13).tolist()
@@ -134,13 +136,20 @@ class ErrorsTest(parameterized.TestCase):
         ("rows", "_scale", (160, 1), None),
         ("blocks", "_scale_inv", (2, 1), [128, 128]),
         ("small_blocks", "_scale_inv", (10, 3), [16, 40]),
+        ("blocks_of_groups", "_scale", (10, 3), [16, 40], "compressed-tensors"),
     )
-    def test_float8(self, suffix: str, shape: tuple[int, ...], block: list[int] | None) -> None:
+    def test_float8(
+        self, suffix: str, shape: tuple[int, ...], block: list[int] | None, method: str = "fp8"
+    ) -> None:
         """Against a loop over the weights."""
         rng = np.random.default_rng(0)
         stored = rng.standard_normal((160, 96)).astype(ml_dtypes.float8_e4m3fn)
         scale = rng.uniform(0.5, 2, shape).astype(np.float32)
-        quantization = {"quant_method": "fp8", "weight_block_size": block}
+        quantization: dict[str, Any] = {"quant_method": method, "weight_block_size": block}
+        if method != "fp8":
+            group = {"weights": {"strategy": "block", "block_structure": block}}
+            quantization = {"quant_method": method, "format": "float-quantized"}
+            quantization |= {"config_groups": {"group_0": group}}
         tiny_folder.write(self.folder, quantization_config=quantization)
         path = self.folder / "model.safetensors"
         _save(path, load_file(path) | {UP: stored, UP + suffix: scale}, "F8_E4M3")
@@ -152,6 +161,19 @@ class ErrorsTest(parameterized.TestCase):
             expected[row, column] = np.float32(stored[row, column]) * scale[tuple(at)]
         layers = safetensors.load(self.folder, "float32").parameters.layers
         np.testing.assert_array_equal(np.asarray(layers.W_ups[0])[:96, :160], expected.T)
+
+    def test_header_is_read_once_for_all_float8_tensors(self) -> None:
+        """Of a model with experts it has thousands of entries."""
+        tiny_folder.write(self.folder, quantization_config={"quant_method": "fp8"})
+        path = self.folder / "model.safetensors"
+        added: dict[str, np.ndarray] = {}
+        for name in (UP, UP.replace("up", "gate"), UP.replace("layers.0", "layers.1")):
+            added[name] = np.ones((160, 96), ml_dtypes.float8_e4m3fn)
+            added[f"{name}_scale"] = np.ones(1, np.float32)
+        _save(path, load_file(path) | added, "F8_E4M3")
+        with mock.patch.object(safetensors, "Float8File", wraps=Float8File) as opened:
+            safetensors.load(self.folder, "float32")
+        opened.assert_called_once_with(path)
 
     @parameterized.parameters(((96, 1),), ((2, 1),), ((160, 96),))
     def test_float8_with_another_scale(self, shape: tuple[int, ...]) -> None:

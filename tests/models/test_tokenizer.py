@@ -6,10 +6,13 @@ import functools
 import pathlib
 import tempfile
 from typing import Any
+from unittest import mock
 
 import hypothesis
+import tokenizers
 from absl.testing import absltest, parameterized
 from hypothesis import strategies as st
+from tokenizers import models
 
 from jax_tkg.models import gguf, gguf_tokenizer
 from jax_tkg.models.errors import ModelError
@@ -52,6 +55,27 @@ class EncodeTest(parameterized.TestCase):
     def test_bytes(self, name: str, pieces: list[str]) -> None:
         tokenizer = _tokenizer(tokenizer__ggml__pre=name)
         self.assertEqual(tokenizer.encode(" \n"), [_id(piece) for piece in pieces])
+
+    def test_damage_that_one_text_shows(self) -> None:
+        damaged = tokenizers.Tokenizer(models.BPE({"a": 0}, [], unk_token="<none>"))
+        tokenizer = Tokenizer(damaged, origin="tokenizer.json")
+        self.assertEqual(tokenizer.encode("a"), [0])
+        message = "^tokenizer.json: expected the tokens of a text, got the error '.*<none>.*'$"
+        with self.assertRaisesRegex(ModelError, message):
+            tokenizer.encode("b")
+
+    def test_panic(self) -> None:
+        """Of Rust in the package; what else ends Python passes."""
+        panic = type("PanicException", (BaseException,), {})
+        backend = mock.create_autospec(tokenizers.Tokenizer, instance=True)
+        for raised, expected in (
+            (panic("out of range"), ModelError),
+            (KeyboardInterrupt(), KeyboardInterrupt),
+            (TypeError("no text"), TypeError),
+        ):
+            backend.encode.side_effect = raised
+            with self.assertRaises(expected):
+                Tokenizer(backend).encode("a")
 
     def test_special_tokens_are_whole(self) -> None:
         self.assertEqual(

@@ -85,6 +85,12 @@ class CommandTest(absltest.TestCase):
             (("--dims=2,512,512,8,8,63",), "--dims: expected an even head size of at most 256"),
             (("--dims=2,512,512,8,8,258",), "--dims: expected an even head size of at most 256"),
             (("--compare=nkilib", *AWS_FITS), "expected NKILIB to name a checkout"),
+            (
+                (TINY, "--config=/nowhere"),
+                "--config: expected one of --model, --config and --dims, got --config and --dims",
+            ),
+            ((TINY, "--model=llama3_70b"), "--model: expected one of"),
+            (("--config=/nowhere", "--model=llama3_70b"), "got --model and --config"),
         ):
             with self.subTest(words):
                 with (
@@ -93,6 +99,19 @@ class CommandTest(absltest.TestCase):
                 ):
                     command_line.call("jax_tkg.profile.command", "profile", given)
                 self.assertIn(words, str(caught.exception))
+
+    def test_output_files_are_checked_first(self):
+        for flag, words in (
+            ("--trace=/nowhere/a.json", "--trace: expected a file that can be written"),
+            ("--plot=/nowhere/a.png", "--plot: expected a file that can be written"),
+            ("--plot=a.svg", "--plot: expected a name that ends in .png"),
+        ):
+            with (
+                self.subTest(flag),
+                mock.patch.object(command, "record_launches", side_effect=AssertionError),
+                self.assertRaisesRegex(UserError, words),
+            ):
+                command_line.call("jax_tkg.profile.command", "profile", (TINY, flag))
 
     def test_out_of_memory(self):
         with (

@@ -79,7 +79,7 @@ def experts(file: GgufFile, **options: Any) -> Experts | None:
       **options: fields of `Experts` that the family has.
     """
     keys, count_key = file.metadata, prefixed(file, "expert_count")
-    if keys.raw(count_key) in (None, 0):
+    if keys.is_neutral(count_key, 0):
         return None
     count = keys.integer(count_key, EXPERT_COUNT)
     size_key = prefixed(file, "expert_feed_forward_length")
@@ -114,7 +114,7 @@ READS_EXPERTS = frozenset({"expert_count", "expert_used_count", "expert_feed_for
 def multiplier(file: GgufFile, key: str) -> float | None:
     """A positive factor; None if it is 0 or absent."""
     keys, key = file.metadata, prefixed(file, key)
-    if keys.raw(key) in (None, 0.0):
+    if keys.is_neutral(key, 0):
         return None
     return keys.number(key, MULTIPLIER)
 

@@ -6,7 +6,7 @@ import importlib.util
 from collections.abc import Sequence
 from typing import NoReturn
 
-from jax_tkg.command_line import CommandError, say
+from jax_tkg.command_line import CommandError, check_output_file, say
 from jax_tkg.hardware import TARGET_VARIABLE
 from jax_tkg.installed_nki import find_nki
 from jax_tkg.simulator import check_language, errors
@@ -147,6 +147,8 @@ def _simulated(values: argparse.Namespace) -> Result:
 
 
 def _run(values: argparse.Namespace) -> int:
+    if values.output is not None:
+        check_output_file("--output", values.output)
     result = _simulated(values)
     for line in results.described(result, values.values):
         say(line)
@@ -159,6 +161,10 @@ def _run(values: argparse.Namespace) -> int:
 def _profile(values: argparse.Namespace) -> int:
     if values.plot is not None and importlib.util.find_spec("matplotlib") is None:
         raise CommandError("--plot: expected matplotlib to be installed: pip install matplotlib")
+    if values.plot is not None:
+        check_output_file("--plot", values.plot, ".png")
+    if values.trace is not None:
+        check_output_file("--trace", values.trace)
     if not 0 <= values.rank < values.ranks:
         raise CommandError(f"--rank: expected 0..{values.ranks - 1}, got {values.rank}")
     record = _simulated(values).record

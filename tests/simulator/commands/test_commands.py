@@ -106,6 +106,9 @@ class CommandsTest(parameterized.TestCase):
         (["run", _KERNEL, "--inputs=/nowhere.npz"], "/nowhere.npz: No such file"),
         (["run", _KERNEL, "--ranks=0"], "--ranks: expected 1 or more"),
         (["profile", _KERNEL, "--rank=1"], "--rank: expected 0..0, got 1"),
+        (["run", _KERNEL, "--output=/nowhere/a.npz"], "--output: expected a file that can be"),
+        (["profile", _KERNEL, "--trace=/nowhere/a"], "--trace: expected a file that can be"),
+        (["profile", _KERNEL, "--plot=a.svg"], "--plot: expected a name that ends in .png"),
         (["check"], "expected module:kernel, got none"),
     )
     def test_wrong_words(self, words: list[str], message: str) -> None:
