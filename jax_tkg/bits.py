@@ -64,6 +64,13 @@ jax.export.register_pytree_node_serialization(
 )
 
 
+def integers_of(dtype: jax.typing.DTypeLike) -> np.dtype | None:
+    """The unsigned integers that `Bits` of a dtype hold; None for a dtype that is not held so."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return None
+    return _INTEGERS.get(jnp.finfo(dtype).bits)
+
+
 def as_bits(array: Any) -> Any:
     """A matrix or cache in the form for CPUs.
 
@@ -93,7 +100,7 @@ def as_bits(array: Any) -> Any:
         raise TypeError(
             f"array: expected an array in the machine's byte order, got dtype {dtype.str!r}"
         )
-    integers = _INTEGERS.get(jnp.finfo(dtype).bits)
+    integers = integers_of(dtype)
     if integers is None:
         return array
     if isinstance(array, np.ndarray):

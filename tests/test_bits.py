@@ -183,6 +183,28 @@ class OperationTest(parameterized.TestCase):
             direct = jax_tkg.reference.transformer_tkg(**arguments, **cases.options(SHAPE))
             np.testing.assert_array_equal(direct.hidden, got.hidden)
 
+    @parameterized.parameters(
+        ("bfloat16", "uint8", "expected Bits that hold bfloat16 as an array of uint16 .* uint8"),
+        ("bfloat16", "int16", "expected Bits that hold bfloat16 as an array of uint16 .* int16"),
+        ("bfloat16", "bfloat16", "expected Bits that hold bfloat16 as an array of uint16 .* bfl"),
+        (
+            "float8_e5m2",
+            "uint16",
+            "expected Bits that hold float8_e5m2 as an array of uint8 .* uint16",
+        ),
+        ("float32", "uint32", "expected Bits of a float dtype of 8 or 16 bits, got float32"),
+        ("uint16", "uint16", "expected Bits of a float dtype of 8 or 16 bits, got uint16"),
+    )
+    def test_other_integers(self, dtype: str, held: str, message: str) -> None:
+        rng = np.random.default_rng(0)
+        weights, inputs = cases.random_weights(SHAPE, rng), cases.random_inputs(SHAPE, rng)
+        arguments = {**weights, **inputs, **cases.options(SHAPE)}
+        for name in ("W_gates", "K_caches"):
+            first, *rest = arguments[name]
+            wrong = bits.Bits(jnp.zeros(first.shape, held), jnp.dtype(dtype))
+            with self.assertRaisesRegex(TypeError, rf"^{name}\[0\]: {message}"):
+                jax_tkg.transformer_tkg(**{**arguments, name: [wrong, *rest]})
+
     @pytest.mark.extended
     def test_some_as_bits(self) -> None:
         """Arrays of weights beside caches of bits, the other way round, and some of each."""
