@@ -19,7 +19,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 
-_INTEGERS = {1: np.dtype(np.uint8), 2: np.dtype(np.uint16)}
+_INTEGERS = {8: np.dtype(np.uint8), 16: np.dtype(np.uint16)}
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["bits"], meta_fields=["dtype"])
@@ -64,6 +64,13 @@ jax.export.register_pytree_node_serialization(
 )
 
 
+def integers_of(dtype: jax.typing.DTypeLike) -> np.dtype | None:
+    """The unsigned integers that `Bits` of a dtype hold; None for a dtype that is not held so."""
+    if not jnp.issubdtype(dtype, jnp.floating):
+        return None
+    return _INTEGERS.get(jnp.finfo(dtype).bits)
+
+
 def as_bits(array: Any) -> Any:
     """A matrix or cache in the form for CPUs.
 
@@ -73,15 +80,29 @@ def as_bits(array: Any) -> Any:
       array: an array of JAX or NumPy of any shape, or what this function returned.
 
     Returns:
-      `Bits` for a float dtype of one or two bytes; anything else as it is. NumPy arrays are viewed,
+      `Bits` for a float dtype of 8 or 16 bits; anything else as it is. NumPy arrays are viewed,
       arrays of JAX copied once.
+
+    Raises:
+      TypeError: it is no array, or its bytes are not in the machine's order.
     """
-    if isinstance(array, Bits) or not jnp.issubdtype(array.dtype, jnp.floating):
+    if isinstance(array, Bits):
+        return array
+    if not hasattr(array, "dtype"):
+        raise TypeError(
+            "array: expected an array of JAX or NumPy (jax.tree.map(as_bits, ...) converts a list "
+            f"of them), got {type(array).__name__}"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
         return array
     dtype = jnp.dtype(array.dtype)
-    if dtype.itemsize not in _INTEGERS:
+    if not dtype.isnative:
+        raise TypeError(
+            f"array: expected an array in the machine's byte order, got dtype {dtype.str!r}"
+        )
+    integers = integers_of(dtype)
+    if integers is None:
         return array
-    integers = _INTEGERS[dtype.itemsize]
     if isinstance(array, np.ndarray):
         return Bits(array.view(integers), dtype)
     return Bits(_reinterpreted(array, integers), dtype)

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_tkg.bits import Bits, as_bits, without_bits
-from jax_tkg.call.integers import as_int32
-from jax_tkg.call.layer_kinds import LayerKinds
+from jax_tkg.call.integers import as_int32, check_count
+from jax_tkg.call.layer_kinds import LayerKinds, check_layer_kinds
 from jax_tkg.call.operand_table import BY_NAME, names
 from jax_tkg.limits import MAX_NEW_TOKENS, SIZE_MULTIPLE
 from jax_tkg.masks import ring_positions
@@ -56,10 +56,23 @@ def allocate_caches(
       array for each kind and a leading axis for its layers.
 
     Raises:
-      ValueError: not one capacity for each kind.
+      TypeError: a size is no integer, or `layer_kinds` no integers.
+      ValueError: a size or `context_parallel` is not positive, there is not one capacity for each
+        kind, or `layer_kinds` are none.
     """
-    kinds = LayerKinds.of(None if layer_kinds is None else tuple(layer_kinds), num_layers)
-    capacities = (S_max,) if isinstance(S_max, int | np.integer) else tuple(S_max)
+    for name, size in (
+        ("num_layers", num_layers),
+        ("B", B),
+        ("k", k),
+        ("d", d),
+        ("context_parallel", context_parallel),
+    ):
+        check_count(name, size)
+    kinds = LayerKinds.of(check_layer_kinds("layer_kinds", layer_kinds), num_layers)
+    if isinstance(S_max, Sequence | np.ndarray) and not isinstance(S_max, str):
+        capacities = tuple(check_count(f"S_max[{kind}]", size) for kind, size in enumerate(S_max))
+    else:
+        capacities = (check_count("S_max", S_max),)
     if len(capacities) != kinds.count or len(kinds.of_layers) != num_layers:
         raise ValueError(
             f"S_max: expected a capacity for each of {kinds.count} kinds of {num_layers} layers, "
@@ -109,7 +122,13 @@ def allocate_blocks(
     Returns:
       K_caches (each [blocks, k, d, block_len]) and V_caches (each [blocks, k, block_len, d]), as
       `allocate_caches` returns caches.
+
+    Raises:
+      TypeError: a size is no integer.
+      ValueError: a size is not positive.
     """
+    for name, size in (("blocks", blocks), ("block_len", block_len)):
+        check_count(name, size)
     return allocate_caches(
         num_layers,
         B=blocks,
@@ -137,7 +156,13 @@ def share_out(caches: Any, context_parallel: int, slot_axis: int) -> Any:
       [..., B, k*c, d, ceil(S_max / c)] keys, or values likewise: of each KV head the caches of its
       ranks side by side, as a split of the KV-head axis over tensor-parallel ranks takes them. Slot
       s // c of rank s % c is slot s. Slots that no rank had before are zero.
+
+    Raises:
+      TypeError: `context_parallel` is no integer.
+      ValueError: it is not positive, or `slot_axis` is neither -1 nor -2.
     """
+    check_count("context_parallel", context_parallel)
+    _check_slot_axis(slot_axis)
     if isinstance(caches, list | tuple):
         return type(caches)([share_out(each, context_parallel, slot_axis) for each in caches])
     if isinstance(caches, Bits):
@@ -152,6 +177,11 @@ def share_out(caches: Any, context_parallel: int, slot_axis: int) -> Any:
     return by_rank.reshape(merged)
 
 
+def _check_slot_axis(slot_axis: int) -> None:
+    if slot_axis not in (-1, -2):
+        raise ValueError(f"slot_axis: expected -1 (keys) or -2 (values), got {slot_axis}")
+
+
 def block_slots(positions: jax.Array, block_tables: jax.Array, block_len: int) -> jax.Array:
     """The slot of each token in caches in blocks: `position_ids` of `transformer_tkg`.
 
@@ -163,8 +193,9 @@ def block_slots(positions: jax.Array, block_tables: jax.Array, block_len: int) -
     Returns:
       [B, S] int32: block * block_len + offset, or -1 where there is no block.
     """
-    positions = as_int32(positions)
-    tables = as_int32(block_tables)
+    check_count("block_len", block_len)
+    positions = as_int32(positions, "positions")
+    tables = as_int32(block_tables, "block_tables")
     entry = positions // block_len
     inside = (positions >= 0) & (entry < tables.shape[1])
     block = jnp.take_along_axis(tables, jnp.clip(entry, 0, tables.shape[1] - 1), axis=1)
@@ -190,7 +221,8 @@ def insert(K_caches: Any, V_caches: Any, row: Any, K_new: Any, V_new: Any) -> tu
       The caches. Slots from T on keep what they hold.
 
     Raises:
-      ValueError: more new slots than a cache has, or there is no such row.
+      ValueError: what is new has other sizes than the caches or more slots, or there is no such
+        row.
       TypeError: either the caches or what is new is in float8, or both in different formats.
     """
     _check_row(row, jax.tree.leaves(K_caches)[0].shape[-4])
@@ -213,8 +245,14 @@ def _check_row(row: Any, B: int) -> None:
 
 def _inserted(caches: Any, row: Any, new: Any, name: str, slot_axis: int) -> Any:
     if isinstance(caches, list | tuple):
+        given = len(new) if isinstance(new, list | tuple) else type(new).__name__
+        if given != len(caches):
+            raise ValueError(
+                f"{name}: expected a sequence of {len(caches)}, as of caches, got {given}"
+            )
         pairs = zip(caches, new, strict=True)
         return type(caches)([_inserted(cache, row, own, name, slot_axis) for cache, own in pairs])
+    _check_columns(name, new, caches, 1, slot_axis)
     if new.shape[slot_axis] > caches.shape[slot_axis]:
         raise ValueError(
             f"{name}: expected at most the {caches.shape[slot_axis]} slots of a cache, "
@@ -227,6 +265,22 @@ def _inserted(caches: Any, row: Any, new: Any, name: str, slot_axis: int) -> Any
         return jax.lax.dynamic_update_slice(cache, values, start)
 
     return jax.tree.map(put, caches, _in_form_of(caches, new, name))
+
+
+def _check_columns(name: str, columns: Any, caches: Any, batch: int, slot_axis: int) -> None:
+    """Checks that keys or values have the shape of caches but for the batch and the slots."""
+    if isinstance(columns, list | tuple):
+        raise TypeError(
+            f"{name}: expected an array, as the caches are, got {type(columns).__name__}"
+        )
+    wanted, got = list(caches.shape), list(columns.shape)
+    wanted[-4] = batch
+    if len(got) == len(wanted):
+        wanted[slot_axis] = got[slot_axis]
+    if got != wanted:
+        shown = [str(size) for size in wanted]
+        shown[slot_axis] = "T"
+        raise ValueError(f"{name}: expected shape [{', '.join(shown)}], got {got}")
 
 
 def _in_form_of(cache: Any, values: Any, name: str) -> Any:
@@ -275,8 +329,8 @@ def compact(
     """
     if block_tables is not None and np.any(rings):
         raise ValueError(f"rings: expected False with block_tables, got {rings}")
-    kept = as_int32(kept)
-    start = as_int32(lengths)[:, None]
+    kept = as_int32(kept, "kept")
+    start = as_int32(lengths, "lengths")[:, None]
     number = jnp.arange(kept.shape[1], dtype=jnp.int32)[None]
     target = jnp.where(kept >= 0, start + number, -1)
     moves = (jnp.maximum(start + kept, 0), target, block_tables)
@@ -295,7 +349,8 @@ def _compacted(
     slot_axis: int,
 ) -> Any:
     if isinstance(caches, list | tuple):
-        each_ring = [rings] * len(caches) if isinstance(rings, bool) else list(rings)
+        whole = isinstance(rings, bool | np.bool_)
+        each_ring = [rings] * len(caches) if whole else list(rings)
         if len(each_ring) != len(caches):
             raise ValueError(
                 f"rings: expected a bool, or one for each of {len(caches)} caches, got {rings}"
@@ -305,7 +360,7 @@ def _compacted(
             for cache, is_ring in zip(caches, each_ring, strict=True)
         ]
         return type(caches)(moved)
-    if not isinstance(rings, bool):
+    if not isinstance(rings, bool | np.bool_):
         raise ValueError(f"rings: expected a bool for caches in one stack, got {rings}")
     if isinstance(caches, Bits):
         bits = _compacted(caches.bits, source, target, block_tables, rings, slot_axis)
@@ -332,6 +387,7 @@ def _compacted(
 
     from_rows, from_slots = rows_and_slots(source)
     to_rows, to_slots = rows_and_slots(target)
+    caches = jnp.asarray(caches)
     columns = caches[places(from_rows, from_slots)]
     to_slots = jnp.where(from_slots < 0, -1, to_slots)
     return caches.at[places(to_rows, to_slots)].set(columns, mode="drop")
@@ -369,9 +425,10 @@ def ring_slots(positions: jax.Array, S_max: int) -> jax.Array:
       S_max: slots of the ring.
 
     Returns:
-      [B, S] in the dtype of `positions`: position % S_max, or -1.
+      [B, S] int32: position % S_max, or -1.
     """
-    positions = jnp.asarray(positions)
+    check_count("S_max", S_max)
+    positions = as_int32(positions, "positions")
     return jnp.where(positions < 0, -1, positions % S_max)
 
 
@@ -391,7 +448,10 @@ def fill_ring(ring: Any, columns: Any, lengths: jax.Array, slot_axis: int) -> An
 
     Raises:
       TypeError: either the ring or the columns are in float8, or both in different formats.
+      ValueError: the columns have other sizes than the ring, or `slot_axis` is neither -1 nor -2.
     """
+    _check_slot_axis(slot_axis)
+    _check_columns("columns", columns, ring, ring.shape[-4], slot_axis)
     positions = ring_positions(lengths, ring.shape[slot_axis])
     where = [1] * ring.ndim
     where[-4], where[slot_axis] = positions.shape

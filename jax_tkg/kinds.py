@@ -85,7 +85,7 @@ def prefill_inputs(
       `RoPE_cos`, `RoPE_sin`, `context_lengths`, `context_starts` and `position_ids`, each a tuple
       with an entry for each kind; `context_starts` are None for kinds without a window.
     """
-    filled = jnp.asarray(lengths, jnp.int32)
+    filled = as_int32(lengths, "lengths")
     positions, written = _positions(filled, S, new_lengths)
     inputs: dict[str, list[Any]] = {}
     for kind in kinds:
@@ -156,7 +156,7 @@ def decode_inputs(
         raise ValueError(
             f"block_len: expected an integer with block_tables, and None without, got {block_len}"
         )
-    filled = jnp.asarray(lengths, jnp.int32)
+    filled = as_int32(lengths, "lengths")
     positions, written = _positions(filled, S_tkg, new_lengths)
     cos, sin = _tables(positions, frequencies, concentrations)
     ends, starts = filled, None
@@ -196,10 +196,11 @@ def _positions(
 ) -> tuple[jax.Array, jax.Array]:
     """[B, S] each: positions of the new tokens, and of those that are written, else -1."""
     token = jnp.arange(S_tkg, dtype=jnp.int32)[None]
-    positions = jnp.asarray(lengths, jnp.int32)[:, None] + token
+    positions = as_int32(lengths, "lengths")[:, None] + token
     if new_lengths is None:
         return positions, positions
-    return positions, jnp.where(token < as_int32(new_lengths)[:, None], positions, -1)
+    real = token < as_int32(new_lengths, "new_lengths")[:, None]
+    return positions, jnp.where(real, positions, -1)
 
 
 def _tables(

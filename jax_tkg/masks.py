@@ -51,10 +51,10 @@ def context_mask(
       [S_ctx, B, q, S].
     """
     slot = jnp.arange(S_ctx, dtype=jnp.int32)[:, None, None]
-    end = jnp.maximum(as_int32(lengths), 0)
+    end = jnp.maximum(as_int32(lengths, "lengths"), 0)
     attended = slot < by_token(end)[None]
     if starts is not None:
-        start = jnp.maximum(as_int32(starts), 0)
+        start = jnp.maximum(as_int32(starts, "starts"), 0)
         begun = slot >= by_token(start)[None]
         wraps = (by_token(start) > by_token(end))[None]
         attended = jnp.where(wraps, attended | begun, attended & begun)
@@ -94,14 +94,13 @@ def window_mask(
       ValueError: the window is not positive, S_ctx > S_max, or S_max < window - 1.
     """
     S_max = S_ctx if S_max is None else S_max
-    if window < 1:
-        raise ValueError(f"window: expected at least 1, got {window}")
+    _check_window(window)
     if not S_ctx <= S_max:
         raise ValueError(f"S_ctx: expected at most S_max = {S_max}, got {S_ctx}")
     if S_max < window - 1:
         raise ValueError(f"S_max: expected at least window - 1 = {window - 1}, got {S_max}")
     position = ring_positions(lengths, S_max)[:, :S_ctx].T
-    query = _new_positions(as_int32(lengths), S_tkg)
+    query = _new_positions(as_int32(lengths, "lengths"), S_tkg)
     attended = (position >= 0)[:, :, None] & (position[:, :, None] > query[None] - window)
     shape = (S_ctx, attended.shape[1], q, S_tkg)
     return jnp.broadcast_to(attended[:, :, None], shape).astype(dtype)
@@ -124,11 +123,10 @@ def window_ranges(
     Raises:
       ValueError: the window is not positive, or S_max < window - 1.
     """
-    if window < 1:
-        raise ValueError(f"window: expected at least 1, got {window}")
+    _check_window(window)
     if S_max is not None and S_max < window - 1:
         raise ValueError(f"S_max: expected at least window - 1 = {window - 1}, got {S_max}")
-    filled = as_int32(lengths)
+    filled = as_int32(lengths, "lengths")
     query = _new_positions(filled, S_tkg)
     first = jnp.clip(query - (window - 1), 0, filled[:, None])
     if S_max is None:
@@ -152,7 +150,7 @@ def ring_positions(lengths: jax.Array, S_max: int) -> jax.Array:
     Returns:
       [B, S_max] int32; negative for a slot without a token.
     """
-    last = as_int32(lengths)[:, None] - 1
+    last = as_int32(lengths, "lengths")[:, None] - 1
     return last - (last - jnp.arange(S_max, dtype=jnp.int32)[None]) % S_max
 
 
@@ -182,14 +180,18 @@ def active_mask(
 
     Returns:
       [S (key), B, q, S (query)]: key <= query, both real, and query - key < window.
+
+    Raises:
+      ValueError: the window is not positive.
     """
     token = jnp.arange(S_tkg)
     causal = token[:, None, None] <= token[None, None, :]
     if window is not None:
+        _check_window(window)
         causal = causal & (token[:, None, None] > token[None, None, :] - window)
     mask = jnp.broadcast_to(causal, (S_tkg, B, S_tkg))
     if new_lengths is not None:
-        real = _below(new_lengths, S_tkg)
+        real = _below(new_lengths, S_tkg, "new_lengths")
         mask = mask & real[:, :, None] & real.T[None]
     return jnp.broadcast_to(mask[:, :, None, :], (S_tkg, B, q, S_tkg)).astype(dtype)
 
@@ -210,7 +212,7 @@ def tree_mask(parents: jax.Array, q: int, dtype: jax.typing.DTypeLike = jnp.bool
     Returns:
       [S, B, q, S].
     """
-    parents = as_int32(parents)
+    parents = as_int32(parents, "parents")
     B, S = parents.shape
     leading = _leading(parents)
     tokens = jnp.arange(S, dtype=jnp.int32)[None, None, None]
@@ -227,7 +229,7 @@ def tree_depths(parents: jax.Array) -> jax.Array:
     Returns:
       [B, S] int32: 0 for a token that follows the sequence itself.
     """
-    return (_leading(as_int32(parents))[1:] >= 0).sum(axis=0, dtype=jnp.int32)
+    return (_leading(as_int32(parents, "parents"))[1:] >= 0).sum(axis=0, dtype=jnp.int32)
 
 
 def _leading(parents: jax.Array) -> jax.Array:
@@ -270,9 +272,11 @@ def unified_mask(
     return jnp.broadcast_to(mask, shape).astype(dtype)
 
 
-def _below(counts: jax.Array, size: int) -> jax.Array:
+def _below(counts: jax.Array, size: int, name: str = "lengths") -> jax.Array:
     """[size, B] bool: index < counts[b], for counts [B] of any integer dtype."""
-    counts = jnp.asarray(counts)
-    largest = min(size, int(jnp.iinfo(counts.dtype).max))
-    clipped = jnp.minimum(counts, largest).astype(jnp.int32)
-    return jnp.arange(size, dtype=jnp.int32)[:, None] < clipped[None]
+    return jnp.arange(size, dtype=jnp.int32)[:, None] < as_int32(counts, name)[None]
+
+
+def _check_window(window: int) -> None:
+    if window < 1:
+        raise ValueError(f"window: expected at least 1, got {window}")

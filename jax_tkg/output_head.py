@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jax_tkg.call.integers import check_count
 from jax_tkg.cpu.formulation import Form
 from jax_tkg.cpu.products import multiply
 from jax_tkg.cpu.stored_weight import StoredWeight
@@ -59,7 +60,14 @@ def merge_candidates(
       [B, S, count] logits in descending order, and their ids; of equal logits the lowest ids, in
       ascending order. Where a `logit_softcap` is so low that its tanh rounds different logits to
       the same, these may be others than those that one rank with all columns chooses.
+
+    Raises:
+      TypeError: `count` is no integer.
+      ValueError: it is not positive, or larger than the number of candidates.
     """
+    count, given = check_count("count", count), candidate_logits.shape[-1]
+    if count > given:
+        raise ValueError(f"count: expected at most the {given} candidates of a token, got {count}")
     if count == 1:
         # Plain reductions, which every compiler has.
         largest = jnp.max(candidate_logits, axis=-1, keepdims=True)

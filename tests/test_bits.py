@@ -20,7 +20,7 @@ from jax_tkg.weights import TransformerWeights, stack_layers
 from tests import cases
 
 LOW_PRECISION = ("bfloat16", "float16", "float8_e4m3", "float8_e4m3fn", "float8_e5m2")
-UNTOUCHED = ("float32", "int8", "uint16")
+UNTOUCHED = ("float32", "int8", "uint16", "float4_e2m1fn")
 MATRICES = tuple(name for name in names("weight") if not BY_NAME[name].optional)
 SHAPE = cases.Shape(
     B=2, S=1, q=2, k=2, d=64, H=256, I=256, L=2, S_ctx=20, S_max=24, dtype="bfloat16"
@@ -56,6 +56,12 @@ class BitsTest(parameterized.TestCase):
     def test_bits_stay_bits(self) -> None:
         held = bits.as_bits(jnp.ones((2, 3), jnp.bfloat16))
         self.assertIs(bits.as_bits(held), held)
+
+    def test_refused(self) -> None:
+        with self.assertRaisesRegex(TypeError, "^array: expected .* byte order, got dtype '>f2'$"):
+            bits.as_bits(np.ones((2, 3), ">f2"))
+        with self.assertRaisesRegex(TypeError, r"^array: expected an array .*jax.tree.map.* list$"):
+            bits.as_bits([jnp.ones(2)])
 
     def test_arrays_of_numpy_are_not_copied(self) -> None:
         array = np.ones((2, 3), ml_dtypes.bfloat16)
@@ -176,6 +182,28 @@ class OperationTest(parameterized.TestCase):
         if implementation == "reference":
             direct = jax_tkg.reference.transformer_tkg(**arguments, **cases.options(SHAPE))
             np.testing.assert_array_equal(direct.hidden, got.hidden)
+
+    @parameterized.parameters(
+        ("bfloat16", "uint8", "expected Bits that hold bfloat16 as an array of uint16 .* uint8"),
+        ("bfloat16", "int16", "expected Bits that hold bfloat16 as an array of uint16 .* int16"),
+        ("bfloat16", "bfloat16", "expected Bits that hold bfloat16 as an array of uint16 .* bfl"),
+        (
+            "float8_e5m2",
+            "uint16",
+            "expected Bits that hold float8_e5m2 as an array of uint8 .* uint16",
+        ),
+        ("float32", "uint32", "expected Bits of a float dtype of 8 or 16 bits, got float32"),
+        ("uint16", "uint16", "expected Bits of a float dtype of 8 or 16 bits, got uint16"),
+    )
+    def test_other_integers(self, dtype: str, held: str, message: str) -> None:
+        rng = np.random.default_rng(0)
+        weights, inputs = cases.random_weights(SHAPE, rng), cases.random_inputs(SHAPE, rng)
+        arguments = {**weights, **inputs, **cases.options(SHAPE)}
+        for name in ("W_gates", "K_caches"):
+            first, *rest = arguments[name]
+            wrong = bits.Bits(jnp.zeros(first.shape, held), jnp.dtype(dtype))
+            with self.assertRaisesRegex(TypeError, rf"^{name}\[0\]: {message}"):
+                jax_tkg.transformer_tkg(**{**arguments, name: [wrong, *rest]})
 
     @pytest.mark.extended
     def test_some_as_bits(self) -> None:

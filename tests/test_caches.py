@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import jax
@@ -23,10 +24,11 @@ from jax_tkg.caches import (
     insert,
     ring_capacity,
     ring_slots,
+    share_out,
 )
 
 
-class AllocateCachesTest(absltest.TestCase):
+class AllocateCachesTest(parameterized.TestCase):
     def test_lists(self) -> None:
         K_caches, V_caches = allocate_caches(3, B=2, k=4, d=64, S_max=10, dtype=jnp.bfloat16)
         self.assertEqual([c.shape for c in K_caches], [(2, 4, 64, 10)] * 3)
@@ -64,6 +66,20 @@ class AllocateCachesTest(absltest.TestCase):
             dtype=jnp.float32,
         )
         self.assertEqual(K_caches[0].shape, (2, 4, 64, 10))
+
+    @parameterized.parameters(
+        ({"context_parallel": 0}, "context_parallel: expected at least 1, got 0"),
+        ({"B": -2}, "B: expected at least 1, got -2"),
+        ({"num_layers": 0}, "num_layers: expected at least 1, got 0"),
+        ({"S_max": (8, 0)}, r"S_max\[1\]: expected at least 1, got 0"),
+        ({"layer_kinds": (0, -1, 1)}, r"layer_kinds\[1\]: expected a kind of at least 0, got -1"),
+        ({"S_max": 8.0}, "S_max: expected an integer, got 8.0"),
+    )
+    def test_sizes_that_cannot_be(self, changes: dict[str, Any], message: str) -> None:
+        sizes: dict[str, Any] = {"num_layers": 3, "B": 2, "k": 1, "d": 4, "S_max": (8, 16)}
+        options = {"dtype": jnp.float32, "layer_kinds": (0, 0, 1)}
+        with self.assertRaisesRegex((TypeError, ValueError), f"^{message}"):
+            allocate_caches(**{**sizes, **options, **changes})
 
     def test_sharding(self) -> None:
         mesh = jax.sharding.Mesh(np.asarray(jax.devices("cpu")[:2]), ("tp",))
@@ -124,6 +140,29 @@ class InsertTest(parameterized.TestCase):
         new = [jnp.zeros((1, 1, 4, 7))], [jnp.zeros((1, 1, 7, 4))]
         with self.assertRaisesRegex(ValueError, "K_new: expected at most the 6 slots .* got 7"):
             insert(*old, 0, *new)
+
+    @parameterized.parameters(
+        ((2, 1, 4, 3), r"K_new: expected shape \[1, 1, 4, T\], got \[2, 1, 4, 3\]"),
+        ((1, 1, 3, 3), r"K_new: expected shape \[1, 1, 4, T\], got \[1, 1, 3, 3\]"),
+        ((1, 2, 4, 3), r"K_new: expected shape \[1, 1, 4, T\], got \[1, 2, 4, 3\]"),
+        ((1, 4, 3), r"K_new: expected shape \[1, 1, 4, T\], got \[1, 4, 3\]"),
+    )
+    def test_other_sizes(self, shape: tuple[int, ...], message: str) -> None:
+        """Else another row, or a part of the features, would be written."""
+        old = jnp.zeros((3, 1, 4, 6)), jnp.zeros((3, 1, 6, 4))
+        for form in (lambda one: one, lambda one: [one]):
+            with self.assertRaisesRegex(ValueError, f"^{message}$"):
+                insert(*map(form, old), 2, form(jnp.ones(shape)), form(jnp.ones((1, 1, 3, 4))))
+
+    def test_another_container(self) -> None:
+        old = [jnp.zeros((3, 1, 4, 6))] * 2, [jnp.zeros((3, 1, 6, 4))] * 2
+        new = jnp.ones((1, 1, 4, 2)), jnp.ones((1, 1, 2, 4))
+        with self.assertRaisesRegex(ValueError, "^K_new: expected a sequence of 2, .*, got 1$"):
+            insert(*old, 0, [new[0]], [new[1]])
+        with self.assertRaisesRegex(ValueError, "^K_new: expected a sequence of 2, .*, got Array"):
+            insert(*old, 0, *new)
+        with self.assertRaisesRegex(TypeError, "^K_new: expected an array, .*, got list$"):
+            insert(old[0][0], old[1][0], 0, [new[0]], [new[1]])
 
     @parameterized.product(
         held=("array", "bits"),
@@ -241,6 +280,16 @@ class CompactTest(parameterized.TestCase):
         with self.assertRaisesRegex(ValueError, "rings: expected False with block_tables, got T"):
             compact([K], [V], *moves, jnp.zeros((1, 1), jnp.int32), rings=True)
 
+    def test_arrays_and_bools_of_numpy(self) -> None:
+        rng = np.random.default_rng(0)
+        K, V = rng.random((2, 1, 1, 2, 8)), rng.random((2, 1, 1, 8, 2))
+        moves = np.asarray([7]), np.asarray([[0, 2]])
+        want = compact([*jnp.asarray(K)], [*jnp.asarray(V)], *moves, rings=[True, False])
+        got = compact([*K], [*V], *moves, rings=np.asarray([True, False]))
+        jax.tree.map(np.testing.assert_array_equal, got, want)
+        stacked = compact(K, V, *moves, rings=np.bool_(True))
+        np.testing.assert_array_equal(stacked[0][0], want[0][0])
+
     def test_blocks(self) -> None:
         """A sequence's slots in blocks move as the same slots in a row do."""
         rng = np.random.default_rng(0)
@@ -275,6 +324,28 @@ class RingTest(parameterized.TestCase):
     def test_slots(self) -> None:
         slots = ring_slots(jnp.asarray([[6, 7, 8], [15, 16, -1]]), 8)
         np.testing.assert_array_equal(slots, [[6, 7, 0], [7, 0, -1]])
+
+    @parameterized.parameters((np.int8, 100), (np.uint8, 200), (np.int64, 2**31 - 1))
+    def test_slots_of_any_dtype(self, dtype: Any, position: int) -> None:
+        """Rings may have more slots than the dtype of positions holds."""
+        slots = ring_slots(np.asarray([[position]], dtype), 700)
+        np.testing.assert_array_equal(slots, [[position % 700]])
+        self.assertEqual(slots.dtype, jnp.int32)
+
+    def test_other_sizes(self) -> None:
+        ring, lengths = jnp.zeros((2, 1, 4, 8)), jnp.asarray([3, 1])
+        for shape in ((1, 1, 4, 3), (2, 1, 1, 3), (2, 4, 3)):
+            with self.assertRaisesRegex(
+                ValueError,
+                rf"columns: expected shape \[2, 1, 4, T\], got {re.escape(str([*shape]))}",
+            ):
+                fill_ring(ring, jnp.ones(shape), lengths, -1)
+        with self.assertRaisesRegex(ValueError, r"slot_axis: expected -1 .* or -2 .*, got 3"):
+            fill_ring(ring, jnp.ones((2, 1, 4, 3)), lengths, 3)
+        with self.assertRaisesRegex(ValueError, r"slot_axis: expected -1 .* or -2 .*, got -3"):
+            share_out(ring, 2, -3)
+        with self.assertRaisesRegex(ValueError, "context_parallel: expected at least 1, got 0"):
+            share_out(ring, 0, -1)
 
     @parameterized.parameters("float32", "bfloat16")
     def test_fill(self, dtype: str) -> None:

@@ -199,6 +199,12 @@ class MergeTest(absltest.TestCase):
         values, chosen = merge_candidates(logits, ids)
         self.assertEqual((values.tolist(), chosen.tolist()), ([[[4]]], [[[7]]]))
 
+    def test_counts_that_cannot_be(self) -> None:
+        logits, ids = np.zeros((1, 1, 4), np.float32), np.zeros((1, 1, 4), np.int32)
+        for count, expected in ((0, "at least 1"), (-1, "at least 1"), (5, "at most the 4 .*")):
+            with self.assertRaisesRegex(ValueError, f"^count: expected {expected}, got {count}$"):
+                merge_candidates(logits, ids, count)
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -226,6 +226,19 @@ class TransformationsTest(parameterized.TestCase):
         inputs = [{**shared, "X": one["X"]} for one in self.inputs]
         self._assert_batch(got, [self.weights[0]] * 3, inputs)
 
+    @parameterized.product(stacked=(False, True), jit=(False, True))
+    @pytest.mark.extended_except("0")
+    def test_vmap_over_nothing(self, stacked: bool, jit: bool) -> None:
+        """An axis of no members: results that have such an axis."""
+        form = cases.stack if stacked else dict
+        shared = {name: one for name, one in self.inputs[0].items() if name != "X"}
+        X = np.stack([inputs["X"] for inputs in self.inputs])
+        run = jax.vmap(lambda x: self.call(X=x, **form(self.weights[0]), **form(shared)))
+        got = (jax.jit(run) if jit else run)(X[:0])
+        want = jax.eval_shape(run, X)
+        for none, some in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            self.assertEqual((none.shape, none.dtype), ((0, *some.shape[1:]), some.dtype))
+
     @pytest.mark.extended
     def test_vmap_over_weights(self) -> None:
         batch = jax.tree.map(lambda *arrays: np.stack(arrays), *self.weights)

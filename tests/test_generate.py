@@ -239,6 +239,8 @@ class TextTest(parameterized.TestCase):
         ("seed", ["--seed=18446744073709551616"], "--seed=18446744073709551616"),
         ("negative_seed", ["--seed=-1"], "--seed=-1"),
         ("system_bytes", [b"--system=\xe9"], "--system: expected text in UTF-8, got byte 0xe9"),
+        ("stop_bytes", [b"--stop=\xe9"], "--stop: expected text in UTF-8, got byte 0xe9"),
+        ("slots", ["--slots=3"], "--slots: expected --requests with it, got 3 alone"),
         ("nki", ["--implementation=nki"], "--implementation: expected 'nki' on platform neuron"),
         ("nkilib", ["--implementation=nkilib"], "expected"),
         ("system", ["--nochat", "--system=You are a cat."], "--system"),
@@ -252,6 +254,27 @@ class TextTest(parameterized.TestCase):
     def test_bytes_that_are_no_text(self) -> None:
         done = _run(f"--model={self.model}", b"--prompt=ab\xff")
         _assert_one_line(self, done, "--prompt: expected text in UTF-8, got byte 0xff after 2 ch")
+
+    @parameterized.parameters(
+        ("--stop=", "--stop: expected a text, got an empty one"),
+        (b"--system=\xe9", "--system: expected text in UTF-8, got byte 0xe9 after 0 characters"),
+        ("--slots=3", "--slots: expected --requests with it, got 3 alone"),
+    )
+    @pytest.mark.extended_except("0")
+    def test_bad_flag_of_a_conversation(self, flag: str | bytes, message: str) -> None:
+        """On a terminal, before anything is said."""
+        terminal, follower = os.openpty()
+        done = subprocess.run(
+            [*commands.command("jax_tkg.generate", f"--model={self.model}"), flag],
+            env=commands.environment(TERM="dumb"),
+            stdin=follower,
+            capture_output=True,
+            check=False,
+            timeout=600,
+        )
+        os.close(follower)
+        os.close(terminal)
+        _assert_one_line(self, done, message)
 
     def test_no_prompt(self) -> None:
         done = _run(f"--model={self.model}")

@@ -106,6 +106,7 @@ class BadFlagTest(parameterized.TestCase):
         (["--requests=/nowhere/at/all"], "No such file"),
         (["--temperature=-1"], "--temperature: expected"),
         (["--stop="], "--stop: expected a text, got an empty one"),
+        (["--system=\udce9"], "--system: expected text in UTF-8, got byte 0xe9"),
         (["--implementation=nki"], "--implementation: expected 'nki' on platform neuron"),
         (["--nochat", "--system=a"], "--system: expected a chat"),
     )

@@ -80,6 +80,11 @@ class MasksTest(parameterized.TestCase):
         for key, query in itertools.product(range(5), repeat=2):
             self.assertEqual(bool(mask[key, query]), 0 <= query - key < 2)
 
+    @parameterized.parameters(0, -1)
+    def test_active_mask_of_a_window_that_cannot_be(self, window: int) -> None:
+        with self.assertRaisesRegex(ValueError, f"window: expected at least 1, got {window}"):
+            masks.active_mask(2, 1, 1, window=window)
+
     @parameterized.parameters((4, 1, 3), (4, 3, 8), (3, 2, 2), (1, 2, 5), (6, 4, None))
     @pytest.mark.extended_except("1", "3", "4")
     def test_window_ranges(self, window: int, S: int, ring: int | None) -> None:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.bits import Bits
+from jax_tkg.bits import Bits, integers_of
 from jax_tkg.call.arguments import PER_LAYER_CACHES, is_stacked
 from jax_tkg.call.entries import holds_kind_stacks
 from jax_tkg.call.layer_kinds import LayerKinds
@@ -120,6 +120,7 @@ def _check_kind_stacks(row: Operand, value: Sequence[Any], kinds: LayerKinds) ->
 
 def _check_is_array(row: Operand, label: str, value: Any) -> None:
     if isinstance(value, Bits):
+        _check_bits(label, value)
         _check_is_static(label, value)
         if row.kind not in BITS_KINDS:
             raise TypeError(f"{label}: expected an array, got Bits, which hold weights and caches")
@@ -137,6 +138,20 @@ def _check_is_array(row: Operand, label: str, value: Any) -> None:
             f"{label}: expected an array in the machine's byte order, got dtype {value.dtype.str!r}"
         )
     _check_is_static(label, value)
+
+
+def _check_bits(label: str, value: Bits) -> None:
+    wanted = integers_of(value.dtype)
+    dtype = jnp.dtype(value.dtype).name
+    if wanted is None:
+        raise TypeError(f"{label}: expected Bits of a float dtype of 8 or 16 bits, got {dtype}")
+    held = getattr(value.bits, "dtype", None)
+    if held != wanted:
+        got = type(value.bits).__name__ if held is None else held
+        raise TypeError(
+            f"{label}: expected Bits that hold {dtype} as an array of {wanted.name} "
+            f"(jax_tkg.bits.as_bits makes them), got {got}"
+        )
 
 
 def _check_is_static(label: str, value: Any) -> None:

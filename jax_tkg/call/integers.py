@@ -1,4 +1,4 @@
-"""Integers of sequences and tokens, which callers give in any dtype and for either."""
+"""Integers: of sequences and tokens, which callers give in any dtype, and counts."""
 
 from __future__ import annotations
 
@@ -24,15 +24,39 @@ def saturated(numbers: Any) -> Any:
     return np.clip(numbers, range_held.min, range_held.max).astype(held)
 
 
-def as_int32(numbers: jax.typing.ArrayLike) -> jax.Array:
-    """Integers of any dtype as int32; those beyond its range as its largest or smallest."""
+def as_int32(numbers: jax.typing.ArrayLike, name: str = "numbers") -> jax.Array:
+    """Integers of any dtype as int32; those beyond its range as its largest or smallest.
+
+    Args:
+      numbers: of any shape.
+      name: of the argument, for the message.
+
+    Raises:
+      TypeError: they are no integers.
+    """
     numbers = jnp.asarray(saturated(numbers))
+    if not jnp.issubdtype(numbers.dtype, jnp.integer):
+        raise TypeError(f"{name}: expected an integer dtype, got {numbers.dtype.name}")
     given, wanted = jnp.iinfo(numbers.dtype), jnp.iinfo(jnp.int32)
     if given.max > wanted.max:
         numbers = jnp.minimum(numbers, numbers.dtype.type(wanted.max))
     if given.min < wanted.min:
         numbers = jnp.maximum(numbers, numbers.dtype.type(wanted.min))
     return numbers.astype(jnp.int32)
+
+
+def check_count(name: str, value: Any) -> int:
+    """A positive integer of Python.
+
+    Raises:
+      TypeError: the value is no integer. A bool is none.
+      ValueError: it is less than 1.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name}: expected at least 1, got {value}")
+    return int(value)
 
 
 def by_token(numbers: jax.Array) -> jax.Array:

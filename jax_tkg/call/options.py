@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jax_tkg.call.integers import check_count
 from jax_tkg.call.layer_kinds import check_layer_kinds
 from jax_tkg.call.replica_groups import check_axis_name, check_replica_groups
 
@@ -27,14 +28,6 @@ ROUTINGS = ("softmax_topk", "topk_softmax", "sigmoid_topk")
 
 REQUIRED = object()
 """Default of an option that must be given."""
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    if value < 1:
-        raise ValueError(f"{name}: expected at least 1, got {value}")
-    return int(value)
 
 
 def _number(name: str, value: Any) -> float:
@@ -82,7 +75,7 @@ def _cores(name: str, value: Any) -> int | None:
 
 
 def _optional_count(name: str, value: Any) -> int | None:
-    return None if value is None else _count(name, value)
+    return None if value is None else check_count(name, value)
 
 
 def _counts_of_kinds(name: str, value: Any) -> int | tuple[int | None, ...] | None:
@@ -132,7 +125,7 @@ class Option:
 
 
 OPTIONS: tuple[Option, ...] = (
-    Option("num_layers", REQUIRED, _count, "Layers to execute, L."),
+    Option("num_layers", REQUIRED, check_count, "Layers to execute, L."),
     Option("eps", 1e-6, _epsilon, "Epsilon of the RMSNorms.", arithmetic=True),
     Option(
         "replica_groups",
@@ -271,7 +264,7 @@ OPTIONS: tuple[Option, ...] = (
     Option(
         "context_parallel",
         1,
-        _count,
+        check_count,
         "Ranks that share out the context of a KV head: each holds every so-many-th slot.",
         arithmetic=True,
     ),

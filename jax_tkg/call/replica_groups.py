@@ -118,7 +118,8 @@ def check_replica_groups(replica_groups: Any, axis_names: tuple[str, ...]) -> Gr
 
     Raises:
       TypeError: not a list of lists of integers.
-      ValueError: groups overlap, miss ranks, differ in size, or disagree with `axis_names`.
+      ValueError: groups overlap, miss ranks, differ in size, disagree with `axis_names`, or are
+        those of no axes of an enclosing shard_map that has only some of the mesh's.
     """
     mesh = current_mesh()
     from_axes = groups_of_axes(mesh.axis_names, mesh.axis_sizes, axis_names) if axis_names else None
@@ -149,5 +150,12 @@ def check_replica_groups(replica_groups: Any, axis_names: tuple[str, ...]) -> Gr
         raise ValueError(
             f"replica_groups: expected the groups of axis_name={axis_names!r}, "
             f"{list(map(list, from_axes))}, got {list(map(list, groups))}"
+        )
+    bound = [name for name in mesh.axis_names if is_bound(name)]
+    if len(bound) < len(mesh.axis_names) and axes_of_groups(groups) is None:
+        raise ValueError(
+            f"replica_groups: expected the groups of some of the axes {bound} of the enclosing "
+            f"jax.shard_map (mesh {dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))}), got "
+            f"{list(map(list, groups))}"
         )
     return groups

@@ -145,14 +145,36 @@ def define_flags(values: flags.FlagValues) -> None:
     processes.define_flags(values)
 
 
-def check_stops(values: flags.FlagValues) -> None:
-    """Checks --stop.
+def check_texts(values: flags.FlagValues) -> None:
+    """Checks --prompt, --system and --stop.
 
     Raises:
-      CommandError: a text is empty.
+      CommandError: a text is not in UTF-8, or a stop text is empty.
     """
     if "" in values.stop:
         raise CommandError("--stop: expected a text, got an empty one")
+    system = [] if values.system is None else [values.system]
+    for name, texts in (("prompt", values.prompt or []), ("system", system), ("stop", values.stop)):
+        for text in texts:
+            try:
+                text.encode()
+            except UnicodeEncodeError as error:
+                # How Python hands over bytes of the command line that are not UTF-8.
+                byte = ord(text[error.start]) & 0xFF
+                raise CommandError(
+                    f"--{name}: expected text in UTF-8, got byte {byte:#04x} after "
+                    f"{error.start} characters"
+                ) from None
+
+
+def check_slots(values: flags.FlagValues) -> None:
+    """Checks that --slots is not given where there are no requests, which have them.
+
+    Raises:
+      CommandError: it is.
+    """
+    if values["slots"].present:
+        raise CommandError(f"--slots: expected --requests with it, got {values.slots} alone")
 
 
 def sampling(values: flags.FlagValues) -> Sampling:

@@ -44,6 +44,10 @@ def talk(
             return
         if not said.strip():
             continue
+        if any("\ud800" <= character <= "\udfff" for character in said):
+            # How Python hands over bytes of the terminal that are not of its encoding.
+            note("note: expected text in UTF-8")
+            continue
         # What is dropped for a line stays until it is known that the line fits alone.
         kept = [*turns, {"role": "user", "content": said}]
         tokens = encode(template.prompt(first + kept))

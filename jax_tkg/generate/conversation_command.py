@@ -31,6 +31,8 @@ def hold_conversation(values: flags.FlagValues) -> None:
     for flag, given in (("json", values.json), ("device_loop", values.device_loop)):
         if given:
             raise CommandError(f"--{flag}: expected --prompt with it, got none")
+    command_flags.check_texts(values)
+    command_flags.check_slots(values)
     checkpoint = open_model(values)
     template = checkpoint.tokenizer.chat_template
     if values.chat is False or template is None:

@@ -60,18 +60,8 @@ def _prompts(values: flags.FlagValues) -> list[str]:
         raise CommandError("--prompt: expected at least one, got none; see --help")
     if values.prompt.count("-") > 1:
         raise CommandError("--prompt: expected - once, for standard input can be read once")
-    command_flags.check_stops(values)
-    for name, texts in (("prompt", values.prompt), ("system", [values.system or ""])):
-        for text in texts:
-            try:
-                text.encode()
-            except UnicodeEncodeError as error:
-                # How Python hands over bytes of the command line that are not UTF-8.
-                byte = ord(text[error.start]) & 0xFF
-                raise CommandError(
-                    f"--{name}: expected text in UTF-8, got byte {byte:#04x} after "
-                    f"{error.start} characters"
-                ) from None
+    command_flags.check_texts(values)
+    command_flags.check_slots(values)
     return [_standard_input() if text == "-" else text for text in values.prompt]
 
 

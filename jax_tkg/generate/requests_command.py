@@ -33,7 +33,7 @@ def answer_requests(values: flags.FlagValues) -> None:
         )
     if len(values.seed) > 1:
         raise CommandError(f"--seed: expected 1 with --requests, got {len(values.seed)}")
-    command_flags.check_stops(values)
+    command_flags.check_texts(values)
     defaults = Defaults(
         values.max_tokens,
         command_flags.sampling(values),

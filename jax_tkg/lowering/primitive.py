@@ -134,7 +134,11 @@ def _batch(
     shared = [getattr(marked, row.name) for row in OPERANDS if row.batch_axis is None]
     # Blocks are no part of a sequence: each member of the new axis has its own.
     flat = marked.block_tables is None
-    if flat and all(axis == -1 for axis in jax.tree.leaves(shared)):
+    # Without members there would be no sequence in the joined batch.
+    has_members = all(
+        leaf.shape[axis] for leaf, axis in zip(leaves, axes, strict=True) if axis is not None
+    )
+    if flat and has_members and all(axis == -1 for axis in jax.tree.leaves(shared)):
         return _batch_folded(leaves, axes, structure, parameters)
     return _batch_in_turn(leaves, axes, structure, parameters)
 

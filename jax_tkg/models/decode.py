@@ -23,7 +23,7 @@ from jax_tkg.models.packing import PackedModel
 from jax_tkg.models.placed_parameters import PlacedParameters
 from jax_tkg.models.placing import put
 from jax_tkg.models.prompts import PromptReader
-from jax_tkg.models.sampling import Sampling, Scores, sample, sample_candidates
+from jax_tkg.models.sampling import Sampling, Scores, sample, sample_candidates, typed_key
 
 STEPS_PER_SCAN = 32
 """Steps of one on-device loop: between loops it is seen whether every sequence has finished."""
@@ -220,7 +220,7 @@ class Decoder:
         """
         prompts = self._checked(prompts)
         batch, longest = len(prompts), max(map(len, prompts))
-        key = _checked_key(key, batch)
+        key = typed_key(key, batch, "prompts")
         # Gathered, and so copied: the state is donated, and the caller's keys are not.
         key = key[np.arange(batch)] if key.ndim else jax.random.split(key, batch)
         caches = self._forward.caches(batch)
@@ -367,7 +367,7 @@ class Decoder:
             tokens=shape(batch),
             lengths=shape(batch),
             finished=shape(batch, dtype=jnp.bool_),
-            key=shape(batch, dtype=_checked_key(key, batch).dtype),
+            key=shape(batch, dtype=typed_key(key, batch, "prompts").dtype),
             K_caches=K_caches,
             V_caches=V_caches,
             seen=seen,
@@ -456,24 +456,6 @@ class Decoder:
             return state, state.tokens
 
         return jax.lax.scan(body, state, None, length=STEPS_PER_SCAN)
-
-
-def _checked_key(key: Any, batch: int) -> jax.Array:
-    """The key of `Decoder.start`, or [B] keys, as a typed array."""
-    if key is None:
-        return jax.random.key(0)
-    dtype = getattr(key, "dtype", None)
-    words = jax.random.key_data(jax.random.key(0)).shape
-    if dtype == np.uint32 and key.shape[-1:] == words:
-        key = jax.random.wrap_key_data(jnp.asarray(key))
-    elif dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
-        got = type(key).__name__ if dtype is None else f"{dtype}{list(key.shape)}"
-        raise TypeError(f"key: expected PRNG keys, as jax.random.key makes them, got {got}")
-    if key.shape not in ((), (batch,)):
-        raise ValueError(
-            f"key: expected one PRNG key, or one for each of {batch} prompts, got shape {key.shape}"
-        )
-    return key
 
 
 def shape_of(array: jax.Array) -> jax.ShapeDtypeStruct:

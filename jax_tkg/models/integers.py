@@ -1,7 +1,8 @@
-"""Integers that callers give, of Python, NumPy or JAX, as integers of Python."""
+"""Numbers that callers give, of Python, NumPy or JAX, as numbers of Python."""
 
 from __future__ import annotations
 
+import math
 import operator
 import reprlib
 from collections.abc import Iterable
@@ -22,6 +23,22 @@ def as_integer(name: str, value: Any) -> int:
     except TypeError:
         pass
     raise TypeError(f"{name}: expected an integer, got {_shown(value)}")
+
+
+def as_number(name: str, value: Any) -> float:
+    """A float of Python; infinite for an integer that no float holds.
+
+    Raises:
+      TypeError: the value is no number. A bool or a text is none.
+    """
+    try:
+        if not isinstance(value, bool | np.bool_ | str | bytes):
+            return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+    except TypeError:
+        pass
+    raise TypeError(f"{name}: expected a number, got {_shown(value)}")
 
 
 def as_integers(name: str, values: Iterable[Any]) -> tuple[int, ...]:

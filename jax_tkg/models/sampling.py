@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_tkg.models.integers import as_integer, as_integers
+from jax_tkg.models.integers import as_integer, as_integers, as_number
 
 SEED_IMPLEMENTATION = "threefry2x32"
 """Kind of the PRNG keys of seeds."""
@@ -64,10 +64,12 @@ class Sampling:
 
         Raises:
           ValueError: an option is out of its range; the message names it.
-          TypeError: top_k is no integer.
+          TypeError: top_k is no integer, or another option no number.
         """
-        # The class is frozen.
+        # The class is frozen. Arrays of JAX, which cannot be hashed, could not be static under jit.
         object.__setattr__(self, "top_k", as_integer("top_k", self.top_k))
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            object.__setattr__(self, name, as_number(name, getattr(self, name)))
         if not 0 <= self.temperature < math.inf:
             raise ValueError(f"temperature: expected a finite number >= 0, got {self.temperature}")
         if not 0 < self.top_p <= 1:
@@ -162,6 +164,35 @@ def seed_keys(seeds: Sequence[int]) -> jax.Array:
     return jax.random.wrap_key_data(jnp.asarray(seed_words(seeds)), impl=SEED_IMPLEMENTATION)
 
 
+def typed_key(key: Any, batch: int, members: str) -> jax.Array:
+    """A PRNG key, or [B] keys, as a typed array.
+
+    Args:
+      key: of `jax.random.key` or `jax.random.PRNGKey`; None for a fixed one.
+      batch: B.
+      members: what the batch consists of, for the message.
+
+    Raises:
+      ValueError: there are several keys, but not B.
+      TypeError: it is no PRNG key.
+    """
+    if key is None:
+        return jax.random.key(0)
+    dtype = getattr(key, "dtype", None)
+    words = jax.random.key_data(jax.random.key(0)).shape
+    if dtype == np.uint32 and key.shape[-1:] == words:
+        key = jax.random.wrap_key_data(jnp.asarray(key))
+    elif dtype is None or not jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key):
+        got = type(key).__name__ if dtype is None else f"{dtype}{list(key.shape)}"
+        raise TypeError(f"key: expected PRNG keys, as jax.random.key makes them, got {got}")
+    if key.shape not in ((), (batch,)):
+        raise ValueError(
+            f"key: expected one PRNG key, or one for each of {batch} {members}, got shape "
+            f"{key.shape}"
+        )
+    return key
+
+
 def sample(
     logits: jax.Array, key: jax.Array, sampling: Sampling, seen: jax.Array | None = None
 ) -> jax.Array:
@@ -170,14 +201,20 @@ def sample(
     Args:
       logits: [B, V] float32.
       key: a PRNG key; or [B] keys, so that what a sequence draws does not depend on the others.
+        Those of `jax.random.PRNGKey` are taken too.
       sampling: how to choose; static under jit.
       seen: [B, V] bool, the tokens in the prompt and the answer so far; needed where
         `sampling.penalizes`.
 
     Returns:
       [B] int32.
+
+    Raises:
+      ValueError: there are several keys, but not one for each sequence.
+      TypeError: `key` is no PRNG key, or `seen` is missing.
     """
     vocabulary_size = logits.shape[-1]
+    key = typed_key(key, logits.shape[0], "sequences")
     if not sampling.greedy and 0 < sampling.top_k < vocabulary_size:
         # XLA:CPU sorts the whole vocabulary where `filtered` asks for the last of the likeliest.
         likeliest = jax.lax.top_k(_penalized(logits, sampling, seen), sampling.top_k)
@@ -283,7 +320,11 @@ def _penalized(logits: jax.Array, sampling: Sampling, seen: jax.Array | None) ->
     """Logits after the repetition penalty."""
     if not sampling.penalizes:
         return logits
-    assert seen is not None
+    if seen is None:
+        raise TypeError(
+            "seen: expected [B, V] bool with repetition_penalty = "
+            f"{sampling.repetition_penalty}, got None"
+        )
     penalty = sampling.penalty
     penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
     return jnp.where(seen, penalized, logits)

@@ -104,8 +104,17 @@ class SpeculativeDecoder(Decoder):
         Yields:
           [B] int32 tokens, `NO_TOKEN` for a sequence that says nothing, because it has finished or
           because others say more in this step.
+
+        Raises:
+          ValueError: there are more or fewer prompts than `start` was given.
         """
-        max_tokens = as_integer("max_tokens", max_tokens)
+        # Nobody says more than the capacity; counts of NumPy hold no larger number than int32.
+        max_tokens = min(as_integer("max_tokens", max_tokens), self.capacity)
+        if len(prompts) != len(state.lengths):
+            raise ValueError(
+                f"prompts: expected the {len(state.lengths)} that start was given, got "
+                f"{len(prompts)}"
+            )
         worthwhile = WORTHWHILE_ON_CPU if self._forward.platform == "cpu" else 1
         lookups = [PromptLookup(prompt, min(worthwhile, self.num_drafts)) for prompt in prompts]
         lengths, told = np.array(state.lengths), np.zeros(len(prompts), np.int32)

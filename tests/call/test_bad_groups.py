@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -73,6 +74,32 @@ class BadGroupsTest(parameterized.TestCase):
         )
         with self.assertRaisesRegex(ValueError, r"axis_name: .*\['dp'\].*'tp'"):
             jax.jit(run)(arguments["X"])
+
+    def test_groups_across_an_automatic_axis(self) -> None:
+        """Ranks that the shard_map does not bring together cannot be in one group."""
+        devices = np.asarray(jax.devices("cpu")[:4]).reshape(2, 2)
+        mesh = jax.sharding.Mesh(devices, ("dp", "tp"))
+        everywhere = jax.sharding.PartitionSpec()
+        arguments = good()
+
+        def step(groups: list[list[int]], X: Any) -> Any:
+            return jax_tkg.transformer_tkg(**{**arguments, "X": X}, replica_groups=groups).hidden
+
+        def trace(groups: list[list[int]]) -> Any:
+            run = jax.shard_map(
+                functools.partial(step, groups),
+                mesh=mesh,
+                in_specs=everywhere,
+                out_specs=everywhere,
+                axis_names={"tp"},
+            )
+            return jax.eval_shape(jax.jit(run), arguments["X"])
+
+        trace([[0, 1], [2, 3]])
+        with self.assertRaisesRegex(
+            ValueError, r"^replica_groups: .* axes \['tp'\] .*'dp': 2, .* \[\[0, 3\], \[2, 1\]\]$"
+        ):
+            trace([[0, 3], [2, 1]])
 
 
 if __name__ == "__main__":

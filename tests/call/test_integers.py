@@ -11,9 +11,11 @@ import numpy as np
 from absl.testing import absltest, parameterized
 
 import jax_tkg
-from jax_tkg import masks
+from jax_tkg import caches, kinds, masks
 from jax_tkg.call.integers import as_int32, saturated
 from tests.call.bad_calls import good
+
+KIND = kinds.Kind(8, np.zeros(4))
 
 
 class SaturatedTest(parameterized.TestCase):
@@ -40,6 +42,38 @@ class SaturatedTest(parameterized.TestCase):
         got = as_int32(np.array([-(2**40), 7, 2**32]))
         np.testing.assert_array_equal(got, [-(2**31), 7, 2**31 - 1])
         self.assertTrue(masks.context_mask(np.array([2**32]), 4, 1, 1).all())
+
+    @parameterized.parameters(
+        (lambda numbers: masks.cache_mask(numbers, 4, 1, 1), "lengths"),
+        (lambda numbers: masks.unified_mask(numbers, 5, 1, 1), "lengths"),
+        (lambda numbers: masks.active_mask(4, 1, 1, numbers), "new_lengths"),
+        (lambda numbers: masks.window_mask(numbers, 3, 4, 1, 1), "lengths"),
+        (lambda numbers: masks.tree_mask(numbers[None], 1), "parents"),
+        (lambda numbers: kinds.decode_inputs(numbers, np.zeros(4)), "lengths"),
+        (lambda numbers: kinds.prefill_inputs([KIND], numbers, S=1), "lengths"),
+        (lambda numbers: kinds.step_inputs([KIND], numbers, S_tkg=1, q=1), "lengths"),
+        (lambda numbers: caches.block_slots(numbers[None], np.zeros((1, 1), int), 4), "positions"),
+        (lambda numbers: caches.ring_slots(numbers[None], 4), "positions"),
+    )
+    def test_no_integers(self, make: Any, name: str) -> None:
+        for numbers in (np.float32([1.5]), jnp.ones(1), np.ones(1, np.bool_)):
+            with self.assertRaisesRegex(
+                TypeError, f"^{name}: expected an integer dtype, got {numbers.dtype.name}$"
+            ):
+                make(numbers)
+
+    @parameterized.parameters(2**32 + 1, 2**40)
+    def test_helpers(self, length: int) -> None:
+        """Lengths beyond 32 bits are large, not their last 32 bits."""
+        lengths = np.array([length])
+        self.assertTrue(masks.cache_mask(lengths, 4, 1, 1).all())
+        self.assertTrue(masks.unified_mask(lengths, 5, 1, 1).all())
+        self.assertTrue(masks.active_mask(3, 1, 1, lengths)[0].all())
+        for made in (
+            kinds.decode_inputs(lengths, np.zeros(4)),
+            kinds.prefill_inputs([KIND], lengths, S=1),
+        ):
+            np.testing.assert_array_equal(np.ravel(made["context_lengths"]), [2**31 - 1])
 
 
 class CallTest(absltest.TestCase):

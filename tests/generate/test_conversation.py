@@ -48,6 +48,11 @@ class TalkTest(absltest.TestCase):
         self.assertEqual(prompts, ["one|", "one|a1|two|"])
         self.assertEqual(notes, ["note: expected at most 16 tokens at once, got 18", ""])
 
+    def test_bytes_that_are_no_text_leave_the_conversation(self) -> None:
+        prompts, notes = _talk(["one", "tw\udcff", "three"], room=99)
+        self.assertEqual(prompts, ["one|", "one|a1|three|"])
+        self.assertEqual(notes, ["note: expected text in UTF-8", ""])
+
 
 if __name__ == "__main__":
     absltest.main()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import hypothesis
@@ -285,6 +286,40 @@ class SampleTest(parameterized.TestCase):
     def test_ranges(self, option: str, value: float, message: str) -> None:
         with self.assertRaisesRegex(ValueError, message):
             Sampling(**{option: value})
+
+    @parameterized.parameters("temperature", "top_p", "min_p", "repetition_penalty")
+    def test_numbers(self, option: str) -> None:
+        """Scalars of any kind are floats of Python, so that options stay static under jit."""
+        for number in (1, np.float32(1), jnp.float32(1)):
+            sampling = Sampling(**{option: number})
+            self.assertIs(type(getattr(sampling, option)), float)
+            self.assertEqual(hash(sampling), hash(Sampling(**{option: 1.0})))
+        for other in ("1", None, True, [1.0], np.ones(2)):
+            with self.assertRaisesRegex(TypeError, f"^{option}: expected a number, got "):
+                Sampling(**{option: other})
+        with self.assertRaisesRegex(ValueError, f"^{option}: expected"):
+            Sampling(**{option: 10**400})
+
+    @parameterized.parameters(0, 3)
+    def test_keys(self, top_k: int) -> None:
+        logits, sampling = jnp.asarray(np.random.default_rng(0).random((2, 9))), Sampling(1.0)
+        sampling = dataclasses.replace(sampling, top_k=top_k)
+        want = sample(logits, jax.random.key(7), sampling)
+        np.testing.assert_array_equal(sample(logits, jax.random.PRNGKey(7), sampling), want)
+        keys = jax.random.split(jax.random.key(7))
+        want = sample(logits, keys, sampling)
+        np.testing.assert_array_equal(sample(logits, jax.random.key_data(keys), sampling), want)
+        with self.assertRaisesRegex(ValueError, "^key: expected .* each of 2 sequences, got shape"):
+            sample(logits, jax.random.split(keys[0], 3), sampling)
+        with self.assertRaisesRegex(TypeError, "^key: expected PRNG keys, .*, got int"):
+            sample(logits, 7, sampling)  # type: ignore[arg-type]
+
+    def test_a_penalty_asks_for_the_tokens_so_far(self) -> None:
+        sampling = Sampling(repetition_penalty=2.0)
+        with self.assertRaisesRegex(
+            TypeError, "^seen: expected .* repetition_penalty = 2.0, got N"
+        ):
+            sample(jnp.zeros((1, 4)), jax.random.key(0), sampling)
 
     def test_integers(self) -> None:
         self.assertIs(type(Sampling(top_k=np.int64(5)).top_k), int)

@@ -57,6 +57,24 @@ def _rows(columns: Sequence[np.ndarray], batch: int) -> list[list[int]]:
     return [[token for token in row if token != NO_TOKEN] for row in told.tolist()]
 
 
+class ArgumentsTest(absltest.TestCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.decoder = SpeculativeDecoder(_model(), 60, num_drafts=3)
+
+    def test_more_tokens_than_32_bits_count(self) -> None:
+        """The capacity ends the text."""
+        want = _rows(list(self.decoder.stream(self.decoder.start(PROMPTS), 2**40)), 3)
+        state = self.decoder.start(PROMPTS)
+        got = _rows(list(self.decoder.speculate(PROMPTS, state, 2**40)), 3)
+        self.assertEqual(got, want)
+
+    def test_as_many_prompts(self) -> None:
+        state = self.decoder.start(PROMPTS)
+        with self.assertRaisesRegex(ValueError, "^prompts: expected the 3 that .*, got 2$"):
+            next(self.decoder.speculate(PROMPTS[:2], state, 4))
+
+
 @pytest.mark.thorough
 class TextTest(parameterized.TestCase):
     @parameterized.named_parameters(
