@@ -12,8 +12,8 @@ from .limits import (
     PSUM_BANK,
     PSUM_GROUP_BANKS,
     READ_TWICE_BYTES,
+    RING_SLOT_BYTES,
     SEGMENT_TILES,
-    TILES_BYTES,
     ceiling_divide,
 )
 
@@ -210,7 +210,7 @@ def attended_at_once(B, queries, slots, d, item, block_len, ranks):
     columns = queries
     if ranks > 1:
         columns = sequences * queries
-    most = min(TILES_BYTES // chunk_bytes, scores_at_once(columns))
+    most = min(RING_SLOT_BYTES // chunk_bytes, scores_at_once(columns))
     total = ceiling_divide(slots, PARTITIONS) + 1
     chunks = ceiling_divide(total, ceiling_divide(total, most))
     if block_len > 0:

@@ -5,7 +5,7 @@ from nki.language import NKIObject
 from .constants import Constants
 from .context_ranks import context_ranks
 from .layer_caches import OffsetTables
-from .limits import RING_SLOT_BYTES, RING_SLOTS, ceiling_divide
+from .limits import RING_SLOT_BYTES, RING_SLOTS, WIDE_SLOT_BYTES, ceiling_divide
 from .masks import Masks
 from .places import launch_places
 from .rope import Rotation
@@ -214,9 +214,11 @@ def launch_kinds(X, operands, caches, layers, arguments, shared):
             )
             mask_bytes = masks.bytes
             if ring == None:
-                ring = WeightRing(RING_SLOTS, RING_SLOT_BYTES)
+                slot_bytes = RING_SLOT_BYTES
                 if shared.held_buffers > 0:
-                    held = WeightRing(shared.held_buffers, RING_SLOT_BYTES)
+                    slot_bytes = WIDE_SLOT_BYTES
+                    held = WeightRing(shared.held_buffers, slot_bytes)
+                ring = WeightRing(RING_SLOTS, slot_bytes)
                 loaded, stored = launch_places(shared.place_bytes)
                 if shared.may_skip_experts(sizes.T):
                     ring.clear()

@@ -39,24 +39,24 @@ multiplied while they are read out."""
 RING_SLOTS = 6
 """Buffers through which weights and caches stream."""
 
-RING_SLOT_BYTES = 17408
-"""Bytes per partition of one of them. 23 and 12 chunks of rows of 360 and 720 columns of 16 bits
-fit: W_gate of an expert of gpt-oss-120b loads at once on eight ranks, and in two halves on four."""
-
-TILES_BYTES = 16384
-"""Bytes per partition of a buffer that blocks of keys, and the tiles of columns that a product
-accumulates at once, take at most: 64 chunks or tiles of 128 elements of 16 bits, a power of two."""
+RING_SLOT_BYTES = 16384
+"""Bytes per partition of one of them."""
 
 RING_BYTES = RING_SLOTS * RING_SLOT_BYTES
-"""Bytes per partition of all of them: 102 KiB."""
+"""Bytes per partition of all of them: 96 KiB."""
 
 PARTED_BLOCKS = 2
 """Blocks of rows at the end of a product that load chunk by chunk, where something waits for it:
 what is left to multiply after the last load is then least (modeled; more of them are slower)."""
 
 HELD_BUFFERS = 3
-"""Buffers of the same size for weights that load while a router chooses experts, at most, of what a
-launch leaves: half of W_qkv of gpt-oss-120b at tp = 4 has 30 KiB per partition, in three loads."""
+"""Buffers for weights that load while a router chooses experts, at most, of what a launch leaves:
+half of W_qkv of gpt-oss-120b at tp = 4 has 30 KiB per partition, in three loads."""
+
+WIDE_SLOT_BYTES = 17408
+"""Bytes per partition of a buffer, also of the ring, where there are such buffers. 23 and 12 chunks
+of rows of 360 and 720 columns of 16 bits fit: W_gate of an expert of gpt-oss-120b loads at once on
+eight ranks, and in two halves on four."""
 
 PLACE_BYTES = 28672
 """Bytes per partition for the `Places` of a launch, where the rest leaves as many. Gains, biases
@@ -181,9 +181,9 @@ def tiles_of_a_product(columns, width, row_bytes):
 
     Their products, each of `columns` for its tokens or their terms, share the banks of one
     accumulation. The rows that are multiplied at once, `row_bytes` for each column of the weight,
-    take at most `TILES_BYTES`.
+    fit in a buffer of the ring.
     """
-    return min(PSUM_BANK // columns * PSUM_GROUP_BANKS, TILES_BYTES // (width * row_bytes))
+    return min(PSUM_BANK // columns * PSUM_GROUP_BANKS, RING_SLOT_BYTES // (width * row_bytes))
 
 
 def saved_cycles(T):

@@ -79,9 +79,9 @@ def expert_bytes(hidden, whole, I, E, T, item, float8=True, weighted=False):  # 
     # The input, of this core's share and of all features.
     inputs = item * (hidden + whole)
     # The weights by expert, and of two batches; on their way as many as a PSUM bank holds; all
-    # experts listed, or twice some of them.
+    # experts listed, or twice some of them; gaps.
     lists = 4 * chunks * T + 4 * 8 * (2 + 2 * T) + 4 * 4 * min(8 * T, PSUM_BANK)
-    lists += 21 * max(searched, 2 * LISTED_AT_ONCE)
+    lists += 21 * max(searched, 2 * LISTED_AT_ONCE) + 4 * 5 * LISTED_AT_ONCE
     # The input as float32; logits by expert and by token, values, scores, what is left of them
     # twice, what is chosen, and its weights.
     router = 4 * hidden + 4 * (8 * blocks * searched + 3 * chunks * T)
@@ -146,7 +146,7 @@ def table_bytes(B, S, q, kinds, E):
     """Bytes per partition of what stays on chip beside masks of the cache slots, at most.
 
     Of each kind of layers the cosines and sines, the mask of new keys, ranges of slots and write
-    offsets; with experts their order.
+    offsets; with experts their order, and gaps.
 
     Args:
       B: sequences.
@@ -157,7 +157,7 @@ def table_bytes(B, S, q, kinds, E):
     """
     tables = kinds * (5 * 4 * B * S + B * q * S + 4 * B + 8)
     if E > 0:
-        tables += 4 * (max(E, LEAST_SEARCHED) + 8)
+        tables += 4 * (max(E, LEAST_SEARCHED) + 8) + 4 * (3 * LISTED_AT_ONCE + 1)
     return tables
 
 

@@ -8,7 +8,6 @@ from .double_rows import splits
 from .limits import (
     LEAST_PIECE_BYTES,
     PARTED_BLOCKS,
-    RING_SLOT_BYTES,
     RING_SLOTS,
     TERMS,
     tiles_of_a_product,
@@ -213,7 +212,7 @@ class RowLoads(NKIObject):
         unit = 1
         if double_rows:
             unit = 2
-        most = max(1, RING_SLOT_BYTES // row_bytes)
+        most = max(1, self.ring.slot_bytes // row_bytes)
         self.blocks = rows.blocks(first_chunk, chunks, most, unit=unit)
 
     def begin(self):

@@ -32,6 +32,9 @@ FLOAT32 = 4
 BLOCK_NUMBER = 4
 """Bytes of an entry of a block table on chip."""
 
+_WIDER_RING_BYTES = limits.RING_SLOTS * (limits.WIDE_SLOT_BYTES - limits.RING_SLOT_BYTES)
+"""By how much the ring grows with the first held buffer."""
+
 LARGEST_CACHE = 2**31 - 1
 """Elements in a layer's cache: offsets in it are signed, of 32 bits."""
 
@@ -69,6 +72,12 @@ class SpareSbuf(NamedTuple):
     place_bytes: int = 0
     held_buffers: int = 0
 
+    @property
+    def taken(self) -> int:
+        """Bytes per partition that the kernel takes of it."""
+        buffers = self.held_buffers * limits.WIDE_SLOT_BYTES
+        return self.place_bytes + buffers + (_WIDER_RING_BYTES if self.held_buffers else 0)
+
 
 def spare_sbuf(operands: Operands, parameters: Parameters) -> SpareSbuf:
     """The `SpareSbuf` of a call within the kernel's limits.
@@ -86,8 +95,8 @@ def spare_beside(needed: int, has_experts: bool) -> SpareSbuf:
     """The `SpareSbuf` beside the `needed` bytes per partition of all else."""
     spare = max(0, SBUF_BYTES - hardware.RESERVED_SBUF_BYTES - needed)
     places = min(limits.PLACE_BYTES, spare // 4 * 4)
-    buffers = min(limits.HELD_BUFFERS, (spare - places) // limits.RING_SLOT_BYTES)
-    return SpareSbuf(places, buffers if has_experts else 0)
+    buffers = max(0, spare - places - _WIDER_RING_BYTES) // limits.WIDE_SLOT_BYTES
+    return SpareSbuf(places, min(limits.HELD_BUFFERS, buffers) if has_experts else 0)
 
 
 def _call_sizes(operands: Operands, parameters: Parameters) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class NextLayerTest(parameterized.TestCase):
         shape = dataclasses.replace(SHAPE, q=8, k=1, d=128, H=1024, dtype="bfloat16")
         spare = kernel_limits.SpareSbuf(0, 2)
         with (
-            mock.patch("jax_tkg.kernels.row_loads.RING_SLOT_BYTES", 4096),
+            mock.patch("jax_tkg.kernels.layer_kinds.WIDE_SLOT_BYTES", 4096),
             mock.patch.object(kernel_limits, "spare_beside", return_value=spare),
         ):
             result = launch.check(shape, cores=cores, record=True)

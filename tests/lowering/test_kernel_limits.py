@@ -153,7 +153,7 @@ class SbufTest(parameterized.TestCase):
         estimate = sum(needed.values())
         spare = kernel_limits.spare_beside(estimate, shape.E > 0)
         estimate += spare.place_bytes
-        held = spare.held_buffers * limits.RING_SLOT_BYTES
+        held = spare.taken - spare.place_bytes
         self.assertLessEqual(max(peaks), estimate + held)
         # An estimate far above the truth would refuse what runs.
         self.assertLess(estimate, 1.5 * max(peaks))
@@ -225,7 +225,7 @@ class LimitsTest(parameterized.TestCase):
         needed = kernel_limits.SBUF_BYTES - others - left
         spare = kernel_limits.spare_beside(needed, has_experts=True)
         self.assertEqual(spare.held_buffers, expected)
-        taken = spare.place_bytes + expected * limits.RING_SLOT_BYTES
+        taken = spare.taken
         if taken:
             left = kernel_limits.SBUF_BYTES - needed - taken
             self.assertGreaterEqual(left, hardware.RESERVED_SBUF_BYTES)
