@@ -58,6 +58,7 @@ def groups_of_axes(
 def axes_of_groups(groups: Groups) -> tuple[str, ...] | None:
     """The bound mesh axes whose reduction is exactly `groups`, or None where there are none."""
     mesh = current_mesh()
+    # Outside shard_map none is: simulated ranks have a mesh alone.
     bound = [name for name in mesh.axis_names if is_bound(name)]
     wanted = {frozenset(group) for group in groups}
     for count in range(len(bound) + 1):
@@ -151,8 +152,9 @@ def check_replica_groups(replica_groups: Any, axis_names: tuple[str, ...]) -> Gr
             f"replica_groups: expected the groups of axis_name={axis_names!r}, "
             f"{list(map(list, from_axes))}, got {list(map(list, groups))}"
         )
+    # Outside shard_map none is: simulated ranks have a mesh alone.
     bound = [name for name in mesh.axis_names if is_bound(name)]
-    if len(bound) < len(mesh.axis_names) and axes_of_groups(groups) is None:
+    if bound and len(bound) < len(mesh.axis_names) and axes_of_groups(groups) is None:
         raise ValueError(
             f"replica_groups: expected the groups of some of the axes {bound} of the enclosing "
             f"jax.shard_map (mesh {dict(zip(mesh.axis_names, mesh.axis_sizes, strict=True))}), got "
