@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from unittest import mock
 
@@ -10,9 +11,12 @@ import pytest
 from absl.testing import absltest, parameterized
 
 from jax_tkg import simulator
+from jax_tkg.kernels.gaps import Gaps
+from jax_tkg.kernels.limits import LAST_QUARTER
 from jax_tkg.lowering import kernel_limits
 from jax_tkg.simulator.machine.record import Instruction
 from jax_tkg.simulator.timing.pricing import moved
+from jax_tkg.simulator.timing.timeline import schedule
 from tests import cases, parallel_cases
 from tests.kernels import launch
 
@@ -65,6 +69,7 @@ class NextLayerTest(parameterized.TestCase):
         spare = kernel_limits.SpareSbuf(0, 2)
         with (
             mock.patch("jax_tkg.kernels.layer_kinds.WIDE_SLOT_BYTES", 4096),
+            mock.patch("jax_tkg.kernels.narrow_experts.RING_SLOT_BYTES", 4096),
             mock.patch.object(kernel_limits, "spare_beside", return_value=spare),
         ):
             result = launch.check(shape, cores=cores, record=True)
@@ -131,6 +136,92 @@ class LastProductTest(parameterized.TestCase):
         for core in range(2):
             for _, each in _reads(result, core, "W_downs[0]"):
                 self.assertEqual(moved(each)[1][0].shape[-1], SHAPE.H)
+
+
+class VectorsTest(parameterized.TestCase):
+    """Biases of experts load behind the first weights, for which nothing may wait."""
+
+    @parameterized.parameters(1, 3)
+    def test_turn_after_the_first_product(self, B: int) -> None:
+        """The Tensor Engine keeps the order of the program."""
+        shape = dataclasses.replace(SHAPE, B=B, I_expert=128, options=("bias_gates",), L=1)
+        result = launch.check(shape, cores=2, record=True)
+        for core in range(2):
+            stream = result.record.streams[0, core]
+            opcodes = [
+                each.opcode
+                for each in stream
+                if each.engine == "tensor"
+                and (
+                    ("expert_vectors", "_turn") in each.functions
+                    or ("experts", "_product") in each.functions
+                )
+            ]
+            products = opcodes.index("nc_transpose")
+            self.assertEqual(opcodes[:products], ["nc_matmul"] * (shape.H // 128))
+
+    @parameterized.parameters((256, 2, 1), (384, 2, 1), (384, 4, 3))
+    def test_biases_of_the_last_product_are_read_once(self, H: int, chosen: int, B: int) -> None:
+        """Of the features that a core keeps; where one core runs all, that one reads all."""
+        shape = dataclasses.replace(
+            SHAPE, B=B, H=H, options=("bias_downs",), experts_per_token=chosen, L=1
+        )
+        result = launch.check(shape, cores=2, record=True)
+        half = (H // 128 + 1) // 2 * 128
+        widths = []
+        for core in range(2):
+            rows = [moved(each)[1][0] for _, each in _reads(result, core, "bias_downs[0]")]
+            widths.append({access.shape[-1] for access in rows})
+            # Not on the partitions of the DMA engine that loads other rows.
+            self.assertEqual({access.partition_start for access in rows}, {LAST_QUARTER})
+        self.assertEqual(widths, [{half}, {H - half}])
+
+    def test_weights_of_wide_rows_load_at_once(self) -> None:
+        """23 chunks of 360 columns, if a launch leaves room for wider buffers."""
+        shape = dataclasses.replace(
+            SHAPE, H=2944, I_expert=360, E=4, E_held=4, dtype="bfloat16", L=1
+        )
+        for buffers, loads in ((1, 1), (0, 2)):
+            spare = kernel_limits.SpareSbuf(0, buffers)
+            with mock.patch.object(kernel_limits, "spare_beside", return_value=spare):
+                result = launch.check(shape, cores=2, record=True)
+            for core in range(2):
+                self.assertLen(_reads(result, core, "W_gates[0]"), loads)
+
+
+class GapsTest(parameterized.TestCase):
+    def test_skipped_passes_are_not_the_last(self) -> None:
+        """Two of 16 have no expert; modeled, one of each core would take its products' time."""
+        shape = dataclasses.replace(
+            SHAPE, B=4, H=2048, E=32, E_held=32, I_expert=512, experts_per_token=4,
+            dtype="bfloat16", L=1,
+        )  # fmt: skip
+        times = []
+        for changed in (True, False):
+            with contextlib.ExitStack() as stack:
+                if not changed:
+                    stack.enter_context(
+                        mock.patch.object(Gaps, "between", lambda self, order, *_: order)
+                    )
+                result = launch.check(shape, cores=2, record=True)
+            times.append(schedule(result.record).latency)
+        self.assertLess(times[0], 0.97 * times[1])
+
+
+class SinksTest(parameterized.TestCase):
+    def test_are_added_in_one_step(self) -> None:
+        """Their exponentials are there before the sum of the others is."""
+        shape = dataclasses.replace(SHAPE, options=("sinks",), L=1)
+        result = launch.check(shape, cores=2, record=True)
+        for core in range(2):
+            steps = [
+                each.opcode
+                for each in result.record.streams[0, core]
+                if ("attention", "attention") in each.functions
+            ]
+            self.assertEqual(steps.count("activation"), 2)
+            last = len(steps) - 1 - steps[::-1].index("activation")
+            self.assertLess(last, steps.index("tensor_reduce", last))
 
 
 class ChoiceTest(parameterized.TestCase):

@@ -218,7 +218,7 @@ class LimitsTest(parameterized.TestCase):
         found = kernel_limits.spare_sbuf(operands, dataclasses.replace(parameters, lnc=cores))
         self.assertEqual(found, kernel_limits.spare_beside(needed, has_experts=False))
 
-    @parameterized.parameters((200000, 3), (49152, 3), (49148, 2), (16384, 1), (16380, 0), (-1, 0))
+    @parameterized.parameters((200000, 3), (58368, 3), (58364, 2), (23552, 1), (23548, 0), (-1, 0))
     def test_buffers_take_what_places_leave(self, left: int, expected: int) -> None:
         """`left` beside what is needed, reserved and for places."""
         others = hardware.RESERVED_SBUF_BYTES + limits.PLACE_BYTES
