@@ -38,6 +38,48 @@ EXPERTS: tuple[Mutation, ...] = (
         ("kernels/test_experts_ahead.py",),
     ),
     Mutation(
+        "kernel turns experts' vectors as soon as they load",
+        "kernels/expert_vectors.py",
+        "        self.columns = None\n",
+        "        self.columns = self._turn()\n",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
+        "kernel's last biases load on the first partitions",
+        "kernels/limits.py",
+        "LAST_QUARTER = 96",
+        "LAST_QUARTER = 0",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
+        "kernel has no wider buffers",
+        "kernels/layer_kinds.py",
+        "slot_bytes = WIDE_SLOT_BYTES",
+        "slot_bytes = RING_SLOT_BYTES",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
+        "kernel skips the last passes of a list",
+        "kernels/assignment.py",
+        "order = gaps.between(order, passes - self.listed, constants)",
+        "pass",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
+        "kernel leaves gaps where there are experts for all passes",
+        "kernels/gaps.py",
+        "dst=shift, data=before, op0=nl.minimum, operand0=zeros, op1=nl.add, operand1=shift",
+        "dst=shift, data=before, op0=nl.minimum, operand0=99.0, op1=nl.add, operand1=shift",
+        ("stages/test_gaps.py",),
+    ),
+    Mutation(
+        "kernel weighs sinks after the other keys",
+        "kernels/attention.py",
+        "        if not merges and index + 1 == len(tasks) and begins:\n",
+        "        if not merges and index + 1 == len(tasks) and not begins:\n",
+        ("kernels/test_experts_ahead.py",),
+    ),
+    Mutation(
         "kernel completes the last expert's sums in the order of features",
         "kernels/expert_sum.py",
         "early = sent_chunks(context)",
@@ -75,8 +117,8 @@ EXPERTS: tuple[Mutation, ...] = (
     Mutation(
         "kernel adds the biases of the first tiles to those that follow in SBUF",
         "kernels/expert_sum.py",
-        "stationary=columns.tile(vectors.down_rows, 0, first + tile)",
-        "stationary=columns.tile(vectors.down_rows, 0, tile)",
+        "stationary=columns.tile(vectors.down_rows, begun, first + tile)",
+        "stationary=columns.tile(vectors.down_rows, begun, begun + tile)",
         ("kernels/test_experts.py",),
     ),
     Mutation(
@@ -194,8 +236,8 @@ EXPERTS: tuple[Mutation, ...] = (
     Mutation(
         "kernel takes the first expert's scales and biases",
         "kernels/expert_vectors.py",
-        "    return columns[:, :, index]",
-        "    return columns[:, :, 0]",
+        "return self.columns[:, :, index]",
+        "return self.columns[:, :, 0]",
         _EXPERTS,
     ),
     Mutation(
@@ -208,15 +250,15 @@ EXPERTS: tuple[Mutation, ...] = (
     Mutation(
         "kernel's last biases are added for the first core's features only",
         "kernels/expert_sum.py",
-        "first = share.first + share.skipped",
-        "first = 0 * share.first + share.skipped",
+        "return (share.first + share.skipped, share",
+        "return (0 * share.first + share.skipped, share",
         ("kernels/test_experts.py",),
     ),
     Mutation(
         "kernel adds no last bias where one core alone runs experts",
         "kernels/expert_sum.py",
-        "last = (1 - core.index) * self.chunks",
-        "last = 0",
+        "return (0, (1 - core.index) * self.chunks)",
+        "return (0, 0)",
         ("kernels/test_experts.py",),
     ),
     Mutation(

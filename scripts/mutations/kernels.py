@@ -274,8 +274,8 @@ KERNELS: tuple[Mutation, ...] = (
     Mutation(
         "kernel linear takes the first group's scales",
         "kernels/linear.py",
-        "scale[:, done + first : done + first + size]",
-        "scale[:, first : first + size]",
+        "scale = columns.scale_of(done + first, done + first + size)",
+        "scale = columns.scale_of(first, first + size)",
         ("stages/test_linear.py",),
     ),
     Mutation(

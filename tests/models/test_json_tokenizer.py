@@ -290,8 +290,8 @@ class StopTokensTest(_FolderTest):
         self._write("special_tokens_map.json", {"eos_token": tiny.END})
         self.assertEqual(self._read().stop_tokens, (END,))
 
-    @pytest.mark.oracle
     @parameterized.parameters(True, False)
+    @pytest.mark.oracle
     def test_two_files_that_disagree(self, newer: bool) -> None:
         transformers = pytest.importorskip("transformers")
         tokenizer_files.write(
