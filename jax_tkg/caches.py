@@ -349,8 +349,9 @@ def _compacted(
     slot_axis: int,
 ) -> Any:
     if isinstance(caches, list | tuple):
-        whole = isinstance(rings, bool | np.bool_)
-        each_ring = [rings] * len(caches) if whole else list(rings)
+        if isinstance(rings, bool | np.bool_):
+            rings = [bool(rings)] * len(caches)
+        each_ring = list(rings)
         if len(each_ring) != len(caches):
             raise ValueError(
                 f"rings: expected a bool, or one for each of {len(caches)} caches, got {rings}"
