@@ -117,10 +117,6 @@ class ExpertSum(NKIObject):
             nisa.tensor_tensor(dst=own, data1=own, data2=product, op=nl.add)
             first += size
 
-    def awaits_biases(self):
-        """Whether there are biases to be added."""
-        return len(self.biases) > 0
-
     def whole(self, context):
         """[128, H/128, T] float32 in SBUF, after the last expert."""
         if self.begun:

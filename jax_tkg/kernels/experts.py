@@ -21,12 +21,27 @@ from .row_loads import Columns
 from .single_token import SingleToken, lists_directly
 
 
-def experts(normed, layer, routing, context, number=None):
-    """Runs a layer's experts, but for the last product of them.
+class ChosenExperts(NKIObject):
+    """A layer's experts, of which the first are listed.
 
-    Each expert that some token chooses is run once, for all tokens, with weight 0 for those that
-    did not choose it; its weights are read by one core. Two cores take the experts in turn, each on
-    all features, and then add what both have. A pass for which no expert is left loads nothing.
+    Attributes:
+      x: the `Normed` input of all features.
+      assignment: which experts this rank runs: `Assignment` or `SingleToken`.
+      batch: the first `Batch` of them.
+      has_vectors: whether the experts have scales or biases.
+      shared: the shared expert's result, like that of `run_experts`; or None.
+    """
+
+    def __init__(self, x, assignment, batch, has_vectors, shared):
+        self.x = x
+        self.assignment = assignment
+        self.batch = batch
+        self.has_vectors = has_vectors
+        self.shared = shared
+
+
+def choose_experts(normed, layer, routing, context, number=None):
+    """Chooses a layer's experts, and runs the shared one.
 
     Args:
       normed: the `Normed` input: this core's share of the features.
@@ -36,10 +51,9 @@ def experts(normed, layer, routing, context, number=None):
       number: the `LoopLayer`, if the layers are a loop on the device.
 
     Returns:
-      `RunningExperts`.
+      `ChosenExperts`.
     """
     sizes = context.sizes
-    core = context.core
     sums = router_sums(normed, layer.W_router, routing, context)
     # While the cores swap them.
     rows = stored_features(normed, context)
@@ -67,16 +81,36 @@ def experts(normed, layer, routing, context, number=None):
     if layer.W_shared_gate != None:
         # Its weights load while the router works.
         shared = mlp(normed, layer.shared_expert(), context)
-    gate_input = input_of(x, layer.W_gate, context)
-    up_input = input_of(x, layer.W_up, context)
-    may_be_absent = routing.may_be_fewer(sizes.T)
-    passes = routing.passes(sizes.T)
-    summed = ExpertSum(layer, passes, context)
     has_vectors = False
     for weight in (layer.W_gate, layer.W_up, layer.W_down):
         has_vectors = has_vectors or weight.scale != None or weight.bias != None
-    first = 0
     batch = assignment.next_batch(context, places=has_vectors)
+    return ChosenExperts(x, assignment, batch, has_vectors, shared)
+
+
+def run_experts(chosen, layer, routing, context):
+    """Runs the `ChosenExperts` of a layer.
+
+    Each expert that some token chooses is run once, for all tokens, with weight 0 for those that
+    did not choose it; its weights are read by one core. Two cores take the experts in turn, each on
+    all features, and then add what both have. A pass for which no expert is left loads nothing.
+
+    The other arguments are those of `choose_experts`.
+
+    Returns:
+      [128, n, T] float32: the weighted sum of the results, before the all-reduce, of the tiles of H
+      that `Share` gives this core.
+    """
+    sizes = context.sizes
+    core = context.core
+    assignment = chosen.assignment
+    batch = chosen.batch
+    gate_input = input_of(chosen.x, layer.W_gate, context)
+    up_input = input_of(chosen.x, layer.W_up, context)
+    may_be_absent = routing.may_be_fewer(sizes.T)
+    passes = routing.passes(sizes.T)
+    summed = ExpertSum(layer, passes, context)
+    first = 0
     vectors = ExpertVectors(layer, batch, routing, context, summed)
     summed.add_bias(vectors)
     # Experts of narrow features run together, as many as this.
@@ -102,49 +136,19 @@ def experts(normed, layer, routing, context, number=None):
             waiting = expert
             if following == None and end < passes:
                 # While this batch runs, so that the next one's experts need not wait.
-                following = assignment.next_batch(context, places=has_vectors)
+                following = assignment.next_batch(context, places=chosen.has_vectors)
                 following_vectors = ExpertVectors(layer, following, routing, context, summed)
                 summed.add_bias(following_vectors)
         if following != None:
             batch = following
             vectors = following_vectors
         first = end
-    return RunningExperts(summed, waiting, shared)
-
-
-class RunningExperts(NKIObject):
-    """A layer's experts, of which all products but the last are in the program.
-
-    So the next layer's vectors can load and turn before the last expert's weights are there.
-
-    Attributes:
-      summed: `ExpertSum`.
-      waiting: the `Expert` or `NarrowExperts` whose product with W_down is left; or None.
-      shared: the shared expert's result, like `result`'s; or None.
-    """
-
-    def __init__(self, summed, waiting, shared):
-        self.summed = summed
-        self.waiting = waiting
-        self.shared = shared
-
-    def needs_vectors(self):
-        """Whether the last product needs vectors that lie in `Places`."""
-        summed = self.summed
-        return summed.awaits_biases()
-
-    def result(self, context):
-        """[128, n, T] float32: the weighted sum of the results, before the all-reduce.
-
-        Of the tiles of H that `Share` gives this core.
-        """
-        summed = self.summed
-        if self.waiting != None:
-            summed.add(self.waiting, context, is_last=True)
-        own = own_share(summed.whole(context), context)
-        if self.shared != None:
-            nisa.tensor_tensor(dst=own, data1=own, data2=self.shared, op=nl.add)
-        return own
+    if waiting != None:
+        summed.add(waiting, context, is_last=True)
+    own = own_share(summed.whole(context), context)
+    if chosen.shared != None:
+        nisa.tensor_tensor(dst=own, data1=own, data2=chosen.shared, op=nl.add)
+    return own
 
 
 def _own_passes(first, count, at_once, core):

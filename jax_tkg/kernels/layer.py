@@ -11,7 +11,7 @@ from .blocks import CacheBlocks
 from .cache_scales import load_cache_scales
 from .cache_update import await_readers, update_caches
 from .divisions import stacks_heads
-from .experts import experts
+from .experts import choose_experts, run_experts
 from .feature_order import FeatureOrder
 from .layout import load_columns, load_features
 from .limits import PARTITIONS
@@ -168,11 +168,11 @@ def transformer_layer(x, step, start, following):
     normed = rms_norm(x, start.gain_mlp, context, split_for=weight_dtype, adds_squares=adds_squares)
     next_start = None
     if layer.has_experts():
-        running = experts(normed, layer, shared.routing, context, number=step.number)
-        # The next layer's vectors take the places of this one's.
-        if following != None and not running.needs_vectors():
+        chosen = choose_experts(normed, layer, shared.routing, context, number=step.number)
+        if following != None:
+            # HBM rests until experts are chosen, and the Tensor Engine until their weights come.
             next_start = LayerStart(following, loads=next_loads)
-        partial = running.result(context)
+        partial = run_experts(chosen, layer, shared.routing, context)
     else:
         partial = mlp(normed, layer, context, loads=mlp_loads)
     if offsets.values != None:

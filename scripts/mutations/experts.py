@@ -24,10 +24,10 @@ EXPERTS: tuple[Mutation, ...] = (
         ("kernels/test_experts_ahead.py",),
     ),
     Mutation(
-        "kernel loads the next layer's vectors over biases of experts",
+        "kernel loads the next layer's vectors behind the experts",
         "kernels/layer.py",
-        "if following != None and not running.needs_vectors():",
-        "if following != None:",
+        "        if following != None:\n            # HBM rests",
+        "        if following == 1:\n            # HBM rests",
         ("kernels/test_experts_ahead.py",),
     ),
     Mutation(
@@ -320,7 +320,7 @@ EXPERTS: tuple[Mutation, ...] = (
     Mutation(
         "kernel runs no shared expert",
         "kernels/experts.py",
-        "nisa.tensor_tensor(dst=own, data1=own, data2=self.shared, op=nl.add)",
+        "nisa.tensor_tensor(dst=own, data1=own, data2=chosen.shared, op=nl.add)",
         "nisa.tensor_tensor(dst=own, data1=own, data2=own, op=nl.maximum)",
         ("kernels/test_experts.py",),
     ),

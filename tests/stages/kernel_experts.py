@@ -8,7 +8,7 @@ from typing import Any
 import nki.isa as nisa
 import numpy as np
 
-from jax_tkg.kernels.experts import experts
+from jax_tkg.kernels import experts
 from jax_tkg.kernels.layer_operands import LayerOperands
 from jax_tkg.kernels.layer_tensor import LayerTensor, LoopLayer, Weight
 from jax_tkg.kernels.rms_norm import Normed
@@ -87,8 +87,8 @@ def run_experts(
         if routing.may_be_fewer(T):
             context.ring.clear()
         normed = Normed(load_share(x, context), None)
-        running = experts(normed, operands, routing, context, number=place)
-        return store(running.result(context), context)
+        chosen = experts.choose_experts(normed, operands, routing, context, number=place)
+        return store(experts.run_experts(chosen, operands, routing, context), context)
 
     order = np.zeros((1, case.E), np.float32)
     order[0, case.first : case.first + case.held] = np.arange(case.held, 0, -1)
