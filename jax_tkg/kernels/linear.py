@@ -138,7 +138,7 @@ def linear_of_shares(
       dst: [width, tiles, T]: the product's columns, where `columns` says; or those `kept`.
       normed: the `Normed` x: this core's share of the features.
       weight: `LayerTensor` [H, m], in x's dtype or float8.
-      columns: which columns.
+      columns: which columns, with scale and bias on chip if there are any.
       context: the launch's `Context`.
       multiplier: [width, tiles, T] float32, by which the product is multiplied; or None.
       urgent: whether the next stage waits for the product.
