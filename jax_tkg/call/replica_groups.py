@@ -58,7 +58,6 @@ def groups_of_axes(
 def axes_of_groups(groups: Groups) -> tuple[str, ...] | None:
     """The bound mesh axes whose reduction is exactly `groups`, or None where there are none."""
     mesh = current_mesh()
-    # Outside shard_map none is: simulated ranks have a mesh alone.
     bound = [name for name in mesh.axis_names if is_bound(name)]
     wanted = {frozenset(group) for group in groups}
     for count in range(len(bound) + 1):
