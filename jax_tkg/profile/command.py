@@ -275,12 +275,12 @@ def _costs(values: flags.FlagValues) -> Costs:
 
 
 def _profile(values: flags.FlagValues) -> None:
-    if values.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise ValueError(
-            "--plot: expected matplotlib to be installed: pip install jax_tkg[profile]"
-        )
     if values.plot is not None:
         check_output_file("--plot", values.plot, ".png")
+        if importlib.util.find_spec("matplotlib") is None:
+            raise ValueError(
+                "--plot: expected matplotlib to be installed: pip install jax_tkg[profile]"
+            )
     if values.trace is not None:
         check_output_file("--trace", values.trace)
     if values.context < values.s_tkg:

@@ -159,10 +159,12 @@ def _run(values: argparse.Namespace) -> int:
 
 
 def _profile(values: argparse.Namespace) -> int:
-    if values.plot is not None and importlib.util.find_spec("matplotlib") is None:
-        raise CommandError("--plot: expected matplotlib to be installed: pip install matplotlib")
     if values.plot is not None:
         check_output_file("--plot", values.plot, ".png")
+        if importlib.util.find_spec("matplotlib") is None:
+            raise CommandError(
+                "--plot: expected matplotlib to be installed: pip install matplotlib"
+            )
     if values.trace is not None:
         check_output_file("--trace", values.trace)
     if not 0 <= values.rank < values.ranks:
